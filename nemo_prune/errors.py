@@ -1,0 +1,41 @@
+"""Everything that can go wrong, as one small tree.
+
+    NemoPruneError
+    ├── OptionError        an option that cannot be honoured here (no CUDA device, unknown layer)
+    ├── CheckpointError    the model file: missing, damaged, or of a kind the method does not apply to
+    ├── PromptFileError    the prompt file: missing, empty, not UTF-8, no caption column
+    ├── ManifestError      the manifest: damaged, or made for other layers than the model has
+    ├── CalibrationError   the calibration prompts or file
+    └── OutputError        the place to write to: exists, missing folder, read-only, no space
+
+Every message is one line that names the file and says what to do. Only the command line turns
+an error into an exit code (2 for all of them), in one place.
+"""
+
+
+class NemoPruneError(Exception):
+    """Base of every error that nemo-prune raises on purpose."""
+
+
+class OptionError(NemoPruneError):
+    """An option that cannot be honoured on this machine or with this model."""
+
+
+class CheckpointError(NemoPruneError):
+    """A model file that cannot be read, or to which the method does not apply."""
+
+
+class PromptFileError(NemoPruneError):
+    """A prompt file that holds no usable prompts."""
+
+
+class ManifestError(NemoPruneError):
+    """A manifest that is damaged or does not fit the model."""
+
+
+class CalibrationError(NemoPruneError):
+    """Calibration prompts that cannot give a threshold."""
+
+
+class OutputError(NemoPruneError):
+    """An output that cannot be written, or would overwrite something."""
