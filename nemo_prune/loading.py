@@ -1,0 +1,283 @@
+"""A denoiser with its text encoder out of a checkpoint file, with no network.
+
+Everything that a single file does not hold (configs, CLIP's vocabulary, the noise schedule) is
+bundled or inferred; see `configs.py`. This module imports torch, so import it late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nemo_prune import weights
+from nemo_prune.configs import Config, Configs, data_folder
+from nemo_prune.denoiser import LoadedModel, TextEncoder
+from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.hub import (
+    AutoencoderKL,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+
+__all__ = [
+    "LoadedModel",
+    "TextEncoder",
+    "ddim_timestep",
+    "load_model",
+    "load_pipeline",
+    "load_tokenizer",
+    "pick_device",
+    "pick_dtype",
+]
+
+if TYPE_CHECKING:
+    from nemo_prune.families import Checkpoint
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    config: Path | None = None,
+) -> LoadedModel:
+    """Load a checkpoint's denoiser and text encoder(s), straight from the file, offline.
+
+    Args:
+        checkpoint: what `families` found in the file.
+        device: where to put the weights.
+        dtype: what to convert them to.
+        config: a diffusers config folder that overrides all inference.
+
+    Raises:
+        CheckpointError: a component or a weight is missing, or shapes do not fit.
+        OptionError: the config folder cannot be used.
+    """
+    loader = _Loader(checkpoint, device, dtype, config)
+    text_encoders = loader.text_encoders()
+    unet = loader.unet()
+    width = sum(encoder.model.config.hidden_size for encoder in text_encoders)
+    if unet.config["cross_attention_dim"] != width:
+        raise CheckpointError(
+            f"{loader.path}: its text encoder gives {width} channels where the UNet takes "
+            f"{unet.config['cross_attention_dim']}; give the right configs with --config DIR"
+        )
+    schedule = loader.schedule()
+    side = loader.configs.sample_size(
+        checkpoint.family, dict(unet.config), schedule["prediction_type"]
+    )
+    shape = (int(unet.config["out_channels"]), side, side)
+    return LoadedModel(
+        family=checkpoint.family,
+        unet=unet,
+        text_encoders=text_encoders,
+        scheduler_config=schedule,
+        alphas_cumprod=DDIMScheduler.from_config(schedule).alphas_cumprod.to(device),
+        prediction_type=schedule["prediction_type"],
+        latent_shape=shape,
+        value_layers={
+            layer.name: unet.get_submodule(layer.name) for layer in checkpoint.value_layers
+        },
+        device=device,
+        dtype=dtype,
+        blank=loader.blank(shape) if unet.config["in_channels"] == 2 * shape[0] + 1 else None,
+    )
+
+
+def load_pipeline(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    config: Path | None = None,
+) -> Any:
+    """A diffusers text-to-image pipeline of the checkpoint for drawing pictures, offline.
+
+    It has a DDIM scheduler, no safety checker and no progress bar.
+
+    Raises:
+        CheckpointError: as `load_model`; also if the file holds no VAE, or an inpainting UNet.
+        OptionError: the config folder cannot be used.
+    """
+    model = load_model(checkpoint, device=device, dtype=dtype, config=config)
+    if model.blank is not None:
+        raise CheckpointError(
+            f"{checkpoint.header.path}: an inpainting model draws only into a given picture"
+        )
+    loader = _Loader(checkpoint, device, dtype, config)
+    first, second = model.text_encoders[0], model.text_encoders[-1]
+    parts = {
+        "vae": loader.vae(),
+        "text_encoder": first.model,
+        "tokenizer": first.tokenizer,
+        "unet": model.unet,
+        "scheduler": DDIMScheduler.from_config(model.scheduler_config),
+    }
+    if model.family == "sdxl":
+        pipeline = StableDiffusionXLPipeline(
+            **parts,
+            text_encoder_2=second.model,
+            tokenizer_2=second.tokenizer,
+            # Otherwise a watermark is drawn wherever its package happens to be installed.
+            add_watermarker=False,
+        )
+    else:
+        pipeline = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+class _Loader:
+    """Loads single components of one checkpoint."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        config: Path | None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.dtype = dtype
+        self.path = checkpoint.header.path
+        self.configs = Configs(checkpoint.family, checkpoint.header.metadata, self.path, config)
+
+    def _component(
+        self,
+        name: str,
+        tensors: weights.Tensors,
+        make: Callable[[Config], nn.Module],
+        *,
+        skip_last: bool = False,
+    ) -> Any:
+        try:
+            config = self.configs.component(name, weights.shapes_of(tensors), skip_last=skip_last)
+        except KeyError as error:
+            raise weights.missing(self.path, f"{name}.{error.args[0]}") from None
+        model = weights.build(lambda: make(config), self.path)
+        if name.startswith("text_encoder"):
+            # Wrapped in `text_model.` where transformers is older than 5.6, and with a projection.
+            wrap = "text_model." if hasattr(model, "text_model") else ""
+            tensors = {
+                k if k.startswith("text_projection.") else wrap + k: t for k, t in tensors.items()
+            }
+            used = model.state_dict().keys()
+            # Files carry position numbers, a last layer or a projection that is not used.
+            tensors = {k: t for k, t in tensors.items() if k in used}
+        weights.fill(
+            model, tensors, path=self.path, label=name, device=self.device, dtype=self.dtype
+        )
+        return model
+
+    def unet(self) -> Any:
+        tensors = weights.read_unet(self.path, self.checkpoint.layout)
+        unet = self._component("unet", tensors, UNet2DConditionModel.from_config)
+        return unet.to(memory_format=torch.channels_last)
+
+    def vae(self) -> Any:
+        tensors = weights.read_vae(self.path)
+        if not tensors:
+            raise CheckpointError(f"{self.path}: holds no VAE, which drawing pictures needs")
+        return self._component("vae", tensors, AutoencoderKL.from_config)
+
+    def text_encoders(self) -> tuple[TextEncoder, ...]:
+        prefixes = weights.TEXT_PREFIXES[self.checkpoint.family]
+        return tuple(self._text_encoder(prefix, n) for n, prefix in enumerate(prefixes))
+
+    def _text_encoder(self, prefix: str, number: int) -> TextEncoder:
+        name, tokenizer = ("text_encoder", "tokenizer") if number == 0 else (
+            "text_encoder_2", "tokenizer_2"
+        )  # fmt: skip
+        tensors, whole = weights.read_text_encoder(self.path, prefix)
+        if not tensors:
+            raise CheckpointError(
+                f"{self.path}: holds no {name.replace('_', ' ')}, which prompts need"
+            )
+        kind = CLIPTextModelWithProjection if number else CLIPTextModel
+        model = self._component(
+            name,
+            tensors,
+            lambda config: kind(CLIPTextConfig.from_dict(config)),
+            skip_last=whole and self.checkpoint.family == "sd2",
+        )
+        return TextEncoder(load_tokenizer(self.configs.tokenizer(tokenizer)["pad_token"]), model)
+
+    def schedule(self) -> Config:
+        return self.configs.scheduler(
+            self.checkpoint.prediction_type, zero_snr="ztsnr" in self.checkpoint.header.tensors
+        )
+
+    @torch.no_grad()
+    def blank(self, shape: tuple[int, int, int]) -> Tensor:
+        vae = self.vae()
+        sides = [side * 2 ** (len(vae.config["block_out_channels"]) - 1) for side in shape[1:]]
+        grey = torch.zeros(1, 3, *sides, device=self.device, dtype=self.dtype)
+        latents = vae.encode(grey).latent_dist.mode() * vae.config["scaling_factor"]
+        return torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)
+
+
+def load_tokenizer(pad_token: str = "<|endoftext|>") -> Any:
+    """CLIP's tokenizer from the bundled vocabulary; SD2 and SDXL's second one pad with "!"."""
+    return CLIPTokenizer.from_pretrained(
+        data_folder("tokenizer"), pad_token=pad_token, local_files_only=True
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for `auto`, `cpu`, `cuda` or `mps`; `auto` is the fastest that is there.
+
+    Raises OptionError for one that this machine, or this build of torch, does not have.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, found in there.items() if found)
+    if name not in there:
+        raise OptionError(f"--device {name}: unknown; use auto, cpu, cuda or mps")
+    if not there[name]:
+        raise OptionError(f"--device {name}: not available here; use --device auto or cpu")
+    return torch.device(name)
+
+
+def pick_dtype(device: torch.device, name: str) -> torch.dtype:
+    """The precision for `auto`, `fp32`, `fp16` or `bf16`; `auto` is fp16 on CUDA, else fp32.
+
+    Raises OptionError for any other name.
+    """
+    if name == "auto":
+        name = "fp16" if device.type == "cuda" else "fp32"
+    if name not in _DTYPES:
+        raise OptionError(f"--precision {name}: unknown; use auto, fp32, fp16 or bf16")
+    return _DTYPES[name]
+
+
+def ddim_timestep(scheduler_config: Mapping[str, Any], steps: int = 50, index: int = 1) -> int:
+    """The training timestep at which a DDIM schedule evaluates its step `index`, from 0.
+
+    The paper's code takes the second of 50 steps: 961 for Stable Diffusion 1.
+
+    Raises OptionError if the schedule has no such step.
+    """
+    scheduler = DDIMScheduler.from_config(dict(scheduler_config))
+    if not 0 <= index < steps <= int(scheduler.config["num_train_timesteps"]):
+        raise OptionError(f"a schedule of {steps} steps has no step {index}")
+    scheduler.set_timesteps(steps)
+    return int(scheduler.timesteps[index])

@@ -1,0 +1,196 @@
+"""Tensors out of a checkpoint file, under the names that diffusers and transformers use.
+
+Renaming is diffusers' own where it is sound; filling a model is not, because
+`from_single_file` leaves a missing weight at random without a word where accelerate is absent.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from nemo_prune.configs import Shapes
+from nemo_prune.errors import CheckpointError
+from nemo_prune.hub import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+
+Tensors = dict[str, Tensor]
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIXES = ("first_stage_model.", "vae.")
+_INPUT_BLOCK = re.compile(re.escape(UNET_PREFIX) + r"input_blocks\.(\d+)\.0\.(\w+)")
+# Where single files keep their text encoders; SDXL has two.
+TEXT_PREFIXES = {
+    "sd1": ("cond_stage_model.",),
+    "sd2": ("cond_stage_model.",),
+    "sdxl": ("conditioner.embedders.0.", "conditioner.embedders.1."),
+}
+
+
+def read_tensors(path: Path, wanted: Callable[[str], bool]) -> Tensors:
+    """The tensors whose names are wanted, mapped from the file: no data is read yet.
+
+    Raises CheckpointError if the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Names to shapes."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _starting(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+    """The tensors below `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def read_unet(path: Path, layout: str) -> Tensors:
+    """A UNet's tensors under diffusers' names.
+
+    Args:
+        path: the file.
+        layout: "ldm" (a whole single file), "unet-ldm" or "unet-diffusers" (a UNet alone).
+
+    Raises:
+        CheckpointError: the file cannot be read, or a weight is missing.
+    """
+    if layout == "unet-diffusers":
+        return read_tensors(path, lambda _: True)
+    # A UNet alone comes with or without the prefix; EMA twins stay out either way.
+    tensors = read_tensors(path, lambda name: name.startswith(UNET_PREFIX))
+    if not tensors:
+        bare = read_tensors(path, lambda name: not name.startswith("model_ema."))
+        tensors = {UNET_PREFIX + name: tensor for name, tensor in bare.items()}
+    # Blocks are numbered through: how many make a level shows at the first that halves the size.
+    blocks = {int(match[1]): match[2] for name in tensors if (match := _INPUT_BLOCK.match(name))}
+    halving = [n for n, kind in blocks.items() if kind == "op"]
+    config: dict[str, object] = {"layers_per_block": min(halving, default=len(blocks)) - 1}
+    if f"{UNET_PREFIX}label_emb.0.0.weight" in tensors:
+        config["addition_embed_type"] = "text_time"
+    try:
+        renamed: Tensors = convert_ldm_unet_checkpoint(tensors, config)
+    except KeyError as error:
+        raise missing(path, str(error.args[0])) from None
+    return renamed
+
+
+def read_vae(path: Path) -> Tensors:
+    """An autoencoder's tensors under diffusers' names, {} if the file has none."""
+    tensors = read_tensors(path, lambda name: name.startswith(VAE_PREFIXES))
+    if not tensors:
+        return {}
+    levels = range(len({name.split(".")[3] for name in tensors if ".encoder.down." in name}))
+    config = {"down_block_types": levels, "up_block_types": levels}
+    renamed: Tensors = convert_ldm_vae_checkpoint(tensors, config)
+    return renamed
+
+
+def read_text_encoder(path: Path, prefix: str) -> tuple[Tensors, bool]:
+    """A CLIP text encoder's tensors under transformers' names without `text_model.` in front.
+
+    Args:
+        path: the file.
+        prefix: an entry of `TEXT_PREFIXES`; below it lies CLIP (`transformer.`, with or without
+            `text_model.`) or OpenCLIP (`model.`).
+
+    Returns:
+        The tensors ({} if there are none), and whether they are OpenCLIP's whole stack, of which
+        Stable Diffusion 2 leaves the last layer out.
+    """
+    tensors = read_tensors(path, lambda name: name.startswith(prefix))
+    clip = _starting(tensors, prefix + "transformer.")
+    if clip:
+        return {name.removeprefix("text_model."): tensor for name, tensor in clip.items()}, False
+    prefix += "model."
+    if prefix + "token_embedding.weight" not in tensors:
+        return {}, False
+    width = tensors[prefix + "token_embedding.weight"].shape[1]
+    model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
+    renamed = convert_open_clip_checkpoint(model, tensors, prefix=prefix)
+    whole = prefix + "text_projection" in tensors
+    return {k.removeprefix("text_model."): t for k, t in renamed.items()}, whole
+
+
+def missing(path: Path, name: str) -> CheckpointError:
+    """The error for a weight that the model needs and the file lacks."""
+    return CheckpointError(f"{path}: no tensor for {name}; the file is incomplete")
+
+
+def build(make: Callable[[], nn.Module], path: Path) -> nn.Module:
+    """Call `make` so that no memory is spent on weights that are about to be replaced.
+
+    Raises CheckpointError if the config that it uses describes no such model.
+    """
+    try:
+        with torch.device("meta"):
+            model = make()
+    except (ValueError, TypeError, ZeroDivisionError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path}: its config describes no model that loads ({error})"
+        ) from None
+    return model.eval().requires_grad_(False)
+
+
+def fill(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    path: Path,
+    label: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    ignore: Iterable[str] = (),
+) -> None:
+    """Give a model made by `build` its weights, on `device` as `dtype`, and check every one.
+
+    Args:
+        model: its parameters lie on the meta device.
+        tensors: by the model's own names; copied, so that the file can change afterwards.
+        path: named in errors.
+        label: the component's name for errors, e.g. "unet".
+        device: where the weights go.
+        dtype: what floating-point weights become.
+        ignore: starts of names that may be left over.
+
+    Raises:
+        CheckpointError: a weight is missing, has another shape, or has no place in the model.
+    """
+    expected = model.state_dict()
+    for name, slot in expected.items():
+        if name not in tensors:
+            raise missing(path, f"{label}.{name}")
+        if tensors[name].shape != slot.shape:
+            raise CheckpointError(
+                f"{path}: {label}.{name} has shape {list(tensors[name].shape)} where its config "
+                f"asks for {list(slot.shape)}; give the right configs with --config DIR"
+            )
+    for name in tensors.keys() - expected.keys():
+        if not name.startswith(tuple(ignore)):
+            raise CheckpointError(f"{path}: {label}.{name} has no place in a model of this kind")
+    ready = {
+        name: tensors[name].to(device, dtype if slot.is_floating_point() else slot.dtype, copy=True)
+        for name, slot in expected.items()
+    }
+    model.load_state_dict(ready, assign=True)
+    # Buffers that are not saved are still empty; CLIP's position numbers are the only ones.
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            numbers = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+            owner.register_buffer(name.rpartition(".")[2], numbers, persistent=False)

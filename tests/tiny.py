@@ -1,0 +1,168 @@
+"""Small random checkpoints with the true topology and tensor names of each family.
+
+`write_tiny` writes a single file in a second or so; `config_folder` writes the diffusers config
+folder that describes it, for comparing with diffusers' own loading.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_prune.configs import complete_folder, data_folder, read_config
+from nemo_prune.hub import (
+    AutoencoderKL,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    UNet2DConditionModel,
+)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+import ldm  # noqa: E402
+
+_WIDTHS = {"sd1": [32, 64, 96, 96], "sd2": [64, 64, 128, 128], "sdxl": [64, 64, 128]}
+_TEXT_WIDTHS = {"sd1": [64], "sd2": [64], "sdxl": [64, 128]}
+_POOLED = 32
+
+
+def tiny_configs(family: str = "sd1", in_channels: int = 4) -> dict[str, dict[str, Any]]:
+    """The family's configs at a few channels: `{component: config}`."""
+    bundled = data_folder("configs", family)
+    widths, text_widths = _WIDTHS[family], _TEXT_WIDTHS[family]
+    unet = read_config(bundled, "unet") | {
+        "block_out_channels": widths,
+        "cross_attention_dim": sum(text_widths),
+        "in_channels": in_channels,
+    }
+    if family != "sd1":
+        unet["attention_head_dim"] = [width // 64 for width in widths]
+    if family == "sdxl":
+        unet["transformer_layers_per_block"] = [1, 2, 3]
+        unet["projection_class_embeddings_input_dim"] = 6 * 256 + _POOLED
+    vae = read_config(bundled, "vae") | {
+        "block_out_channels": [32, 32, 64, 64],
+        "layers_per_block": 1,
+    }
+    configs = {"unet": unet, "vae": vae}
+    for name, width in zip(("text_encoder", "text_encoder_2"), text_widths, strict=False):
+        configs[name] = read_config(bundled, name) | {
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_attention_heads": width // 64,
+            "num_hidden_layers": 2,
+            "projection_dim": _POOLED,
+        }
+    return configs
+
+
+def config_folder(destination: Path, family: str = "sd1", in_channels: int = 4) -> Path:
+    """A whole diffusers config folder for `write_tiny`'s checkpoint of the same family."""
+    return complete_folder(family, tiny_configs(family, in_channels), destination)
+
+
+def _open_clip(state: Mapping[str, Tensor], prefix: str, layers: int) -> dict[str, Tensor]:
+    """A CLIP text encoder's tensors under OpenCLIP's names; it always has `text_projection`."""
+    state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+    width = state["embeddings.position_embedding.weight"].shape[1]
+    projection = state.get("text_projection.weight", torch.zeros(width, width))
+    result = {
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "positional_embedding": state["embeddings.position_embedding.weight"],
+        "ln_final.weight": state["final_layer_norm.weight"],
+        "ln_final.bias": state["final_layer_norm.bias"],
+        "text_projection": projection.T,
+        "logit_scale": torch.tensor(4.6),
+    }
+    for layer in range(layers):
+        # Stable Diffusion 2 files hold one layer more than it uses: any numbers will do for it.
+        found = f"encoder.layers.{layer}.layer_norm1.weight" in state
+        old = f"encoder.layers.{layer if found else 0}."
+        new = f"transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            names = [f"{old}self_attn.{part}_proj.{kind}" for part in "qkv"]
+            result[f"{new}attn.in_proj_{kind}"] = torch.cat([state[name] for name in names])
+            for ours, theirs in (
+                ("self_attn.out_proj", "attn.out_proj"),
+                ("layer_norm1", "ln_1"),
+                ("layer_norm2", "ln_2"),
+                ("mlp.fc1", "mlp.c_fc"),
+                ("mlp.fc2", "mlp.c_proj"),
+            ):
+                result[f"{new}{theirs}.{kind}"] = state[f"{old}{ours}.{kind}"]
+    return {prefix + name: tensor for name, tensor in result.items()}
+
+
+def tiny_tensors(
+    family: str = "sd1",
+    *,
+    ema: bool = False,
+    text_encoder: bool = True,
+    vae: bool = True,
+    in_channels: int = 4,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """All tensors of a tiny single file, float32, with random weights."""
+    configs = tiny_configs(family, in_channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tensors = ldm.unet_to_ldm(UNet2DConditionModel.from_config(configs["unet"]).state_dict())
+        if ema:
+            twins = {
+                "model_ema." + name.removeprefix("model.").replace(".", ""): tensor
+                for name, tensor in tensors.items()
+            }
+            extra = {"model_ema.decay": torch.tensor(0.9999)}
+            extra["model_ema.num_updates"] = torch.tensor(1000)
+            tensors = tensors | twins | extra
+        if vae:
+            tensors |= ldm.vae_to_ldm(AutoencoderKL.from_config(configs["vae"]).state_dict())
+        if text_encoder:
+            first = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])).state_dict()
+            if family == "sd2":
+                tensors |= _open_clip(first, "cond_stage_model.model.", layers=3)
+            else:
+                renamed = ldm.text_encoder_to_ldm(first)
+                place = "cond_stage_model." if family == "sd1" else "conditioner.embedders.0."
+                tensors |= {
+                    place + name.removeprefix("cond_stage_model."): tensor
+                    for name, tensor in renamed.items()
+                }
+            if family == "sdxl":
+                config = CLIPTextConfig.from_dict(configs["text_encoder_2"])
+                second = CLIPTextModelWithProjection(config).state_dict()
+                tensors |= _open_clip(second, "conditioner.embedders.1.model.", layers=2)
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def write_tiny(
+    path: Path,
+    family: str = "sd1",
+    *,
+    dtype: torch.dtype = torch.float32,
+    drop: Iterable[str] = (),
+    metadata: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Path:
+    """Write a tiny single-file checkpoint and return its path.
+
+    Args:
+        path: where to.
+        family: "sd1", "sd2" or "sdxl".
+        dtype: of all floating-point tensors.
+        drop: names of tensors to leave out.
+        metadata: of the file.
+        options: as `tiny_tensors` takes them: ema, text_encoder, vae, in_channels, seed.
+    """
+    dropped = set(drop)
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in tiny_tensors(family, **options).items()
+        if name not in dropped
+    }
+    ldm.save_tensors(path, tensors, metadata or {})
+    return path
