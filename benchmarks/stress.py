@@ -1,0 +1,196 @@
+"""How many samples the searches take on random oracles of known size.
+
+    python -m benchmarks.stress [--json]
+
+Each row draws prompts whose right answer is known: SD1's seven value layers, a ladder whose climb
+ends at a rung with exactly `candidates` neurons, `needed` of them drawn evenly from all (|z| tells
+nothing: the worst case for a search that trusts it) or mostly from the most suspicious ones. Ten
+seeds, all memorized; each scores above tau until all neurons that it needs are off, less the more
+of them are off. Samples are denoiser samples, pairs of (neurons off, seed).
+
+`floor` is what no search can go below on average: every seed once to score the prompt, every
+memorized seed once to confirm the result, and log2(needed out of candidates) yes/no answers to
+find it. It leaves out finding the rung and proving that every neuron found is needed, which adds
+`needed` answers: `floor_with_proof`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_prune.fast_search import search
+from nemo_prune.manifest import Neuron
+from nemo_prune.search import LAST_RUNG, THETA_START, THETA_STEP, Ladder, literal_search, run
+
+TAU = 0.428
+WIDTHS = (320, 320, 640, 640, 1280, 1280, 1280)  # SD1's value layers, down blocks and mid block
+CANDIDATES = (10, 27, 100, 300, 675, 3000)
+NEEDED = (1, 4, 21, 100)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A made-up prompt: its ladder, its answers and the right result."""
+
+    ladder: Ladder
+    oracle: Callable[[frozenset[Neuron], int], float]
+    needed: frozenset[Neuron]
+
+
+def rung_for(candidates: int) -> int:
+    """The rung at which a prompt with so many candidates typically stops climbing.
+
+    Drawn through the paper's two averages: 27 at rung 3, 675 at rung 13. A rung holds at least k
+    neurons of each layer, which bounds it for few candidates.
+    """
+    typical = round(3 + 10 * math.log(candidates / 27) / math.log(675 / 27))
+    return max(0, min(typical, LAST_RUNG, candidates // len(WIDTHS)))
+
+
+def make_case(
+    rng: random.Random,
+    candidates: int,
+    needed: int,
+    *,
+    seeds: int = 10,
+    informed: bool = False,
+    agreement: float = 1.0,
+) -> Case:
+    """A random prompt whose climb ends with `candidates` neurons, `needed` of them needed.
+
+    informed: draw the needed ones mostly from the highest |z| (weight 1 / rank) instead of evenly.
+    agreement: the chance that a seed needs any one of the needed neurons; together they need all.
+    """
+    rung = rung_for(candidates)
+    layers = [f"layer{i}" for i in range(len(WIDTHS))]
+    counts = [rung] * len(WIDTHS)
+    for i in rng.choices(range(len(WIDTHS)), WIDTHS, k=candidates - sum(counts)):
+        counts[i] += 1
+    while any(count > width for count, width in zip(counts, WIDTHS, strict=True)):
+        counts[counts.index(max(counts))] -= 1  # pragma: no cover - more than a layer holds
+        counts[WIDTHS.index(max(WIDTHS))] += 1
+
+    last_theta = THETA_START - THETA_STEP * rung
+    z, activation = {}, {}
+    for layer, width, count in zip(layers, WIDTHS, counts, strict=True):
+        rows = rng.sample(range(width), count)
+        z[layer] = [0.5] * width
+        activation[layer] = [rng.random() for _ in range(width)]
+        for row in rows:
+            z[layer][row] = last_theta + 0.01 + rng.expovariate(1.0)
+            activation[layer][row] = 1.0 + z[layer][row]
+    ladder = Ladder(z, activation)
+    pool = sorted(ladder.rung(rung), key=lambda n: (-ladder.suspicion(n), n))
+    assert len(pool) == candidates
+
+    below = ladder.rung(rung - 1) if rung else frozenset[Neuron]()
+    chosen = {rng.choice([neuron for neuron in pool if neuron not in below] or pool)}
+    weights = [1 / rank if informed else 1.0 for rank in range(1, candidates + 1)]
+    while len(chosen) < needed:
+        chosen.update(rng.choices(pool, weights))
+    needs = [{n for n in sorted(chosen) if rng.random() < agreement} for _ in range(seeds)]
+    for neuron in sorted(chosen - set().union(*needs)):
+        rng.choice(needs).add(neuron)
+    stubbornness = [rng.uniform(0.7, 0.9) for _ in range(seeds)]
+
+    def oracle(off: frozenset[Neuron], seed: int) -> float:
+        missing = len(needs[seed] - off) if off else len(needs[seed])
+        if off and not missing:
+            return 0.3
+        above = stubbornness[seed] - TAU
+        return TAU + above * (0.5 + 0.5 * missing / max(1, len(needs[seed])))
+
+    return Case(ladder, oracle, frozenset(chosen))
+
+
+def stress_row(
+    candidates: int,
+    needed: int,
+    *,
+    seeds: int = 10,
+    repeats: int = 5,
+    seed: int = 0,
+    informed: bool = False,
+    agreement: float = 1.0,
+) -> dict[str, Any]:
+    """One row: mean samples of both searches over `repeats` random prompts of this size.
+
+    Raises AssertionError if either search misses the right result.
+    """
+    rng = random.Random(f"{seed}/{candidates}/{needed}/{informed}/{agreement}")
+    literal, fast = [], []
+    for _ in range(repeats):
+        case = make_case(
+            rng, candidates, needed, seeds=seeds, informed=informed, agreement=agreement
+        )
+        for kind, samples in ((literal_search, literal), (search, fast)):
+            outcome = run(kind(case.ladder, range(seeds), TAU), case.oracle)
+            assert set(outcome.neurons) == case.needed
+            samples.append(outcome.samples)
+    floor = 2 * seeds + math.log2(math.comb(candidates, needed))
+    return {
+        "candidates": candidates,
+        "needed": needed,
+        "rung": rung_for(candidates),
+        "informed": informed,
+        "agreement": agreement,
+        "literal": round(statistics.mean(literal), 1),
+        "search": round(statistics.mean(fast), 1),
+        "ratio": round(statistics.mean(literal) / statistics.mean(fast), 1),
+        "floor": round(floor, 1),
+        "floor_with_proof": round(floor + (needed if needed > 1 else 0), 1),
+    }
+
+
+def stress_table(
+    candidates: Sequence[int] = CANDIDATES,
+    needed: Sequence[int] = NEEDED,
+    *,
+    seeds: int = 10,
+    repeats: int = 5,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Rows for every size with needed <= candidates, then variants of the paper's two sizes.
+
+    The variants: |z| that tells something (informed), and seeds that need different neurons
+    (agreement 0.8). Deterministic for a given seed.
+    """
+    options = {"seeds": seeds, "repeats": repeats, "seed": seed}
+    rows = [stress_row(n, m, **options) for n in candidates for m in needed if m <= n]
+    for n, m in ((27, 4), (675, 21)):
+        if n in candidates and m in needed:
+            rows.append(stress_row(n, m, **options, informed=True))
+            rows.append(stress_row(n, m, **options, agreement=0.8))
+    return rows
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as text, one line each under a line of column names."""
+    names = list(rows[0])
+    lines = [names, *([str(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def main() -> None:
+    """Print the table, or with --json a list of objects."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stress", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--repeats", type=int, default=5, help="random prompts per row")
+    arguments = parser.parse_args()
+    rows = stress_table(repeats=arguments.repeats)
+    print(json.dumps(rows, indent=1) if arguments.json else format_table(rows))
+
+
+if __name__ == "__main__":
+    main()
