@@ -1,0 +1,193 @@
+"""Put a new file in its place whole or not at all, never over something by accident.
+
+The file is written under a hidden name in the folder it is meant for, flushed to the disk, and
+only then given its name. The hidden name ``.NAME.PID-XXXXXXXX.tmp`` carries the writer's process
+id, so that what a killed run left behind can be told from what a living one is writing.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from nemo_prune.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = re.compile(r"\.(?P<name>.*)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
+_NAME_BYTES = 200  # of OUT's name in the hidden one: file systems stop at 255 in all
+
+
+def check_output(source: Path, out: Path, overwrite: bool) -> None:
+    """Raise OutputError if a model made from `source` could not be written to `out`.
+
+    Cheap, writes nothing; meant to be called before hours of search as well as before writing.
+    `out` must not be `source` itself, by whatever path, symbolic or hard link, not even with
+    `overwrite`; must not exist unless `overwrite`; its folder must exist, be writable and have
+    room for a file of the size of `source`.
+    """
+    out = Path(out)
+    with contextlib.suppress(OSError, ValueError):
+        if out.samefile(source):
+            raise OutputError(
+                f"{out}: is the model itself, which is never changed; choose another name"
+            )
+    check_place(out, overwrite)
+    with contextlib.suppress(OSError):
+        size, free = Path(source).stat().st_size, shutil.disk_usage(out.parent).free
+        if size > free:
+            raise OutputError(
+                f"{out}: needs {_megabytes(size)} but the disk has {_megabytes(free)} left; "
+                f"free some or choose another disk"
+            )
+
+
+def check_place(out: Path, overwrite: bool) -> None:
+    """Raise OutputError if no new file could be put at `out`; see `check_output`."""
+    try:
+        mode = out.lstat().st_mode
+        if out.is_dir():
+            raise OutputError(f"{out}: is a folder; give the name of the file to write")
+        # Renaming over a device would replace the device.
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise OutputError(f"{out}: is not a regular file; choose another name")
+        if not overwrite:
+            raise OutputError(f"{out}: exists already; choose another name, or pass --overwrite")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{out}: cannot be written ({_reason(error)}); check the path") from None
+    folder = out.parent
+    if not folder.is_dir():
+        raise OutputError(f"{out}: the folder {folder} does not exist; create it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: the folder {folder} is not writable; choose another")
+
+
+@contextlib.contextmanager
+def new_file(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
+    """Yield a new unbuffered binary file, open for reading and writing, that becomes `out`.
+
+    When the block ends, the file is flushed to the disk and given its name at once; if the block
+    raises, the file is removed. Without `overwrite` the name is taken only if it is free at that
+    very moment, so of two writers one gets OutputError. The mode follows the umask, as for any
+    new file. An OSError out of the block or of the disk becomes OutputError.
+    """
+    check_place(out, overwrite)
+    _remove_stale(out)
+    temporary = out.with_name(_temporary_name(out.name))
+    try:
+        try:
+            with temporary.open("x+b", buffering=0) as file:
+                if fcntl is not None:
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield file
+                os.fsync(file.fileno())
+            _take_name(temporary, out, overwrite)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
+    _flush_folder(out.parent)
+
+
+def _take_name(temporary: Path, out: Path, overwrite: bool) -> None:
+    if overwrite:
+        temporary.replace(out)
+        return
+    # Unlike a rename, a link and an exclusive open fail if the name was taken meanwhile.
+    try:
+        try:
+            out.hardlink_to(temporary)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            os.close(os.open(out, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            try:
+                temporary.replace(out)
+            except BaseException:
+                out.unlink(missing_ok=True)
+                raise
+    except FileExistsError:
+        raise OutputError(
+            f"{out}: was written by another process meanwhile; choose another name, "
+            f"or pass --overwrite"
+        ) from None
+
+
+def _temporary_name(name: str) -> str:
+    return f".{_shortened(name)}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+def _shortened(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:_NAME_BYTES])
+
+
+def _remove_stale(out: Path) -> None:
+    """Remove what killed runs left behind while they wrote this same `out`."""
+    with contextlib.suppress(OSError):
+        for path in out.parent.iterdir():
+            match = _TEMPORARY.fullmatch(path.name)
+            if (
+                match
+                and match["name"] == _shortened(out.name)
+                and not _alive(int(match["pid"]))
+                and not _locked(path)
+            ):
+                path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # pragma: no cover - there, signal 0 is not a question but Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _locked(path: Path) -> bool:
+    """True while its writer holds it: in another container, process ids say nothing."""
+    if fcntl is None:  # pragma: no cover - Windows
+        return True
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new name survive a power cut, where the file system knows how to."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the disk; free some or choose another disk"
+    text = getattr(error, "strerror", None) or str(error)
+    return text[:1].lower() + text[1:]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
