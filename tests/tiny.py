@@ -23,7 +23,7 @@ from nemo_prune.hub import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-import ldm  # noqa: E402
+import ldm
 
 _WIDTHS = {"sd1": [32, 64, 96, 96], "sd2": [64, 64, 128, 128], "sdxl": [64, 64, 128]}
 _TEXT_WIDTHS = {"sd1": [64], "sd2": [64], "sdxl": [64, 128]}
