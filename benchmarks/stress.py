@@ -10,8 +10,8 @@ of them are off. Samples are denoiser samples, pairs of (neurons off, seed).
 
 `floor` is what no search can go below on average: every seed once to score the prompt, every
 memorized seed once to confirm the result, and log2(needed out of candidates) yes/no answers to
-find it. It leaves out finding the rung and proving that every neuron found is needed, which adds
-`needed` answers: `floor_with_proof`.
+find it. It leaves out finding the rung, and proving that every neuron found is needed, which takes
+one more answer for each (`floor_with_proof`), less those that happen to serve both ends.
 """
 
 from __future__ import annotations
