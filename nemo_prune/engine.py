@@ -1,0 +1,276 @@
+"""The engine: holds the denoiser and answers the searches' questions, in full batches.
+
+Many prompts' searches are in flight at once; their open questions are packed into batches, with a
+mask per sample on every value layer they touch. Every pair (neurons off, seed) is one denoiser
+sample: no guidance, one timestep, the starting noise x_T itself as input (the paper's setting).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nemo_prune.denoiser import LoadedModel
+from nemo_prune.errors import CheckpointError
+from nemo_prune.manifest import Neuron
+from nemo_prune.search import Outcome, Question, Search
+from nemo_prune.similarity import ms_ssim, noise_difference, pairwise
+
+Criterion = Literal["same-seed", "cross-seed"]
+_LARGEST_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}  # a larger one gains nothing on a CPU
+_DIGITS = 5  # of a score: what is left of the noise of another batch size is below that
+
+
+@dataclass
+class Cost:
+    """What was spent: denoiser samples (forward passes of one latent) and batches."""
+
+    samples: int = 0
+    batches: int = 0
+
+
+@dataclass(eq=False)
+class Prompt:
+    """A prompt as the engine sees it: its text embedding [77, d], encoded once.
+
+    `clean` holds the noise differences of the unpruned model by seed, float32 [c, h, w].
+    """
+
+    text: Tensor
+    pooled: Tensor | None
+    clean: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    prompt: Prompt
+    off: frozenset[Neuron]
+    seed: int
+
+
+class Engine:
+    """Evaluates noise differences with chosen neurons off.
+
+    Args:
+        model: the loaded model; restored whatever happens.
+        timestep: training timestep, 0 to 999 (the paper's code: 961).
+        seed: the base of all noise; seed i of it is the same noise in every run.
+        criterion: what a pruned difference is compared with: the unpruned one of the same seed
+            (the paper), or those of all other seeds.
+        batch_size: samples a batch, or None to grow to what the device holds.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        timestep: int,
+        seed: int = 0,
+        criterion: Criterion = "cross-seed",
+        batch_size: int | None = None,
+    ) -> None:
+        self.model = model
+        self.timestep = timestep
+        self.seed = seed
+        self.criterion = criterion
+        self.cost = Cost()
+        self._grow = batch_size is None
+        self._limit = batch_size or _LARGEST_BATCH.get(model.device.type, 16)
+        self.batch_size = batch_size or min(8, self._limit)
+        self._noise: dict[int, Tensor] = {}
+
+    # ---------------------------------------------------------------------------------- prompts
+
+    def prompts(self, texts: Sequence[str]) -> list[Prompt]:
+        """Encode prompts, once."""
+        embeddings, pooled = self.model.encode_pooled(texts)
+        return [
+            Prompt(embeddings[i], pooled[i] if pooled is not None else None)
+            for i in range(len(texts))
+        ]
+
+    def noise(self, seed: int) -> Tensor:
+        """The starting noise x_T of one seed, `[c, h, w]`, drawn once, on the CPU."""
+        if seed not in self._noise:
+            # Two numbers into one, so that --seed 1 shares no noise with --seed 0.
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + seed)
+            self._noise[seed] = torch.randn(self.model.latent_shape, generator=generator)
+        return self._noise[seed]
+
+    # ------------------------------------------------------------------------------------ scores
+
+    def score_prompts(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], advance: Callable[[int], None]
+    ) -> list[dict[int, float]]:
+        """Each prompt's scores without pruning: seed -> best pairwise score with another seed."""
+        scores = []
+        for prompt in prompts:
+            samples = [_Sample(prompt, frozenset(), seed) for seed in seeds]
+            prompt.clean = dict(zip(seeds, self._differences(samples), strict=True))
+            scores.append(self._best_pairs(prompt, seeds))
+            advance(1)
+        return scores
+
+    def compare(
+        self, prompt: Prompt, seeds: Sequence[int], pruned: "Engine", twin: Prompt
+    ) -> dict[int, float]:
+        """The criterion's scores of another model, already pruned, against this one.
+
+        `twin` is the prompt as the pruned model's engine encodes it; both draw the same noise.
+        """
+        missing = [seed for seed in seeds if seed not in prompt.clean]
+        samples = [_Sample(prompt, frozenset(), seed) for seed in missing]
+        prompt.clean.update(zip(missing, self._differences(samples), strict=True))
+        found = pruned._differences([_Sample(twin, frozenset(), seed) for seed in seeds])
+        return self._scores(prompt, seeds, seeds, found)
+
+    def _best_pairs(self, prompt: Prompt, seeds: Sequence[int]) -> dict[int, float]:
+        best = pairwise(torch.stack([prompt.clean[seed] for seed in seeds])).amax(dim=1)
+        return {seed: _rounded(score) for seed, score in zip(seeds, best.tolist(), strict=True)}
+
+    def _scores(
+        self, prompt: Prompt, seeds: Sequence[int], against: Sequence[int], pruned: Sequence[Tensor]
+    ) -> dict[int, float]:
+        """The criterion for the pruned differences of `seeds`, compared with those of `against`."""
+        left, right = [], []
+        for seed, difference in zip(seeds, pruned, strict=True):
+            others = [seed] if self.criterion == "same-seed" else [i for i in against if i != seed]
+            left += [difference] * len(others)
+            right += [prompt.clean[i] for i in others]
+        values = iter(ms_ssim(torch.stack(left), torch.stack(right)).tolist())
+        width = 1 if self.criterion == "same-seed" else len(against) - 1
+        return {seed: _rounded(max(next(values) for _ in range(width))) for seed in seeds}
+
+    # ---------------------------------------------------------------------------------- searches
+
+    def run(
+        self,
+        searches: Sequence[tuple[Prompt, Search]],
+        *,
+        in_flight: int = 64,
+        on_samples: Callable[[int], None] = lambda _count: None,
+        on_finished: Callable[[int, Outcome], None] = lambda _index, _outcome: None,
+    ) -> list[Outcome]:
+        """Run searches to their ends, with at most `in_flight` of them open at once.
+
+        Open questions are answered in rounds: all samples that the open searches ask for now, in
+        batches of `batch_size`. `on_finished` is called as each one ends, in whatever order.
+        """
+        outcomes: dict[int, Outcome] = {}
+        waiting = deque(enumerate(searches))
+        open_: dict[int, Question] = {}
+        while waiting or open_:
+            while waiting and len(open_) < in_flight:
+                index, (_, search) = waiting.popleft()
+                open_[index] = next(search)
+            samples = [
+                _Sample(searches[index][0], question.off, seed)
+                for index, question in open_.items()
+                for seed in question.seeds
+            ]
+            differences = iter(self._differences(samples, on_samples))
+            for index, question in list(open_.items()):
+                prompt, search = searches[index]
+                found = [next(differences) for _ in question.seeds]
+                try:
+                    open_[index] = search.send(self._answer(prompt, question, found))
+                except StopIteration as end:
+                    outcomes[index] = end.value
+                    del open_[index]
+                    prompt.clean = {}
+                    on_finished(index, end.value)
+        return [outcomes[index] for index in range(len(searches))]
+
+    def _answer(
+        self, prompt: Prompt, question: Question, found: Sequence[Tensor]
+    ) -> dict[int, float]:
+        if not question.off:
+            prompt.clean = dict(zip(question.seeds, found, strict=True))
+            return self._best_pairs(prompt, question.seeds)
+        return self._scores(prompt, question.seeds, list(prompt.clean), found)
+
+    # ---------------------------------------------------------------------------------- denoiser
+
+    def _differences(
+        self, samples: Sequence[_Sample], on_samples: Callable[[int], None] = lambda _count: None
+    ) -> list[Tensor]:
+        """The noise difference of every sample, float32 [c, h, w] each, in order."""
+        found: list[Tensor] = []
+        while len(found) < len(samples):
+            batch = samples[len(found) : len(found) + self.batch_size]
+            try:
+                found += self._batch(batch)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or self.batch_size == 1:
+                    raise
+                self.batch_size = self._limit = max(1, len(batch) // 2)
+                if self.model.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            on_samples(len(batch))
+            if self._grow and len(batch) == self.batch_size:
+                self.batch_size = min(2 * self.batch_size, self._limit)
+        return found
+
+    @torch.inference_mode()
+    def _batch(self, batch: Sequence[_Sample]) -> list[Tensor]:
+        model = self.model
+        latents = torch.stack([self.noise(sample.seed) for sample in batch])
+        latents = latents.to(model.device, model.dtype)
+        text = torch.stack([sample.prompt.text for sample in batch])
+        pooled = [sample.prompt.pooled for sample in batch if sample.prompt.pooled is not None]
+        masks = self._masks([sample.off for sample in batch])
+        with masked(model.value_layers, masks):
+            noise = model.predict_noise(
+                latents, self.timestep, text, torch.stack(pooled) if pooled else None
+            )
+        differences = noise_difference(noise, latents)
+        self.cost.samples += len(batch)
+        self.cost.batches += 1
+        if not bool(differences.isfinite().all()):
+            raise CheckpointError(
+                "the denoiser gave NaN or infinity, which says nothing about memorization; "
+                "run again with --precision fp32, or check the model's weights"
+            )
+        return list(differences)
+
+    def _masks(self, offs: Sequence[frozenset[Neuron]]) -> dict[str, Tensor]:
+        """Layer name -> [n, 1, rows] of ones and zeros, for the layers that any sample touches."""
+        masks: dict[str, Tensor] = {}
+        for sample, off in enumerate(offs):
+            for neuron in off:
+                if neuron.layer not in masks:
+                    rows = self.model.value_layers[neuron.layer].out_features
+                    masks[neuron.layer] = torch.ones(len(offs), 1, rows, dtype=self.model.dtype)
+                masks[neuron.layer][sample, 0, neuron.row] = 0
+        return {layer: mask.to(self.model.device) for layer, mask in masks.items()}
+
+
+@contextmanager
+def masked(layers: Mapping[str, nn.Linear], masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Multiply the output of each value layer by its mask [n, 1, rows]; undone on any exit."""
+
+    def hook(mask: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        return lambda _module, _inputs, output: output * mask
+
+    handles = [layers[name].register_forward_hook(hook(mask)) for name, mask in masks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = str(error).lower()
+    return "out of memory" in words or "can't allocate memory" in words
+
+
+def _rounded(score: float) -> float:
+    return round(score, _DIGITS)

@@ -1,0 +1,95 @@
+"""Read prompt files: one prompt per line, a CSV column, or JSON lines."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_prune.errors import PromptFileError
+
+COLUMNS = ("caption", "prompt", "text")
+
+
+@dataclass(frozen=True)
+class PromptList:
+    """The distinct prompts of a file, in its order; `merged` counts the repetitions left out."""
+
+    texts: tuple[str, ...]
+    merged: int
+
+
+def read_prompts(path: Path) -> PromptList:
+    """Prompts of a `.csv`, `.jsonl` or text file, UTF-8 with or without a byte order mark.
+
+    A CSV needs a column named caption, prompt or text, in any case, separated by `,` or `;`. A
+    JSON line is a string, or an object with such a key. White space around a prompt is dropped, as
+    are blank ones. Raises PromptFileError, one line, for a file without usable prompts.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise PromptFileError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise PromptFileError(f"{path}: is a folder; give a file of prompts") from None
+    except UnicodeDecodeError as error:
+        raise PromptFileError(
+            f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PromptFileError(f"{path}: cannot be read ({reason})") from None
+    if "\0" in text:
+        raise PromptFileError(f"{path}: is not a text file; give one prompt per line")
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        found = _from_csv(text, path)
+    elif kind == ".jsonl":
+        found = _from_json_lines(text, path)
+    else:
+        found = text.splitlines()
+    prompts = [prompt for line in found if (prompt := line.strip())]
+    if not prompts:
+        raise PromptFileError(f"{path}: holds no prompts; write one per line")
+    distinct = tuple(dict.fromkeys(prompts))
+    return PromptList(distinct, len(prompts) - len(distinct))
+
+
+def _from_csv(text: str, path: Path) -> list[str]:
+    head = text.lstrip().partition("\n")[0]
+    # By what the header uses: sniffing the captions would find commas everywhere.
+    separator = ";" if head.count(";") > head.count(",") else ","
+    try:
+        rows = list(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=separator))
+    except csv.Error as error:
+        raise PromptFileError(f"{path}: is not a readable CSV ({error})") from None
+    if not rows:
+        return []
+    names = [name.strip().lower() for name in rows[0]]
+    for column in COLUMNS:
+        if column in names:
+            place = names.index(column)
+            return [row[place] for row in rows[1:] if len(row) > place]
+    raise PromptFileError(
+        f"{path}: has no column named {', '.join(COLUMNS)}; name the prompts' column so"
+    )
+
+
+def _from_json_lines(text: str, path: Path) -> list[str]:
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            raise PromptFileError(f"{path}: line {number} is not JSON; mend it") from None
+        if isinstance(entry, dict):
+            keys = {str(key).lower(): value for key, value in entry.items()}
+            entry = next((keys[column] for column in COLUMNS if column in keys), None)
+        if not isinstance(entry, str):
+            raise PromptFileError(
+                f"{path}: line {number} has no string under {', '.join(COLUMNS)}; mend it"
+            )
+        found.append(entry)
+    return found

@@ -1,0 +1,126 @@
+"""Noise differences and their multi-scale structural similarity: the memorization score.
+
+Source: "Finding NeMo", section 3.1. The similarity equals torchmetrics'
+`multiscale_structural_similarity_index_measure(kernel_size=11, betas=...)`, on whatever device the
+tensors lie, and takes every pair of a batch at once.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+WINDOW = 11  # pixels, with a gaussian of sigma 1.5
+SIGMA = 1.5
+SCALES = 3
+TOTAL_WEIGHT = 0.99  # the paper's 0.33 for each of three scales
+_MARGIN = WINDOW // 2
+_C1, _C2 = 0.01**2, 0.03**2  # for a data range of 1
+
+
+def noise_difference(noise: Tensor, latents: Tensor) -> Tensor:
+    """What the model adds to its starting noise, scaled to [0, 1] per sample and channel.
+
+    Args:
+        noise: the predicted epsilon, `[n, c, h, w]`.
+        latents: the starting noise x_T, same shape.
+
+    Returns:
+        float32 `[n, c, h, w]`; a channel without any spread becomes 0, NaN stays NaN.
+    """
+    difference = noise.float() - latents.float()
+    low = difference.amin(dim=(2, 3), keepdim=True)
+    spread = difference.amax(dim=(2, 3), keepdim=True) - low
+    return (difference - low) / spread.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def scales_for(side: int) -> int:
+    """How many of the three scales fit latents of this side: the window must fit the smallest.
+
+    Raises ValueError below 11 pixels, where not even one fits.
+    """
+    if side < WINDOW:
+        raise ValueError(f"latents of {side} pixels are smaller than the window of {WINDOW}")
+    fitting = 1
+    while fitting < SCALES and side // 2**fitting >= WINDOW:
+        fitting += 1
+    return fitting
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Multi-scale structural similarity of each `a[i]` with `b[i]`.
+
+    As many of the paper's three scales as fit, all of the same weight, 0.99 together.
+
+    Args:
+        a, b: float32 `[n, c, h, w]` in [0, 1].
+
+    Returns:
+        float32 `[n]`, at most 1; negative terms count as 0, as in torchmetrics.
+
+    Raises:
+        ValueError: pictures smaller than 11 pixels, or of different shapes.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"pictures of different shapes: {list(a.shape)} and {list(b.shape)}")
+    scales = scales_for(min(a.shape[-2:]))
+    score = torch.ones(len(a), device=a.device)
+    for scale in range(scales):
+        if scale:
+            a, b = functional.avg_pool2d(a, 2), functional.avg_pool2d(b, 2)
+        similarity, contrast = _ssim(a, b)
+        # As torchmetrics does: contrast counts where the window fits, similarity to the border.
+        if scale == scales - 1:
+            mean = similarity.mean(dim=(1, 2, 3))
+        else:
+            inside = slice(_MARGIN, -_MARGIN)
+            mean = contrast[..., inside, inside].mean(dim=(1, 2, 3))
+        score = score * mean.relu() ** (TOTAL_WEIGHT / scales)
+    return score
+
+
+def pairwise(differences: Tensor) -> Tensor:
+    """MS-SSIM of every pair of `differences` [n, c, h, w]: symmetric float32 `[n, n]`, NaN inside.
+
+    The diagonal is -1: no seed is its own partner.
+    """
+    count = len(differences)
+    first, second = torch.triu_indices(count, count, offset=1, device=differences.device)
+    scores = torch.full((count, count), -1.0, device=differences.device)
+    if count > 1:
+        found = ms_ssim(differences[first], differences[second])
+        scores[first, second] = found
+        scores[second, first] = found
+    return scores
+
+
+def _ssim(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(similarity, contrast sensitivity) at every pixel, each `[n, c, h, w]`."""
+    blur_down = _blur(a.shape[-2]).to(a.device)
+    blur_right = _blur(a.shape[-1]).to(a.device).T
+
+    def blurred(x: Tensor) -> Tensor:
+        return blur_down @ x @ blur_right
+
+    mean_a, mean_b = blurred(a), blurred(b)
+    variance_a = (blurred(a * a) - mean_a * mean_a).clamp_min(0)
+    variance_b = (blurred(b * b) - mean_b * mean_b).clamp_min(0)
+    covariance = blurred(a * b) - mean_a * mean_b
+    contrast = (2 * covariance + _C2) / (variance_a + variance_b + _C2)
+    luminance = (2 * mean_a * mean_b + _C1) / (mean_a * mean_a + mean_b * mean_b + _C1)
+    return luminance * contrast, contrast
+
+
+@lru_cache(maxsize=16)
+def _blur(side: int) -> Tensor:
+    """The gaussian window as a matrix `[side, side]`, reflecting at the borders."""
+    offsets = torch.arange(WINDOW, dtype=torch.float64) - _MARGIN
+    window = torch.exp(-((offsets / SIGMA) ** 2) / 2)
+    window /= window.sum()
+    matrix = torch.zeros(side, side, dtype=torch.float64)
+    for row in range(side):
+        for weight, place in zip(window, range(row - _MARGIN, row + _MARGIN + 1), strict=True):
+            inside = abs(place) if place < side else 2 * (side - 1) - place
+            matrix[row, inside] += weight
+    return matrix.float()
