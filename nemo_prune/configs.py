@@ -129,25 +129,23 @@ def infer_unet(base: Config, shapes: Shapes) -> Config:
     return config
 
 
-def infer_text(base: Config, shapes: Shapes, *, skip_last: bool = False) -> Config:
+def infer_text(base: Config, shapes: Shapes) -> Config:
     """`base` with everything that a CLIP text encoder's shapes tell.
 
     Args:
         base: the family's config.
         shapes: transformers' tensor names, without `text_model.` in front, to shapes.
-        skip_last: the file holds one layer more than Stable Diffusion 2 uses of it.
 
     Raises:
         KeyError: with the name of a tensor that every such encoder has and this one lacks.
     """
     vocabulary, width = shapes["embeddings.token_embedding.weight"]
-    layers = _count(shapes, r"encoder\.layers\.(\d+)\.")
     config = {
         **base,
         "vocab_size": vocabulary,
         "hidden_size": width,
         "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
-        "num_hidden_layers": layers - 1 if skip_last else layers,
+        "num_hidden_layers": _count(shapes, r"encoder\.layers\.(\d+)\."),
         "num_attention_heads": max(1, width // _TEXT_HEAD),
         "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
     }
@@ -194,7 +192,7 @@ class Configs:
         self.bundled = data_folder("configs", family)
         self.overrides = metadata_overrides(metadata, path)
 
-    def component(self, name: str, shapes: Shapes, *, skip_last: bool = False) -> Config:
+    def component(self, name: str, shapes: Shapes) -> Config:
         """The config of `unet`, `vae`, `text_encoder` or `text_encoder_2`.
 
         Raises KeyError, naming the tensor, if the shapes lack one that inference needs.
@@ -207,7 +205,7 @@ class Configs:
         elif name == "vae":
             config = infer_vae(base, shapes)
         else:
-            config = infer_text(base, shapes, skip_last=skip_last)
+            config = infer_text(base, shapes)
         return config | self.overrides.get(name, {})
 
     def scheduler(self, prediction_type: str | None, *, zero_snr: bool = False) -> Config:
@@ -215,14 +213,15 @@ class Configs:
 
         Args:
             prediction_type: what the checkpoint or the user says; None leaves the config's word.
-            zero_snr: the file is marked as trained with a zero terminal signal-to-noise ratio.
+            zero_snr: the file is marked as trained with a zero terminal signal-to-noise ratio;
+                that has a meaning with v prediction only.
         """
         config = read_config(self.folder or self.bundled, "scheduler")
         if self.folder is None:
             config |= self.overrides.get("scheduler", {})
         if prediction_type is not None:
             config["prediction_type"] = prediction_type
-        if zero_snr:
+        if zero_snr and config["prediction_type"] == "v_prediction":
             config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return config
 

@@ -162,11 +162,9 @@ class _Loader:
         name: str,
         tensors: weights.Tensors,
         make: Callable[[Config], nn.Module],
-        *,
-        skip_last: bool = False,
     ) -> Any:
         try:
-            config = self.configs.component(name, weights.shapes_of(tensors), skip_last=skip_last)
+            config = self.configs.component(name, weights.shapes_of(tensors))
         except KeyError as error:
             raise weights.missing(self.path, f"{name}.{error.args[0]}") from None
         model = weights.build(lambda: make(config), self.path)
@@ -185,7 +183,7 @@ class _Loader:
         return model
 
     def unet(self) -> Any:
-        tensors = weights.read_unet(self.path, self.checkpoint.layout)
+        tensors = weights.read_unet(self.checkpoint)
         unet = self._component("unet", tensors, UNet2DConditionModel.from_config)
         return unet.to(memory_format=torch.channels_last)
 
@@ -203,7 +201,7 @@ class _Loader:
         name, tokenizer = ("text_encoder", "tokenizer") if number == 0 else (
             "text_encoder_2", "tokenizer_2"
         )  # fmt: skip
-        tensors, whole = weights.read_text_encoder(self.path, prefix)
+        tensors = weights.read_text_encoder(self.path, prefix)
         if not tensors:
             raise CheckpointError(
                 f"{self.path}: holds no {name.replace('_', ' ')}, which prompts need"
@@ -213,7 +211,6 @@ class _Loader:
             name,
             tensors,
             lambda config: kind(CLIPTextConfig.from_dict(config)),
-            skip_last=whole and self.checkpoint.family == "sd2",
         )
         return TextEncoder(load_tokenizer(self.configs.tokenizer(tokenizer)["pad_token"]), model)
 

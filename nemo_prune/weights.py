@@ -4,10 +4,13 @@ Renaming is diffusers' own where it is sound; filling a model is not, because
 `from_single_file` leaves a missing weight at random without a word where accelerate is absent.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,11 +24,18 @@ from nemo_prune.hub import (
     convert_open_clip_checkpoint,
 )
 
+if TYPE_CHECKING:
+    from nemo_prune.families import Checkpoint
+
 Tensors = dict[str, Tensor]
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIXES = ("first_stage_model.", "vae.")
+_UNET_BLOCKS = ("input_blocks.", "middle_block.", "output_blocks.")
+_UNET_PARTS = ("time_embed.", "label_emb.", *_UNET_BLOCKS, "out.")
+_BLOCKS = re.compile("|".join(map(re.escape, _UNET_BLOCKS)))
 _INPUT_BLOCK = re.compile(re.escape(UNET_PREFIX) + r"input_blocks\.(\d+)\.0\.(\w+)")
+_OPEN_CLIP_LAYERS = 24
 # Where single files keep their text encoders; SDXL has two.
 TEXT_PREFIXES = {
     "sd1": ("cond_stage_model.",),
@@ -60,23 +70,20 @@ def _starting(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
     }
 
 
-def read_unet(path: Path, layout: str) -> Tensors:
-    """A UNet's tensors under diffusers' names.
+def read_unet(checkpoint: Checkpoint) -> Tensors:
+    """A UNet's tensors under diffusers' names, for every layout of `Checkpoint`; no EMA twins.
 
-    Args:
-        path: the file.
-        layout: "ldm" (a whole single file), "unet-ldm" or "unet-diffusers" (a UNet alone).
-
-    Raises:
-        CheckpointError: the file cannot be read, or a weight is missing.
+    Raises CheckpointError if the file cannot be read or lacks a weight that SDXL needs.
     """
-    if layout == "unet-diffusers":
-        return read_tensors(path, lambda _: True)
-    # A UNet alone comes with or without the prefix; EMA twins stay out either way.
-    tensors = read_tensors(path, lambda name: name.startswith(UNET_PREFIX))
-    if not tensors:
-        bare = read_tensors(path, lambda name: not name.startswith("model_ema."))
-        tensors = {UNET_PREFIX + name: tensor for name, tensor in bare.items()}
+    path = checkpoint.header.path
+    if checkpoint.layout == "unet-diffusers":
+        # Marker keys for other programs, such as v_pred, have no dot.
+        return read_tensors(path, lambda name: "." in name and not name.startswith("model_ema."))
+    # What stands before the blocks differs where a UNet is saved alone.
+    prefix = _BLOCKS.split(checkpoint.value_layers[0].tensors[0])[0]
+    parts = tuple(prefix + part for part in _UNET_PARTS)
+    found = read_tensors(path, lambda name: name.startswith(parts))
+    tensors = {UNET_PREFIX + name.removeprefix(prefix): tensor for name, tensor in found.items()}
     # Blocks are numbered through: how many make a level shows at the first that halves the size.
     blocks = {int(match[1]): match[2] for name in tensors if (match := _INPUT_BLOCK.match(name))}
     halving = [n for n, kind in blocks.items() if kind == "op"]
@@ -84,10 +91,11 @@ def read_unet(path: Path, layout: str) -> Tensors:
     if f"{UNET_PREFIX}label_emb.0.0.weight" in tensors:
         config["addition_embed_type"] = "text_time"
     try:
-        renamed: Tensors = convert_ldm_unet_checkpoint(tensors, config)
+        renamed = convert_ldm_unet_checkpoint(tensors, config)
     except KeyError as error:
-        raise missing(path, str(error.args[0])) from None
-    return renamed
+        raise missing(path, f"{UNET_PREFIX}{error.args[0]}") from None
+    # It puts None where a bias has no weight beside it or the other way round.
+    return {name: tensor for name, tensor in renamed.items() if tensor is not None}
 
 
 def read_vae(path: Path) -> Tensors:
@@ -101,7 +109,7 @@ def read_vae(path: Path) -> Tensors:
     return renamed
 
 
-def read_text_encoder(path: Path, prefix: str) -> tuple[Tensors, bool]:
+def read_text_encoder(path: Path, prefix: str) -> Tensors:
     """A CLIP text encoder's tensors under transformers' names without `text_model.` in front.
 
     Args:
@@ -110,21 +118,27 @@ def read_text_encoder(path: Path, prefix: str) -> tuple[Tensors, bool]:
             `text_model.`) or OpenCLIP (`model.`).
 
     Returns:
-        The tensors ({} if there are none), and whether they are OpenCLIP's whole stack, of which
-        Stable Diffusion 2 leaves the last layer out.
+        The tensors of the layers that Stable Diffusion uses; {} if there are none.
     """
     tensors = read_tensors(path, lambda name: name.startswith(prefix))
     clip = _starting(tensors, prefix + "transformer.")
     if clip:
-        return {name.removeprefix("text_model."): tensor for name, tensor in clip.items()}, False
-    prefix += "model."
-    if prefix + "token_embedding.weight" not in tensors:
-        return {}, False
-    width = tensors[prefix + "token_embedding.weight"].shape[1]
+        return {name.removeprefix("text_model."): tensor for name, tensor in clip.items()}
+    start = prefix + "model."
+    if start + "token_embedding.weight" not in tensors:
+        return {}
+    width = tensors[start + "token_embedding.weight"].shape[1]
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
-    renamed = convert_open_clip_checkpoint(model, tensors, prefix=prefix)
-    whole = prefix + "text_projection" in tensors
-    return {k.removeprefix("text_model."): t for k, t in renamed.items()}, whole
+    renamed = convert_open_clip_checkpoint(model, tensors, prefix=start)
+    block = re.compile(re.escape(start) + r"transformer\.resblocks\.(\d+)\.")
+    count = len({match[1] for name in tensors if (match := block.match(name))})
+    whole = start + "text_projection" in tensors or count == _OPEN_CLIP_LAYERS
+    # Stable Diffusion 2 takes the last layer but one, and original files hold the whole stack.
+    # Those that went through diffusers hold what is used, without a projection.
+    unused = prefix in TEXT_PREFIXES["sd2"] and whole
+    last = f"encoder.layers.{count - 1}."
+    result = {name.removeprefix("text_model."): tensor for name, tensor in renamed.items()}
+    return {name: t for name, t in result.items() if not (unused and name.startswith(last))}
 
 
 def missing(path: Path, name: str) -> CheckpointError:

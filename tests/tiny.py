@@ -65,7 +65,7 @@ def config_folder(destination: Path, family: str = "sd1", in_channels: int = 4) 
     return complete_folder(family, tiny_configs(family, in_channels), destination)
 
 
-def _open_clip(state: Mapping[str, Tensor], prefix: str, layers: int) -> dict[str, Tensor]:
+def open_clip(state: Mapping[str, Tensor], prefix: str, layers: int) -> dict[str, Tensor]:
     """A CLIP text encoder's tensors under OpenCLIP's names; it always has `text_projection`."""
     state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
     width = state["embeddings.position_embedding.weight"].shape[1]
@@ -124,7 +124,7 @@ def tiny_tensors(
         if text_encoder:
             first = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])).state_dict()
             if family == "sd2":
-                tensors |= _open_clip(first, "cond_stage_model.model.", layers=3)
+                tensors |= open_clip(first, "cond_stage_model.model.", layers=3)
             else:
                 renamed = ldm.text_encoder_to_ldm(first)
                 place = "cond_stage_model." if family == "sd1" else "conditioner.embedders.0."
@@ -135,7 +135,7 @@ def tiny_tensors(
             if family == "sdxl":
                 config = CLIPTextConfig.from_dict(configs["text_encoder_2"])
                 second = CLIPTextModelWithProjection(config).state_dict()
-                tensors |= _open_clip(second, "conditioner.embedders.1.model.", layers=2)
+                tensors |= open_clip(second, "conditioner.embedders.1.model.", layers=2)
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
