@@ -198,9 +198,8 @@ class _Loader:
         return tuple(self._text_encoder(prefix, n) for n, prefix in enumerate(prefixes))
 
     def _text_encoder(self, prefix: str, number: int) -> TextEncoder:
-        name, tokenizer = ("text_encoder", "tokenizer") if number == 0 else (
-            "text_encoder_2", "tokenizer_2"
-        )  # fmt: skip
+        suffix = f"_{number + 1}" if number else ""
+        name, tokenizer = f"text_encoder{suffix}", f"tokenizer{suffix}"
         tensors = weights.read_text_encoder(self.path, prefix)
         if not tensors:
             raise CheckpointError(

@@ -7,7 +7,7 @@ Renaming is diffusers' own where it is sound; filling a model is not, because
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -169,7 +169,6 @@ def fill(
     label: str,
     device: torch.device,
     dtype: torch.dtype,
-    ignore: Iterable[str] = (),
 ) -> None:
     """Give a model made by `build` its weights, on `device` as `dtype`, and check every one.
 
@@ -180,7 +179,6 @@ def fill(
         label: the component's name for errors, e.g. "unet".
         device: where the weights go.
         dtype: what floating-point weights become.
-        ignore: starts of names that may be left over.
 
     Raises:
         CheckpointError: a weight is missing, has another shape, or has no place in the model.
@@ -194,9 +192,8 @@ def fill(
                 f"{path}: {label}.{name} has shape {list(tensors[name].shape)} where its config "
                 f"asks for {list(slot.shape)}; give the right configs with --config DIR"
             )
-    for name in tensors.keys() - expected.keys():
-        if not name.startswith(tuple(ignore)):
-            raise CheckpointError(f"{path}: {label}.{name} has no place in a model of this kind")
+    for name in sorted(tensors.keys() - expected.keys()):
+        raise CheckpointError(f"{path}: {label}.{name} has no place in a model of this kind")
     ready = {
         name: tensors[name].to(device, dtype if slot.is_floating_point() else slot.dtype, copy=True)
         for name, slot in expected.items()
