@@ -201,7 +201,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     for key, value in pairs:
         if key in found:
             raise _Fault(
-                f"has {_quoted(key)} twice in its header, so what it means depends on the reader; "
+                f"has {quoted(key)} twice in its header, so what it means depends on the reader; "
                 f"save it again with safetensors"
             )
         if not _encodable(key):
@@ -238,23 +238,21 @@ def _metadata(entry: object) -> dict[str, str]:
     for key, value in entry.items():
         if not isinstance(value, str):
             raise _Fault(
-                f"has metadata {_quoted(key)} that is not a string; safetensors allows strings "
+                f"has metadata {quoted(key)} that is not a string; safetensors allows strings "
                 f"only: save it again"
             )
         if not _encodable(value):
-            raise _Fault(f"has metadata {_quoted(key)} that is not Unicode: {_unsound()}")
+            raise _Fault(f"has metadata {quoted(key)} that is not Unicode: {_unsound()}")
     return entry
 
 
 def _tensor(name: str, entry: object, data_start: int) -> Tensor:
-    called = f"tensor {_quoted(name)}"
+    called = f"tensor {quoted(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _Fault(f"has {called} without exactly dtype, shape and data_offsets: {_unsound()}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise _Fault(
-            f"has {called} of the unknown dtype {_quoted(dtype)}; convert it to F16 or F32"
-        )
+        raise _Fault(f"has {called} of the unknown dtype {quoted(dtype)}; convert it to F16 or F32")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise _Fault(f"has {called} with a shape or range that is not whole numbers: {_unsound()}")
     start, end = offsets
@@ -285,7 +283,7 @@ def _check_layout(tensors: Mapping[str, Tensor], data_start: int, size: int) -> 
     for tensor in sorted(tensors.values(), key=lambda t: (t.start, t.end)):
         if tensor.start != position:
             fault = "overlaps another" if tensor.start < position else "leaves a hole before it"
-            raise _Fault(f"has tensor {_quoted(tensor.name)}, which {fault}: {_unsound()}")
+            raise _Fault(f"has tensor {quoted(tensor.name)}, which {fault}: {_unsound()}")
         position = tensor.end
     if position > size:
         raise _Fault(
@@ -295,7 +293,7 @@ def _check_layout(tensors: Mapping[str, Tensor], data_start: int, size: int) -> 
         raise _Fault(f"has {size - position} bytes too many behind its tensors: {_unsound()}")
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
     """A name out of the file for a message: one line, no control characters, not too long."""
     text = ascii(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
