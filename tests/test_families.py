@@ -1,0 +1,387 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import rawfiles
+from rawfiles import CLIP, OPEN_CLIP, SD1, SD2, SDXL, VAE, XL_CLIPS, unet, value_names, write
+
+from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.families import recognize
+
+END = ".transformer_blocks.0.attn2.to_v"
+SD1_ORDER = [
+    *(f"down_blocks.{b}.attentions.{a}{END}" for b in range(3) for a in range(2)),
+    f"mid_block.attentions.0{END}",
+    *(f"up_blocks.{b}.attentions.{a}{END}" for b in (1, 2, 3) for a in range(3)),
+]
+
+
+def put(tmp_path, entries, metadata=None, name="m.safetensors"):
+    return write(tmp_path / name, entries, metadata)
+
+
+def without(entries, *words):
+    return [e for e in entries if not any(w in e[0] for w in words)]
+
+
+def reshaped(entries, word, dtype=None, shape=None):
+    return [(n, dtype or d, shape or s) if word in n else (n, d, s) for n, d, s in entries]
+
+
+def refusal(path):
+    with pytest.raises(CheckpointError) as caught:
+        recognize(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    return line
+
+
+# ------------------------------------------------------------------------------- what is known
+
+
+def test_sd1_single_file(tmp_path):
+    checkpoint = recognize(rawfiles.sd1(tmp_path / "m.safetensors"))
+    assert (checkpoint.family, checkpoint.layout) == ("sd1", "ldm")
+    assert checkpoint.text_encoder
+    assert checkpoint.vae
+    assert not checkpoint.ema
+    assert checkpoint.in_channels == 4
+    assert checkpoint.prediction_type is None
+    assert checkpoint.path == tmp_path / "m.safetensors"
+    assert [v.name for v in checkpoint.value_layers] == SD1_ORDER
+    assert [v.part for v in checkpoint.value_layers] == ["down"] * 6 + ["mid"] + ["up"] * 9
+    assert [v.rows for v in checkpoint.value_layers] == [4, 4, 6, 6, 8, 8, 8] + [8] * 3 + [
+        6
+    ] * 3 + [4] * 3
+    assert {v.columns for v in checkpoint.value_layers} == {5}
+    first = checkpoint.value_layers[0]
+    assert first.tensors == (f"model.diffusion_model.input_blocks.1.1{END}.weight",)
+    assert first.biases == ()
+
+
+@pytest.mark.parametrize("names", ["ldm", "diffusers"])
+@pytest.mark.parametrize(
+    ("family", "shape", "extra"),
+    [("sd1", SD1, []), ("sd2", SD2, []), ("sdxl", SDXL, [])],
+)
+def test_both_namings_give_the_same_layers(tmp_path, names, family, shape, extra):
+    entries = unet(shape, names, "F8_E4M3", sdxl=family == "sdxl") + extra
+    checkpoint = recognize(put(tmp_path, entries))
+    assert checkpoint.family == family
+    assert checkpoint.layout == {"ldm": "unet-ldm", "diffusers": "unet-diffusers"}[names]
+    assert not checkpoint.text_encoder
+    want = [(own, rows, shape["columns"]) for _, own, rows in value_names(shape)]
+    assert [(v.name, v.rows, v.columns) for v in checkpoint.value_layers] == want
+
+
+def test_the_numbers_of_the_real_families(tmp_path):
+    """Layers and rows of down + mid and of all, at the true widths (one column to stay small)."""
+    sd = SD1 | {"widths": (320, 640, 1280, 1280), "columns": 1}
+    xl = SDXL | {"widths": (320, 640, 1280), "columns": 1}
+    for shape, sdxl, counts in [
+        (sd, False, (7, 5760, 16, 12480)),
+        (xl, True, (34, 40960, 70, 83200)),
+    ]:
+        checkpoint = recognize(put(tmp_path, unet(shape, dtype="F8_E4M3", sdxl=sdxl)))
+        some, everything = checkpoint.select("down+mid"), checkpoint.select("all")
+        assert (len(some), sum(v.rows for v in some)) == counts[:2]
+        assert (len(everything), sum(v.rows for v in everything)) == counts[2:]
+
+
+def test_depth_ten_comes_after_two(tmp_path):
+    deep = SDXL | {"depths": (0, 2, 12), "mid": 12}
+    checkpoint = recognize(put(tmp_path, unet(deep, dtype="F8_E5M2", sdxl=True)))
+    mid = [v.name for v in checkpoint.value_layers if v.part == "mid"]
+    assert mid == [f"mid_block.attentions.0.transformer_blocks.{d}.attn2.to_v" for d in range(12)]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_blocks_of_other_lengths_are_told_by_their_samplers(tmp_path, layers):
+    shape = SD1 | {"layers": layers}
+    names = [
+        [v.name for v in recognize(put(tmp_path, unet(shape, n))).value_layers]
+        for n in ("ldm", "diffusers")
+    ]
+    assert names[0] == names[1] == [own for _, own, _ in value_names(shape)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "extra", "family"),
+    [
+        (SD1 | {"columns": 64}, [CLIP], "sd1"),
+        (SD1 | {"columns": 768}, [], "sd1"),
+        (SD1 | {"columns": 64}, [OPEN_CLIP], "sd2"),
+        (SD1 | {"columns": 1024}, [CLIP], "sd2"),
+        (SDXL | {"columns": 64}, XL_CLIPS, "sdxl"),
+    ],
+)
+def test_thinner_models_are_told_by_their_keys(tmp_path, shape, extra, family):
+    assert recognize(put(tmp_path, unet(shape) + extra)).family == family
+
+
+@pytest.mark.parametrize("names", ["ldm", "diffusers"])
+@pytest.mark.parametrize(("proj_in", "family"), [((4, 4, 1, 1), "sd1"), ((4, 4), "sd2")])
+def test_a_thin_unet_alone_is_told_by_its_projection(tmp_path, names, proj_in, family):
+    entries = unet(SD1, names)
+    stem = next(n for n, _, _ in entries if "to_v" in n).partition("transformer_blocks")[0]
+    first = (
+        "model.diffusion_model.input_blocks.1.1."
+        if names == "ldm"
+        else "down_blocks.0.attentions.0."
+    )
+    assert stem == first
+    assert (
+        recognize(put(tmp_path, [*entries, (first + "proj_in.weight", "F32", proj_in)])).family
+        == family
+    )
+
+
+def test_inpainting_channels(tmp_path):
+    for names in ("ldm", "diffusers"):
+        assert recognize(put(tmp_path, unet(SD1, names, in_channels=9))).in_channels == 9
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "model.", ""])
+def test_ldm_unets_under_other_prefixes(tmp_path, prefix):
+    entries = [(n.replace("model.diffusion_model.", prefix), d, s) for n, d, s in unet(SD1)]
+    checkpoint = recognize(put(tmp_path, entries))
+    assert checkpoint.layout == "unet-ldm"
+    assert [v.name for v in checkpoint.value_layers] == SD1_ORDER
+
+
+def test_ema_twins_are_copies(tmp_path):
+    checkpoint = recognize(rawfiles.sd1(tmp_path / "m.safetensors", with_ema=True, ema_dtype="F32"))
+    assert checkpoint.ema
+    assert all(len(v.tensors) == 2 for v in checkpoint.value_layers)
+    by_name = {v.name: v for v in checkpoint.value_layers}
+    assert by_name[f"down_blocks.0.attentions.0{END}"].tensors == (
+        f"model.diffusion_model.input_blocks.1.1{END}.weight",
+        "model_ema.diffusion_modelinput_blocks11transformer_blocks0attn2to_vweight",
+    )
+    # 11.1 and 1.11 would be told apart even without dots: these belong to output block 11.
+    assert by_name[f"up_blocks.3.attentions.2{END}"].tensors[1] == (
+        "model_ema.diffusion_modeloutput_blocks111transformer_blocks0attn2to_vweight"
+    )
+
+
+def test_ema_twins_with_dots_are_copies_too(tmp_path):
+    entries = unet(SD1)
+    twins = [("model_ema." + n.removeprefix("model."), d, s) for n, d, s in entries]
+    checkpoint = recognize(put(tmp_path, entries + twins))
+    assert all(len(v.tensors) == 2 for v in checkpoint.value_layers)
+
+
+def test_biases_and_scales(tmp_path):
+    entries = unet(SD1, "diffusers")
+    stem = f"mid_block.attentions.0{END}"
+    entries += [(f"{stem}.bias", "F32", (8,)), (f"{stem}.scale_weight", "F32", ())]
+    layers = {v.name: v for v in recognize(put(tmp_path, entries)).value_layers}
+    assert layers[stem].biases == (f"{stem}.bias",)
+    assert refusal(put(tmp_path, reshaped(entries, "to_v.bias", shape=(7,)))).count("[7]")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "marker", "kind"),
+    [
+        ({"modelspec.prediction_type": "epsilon"}, [], "epsilon"),
+        ({"modelspec.prediction_type": "v"}, [], "v_prediction"),
+        ({"modelspec.prediction_type": "V_Prediction"}, [], "v_prediction"),
+        ({"modelspec.prediction_type": "rectified"}, [], None),
+        ({}, ["v_pred"], "v_prediction"),
+        ({}, ["v_pred", "ztsnr"], "v_prediction"),
+        ({}, ["ztsnr"], None),
+        ({"modelspec.prediction_type": "epsilon"}, ["v_pred"], "epsilon"),
+        (None, [], None),
+    ],
+)
+def test_prediction_type(tmp_path, metadata, marker, kind):
+    entries = [*unet(SDXL, sdxl=True, dtype="F16"), *((m, "F32", (0,)) for m in marker)]
+    assert recognize(put(tmp_path, entries, metadata)).prediction_type == kind
+
+
+# ------------------------------------------------------------------------------------ selecting
+
+
+def test_select(tmp_path):
+    checkpoint = recognize(rawfiles.sd1(tmp_path / "m.safetensors"))
+
+    def names(layers):
+        return [v.name for v in checkpoint.select(layers)]
+
+    assert names("down+mid") == SD1_ORDER[:7]
+    assert names("mid + down") == SD1_ORDER[:7]
+    assert names("up") == SD1_ORDER[7:]
+    assert names("all") == SD1_ORDER
+    assert names("up_blocks.3.*, down_blocks.0.attentions.1.*") == [SD1_ORDER[1], *SD1_ORDER[13:]]
+    assert names("mid,*.attentions.0.*") == [
+        n for n in SD1_ORDER if "attentions.0" in n or "mid" in n
+    ]
+    assert names(SD1_ORDER[3]) == [SD1_ORDER[3]]
+    for nothing in ("", "down+middle", "mid,", "down_blocks.9.*", "DOWN"):
+        with pytest.raises(OptionError, match="no value layer matches"):
+            names(nothing)
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+LINEAR = ("F32", (4, 4))
+REFUSED = {
+    "kohya lora": (
+        [("lora_unet_down_blocks_0_attentions_0_attn2_to_v.lora_down.weight", *LINEAR)],
+        "is a LoRA",
+    ),
+    "peft lora": ([(f"unet.mid_block.attentions.0{END}.lora_A.weight", *LINEAR)], "is a LoRA"),
+    "diffusers lora": (
+        [("unet.mid_block.attn2.processor.to_v_lora.up.weight", *LINEAR)],
+        "is a LoRA",
+    ),
+    "lycoris": ([("lora_te_text_model_encoder.hada_w1_a", *LINEAR)], "is a LoRA"),
+    "ldm vae": ([VAE], "is a VAE alone"),
+    "bare vae": (
+        [("decoder.conv_in.weight", *LINEAR), ("encoder.mid.block_1.norm1.weight", *LINEAR)],
+        "is a VAE alone",
+    ),
+    "diffusers vae": (
+        [("encoder.conv_in.weight", *LINEAR), ("encoder.down_blocks.0.resnets.0.a", *LINEAR)],
+        "is a VAE alone",
+    ),
+    "clip": ([("text_model.embeddings.position_ids", "I64", (1, 77))], "is a text encoder alone"),
+    "ldm clip": ([CLIP], "is a text encoder alone"),
+    "t5": ([("encoder.block.0.layer.0.SelfAttention.q.weight", *LINEAR)], "is a text encoder"),
+    "ldm controlnet": (
+        [("control_model." + n[22:], d, s) for n, d, s in unet(SD1)],
+        "holds a ControlNet",
+    ),
+    "whole file with controlnet": (
+        [*unet(SD1), CLIP, ("control_model.zero_convs.0.0.weight", *LINEAR)],
+        "holds a ControlNet",
+    ),
+    "diffusers controlnet": (
+        [*unet(SD1, "diffusers"), ("controlnet_cond_embedding.conv_in.weight", *LINEAR)],
+        "holds a ControlNet",
+    ),
+    "refiner": (
+        [
+            *unet(SDXL | {"columns": 1280}, sdxl=True, dtype="F8_E4M3"),
+            ("conditioner.embedders.0.model.ln_final.weight", "F32", (8,)),
+        ],
+        "SDXL refiner",
+    ),
+    "refiner unet": (unet(SDXL | {"columns": 1280}, "diffusers", "F16", sdxl=True), "SDXL refiner"),
+    "flux": (
+        [("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", *LINEAR), VAE],
+        "Flux model: its attention joins",
+    ),
+    "diffusers flux": (
+        [
+            ("single_transformer_blocks.0.attn.to_v.weight", *LINEAR),
+            ("transformer_blocks.0.attn.add_v_proj.weight", *LINEAR),
+        ],
+        "Flux model: its attention joins",
+    ),
+    "sd3": (
+        [("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", *LINEAR), VAE],
+        "Stable Diffusion 3 model: its attention joins",
+    ),
+    "diffusers sd3": (
+        [("transformer_blocks.0.attn.add_v_proj.weight", *LINEAR)],
+        "joint-attention transformer",
+    ),
+    "pixart": (
+        [("transformer_blocks.0.attn2.to_v.weight", *LINEAR)],
+        "unknown family: its value layers",
+    ),
+    "unclip": (
+        [*unet(SD2), ("model.diffusion_model.label_emb.0.0.weight", *LINEAR)],
+        "unknown family: it has SDXL's added conditions",
+    ),
+    "upscaler": (
+        [*unet(SD2, "diffusers"), ("class_embedding.weight", *LINEAR)],
+        "upscaler or unCLIP",
+    ),
+    "video": (
+        [
+            *unet(SD2),
+            ("model.diffusion_model.input_blocks.1.1.time_stack.0.attn2.to_v.weight", *LINEAR),
+        ],
+        "video model",
+    ),
+    "language model": ([("model.layers.0.self_attn.v_proj.weight", *LINEAR)], "no cross-attention"),
+    "unconditional unet": (
+        [("time_embedding.linear_1.weight", *LINEAR), ("conv_in.weight", *LINEAR)],
+        "no cross-attention",
+    ),
+    "unknown copy": (
+        [*unet(SD1), ("ema.input_blocks.1.1.attn2.to_v.weight\n", *LINEAR)],
+        "whose place in the network is unknown",
+    ),
+    "a second unet": (
+        unet(SD1) + unet(SD1, "diffusers"),
+        "whose place in the network is unknown",
+    ),
+    "leading zeros": (
+        [*unet(SD1), (f"model.diffusion_model.input_blocks.01.1{END}.weight", *LINEAR)],
+        "whose place in the network is unknown",
+    ),
+    "rank 4": (reshaped(unet(SD1), "middle_block.1" + END, shape=(8, 5, 1, 1)), "[8, 5, 1, 1]"),
+    "rank 1": (reshaped(unet(SD1), "middle_block.1" + END, shape=(40,)), "[40]"),
+    "no rows": (reshaped(unet(SD1), "middle_block.1" + END, shape=(0, 5)), "[0, 5]"),
+    "two widths": (
+        reshaped(unet(SD1), "middle_block.1" + END, shape=(8, 6)),
+        "different widths [5, 6]",
+    ),
+    "copies differ": (
+        reshaped(unet(SD1) + rawfiles.ema(unet(SD1)), "modelmiddle_block1", shape=(8, 6)),
+        "two shapes, [8, 5] and [8, 6]",
+    ),
+    "no first convolution": (without(unet(SD1), "input_blocks.0.0"), "no first convolution"),
+    "odd first convolution": (
+        reshaped(unet(SD1), "input_blocks.0.0", shape=(4, 4)),
+        "no first convolution",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_each_refusal_has_its_sentence(tmp_path, name):
+    entries, words = REFUSED[name]
+    assert words in refusal(put(tmp_path, entries))
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "I8", "U8", "I64"])
+def test_dtypes_whose_zero_bytes_are_not_zero(tmp_path, dtype):
+    line = refusal(put(tmp_path, reshaped(unet(SD1), f"input_blocks.4.1{END}", dtype)))
+    assert f"in {dtype}, in which zero bytes do not mean zero" in line
+    twin = unet(SD1) + reshaped(rawfiles.ema(unet(SD1)), "attn2to_vweight", dtype)
+    assert "do not mean zero" in refusal(put(tmp_path, twin))
+
+
+def test_sub_byte_values(tmp_path):
+    entries = unet(SD1, dtype="F8_E4M3")
+    path = put(tmp_path, entries)
+    header, _, data = rawfiles.parse(path)
+    name = f"model.diffusion_model.middle_block.1{END}.weight"
+    header[name] |= {"dtype": "F4", "shape": [16, 5]}
+    path.write_bytes(rawfiles.assemble(json.dumps(header), data))
+    assert "in F4, in which" in refusal(path)
+
+
+def test_one_shard_of_many(tmp_path):
+    path = put(tmp_path, unet(SD1, "diffusers"), name="m-00001-of-00002.safetensors")
+    assert "one shard" in refusal(path)
+
+
+def test_header_faults_come_through(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(b"")
+    assert "is empty" in refusal(tmp_path / "m.safetensors")
+
+
+def test_no_torch_is_imported():
+    code = (
+        "import sys, nemo_prune.families, nemo_prune.manifest, nemo_prune.surgery\n"
+        "print([m for m in ('torch', 'numpy', 'safetensors', 'diffusers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
