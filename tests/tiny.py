@@ -4,11 +4,11 @@
 folder that describes it, for comparing with diffusers' own loading.
 """
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ldm
 import torch
 from torch import Tensor
 
@@ -20,10 +20,6 @@ from nemo_prune.hub import (
     CLIPTextModelWithProjection,
     UNet2DConditionModel,
 )
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-
-import ldm
 
 _WIDTHS = {"sd1": [32, 64, 96, 96], "sd2": [64, 64, 128, 128], "sdxl": [64, 64, 128]}
 _TEXT_WIDTHS = {"sd1": [64], "sd2": [64], "sdxl": [64, 128]}
