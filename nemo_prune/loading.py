@@ -78,6 +78,8 @@ def load_model(
     side = loader.configs.sample_size(
         checkpoint.family, dict(unet.config), schedule["prediction_type"]
     )
+    # A pipeline draws at the size that the UNet's config says.
+    unet.register_to_config(sample_size=side)
     shape = (int(unet.config["out_channels"]), side, side)
     return LoadedModel(
         family=checkpoint.family,

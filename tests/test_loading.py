@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ from nemo_prune.families import recognize
 CPU = torch.device("cpu")
 FAMILIES = ("sd1", "sd2", "sdxl")
 PROMPTS = ["a photo of a cat", "Hello! 12 dogs", ""]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +173,13 @@ def test_v_prediction_is_converted_to_noise(files: dict[str, Path], folder: Path
     raw = epsilon.predict_noise(latents, 500, text)
     expected = alpha.sqrt() * raw + (1 - alpha).sqrt() * latents
     assert torch.allclose(v.predict_noise(latents, 500, text), expected)
+
+
+def test_sd2_that_predicts_v_draws_larger_pictures(folder: Path) -> None:
+    path = write_tiny(folder / "v.safetensors", "sd2", metadata={"modelspec.prediction_type": "v"})
+    pipeline = loading.load_pipeline(recognize(path), device=CPU, dtype=torch.float32)
+    assert pipeline.unet.config["sample_size"] * pipeline.vae_scale_factor == 768
+    assert load(path).latent_shape == (4, 96, 96)
 
 
 def test_inpainting_sees_a_picture_masked_everywhere(folder: Path) -> None:
