@@ -1,0 +1,195 @@
+"""Copy a safetensors file with byte ranges zeroed, and compare the copy with what it came from.
+
+`Source`, `copy` and `verify` are the two passes of `surgery`, which says what to zero.
+"""
+
+import errno
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from nemo_prune.errors import CheckpointError, OutputError
+from nemo_prune.header import Header
+from nemo_prune.provenance import MODELSPEC_HASH
+
+_CHUNK = 4 * 2**20
+_UNSUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
+
+
+class Ranges:
+    """Byte ranges in the source, sorted and apart from each other."""
+
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
+        self._ranges = sorted(ranges)
+        self._ends = [end for _, end in self._ranges]
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """What of the ranges lies in [start, end), counted from `start`."""
+        for i in range(bisect_right(self._ends, start), len(self._ranges)):
+            first, last = self._ranges[i]
+            if first >= end:
+                return
+            yield max(first, start) - start, min(last, end) - start
+
+
+class Source:
+    """The file that `header` was read from, open; its OSErrors and changes are CheckpointErrors."""
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        try:
+            self._file = header.path.open("rb", buffering=0)
+        except OSError as error:
+            raise unreadable(header.path, error) from None
+        self._state = self._now()
+
+    def __enter__(self) -> "Source":
+        try:
+            if self._state[0] != self.header.size:
+                raise self._changed()
+            if self.read(0, self.header.data_start)[8:] != self.header.raw:
+                raise self._changed()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, start: int, end: int) -> bytearray:
+        try:
+            data = _read_at(self._file, start, end)
+        except OSError as error:
+            raise unreadable(self.header.path, error) from None
+        if len(data) < end - start:
+            raise self._changed()
+        return data
+
+    def check_unchanged(self) -> None:
+        if self._now() != self._state:
+            raise self._changed()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.header.path}: changed while it was read; wait until it is whole, then try again"
+        )
+
+
+def copy(source: Source, target: BinaryIO, length: int, ranges: Ranges) -> tuple[str, str]:
+    """Copy the data to behind `length` bytes of header, zeroing `ranges`.
+
+    Returns the SHA-256 of the source and, if its metadata state such a hash, of the new data.
+    """
+    header = source.header
+    whole, data = hashlib.sha256(source.read(0, header.data_start)), hashlib.sha256()
+    stated = MODELSPEC_HASH in header.metadata
+    for start, end in _chunks(header):
+        chunk = source.read(start, end)
+        whole.update(chunk)
+        place = start - header.data_start + length
+        copied = _copy_range(source, target, start, place, end - start)
+        write_at(target, memoryview(chunk)[copied:], place + copied)
+        for first, last in ranges.within(start, end):
+            zeros = bytes(last - first)
+            write_at(target, zeros, place + first)
+            chunk[first:last] = zeros
+        if stated:
+            data.update(chunk)
+    return whole.hexdigest(), data.hexdigest()
+
+
+def _copy_range(source: Source, target: BinaryIO, start: int, place: int, count: int) -> int:
+    """Have the kernel copy `count` bytes; returns how many it did, which may be none."""
+    kernel_copy = getattr(os, "copy_file_range", None)
+    done = 0
+    while kernel_copy is not None and done < count:
+        try:
+            step = kernel_copy(
+                source.fileno(), target.fileno(), count - done, start + done, place + done
+            )
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            break
+        if step == 0:
+            break
+        done += step
+    return done
+
+
+def verify(
+    source: Source, target: BinaryIO, out: Path, start: bytes, ranges: Ranges
+) -> tuple[str, int]:
+    """Compare the files; returns the output's SHA-256 and how many of its data bytes differ."""
+    header = source.header
+    if target.seek(0, os.SEEK_END) != len(start) + header.size - header.data_start:
+        raise _not_as_written(source, out)
+    if _read_at(target, 0, len(start)) != start:
+        raise _not_as_written(source, out)
+    whole = hashlib.sha256(start)
+    changed = 0
+    for first, last in _chunks(header):
+        place = first - header.data_start + len(start)
+        old, new = source.read(first, last), _read_at(target, place, place + last - first)
+        whole.update(new)
+        for low, high in ranges.within(first, last):
+            zeros = bytes(high - low)
+            changed += high - low - old.count(0, low, high)
+            old[low:high] = zeros
+        # Where rows were chosen this asks for zeros, everywhere else for the source's bytes.
+        if old != new:
+            raise _not_as_written(source, out)
+    return whole.hexdigest(), changed
+
+
+def _not_as_written(source: Source, out: Path) -> OutputError:
+    source.check_unchanged()
+    return OutputError(
+        f"{out}: what was read back is not what was written; check the disk, or try another"
+    )
+
+
+def _chunks(header: Header) -> Iterator[tuple[int, int]]:
+    for start in range(header.data_start, header.size, _CHUNK):
+        yield start, min(start + _CHUNK, header.size)
+
+
+def _read_at(file: BinaryIO, start: int, end: int) -> bytearray:
+    """The bytes [start, end) of an unbuffered file; fewer only at its end."""
+    data = bytearray(end - start)
+    view = memoryview(data)
+    file.seek(start)
+    done = 0
+    while done < len(data):
+        step = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not step:
+            break
+        done += step
+    view.release()
+    del data[done:]
+    return data
+
+
+def write_at(file: BinaryIO, data: bytes | memoryview, place: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        # Not os.pwrite: Windows has none.
+        file.seek(place)
+        step = file.write(rest)
+        place += step
+        rest = rest[step:]
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be read ({error.strerror or error})")
