@@ -1,3 +1,3 @@
-"""nemo-prune: find and zero the value neurons behind memorized pictures in Stable Diffusion files."""
+"""nemo-prune: find and zero the value neurons behind memorized pictures in Stable Diffusion."""
 
 __version__ = "0.1.0"

@@ -128,6 +128,15 @@ class Engine:
         found = pruned._differences([_Sample(twin, frozenset(), seed) for seed in seeds])
         return self._scores(prompt, seeds, seeds, found)
 
+    def probe(
+        self, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int]
+    ) -> dict[int, float]:
+        """The criterion's scores on seeds that no search used: two samples a seed."""
+        samples = [_Sample(prompt, frozenset(), seed) for seed in seeds]
+        prompt.clean = dict(zip(seeds, self._differences(samples), strict=True))
+        found = self._differences([_Sample(prompt, off, seed) for seed in seeds])
+        return self._scores(prompt, seeds, seeds, found)
+
     def _best_pairs(self, prompt: Prompt, seeds: Sequence[int]) -> dict[int, float]:
         best = pairwise(torch.stack([prompt.clean[seed] for seed in seeds])).amax(dim=1)
         return {seed: _rounded(score) for seed, score in zip(seeds, best.tolist(), strict=True)}

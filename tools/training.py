@@ -1,4 +1,4 @@
-"""A training stage that can be killed at any step and goes on where it stopped, with the same result."""
+"""A training stage that can be killed at any step and goes on where it stopped, to the same end."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Stage:
-    """One named stage: a module, AdamW, a learning rate that falls to 3 %, an EMA copy of the weights.
+    """One named stage: a module, AdamW, a learning rate falling to 3 %, an EMA of the weights.
 
     Every step draws its randomness from (seed, stage, step) alone, so a resumed run sees the same
     batches as an unbroken one. State is kept in `folder/NAME.pt`, written every `save_every` steps.

@@ -1,0 +1,110 @@
+"""What a person sees: progress and tables, on standard error, so that standard output stays JSON."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+_STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red"}
+_SMOOTHING = 120.0  # seconds over which the time left is averaged, so that it does not jump
+
+
+def console() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+class BarProgress:
+    """`Progress` as one bar for the current stage."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._task: Any = None
+
+    def stage(self, name: str, total: int, unit: str) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=total, detail=unit)
+
+    def advance(self, count: int = 1) -> None:
+        self._bar.advance(self._task, count)
+
+    def detail(self, text: str) -> None:
+        self._bar.update(self._task, detail=text)
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(f"note: {text}", markup=False)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[BarProgress]:
+    """A progress bar on standard error; nothing moves if quiet or not a terminal."""
+    shown = console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )
+    disable = quiet or not shown.is_terminal
+    with Bar(
+        *columns, console=shown, transient=True, disable=disable,
+        speed_estimate_period=_SMOOTHING,
+    ) as bar:  # fmt: skip
+        yield BarProgress(bar)
+
+
+def print_prompts(result: dict[str, Any]) -> None:
+    """The table of prompts and the totals of a `summary`."""
+    shown = console()
+    table = Table(title=None, header_style="bold")
+    for name in ("prompt", "status", "score before", "score after", "neurons", "samples"):
+        table.add_column(name, justify="left" if name == "status" else "right")
+    for entry in result["prompts"]:
+        status = str(entry["status"])
+        table.add_row(
+            str(entry["index"]),
+            f"[{_STYLES.get(status, 'default')}]{status}[/]",
+            *(
+                "-" if entry[key] is None else f"{entry[key]:.3f}"
+                for key in ("score_before", "score_after")
+            ),
+            str(len(entry["neurons"])),
+            str(entry["samples"]),
+        )
+    shown.print(table)
+    cost = result["cost"]
+    memorized = [e for e in result["prompts"] if e["status"] != "not memorized"]
+    suppressed = sum(e["status"] == "suppressed" for e in memorized)
+    shown.print(
+        f"tau {result['tau']} ({result['tau_source']}), criterion {result['criterion']}. "
+        f"{suppressed} of {len(memorized)} memorized prompts suppressed, "
+        f"{len(result['prompts']) - len(memorized)} not memorized; "
+        f"{len(result['neurons'])} neurons in all.\n"
+        f"Denoiser samples: {cost['samples']} to search, {cost['calibration_samples']} to "
+        f"calibrate, {cost['check_samples']} to check; {cost['seconds']} s."
+    )
+
+
+def print_inspection(found: dict[str, Any]) -> None:
+    """The table of `inspect`, on standard output: it is what was asked for."""
+    shown = Console(highlight=False)
+    for key in ("path", "family", "layout", "prediction_type", "text_encoder", "vae", "ema",
+                "in_channels", "dtypes", "bytes"):  # fmt: skip
+        value = found[key]
+        text = ", ".join(value) if isinstance(value, list) else value
+        shown.print(f"{key.replace('_', ' ')}: {'unknown' if text is None else text}", markup=False)
+    table = Table("value layer", "neurons", "columns", "copies", "already zero")
+    for layer in found["value_layers"]:
+        zeroed = layer["zeroed"]
+        table.add_row(
+            layer["name"].removesuffix(".attn2.to_v"), str(layer["rows"]), str(layer["columns"]),
+            str(layer["copies"]), ", ".join(map(str, zeroed)) or "-",
+        )  # fmt: skip
+    shown.print(table)
+    for key, value in found["provenance"].items():
+        shown.print(f"{key}: {value}", markup=False)
