@@ -40,6 +40,8 @@ def earlier_neurons(header: Header) -> tuple[Neuron, ...]:
     try:
         listed = json.loads(header.metadata.get(NEURONS, "{}"))
         found = [Neuron(layer, row) for layer, rows in listed.items() for row in rows]
+        # Escapes can spell half a surrogate pair, which could not be written again.
+        "".join(listed).encode()
     except (ValueError, TypeError, AttributeError, RecursionError):
         found = None
     if found is None or any(type(n.row) is not int or n.row < 0 for n in found):

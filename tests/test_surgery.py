@@ -324,7 +324,18 @@ def test_a_file_pruned_before(tmp_path, model):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"a":1}', '{"a":[-1]}', '{"a":["x"]}', "[" * 9999]
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"a":1}',
+        '{"a":[-1]}',
+        '{"a":["x"]}',
+        '{"a":[true]}',
+        '{"\\ud800":[0]}',
+        "[" * 9999,
+    ],
 )
 def test_damaged_notes_of_an_earlier_run(tmp_path, text):
     path = rawfiles.sd1(tmp_path / "m.safetensors", metadata={"nemo_prune.neurons": text})
@@ -438,6 +449,38 @@ def test_a_full_disk(tmp_path, model, monkeypatch, where, name, overwrite):
         assert out.read_text() == "precious"
         out.unlink()
     nothing_left(tmp_path, "m.safetensors")
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_disk_that_fills_up_at_any_write(tmp_path, model, monkeypatch, nth):
+    """The writes are the data, the zeros and, last of all, the header."""
+    before, real, calls = model.read_bytes(), streams.write_at, []
+
+    def write_at(file, data, place):
+        calls.append(place)
+        if len(calls) == nth:
+            no_space()
+        real(file, data, place)
+
+    monkeypatch.setattr(streams, "write_at", write_at)
+    monkeypatch.setattr("nemo_prune.surgery.write_at", write_at)
+    with pytest.raises(OutputError, match="no space left"):
+        prune(model, tmp_path / "o", CHOSEN[:1])
+    assert len(calls) == nth
+    assert (calls[-1] == 0) == (nth == 3)
+    assert model.read_bytes() == before
+    nothing_left(tmp_path, "m.safetensors")
+
+
+def test_a_header_that_would_be_too_large(tmp_path, model, monkeypatch):
+    prune(model, tmp_path / "o")
+    size = len(rawfiles.parse(tmp_path / "o")[1])
+    monkeypatch.setattr("nemo_prune.surgery.MAX_HEADER_BYTES", size)
+    prune(model, tmp_path / "o", overwrite=True)
+    monkeypatch.setattr("nemo_prune.surgery.MAX_HEADER_BYTES", size - 1)
+    with pytest.raises(OutputError, match="header would be larger"):
+        prune(model, tmp_path / "p")
+    nothing_left(tmp_path, "m.safetensors", "o")
 
 
 def test_a_file_that_may_not_grow(tmp_path, model):
