@@ -239,8 +239,8 @@ def apply(model: Path, manifest: Path, output: Path, overwrite: bool, as_json: b
     check_output(model, output, overwrite)
     wanted = read_manifest(manifest)
     checkpoint = recognize(model)
-    provenance = {"prompts": str(len(wanted.prompts))}
-    provenance |= {k: str(wanted.options[k]) for k in ("tau", "criterion") if k in wanted.options}
+    known = {k: str(wanted.options[k]) for k in ("tau", "criterion") if k in wanted.options}
+    provenance = {**known, "prompts": str(len(wanted.prompts))}
     written = zero_neurons(checkpoint, wanted.neurons, output, provenance, overwrite=overwrite)
     if written.source_sha256 != wanted.source["sha256"]:
         click.echo(

@@ -98,7 +98,9 @@ def print_inspection(found: dict[str, Any]) -> None:
         value = found[key]
         text = ", ".join(value) if isinstance(value, list) else value
         shown.print(f"{key.replace('_', ' ')}: {'unknown' if text is None else text}", markup=False)
-    table = Table("value layer", "neurons", "columns", "copies", "already zero")
+    table = Table(header_style="bold")
+    for name in ("value layer", "neurons", "columns", "copies", "already zero"):
+        table.add_column(name, overflow="fold")
     for layer in found["value_layers"]:
         zeroed = layer["zeroed"]
         table.add_row(

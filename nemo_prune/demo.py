@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_prune.errors import OutputError
+from nemo_prune.errors import CheckpointError, OutputError
 from nemo_prune.families import recognize
 from nemo_prune.manifest import Neuron, write_manifest
 from nemo_prune.prompts import read_prompts
@@ -36,8 +36,13 @@ def precision(caption: str, neurons: tuple[Neuron, ...]) -> float | None:
 def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     """Prune the demo checkpoint into a new folder; return the job's summary with a "demo" part.
 
-    Raises OutputError if the folder exists or cannot be made.
+    Raises OutputError if the folder exists or cannot be made, CheckpointError without checkpoint.
     """
+    if not CHECKPOINT.exists():
+        raise CheckpointError(
+            f"{CHECKPOINT}: the demo checkpoint is not in this version; train it with "
+            f"python tools/train_demo.py"
+        )
     try:
         folder.mkdir()
     except FileExistsError:
