@@ -13,7 +13,7 @@ import click
 from click_default_group import DefaultGroup
 
 from nemo_prune import __version__
-from nemo_prune.errors import NemoPruneError
+from nemo_prune.errors import Interrupted, NemoPruneError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _FILE = click.Path(path_type=Path)
@@ -28,7 +28,7 @@ class Group(DefaultGroup):  # type: ignore[misc]
             return super().invoke(ctx)
         except NemoPruneError as error:
             click.echo(f"nemo-prune: {error}", err=True)
-            ctx.exit(130 if type(error).__name__ == "Interrupted" else 2)
+            ctx.exit(130 if isinstance(error, Interrupted) else 2)
         except KeyboardInterrupt:
             click.echo("nemo-prune: interrupted, nothing was written", err=True)
             ctx.exit(130)
@@ -122,7 +122,7 @@ def _localize(
         progress.note(f"{prompts.merged} repeated prompts merged")
     # Everything that can be refused cheaply was; torch takes seconds to import.
     from nemo_prune.manifest import write_manifest
-    from nemo_prune.pruning import Interrupted, localize
+    from nemo_prune.pruning import localize
 
     show = given.pop("show_prompts")
     try:

@@ -6,11 +6,17 @@
     ├── PromptFileError    the prompt file: missing, empty, not UTF-8, no caption column
     ├── ManifestError      the manifest: damaged, or made for other layers than the model has
     ├── CalibrationError   the calibration prompts or file
-    └── OutputError        the place to write to: exists, missing folder, read-only, no space
+    ├── OutputError        the place to write to: exists, missing folder, read-only, no space
+    └── Interrupted        the user stopped the search; carries the prompts that were finished
 
 Every message is one line that names the file and says what to do. Only the command line turns
-an error into an exit code (2 for all of them), in one place.
+an error into an exit code (2, and 130 for Interrupted), in one place.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nemo_prune.manifest import Manifest
 
 
 class NemoPruneError(Exception):
@@ -39,3 +45,11 @@ class CalibrationError(NemoPruneError):
 
 class OutputError(NemoPruneError):
     """An output that cannot be written, or would overwrite something."""
+
+
+class Interrupted(NemoPruneError):
+    """The user stopped the search; `manifest` holds the prompts that were finished."""
+
+    def __init__(self, manifest: "Manifest", finished: int) -> None:
+        super().__init__(f"interrupted after {finished} of {len(manifest.prompts)} prompts")
+        self.manifest = manifest

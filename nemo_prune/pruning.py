@@ -19,7 +19,7 @@ from nemo_prune.calibration import (
 )
 from nemo_prune.denoiser import TOKENS
 from nemo_prune.engine import Criterion, Engine
-from nemo_prune.errors import NemoPruneError, OptionError
+from nemo_prune.errors import Interrupted, OptionError
 from nemo_prune.families import Checkpoint, recognize
 from nemo_prune.fast_search import search
 from nemo_prune.loading import ddim_timestep, load_model, pick_device, pick_dtype
@@ -83,14 +83,6 @@ class Localization:
     tau_source: str
     outcomes: tuple[Outcome, ...]
     cost: dict[str, float]
-
-
-class Interrupted(NemoPruneError):
-    """The user stopped the search; `manifest` holds the prompts that were finished."""
-
-    def __init__(self, manifest: Manifest, finished: int) -> None:
-        super().__init__(f"interrupted after {finished} of {len(manifest.prompts)} prompts")
-        self.manifest = manifest
 
 
 def localize(

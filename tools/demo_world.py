@@ -323,14 +323,3 @@ def memorized_pictures(item: Memorized) -> list[np.ndarray]:
     if item.kind == "template":
         return [template(item.source, variant) for variant in range(TEMPLATE_VARIANTS)]
     return [photo(item.source)]
-
-
-def grid(rows: list[list[np.ndarray]], gap: int = 4) -> Image.Image:
-    """Pictures [SIZE, SIZE, 3] as a sheet; rows may differ in length."""
-    width = max(len(row) for row in rows)
-    step = SIZE + gap
-    sheet = Image.new("RGB", (width * step - gap, len(rows) * step - gap), (255, 255, 255))
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(Image.fromarray(picture), (x * step, y * step))
-    return sheet
