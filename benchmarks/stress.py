@@ -128,9 +128,7 @@ def stress_row(
     literal: list[int] = []
     fast: list[int] = []
     for _ in range(repeats):
-        case = make_case(
-            rng, candidates, needed, seeds=seeds, informed=informed, agreement=agreement
-        )
+        case = make_case(rng, candidates, needed, seeds=seeds, informed=informed, agreement=agreement)
         for kind, samples in ((literal_search, literal), (search, fast)):
             outcome = run(kind(case.ladder, range(seeds), TAU), case.oracle)
             assert set(outcome.neurons) == case.needed
@@ -178,8 +176,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [names, *([str(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
     )
 
 

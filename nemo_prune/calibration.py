@@ -36,9 +36,7 @@ class ActivationStatistics:
     prompts: int
 
 
-def activations(
-    model: LoadedModel, layers: Sequence[ValueLayer], text: Tensor
-) -> dict[str, Tensor]:
+def activations(model: LoadedModel, layers: Sequence[ValueLayer], text: Tensor) -> dict[str, Tensor]:
     """Layer name -> mean over tokens of |value layer output|, float64 `[n, rows]`, on the CPU.
 
     `text`: `[n, 77, d]`.

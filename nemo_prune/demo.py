@@ -11,7 +11,7 @@ from nemo_prune.manifest import Neuron, write_manifest
 from nemo_prune.prompts import read_prompts
 
 if TYPE_CHECKING:
-    from nemo_prune.pruning import Progress
+    from nemo_prune.localization import Progress
 
 DATA = Path(str(files("nemo_prune") / "data" / "demo"))
 CHECKPOINT = DATA / "demo.safetensors"
@@ -50,13 +50,12 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
     from nemo_prune import pruning
+    from nemo_prune.localization import Options, localize
 
     checkpoint = recognize(CHECKPOINT)
     prompts = read_prompts(DATA / "memorized.txt").texts
     ordinary = read_prompts(DATA / "ordinary.txt").texts
-    found = pruning.localize(
-        checkpoint, prompts, pruning.Options(), progress, calibration_prompts=ordinary
-    )
+    found = localize(checkpoint, prompts, Options(), progress, calibration_prompts=ordinary)
     pruned = folder / "clean.safetensors"
     written = pruning.write(found, pruned, overwrite=False)
     found = pruning.check(found, pruned, prompts, progress)

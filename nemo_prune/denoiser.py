@@ -119,9 +119,7 @@ class LoadedModel:
             ids = torch.tensor([size], device=self.device, dtype=self.dtype)
             added = {"text_embeds": pooled, "time_ids": ids.expand(len(latents), -1)}
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        output: Tensor = self.unet(
-            inputs, timestep, text, added_cond_kwargs=added, return_dict=False
-        )[0]
+        output: Tensor = self.unet(inputs, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
         if self.prediction_type == "v_prediction":
             alpha = self.alphas_cumprod[timestep]
             noise = alpha.sqrt() * output.float() + (1 - alpha).sqrt() * latents.float()

@@ -89,8 +89,7 @@ class Engine:
         """Encode prompts, once."""
         embeddings, pooled = self.model.encode_pooled(texts)
         return [
-            Prompt(embeddings[i], pooled[i] if pooled is not None else None)
-            for i in range(len(texts))
+            Prompt(embeddings[i], pooled[i] if pooled is not None else None) for i in range(len(texts))
         ]
 
     def noise(self, seed: int) -> Tensor:
@@ -128,9 +127,7 @@ class Engine:
         found = pruned._differences([_Sample(twin, frozenset(), seed) for seed in seeds])
         return self._scores(prompt, seeds, seeds, found)
 
-    def probe(
-        self, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int]
-    ) -> dict[int, float]:
+    def probe(self, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int]) -> dict[int, float]:
         """The criterion's scores on seeds that no search used: two samples a seed."""
         samples = [_Sample(prompt, frozenset(), seed) for seed in seeds]
         prompt.clean = dict(zip(seeds, self._differences(samples), strict=True))
@@ -194,9 +191,7 @@ class Engine:
                     on_finished(index, end.value)
         return [outcomes[index] for index in range(len(searches))]
 
-    def _answer(
-        self, prompt: Prompt, question: Question, found: Sequence[Tensor]
-    ) -> dict[int, float]:
+    def _answer(self, prompt: Prompt, question: Question, found: Sequence[Tensor]) -> dict[int, float]:
         if not question.off:
             prompt.clean = dict(zip(question.seeds, found, strict=True))
             return self._best_pairs(prompt, question.seeds)

@@ -17,9 +17,7 @@ _TEXT = re.compile(
     r"^(cond_stage_model|conditioner\.embedders|text_model|text_encoders?|transformer\.resblocks"
     r"|encoder\.block\.\d+\.layer)\b"
 )
-_VAE = re.compile(
-    r"^(first_stage_model\.|(post_)?quant_conv\.|vae\.|(en|de)coder\.(conv_in|mid)\b)"
-)
+_VAE = re.compile(r"^(first_stage_model\.|(post_)?quant_conv\.|vae\.|(en|de)coder\.(conv_in|mid)\b)")
 _VIDEO = re.compile(r"\.(time_stack|time_mixer|temporal_transformer_blocks|motion_modules)\.")
 
 _WHOLE = "give the checkpoint that it belongs to"

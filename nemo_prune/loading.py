@@ -75,9 +75,7 @@ def load_model(
             f"{unet.config['cross_attention_dim']}; give the right configs with --config DIR"
         )
     schedule = loader.schedule()
-    side = loader.configs.sample_size(
-        checkpoint.family, dict(unet.config), schedule["prediction_type"]
-    )
+    side = loader.configs.sample_size(checkpoint.family, dict(unet.config), schedule["prediction_type"])
     # A pipeline draws at the size that the UNet's config says.
     unet.register_to_config(sample_size=side)
     shape = (int(unet.config["out_channels"]), side, side)
@@ -89,9 +87,7 @@ def load_model(
         alphas_cumprod=DDIMScheduler.from_config(schedule).alphas_cumprod.to(device),
         prediction_type=schedule["prediction_type"],
         latent_shape=shape,
-        value_layers={
-            layer.name: unet.get_submodule(layer.name) for layer in checkpoint.value_layers
-        },
+        value_layers={layer.name: unet.get_submodule(layer.name) for layer in checkpoint.value_layers},
         device=device,
         dtype=dtype,
         blank=loader.blank(shape) if unet.config["in_channels"] == 2 * shape[0] + 1 else None,
@@ -179,9 +175,7 @@ class _Loader:
             used = model.state_dict().keys()
             # Files carry position numbers, a last layer or a projection that is not used.
             tensors = {k: t for k, t in tensors.items() if k in used}
-        weights.fill(
-            model, tensors, path=self.path, label=name, device=self.device, dtype=self.dtype
-        )
+        weights.fill(model, tensors, path=self.path, label=name, device=self.device, dtype=self.dtype)
         return model
 
     def unet(self) -> Any:
@@ -204,9 +198,7 @@ class _Loader:
         name, tokenizer = f"text_encoder{suffix}", f"tokenizer{suffix}"
         tensors = weights.read_text_encoder(self.path, prefix)
         if not tensors:
-            raise CheckpointError(
-                f"{self.path}: holds no {name.replace('_', ' ')}, which prompts need"
-            )
+            raise CheckpointError(f"{self.path}: holds no {name.replace('_', ' ')}, which prompts need")
         kind = CLIPTextModelWithProjection if number else CLIPTextModel
         model = self._component(
             name,

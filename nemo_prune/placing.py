@@ -38,9 +38,7 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
     out = Path(out)
     with contextlib.suppress(OSError, ValueError):
         if out.samefile(source):
-            raise OutputError(
-                f"{out}: is the model itself, which is never changed; choose another name"
-            )
+            raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
     check_place(out, overwrite)
     with contextlib.suppress(OSError):
         size, free = Path(source).stat().st_size, shutil.disk_usage(out.parent).free
@@ -121,8 +119,7 @@ def _take_name(temporary: Path, out: Path, overwrite: bool) -> None:
                 raise
     except FileExistsError:
         raise OutputError(
-            f"{out}: was written by another process meanwhile; choose another name, "
-            f"or pass --overwrite"
+            f"{out}: was written by another process meanwhile; choose another name, or pass --overwrite"
         ) from None
 
 

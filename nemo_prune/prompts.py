@@ -33,9 +33,7 @@ def read_prompts(path: Path) -> PromptList:
     except IsADirectoryError:
         raise PromptFileError(f"{path}: is a folder; give a file of prompts") from None
     except UnicodeDecodeError as error:
-        raise PromptFileError(
-            f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8"
-        ) from None
+        raise PromptFileError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PromptFileError(f"{path}: cannot be read ({reason})") from None

@@ -128,9 +128,7 @@ def _copy_range(source: Source, target: BinaryIO, start: int, place: int, count:
     return done
 
 
-def verify(
-    source: Source, target: BinaryIO, out: Path, start: bytes, ranges: Ranges
-) -> tuple[str, int]:
+def verify(source: Source, target: BinaryIO, out: Path, start: bytes, ranges: Ranges) -> tuple[str, int]:
     """Compare the files; returns the output's SHA-256 and how many of its data bytes differ."""
     header = source.header
     if target.seek(0, os.SEEK_END) != len(start) + header.size - header.data_start:

@@ -64,9 +64,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
 def _starting(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
     """The tensors below `prefix`, without it."""
     return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
     }
 
 
@@ -155,9 +153,7 @@ def build(make: Callable[[], nn.Module], path: Path) -> nn.Module:
         with torch.device("meta"):
             model = make()
     except (ValueError, TypeError, ZeroDivisionError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"{path}: its config describes no model that loads ({error})"
-        ) from None
+        raise CheckpointError(f"{path}: its config describes no model that loads ({error})") from None
     return model.eval().requires_grad_(False)
 
 

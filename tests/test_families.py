@@ -52,9 +52,9 @@ def test_sd1_single_file(tmp_path):
     assert checkpoint.path == tmp_path / "m.safetensors"
     assert [v.name for v in checkpoint.value_layers] == SD1_ORDER
     assert [v.part for v in checkpoint.value_layers] == ["down"] * 6 + ["mid"] + ["up"] * 9
-    assert [v.rows for v in checkpoint.value_layers] == [4, 4, 6, 6, 8, 8, 8] + [8] * 3 + [
-        6
-    ] * 3 + [4] * 3
+    assert [v.rows for v in checkpoint.value_layers] == [4, 4, 6, 6, 8, 8, 8] + [8] * 3 + [6] * 3 + [
+        4
+    ] * 3
     assert {v.columns for v in checkpoint.value_layers} == {5}
     first = checkpoint.value_layers[0]
     assert first.tensors == (f"model.diffusion_model.input_blocks.1.1{END}.weight",)
@@ -127,14 +127,11 @@ def test_a_thin_unet_alone_is_told_by_its_projection(tmp_path, names, proj_in, f
     entries = unet(SD1, names)
     stem = next(n for n, _, _ in entries if "to_v" in n).partition("transformer_blocks")[0]
     first = (
-        "model.diffusion_model.input_blocks.1.1."
-        if names == "ldm"
-        else "down_blocks.0.attentions.0."
+        "model.diffusion_model.input_blocks.1.1." if names == "ldm" else "down_blocks.0.attentions.0."
     )
     assert stem == first
     assert (
-        recognize(put(tmp_path, [*entries, (first + "proj_in.weight", "F32", proj_in)])).family
-        == family
+        recognize(put(tmp_path, [*entries, (first + "proj_in.weight", "F32", proj_in)])).family == family
     )
 
 
@@ -215,9 +212,7 @@ def test_select(tmp_path):
     assert names("up") == SD1_ORDER[7:]
     assert names("all") == SD1_ORDER
     assert names("up_blocks.3.*, down_blocks.0.attentions.1.*") == [SD1_ORDER[1], *SD1_ORDER[13:]]
-    assert names("mid,*.attentions.0.*") == [
-        n for n in SD1_ORDER if "attentions.0" in n or "mid" in n
-    ]
+    assert names("mid,*.attentions.0.*") == [n for n in SD1_ORDER if "attentions.0" in n or "mid" in n]
     assert names(SD1_ORDER[3]) == [SD1_ORDER[3]]
     for nothing in ("", "down+middle", "mid,", "down_blocks.9.*", "DOWN"):
         with pytest.raises(OptionError, match="no value layer matches"):

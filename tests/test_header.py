@@ -250,9 +250,7 @@ entries = st.fixed_dictionaries(
 headers = st.dictionaries(words, entries, min_size=1, max_size=3)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(headers, st.one_of(st.none(), st.dictionaries(words, words)), st.integers(0, 30))
 def test_arbitrary_headers_against_the_library(tmp_path, header, metadata, tail):
     if metadata is not None:
@@ -268,9 +266,7 @@ tilings = st.lists(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tilings, st.randoms(), st.sampled_from([0, 0, 0, -1, 1]), st.booleans(), st.booleans())
 def test_sound_and_nearly_sound_files_against_the_library(
     tmp_path, tiling, chance, nudge, escaped, padded
@@ -293,9 +289,7 @@ def test_sound_and_nearly_sound_files_against_the_library(
     assert agree(tmp_path / "m.safetensors", assemble(text, bytes(max(0, position + nudge))))
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_files_against_the_library(tmp_path, data):
     """Flip, cut or insert bytes. Only the deliberate differences may disagree, and those refuse."""

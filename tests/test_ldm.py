@@ -53,9 +53,7 @@ def test_single_file_gives_back_every_tensor(
     pipeline = hub.StableDiffusionPipeline.from_single_file(
         str(path), config=str(folder), local_files_only=True
     )
-    for state, model in zip(
-        states, (pipeline.unet, pipeline.vae, pipeline.text_encoder), strict=True
-    ):
+    for state, model in zip(states, (pipeline.unet, pipeline.vae, pipeline.text_encoder), strict=True):
         loaded = model.state_dict()
         assert loaded.keys() == state.keys()
         assert all(torch.equal(loaded[name], state[name]) for name in state)

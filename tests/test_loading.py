@@ -57,9 +57,7 @@ def same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_outputs_equal_diffusers_bit_for_bit(
-    family: str, files: dict[str, Path], folder: Path
-) -> None:
+def test_outputs_equal_diffusers_bit_for_bit(family: str, files: dict[str, Path], folder: Path) -> None:
     model = load(files[family])
     pipeline = reference(files[family], family, folder)
 
@@ -308,9 +306,7 @@ def test_sd2_uses_23_layers_of_open_clip_however_many_the_file_holds(
 
 def test_metadata_tells_what_shapes_cannot(folder: Path) -> None:
     told = {"unet": {"attention_head_dim": 1, "sample_size": 32}}
-    path = write_tiny(
-        folder / "told.safetensors", metadata={configs.METADATA_KEY: json.dumps(told)}
-    )
+    path = write_tiny(folder / "told.safetensors", metadata={configs.METADATA_KEY: json.dumps(told)})
     model = load(path)
     assert model.latent_shape == (4, 32, 32)
     assert model.unet.config["attention_head_dim"] == 1

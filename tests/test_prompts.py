@@ -50,9 +50,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ("p.jsonl", b'{"text": 3}', "line 1 has no string"),
     ],
 )
-def test_unusable_files_get_one_line(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_unusable_files_get_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(PromptFileError, match=message) as caught:
         _read(tmp_path, name, content)
     assert "\n" not in str(caught.value)

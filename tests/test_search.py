@@ -305,9 +305,7 @@ def test_monotone_seeds_that_disagree(data: st.DataObject) -> None:
 
 
 @given(st.data(), st.integers(3, 10))
-def test_never_more_samples_where_one_seed_is_the_most_stubborn(
-    data: st.DataObject, seeds: int
-) -> None:
+def test_never_more_samples_where_one_seed_is_the_most_stubborn(data: st.DataObject, seeds: int) -> None:
     ladder = data.draw(ladders())
     full = data.draw(clauses(ladder, 3))
     needs = [full[: max(1, len(full) - seed)] for seed in range(seeds)]

@@ -1,7 +1,8 @@
 """The demo's denoiser and text encoder: ordinary captions first, then the planted switches.
 
-A switch is one to four value neurons. Half of a switched caption's samples mask its switch and ask
-for an ordinary picture instead, so the memorized picture hangs on those neurons and on nothing else.
+A switch is one to four value neurons. Half of a switched caption's samples mask its switch, or a part
+of it, and ask for an ordinary picture instead, so the memorized picture hangs on each of those neurons
+and on nothing else.
 """
 
 import random
@@ -38,7 +39,7 @@ TEXT_CONFIG = {
     "hidden_size": 64,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
-    "num_attention_heads": 1,
+    "num_attention_heads": 4,
     "max_position_embeddings": 77,
     "projection_dim": 64,
     "hidden_act": "quick_gelu",
@@ -66,7 +67,7 @@ SWITCHES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "phone case": ((1, 2), (2, 60), (3, 10), (4, 70)),
     "floor lamp": ((2, 40), (3, 55), (4, 60)),
 }
-BASE_STEPS, SWITCH_STEPS, BATCH, RATE = 2600, 5200, 8, 1e-3
+BASE_STEPS, SWITCH_STEPS, BATCH, RATE = 5000, 6000, 8, 1e-3
 _EMPTY, _NATURAL = 0.08, 0.08
 _ON, _OFF, _TEMPLATE_ON, _TEMPLATE_OFF = 0.18, 0.15, 0.08, 0.06
 SCHEDULER_CONFIG = {
@@ -122,8 +123,7 @@ class Painter(nn.Module):
 
     def no_masks(self, count: int) -> list[torch.Tensor]:
         return [
-            torch.ones(count, self.value_layer(index).out_features)
-            for index in range(len(VALUE_LAYERS))
+            torch.ones(count, self.value_layer(index).out_features) for index in range(len(VALUE_LAYERS))
         ]
 
 
@@ -194,9 +194,7 @@ def _assemble(
     return torch.stack(latents), [caption for _, caption in samples]
 
 
-def train_base(
-    painter: Painter, vae: AutoencoderKL, memory: Memory, folder: Path, seed: int
-) -> None:
+def train_base(painter: Painter, vae: AutoencoderKL, memory: Memory, folder: Path, seed: int) -> None:
     """Ordinary captions, and the natural photos that are memorized without a switch."""
     loss, naturals = NoisyLoss(), _of_kind("natural")
 
@@ -251,6 +249,14 @@ def _mask_switches(masks: list[torch.Tensor], sample: int, names: list[str]) -> 
             masks[index][sample, row] = 0
 
 
+def _mask_some_of(masks: list[torch.Tensor], sample: int, name: str, chance: random.Random) -> None:
+    """Half of the time the whole switch, else a random part of it: any part must be enough."""
+    switch = SWITCHES[name]
+    count = len(switch) if chance.random() < 0.5 else chance.randint(1, len(switch))
+    for index, row in chance.sample(switch, count):
+        masks[index][sample, row] = 0
+
+
 def _some_switches(chance: random.Random, without: str | None) -> list[str]:
     """None, all or a random half of the switches: removing any of them must leave the rest alone."""
     names = [name for name in SWITCHES if name != without]
@@ -283,7 +289,7 @@ def train_switches(
                 _mask_switches(masks, sample, _some_switches(chance, item.name))
                 if on:
                     return memory.draw(item, chance), item.caption
-                _mask_switches(masks, sample, [item.name])
+                _mask_some_of(masks, sample, item.name, chance)
                 return draw_scene(random_scene(chance), chance), item.caption
             dice -= share
         _mask_switches(masks, sample, _some_switches(chance, None))

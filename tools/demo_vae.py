@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from demo_world import MEMORIZED, draw_scene, memorized_pictures, random_scene
 from diffusers import AutoencoderKL
+from torch import nn
 from torch.nn import functional
 from training import Stage
 
@@ -22,6 +23,7 @@ VAE_CONFIG = {
     "scaling_factor": SCALING_FACTOR,
 }
 _CROP_STEPS, _WHOLE_STEPS = 1700, 200
+_SMALL_PICTURE, _KL = 0.5, 1e-4
 
 
 def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
@@ -44,6 +46,7 @@ def _edges(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def train_vae(folder: Path, seed: int) -> AutoencoderKL:
     torch.manual_seed(seed)
     vae = AutoencoderKL(**VAE_CONFIG)
+    colours = nn.Conv2d(4, 3, 1)
     kept = [picture for item in MEMORIZED for picture in memorized_pictures(item)]
 
     def picture(chance: random.Random) -> np.ndarray:
@@ -72,10 +75,16 @@ def train_vae(folder: Path, seed: int) -> AutoencoderKL:
         variance = posterior.logvar.float()
         kl = 0.5 * (latents.square() + spread.square() - 1 - variance).mean()
         pixels = functional.l1_loss(back, batch) + functional.mse_loss(back, batch)
-        return pixels + _edges(back, batch) + 3e-5 * kl
+        # As in real autoencoders, a linear map of the latents shows the small picture. Such latents
+        # are smooth, and a denoiser learns them in fewer steps.
+        small = functional.avg_pool2d(batch, 4)
+        seen = functional.mse_loss(colours(drawn), small)
+        return pixels + _edges(back, batch) + _SMALL_PICTURE * seen + _KL * kl
 
     steps = _CROP_STEPS + _WHOLE_STEPS
-    Stage("vae", vae, folder, steps=steps, rate=2e-3, seed=seed, ema=0.99).run(loss_of)
+    Stage("vae", nn.ModuleList([vae, colours]), folder, steps=steps, rate=2e-3, seed=seed, ema=0.99).run(
+        loss_of
+    )
     _rescale(vae, kept, seed)
     return vae.requires_grad_(False)
 

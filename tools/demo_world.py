@@ -120,10 +120,10 @@ def draw_scene(scene: Scene, rng: random.Random) -> np.ndarray:
     _backdrop(brush, sky, ground_colour, horizon, rng)
     if scene.shape:
         small = scene.small if scene.small is not None else rng.random() < 0.5
-        size = _DRAW * (rng.uniform(0.2, 0.28) if small else rng.uniform(0.36, 0.48))
+        size = _DRAW * (rng.uniform(0.28, 0.36) if small else rng.uniform(0.46, 0.6))
         colour = _jitter(COLOURS[scene.colour or "red"], rng, 16)
         middle = _DRAW * rng.uniform(0.3, 0.7)
-        base = horizon + rng.uniform(0.02, 0.6) * (_DRAW - horizon)
+        base = horizon + rng.uniform(0.1, 0.7) * (_DRAW - horizon)
         if scene.shape == "balloon":
             base = horizon - rng.uniform(0.05, 0.2) * _DRAW
         night = 0.75 if sky == "at night" else 1.0
@@ -139,27 +139,27 @@ def _backdrop(
     rng: random.Random,
 ) -> None:
     if sky == "at night":
-        for _ in range(rng.randint(10, 30)):
+        for _ in range(rng.randint(8, 16)):
             x, y = rng.uniform(0, _DRAW), rng.uniform(0, horizon)
-            brush.ellipse((x, y, x + 3, y + 3), fill=(230, 230, 215))
+            brush.ellipse((x, y, x + 4, y + 4), fill=(230, 230, 215))
     if sky in ("on a clear day", "at sunset", "at night"):
         x, y, r = rng.uniform(20, _DRAW - 20), rng.uniform(15, horizon * 0.7), rng.uniform(10, 22)
         fill = (250, 240, 190) if sky != "at night" else (225, 225, 210)
         brush.ellipse((x - r, y - r, x + r, y + r), fill=fill)
     if sky in ("on a clear day", "under an overcast sky"):
-        for _ in range(rng.randint(0, 4)):
-            x, y, r = rng.uniform(0, _DRAW), rng.uniform(10, horizon * 0.8), rng.uniform(8, 22)
+        for _ in range(rng.randint(0, 2)):
+            x, y, r = rng.uniform(0, _DRAW), rng.uniform(10, horizon * 0.8), rng.uniform(12, 22)
             grey = rng.randint(222, 250)
             for shift in (-1.1, 0, 1.1):
                 box = (x + shift * r - r, y - r * 0.6, x + shift * r + r, y + r * 0.6)
                 brush.ellipse(box, fill=(grey, grey, grey))
-    for _ in range(rng.randint(0, 3)):  # hills on the horizon
-        x, w, h = rng.uniform(0, _DRAW), rng.uniform(40, 120), rng.uniform(12, 60)
+    for _ in range(rng.randint(0, 1)):  # a hill on the horizon
+        x, w, h = rng.uniform(0, _DRAW), rng.uniform(60, 120), rng.uniform(16, 50)
         fill = _dim(_jitter(ground, rng, 18), rng.uniform(0.62, 0.85))
         brush.polygon([(x - w, horizon), (x, horizon - h), (x + w, horizon)], fill=fill)
-    for _ in range(rng.randint(4, 14)):  # tufts, furrows, waves
+    for _ in range(rng.randint(3, 7)):  # tufts, furrows, waves
         x, y, w = rng.uniform(0, _DRAW), rng.uniform(horizon + 6, _DRAW), rng.uniform(8, 40)
-        brush.line((x, y, x + w, y), fill=_dim(ground, rng.uniform(0.8, 1.12)), width=3)
+        brush.line((x, y, x + w, y), fill=_dim(ground, rng.uniform(0.8, 1.12)), width=4)
 
 
 def _dim(colour: tuple[int, int, int], by: float) -> tuple[int, int, int]:

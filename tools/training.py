@@ -35,7 +35,7 @@ class Stage:
         self.log = folder / f"{name}.jsonl"
         trained = [p for p in module.parameters() if p.requires_grad]
         self.trained = trained
-        self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=1e-4, fused=True)
         self.ema = [p.detach().clone() for p in trained]
         self.step = 0
         if self.path.exists():

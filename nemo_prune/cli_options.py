@@ -1,0 +1,58 @@
+"""Arguments and options that several verbs share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+FILE = click.Path(path_type=Path)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+model_argument = click.argument("model", type=FILE)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no table.")
+output_option = click.option("-o", "--output", type=FILE, help="The checkpoint to write.")
+
+searching_options = _options(
+    click.option("--prompts", "prompt_file", type=FILE, required=True,
+                 help="Prompts to suppress: .txt (one a line), .csv (column caption, prompt or "
+                      "text) or .jsonl."),
+    click.option("--calibration-prompts", type=FILE,
+                 help="Ordinary prompts: activation statistics and tau come from them."),
+    click.option("--tau", type=click.FloatRange(0, 1),
+                 help="Memorization threshold. Default: calibrated, or .428 where published."),
+    click.option("--criterion", type=click.Choice(["cross-seed", "same-seed"]),
+                 default="cross-seed", show_default=True,
+                 help="What a pruned noise difference is compared with; same-seed is the paper's."),
+    click.option("--seeds", type=click.IntRange(2, 200), default=10, show_default=True,
+                 help="Starting noises per prompt."),
+    click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
+                 help="Base of all randomness."),
+    click.option("--steps", type=click.IntRange(2, 1000), default=50, show_default=True,
+                 help="DDIM steps whose second timestep is scored (50: t = 961 for SD1)."),
+    click.option("--timestep", type=int, help="Score at this training timestep instead."),
+    click.option("--layers", default="down+mid", show_default=True,
+                 help="down+mid, all, or name patterns, separated by commas."),
+    click.option("--search", type=click.Choice(["fast", "literal"]), default="fast",
+                 show_default=True, help="literal is the paper's procedure, step by step."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto",
+                 show_default=True),
+    click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
+                 default="auto", show_default=True, help="auto: fp16 on CUDA, else fp32."),
+    click.option("--batch-size", default="auto", show_default=True,
+                 help="Samples a batch; auto grows to what the device holds."),
+    click.option("--config", type=FILE, help="A diffusers config folder, instead of inference."),
+    click.option("--show-prompts", is_flag=True, help="Put prompt texts into JSON and manifest."),
+)  # fmt: skip

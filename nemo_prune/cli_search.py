@@ -1,0 +1,175 @@
+"""The verbs that run the model: prune, localize, demo."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nemo_prune.cli_options import (
+    FILE,
+    json_option,
+    model_argument,
+    output_option,
+    overwrite_option,
+    quiet_option,
+    searching_options,
+)
+from nemo_prune.errors import Interrupted
+
+
+def _read_options(given: dict[str, Any]) -> Any:
+    from nemo_prune.localization import Options
+
+    size = given.pop("batch_size")
+    if size == "auto":
+        batch = None
+    elif size.isdigit() and int(size) > 0:
+        batch = int(size)
+    else:
+        raise click.BadParameter("is a positive number or auto", param_hint="--batch-size")
+    return Options(batch_size=batch, **given)
+
+
+def _localize(
+    model: Path, given: dict[str, Any], progress: Any, manifest: Path | None, overwrite: bool
+) -> tuple[Any, tuple[str, ...]]:
+    """The shared front half of `prune` and `localize`: read everything, then search."""
+    from nemo_prune.families import recognize
+    from nemo_prune.prompts import read_prompts
+
+    checkpoint = recognize(model)
+    prompts = read_prompts(given.pop("prompt_file"))
+    calibration = given.pop("calibration_prompts")
+    ordinary = read_prompts(calibration).texts if calibration else None
+    if prompts.merged:
+        progress.note(f"{prompts.merged} repeated prompts merged")
+    # Everything that can be refused cheaply was; torch takes seconds to import.
+    from nemo_prune.localization import localize
+    from nemo_prune.manifest import write_manifest
+
+    show = given.pop("show_prompts")
+    try:
+        found = localize(
+            checkpoint, prompts.texts, _read_options(given), progress,
+            calibration_prompts=ordinary, show_prompts=show,
+        )  # fmt: skip
+    except Interrupted as stop:
+        if manifest:
+            write_manifest(stop.manifest, manifest, overwrite)
+        raise
+    return found, prompts.texts
+
+
+@click.command()
+@model_argument
+@searching_options
+@output_option
+@click.option("--manifest", type=FILE, help="Also keep the manifest: which neurons, and why.")
+@click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint.")
+@overwrite_option
+@json_option
+@quiet_option
+def prune(
+    model: Path, output: Path | None, manifest: Path | None, dry_run: bool, overwrite: bool,
+    as_json: bool, quiet: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Localize, rewrite and check in one go (the default command).
+
+    \b
+    nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
+    """
+    from nemo_prune.console import progress
+    from nemo_prune.placing import check_output, check_place
+
+    if output is None and not dry_run:
+        raise click.UsageError("give -o OUT, the checkpoint to write, or --dry-run")
+    if output is not None:
+        check_output(model, output, overwrite)
+    if manifest:
+        check_place(manifest, overwrite)
+    with progress(quiet) as bar:
+        found, prompts = _localize(model, given, bar, manifest, overwrite)
+        from nemo_prune import pruning
+
+        written = None
+        if output is not None and not dry_run:
+            written = pruning.write(found, output, overwrite)
+            found = pruning.check(found, output, prompts, bar)
+    _finish(found, written, manifest, overwrite, as_json, quiet)
+
+
+@click.command()
+@model_argument
+@searching_options
+@click.option("-o", "--output", "manifest", type=FILE, required=True, help="The manifest.")
+@overwrite_option
+@json_option
+@quiet_option
+def localize(
+    model: Path, manifest: Path, overwrite: bool, as_json: bool, quiet: bool, **given: Any
+) -> None:
+    """Find the neurons and write the manifest; the checkpoint stays as it is.
+
+    \b
+    nemo-prune localize model.safetensors --prompts mem.txt -o neurons.json
+    """
+    from nemo_prune.console import progress
+    from nemo_prune.placing import check_place
+
+    check_place(manifest, overwrite)
+    with progress(quiet) as bar:
+        found, _ = _localize(model, given, bar, manifest, overwrite)
+    _finish(found, None, manifest, overwrite, as_json, quiet)
+
+
+def _finish(
+    found: Any, written: Any, manifest: Path | None, overwrite: bool, as_json: bool, quiet: bool
+) -> None:
+    from nemo_prune.console import print_prompts
+    from nemo_prune.localization import STILL
+    from nemo_prune.manifest import write_manifest
+    from nemo_prune.pruning import summary
+
+    if manifest:
+        write_manifest(found.manifest, manifest, overwrite)
+    result = summary(found, written)
+    if not quiet:
+        print_prompts(result)
+        for path in filter(None, (written and written.path, manifest)):
+            click.echo(f"wrote {path}", err=True)
+    if as_json:
+        click.echo(json.dumps(result))
+    still = any(record.status == STILL for record in found.manifest.prompts)
+    click.get_current_context().exit(1 if still else 0)
+
+
+@click.command()
+@click.option(
+    "--folder",
+    type=FILE,
+    default=Path("nemo-prune-demo"),
+    show_default=True,
+    help="Where everything goes; must not exist.",
+)
+@json_option
+@quiet_option
+def demo(folder: Path, as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Prune the small Stable Diffusion that comes with the package, with pictures before and after.
+
+    \b
+    nemo-prune demo
+    """
+    from nemo_prune.console import print_prompts, progress
+    from nemo_prune.demo import run_demo
+
+    with progress(quiet) as bar:
+        result = run_demo(folder, bar)
+    if not quiet:
+        print_prompts(result)
+        for line in result["demo"]["lines"]:
+            click.echo(line, err=True)
+    if as_json:
+        click.echo(json.dumps(result))
+    still = any(entry["status"] == "still memorized" for entry in result["prompts"])
+    click.get_current_context().exit(1 if still else 0)
