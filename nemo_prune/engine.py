@@ -6,10 +6,10 @@ sample: no guidance, one timestep, the starting noise x_T itself as input (the p
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from nemo_prune.denoiser import LoadedModel
 from nemo_prune.errors import CheckpointError
 from nemo_prune.manifest import Neuron
-from nemo_prune.search import Outcome, Question, Search
+from nemo_prune.search import Answer, Question
 from nemo_prune.similarity import ms_ssim, noise_difference, pairwise
 
+T = TypeVar("T")
 Criterion = Literal["same-seed", "cross-seed"]
 _LARGEST_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}  # a larger one gains nothing on a CPU
 _DIGITS = 5  # of a score: what is left of the noise of another batch size is below that
@@ -155,18 +156,18 @@ class Engine:
 
     def run(
         self,
-        searches: Sequence[tuple[Prompt, Search]],
+        searches: Sequence[tuple[Prompt, Generator[Question, Answer, T]]],
         *,
         in_flight: int = 64,
         on_samples: Callable[[int], None] = lambda _count: None,
-        on_finished: Callable[[int, Outcome], None] = lambda _index, _outcome: None,
-    ) -> list[Outcome]:
+        on_finished: Callable[[int, T], None] = lambda _index, _outcome: None,
+    ) -> list[T]:
         """Run searches to their ends, with at most `in_flight` of them open at once.
 
         Open questions are answered in rounds: all samples that the open searches ask for now, in
         batches of `batch_size`. `on_finished` is called as each one ends, in whatever order.
         """
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, T] = {}
         waiting = deque(enumerate(searches))
         open_: dict[int, Question] = {}
         while waiting or open_:
