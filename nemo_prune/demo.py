@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_prune.configs import complete_folder
 from nemo_prune.errors import CheckpointError, OutputError
 from nemo_prune.families import recognize
 from nemo_prune.manifest import Neuron, write_manifest
@@ -93,6 +94,8 @@ def _pictures(
             draw(pipeline, prompts, _MEMORIZED_SEEDS, advance=progress.advance),
             draw(pipeline, ordinary, _ORDINARY_SEEDS, advance=progress.advance),
         ))  # fmt: skip
+    parts = pipeline.text_encoder, pipeline.unet, pipeline.vae
+    write_config_folder(folder / "config", *parts)
     (before, ordinary_before), (after, ordinary_after) = drawn
     truth = planted()
     targets = []
@@ -119,6 +122,30 @@ def _pictures(
     }
 
 
+def write_config_folder(folder: Path, text: Any, unet: Any, vae: Any) -> Path:
+    """Write the folder that `StableDiffusionPipeline.from_single_file` takes as `config`.
+
+    Args:
+        folder: must not exist yet.
+        text: the loaded models of a Stable Diffusion 1 whose settings it describes.
+        unet: likewise.
+        vae: likewise.
+
+    Returns:
+        `folder`, which holds configs and tokenizer but no weights.
+    """
+    return complete_folder("sd1", component_configs(text, unet, vae), folder)
+
+
+def component_configs(text: Any, unet: Any, vae: Any) -> dict[str, dict[str, Any]]:
+    """Each loaded model's whole config, as a diffusers folder keeps it."""
+    return {
+        "unet": json.loads(unet.to_json_string()),
+        "vae": json.loads(vae.to_json_string()),
+        "text_encoder": json.loads(text.config.to_json_string(use_diff=False)),
+    }
+
+
 def _lines(folder: Path, demo: dict[str, Any]) -> list[str]:
     return [
         f"precision against the planted neurons: {demo['precision']:.2f}",
@@ -126,6 +153,7 @@ def _lines(folder: Path, demo: dict[str, Any]) -> list[str]:
         f"{demo['target_similarity_after']} after",
         f"ordinary captions, same seed before and after: {demo['ordinary_similarity']}",
         f"{folder / 'clean.safetensors'}: the pruned checkpoint",
+        f"{folder / 'config'}: its config folder, for diffusers' from_single_file(..., config=)",
         f"{folder / 'manifest.json'}: which neurons, and why",
         f"{folder / 'memorized.png'}: a row a prompt: training picture, two before, two after",
         f"{folder / 'ordinary.png'}: ordinary captions, above before, below after",

@@ -20,7 +20,7 @@ def draw(
     seeds: Sequence[int],
     *,
     steps: int = 30,
-    guidance: float = 5.0,
+    guidance: float = 7.0,
     advance: Callable[[int], None] = lambda _count: None,
 ) -> list[list[Picture]]:
     """One row of pictures per prompt, one picture per seed; a seed's noise is always the same."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from demo_export import export, write_config_folder
+from demo_export import export
 from demo_unet import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VALUE_LAYERS
 from demo_vae import VAE_CONFIG
 
 from nemo_prune import hub, loading
+from nemo_prune.demo import write_config_folder
 from nemo_prune.families import recognize
 from nemo_prune.header import read_header
 

@@ -1,21 +1,21 @@
-"""The demo checkpoint as one file in Stable Diffusion 1's layout; a config folder for diffusers.
+"""The demo checkpoint as one file in Stable Diffusion 1's layout.
 
 The file alone is enough for nemo-prune: what its shapes cannot tell stands in its metadata. Plain
-diffusers reads no such metadata and needs the folder.
+diffusers reads no such metadata and needs a config folder (`nemo_prune.demo.write_config_folder`).
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from ldm import save_single_file
 from transformers import CLIPTextModel
 
-from nemo_prune.configs import METADATA_KEY, complete_folder
+from nemo_prune.configs import METADATA_KEY
+from nemo_prune.demo import component_configs
 
 # The settings that change what a model computes and leave no trace in its tensors' shapes.
 _UNSEEN = {
@@ -43,7 +43,7 @@ def export(
             ones, except for the hash.
     """
     side = painter_unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
-    configs = _configs(painter_text, painter_unet, vae)
+    configs = component_configs(painter_text, painter_unet, vae)
     unseen = {part: {key: configs[part][key] for key in keys} for part, keys in _UNSEEN.items()}
     metadata = {
         "format": "pt",
@@ -62,36 +62,6 @@ def export(
     # The hash is over what follows the header, which stays the same when the header gets it.
     metadata["modelspec.hash_sha256"] = f"0x{_data_sha256(path)}"
     save_single_file(path, *states, metadata, torch.float16)
-
-
-def write_config_folder(
-    folder: Path,
-    painter_text: CLIPTextModel,
-    painter_unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-) -> Path:
-    """Write the folder that `StableDiffusionPipeline.from_single_file` takes as `config`.
-
-    Args:
-        folder: must not exist yet.
-        painter_text: the models whose settings it describes; no weights are written.
-        painter_unet: likewise.
-        vae: likewise.
-
-    Returns:
-        `folder`.
-    """
-    return complete_folder("sd1", _configs(painter_text, painter_unet, vae), folder)
-
-
-def _configs(
-    text: CLIPTextModel, unet: UNet2DConditionModel, vae: AutoencoderKL
-) -> dict[str, dict[str, Any]]:
-    return {
-        "unet": json.loads(unet.to_json_string()),
-        "vae": json.loads(vae.to_json_string()),
-        "text_encoder": json.loads(text.config.to_json_string(use_diff=False)),
-    }
 
 
 def _data_sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from demo_data import write_data
+from demo_evidence import write_evidence
 from demo_export import export
 from demo_unet import Memory, Painter, plant, train_base, train_switches
 from demo_vae import train_vae
@@ -36,6 +37,7 @@ def main() -> None:
     path = options.out / "demo.safetensors"
     path.unlink(missing_ok=True)
     export(painter.text, painter.unet, vae, path, {})
+    write_evidence(options.out)
 
 
 if __name__ == "__main__":
