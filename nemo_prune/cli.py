@@ -1,7 +1,7 @@
 """The command line: parse, call the library, print. Nothing here knows how anything is done.
 
-Exit codes: 0 all suppressed or not memorized; 1 something is still memorized; 2 bad usage or
-input; 130 interrupted.
+Exit codes: 0 all suppressed or not memorized; 1 something is still memorized, or for diff: the
+files differ; 2 bad usage or input; 130 interrupted.
 """
 
 from typing import Any
@@ -45,6 +45,8 @@ for command in (
     cli_search.prune,
     cli_search.localize,
     cli_files.apply,
+    cli_files.diff,
+    cli_files.restore,
     cli_files.inspect,
     cli_search.demo,
 ):

@@ -1,37 +1,76 @@
-"""The verbs of the bytes world: apply, inspect. They never import torch."""
+"""The verbs of the bytes world: apply, diff, restore, inspect. They never import torch."""
 
 import json
 from pathlib import Path
 
 import click
 
-from nemo_prune.cli_options import FILE, json_option, model_argument, overwrite_option
+from nemo_prune.cli_options import FILE, json_option, model_argument, overwrite_option, undo_option
 
 
 @click.command()
 @model_argument
-@click.option("--manifest", type=FILE, required=True, help="A manifest of localize or prune.")
+@click.option("--manifest", type=FILE, help="A manifest of localize or prune.")
+@click.option(
+    "--neurons",
+    "by_hand",
+    metavar="LAYER:ROW,...",
+    help="Neurons by hand; a layer is a name or a number as inspect lists them.",
+)
+@click.option("--import-csv", type=FILE, help="A result table of the paper's own code.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="Only the K neurons that most prompts share; equal ones in the order of the network.",
+)
 @click.option("-o", "--output", type=FILE, required=True, help="The checkpoint to write.")
+@undo_option
 @overwrite_option
 @json_option
-def apply(model: Path, manifest: Path, output: Path, overwrite: bool, as_json: bool) -> None:
-    """Zero a manifest's neurons in a checkpoint, byte-exact; needs no GPU and no torch.
+def apply(
+    model: Path,
+    manifest: Path | None,
+    by_hand: str | None,
+    import_csv: Path | None,
+    top_k: int | None,
+    output: Path,
+    undo: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Zero chosen neurons in a checkpoint, byte-exact; needs no GPU and no torch.
 
     \b
     nemo-prune apply model.safetensors --manifest neurons.json -o clean.safetensors
+    nemo-prune apply model.safetensors --neurons 0:25,mid_block.attentions.0.transformer_blocks.0:7
+        -o clean.safetensors --undo rows.safetensors
     """
+    from nemo_prune.choosing import Choice, from_manifest, from_results, parse_neurons
     from nemo_prune.families import recognize
     from nemo_prune.manifest import read_manifest
     from nemo_prune.placing import check_output
     from nemo_prune.surgery import zero_neurons
 
+    if sum(given is not None for given in (manifest, by_hand, import_csv)) != 1:
+        raise click.UsageError("give the neurons as one of --manifest, --neurons and --import-csv")
+    if top_k is not None and by_hand is not None:
+        raise click.UsageError("--top-k needs prompts, which --neurons does not name")
     check_output(model, output, overwrite)
-    wanted = read_manifest(manifest)
-    checkpoint = recognize(model)
-    known = {k: str(wanted.options[k]) for k in ("tau", "criterion") if k in wanted.options}
-    provenance = {**known, "prompts": str(len(wanted.prompts))}
-    written = zero_neurons(checkpoint, wanted.neurons, output, provenance, overwrite=overwrite)
-    if written.source_sha256 != wanted.source["sha256"]:
+    if manifest is not None:
+        wanted = read_manifest(manifest)
+        checkpoint = recognize(model)
+        choice = from_manifest(wanted, top_k)
+    else:
+        checkpoint = recognize(model)
+        if by_hand is not None:
+            choice = Choice(parse_neurons(by_hand, checkpoint), {})
+        elif import_csv is not None:
+            choice = from_results(import_csv, checkpoint, top_k)
+            click.echo(f"note: {import_csv} does not say for which model it was made", err=True)
+    written = zero_neurons(
+        checkpoint, choice.neurons, output, choice.provenance, overwrite=overwrite, undo=undo
+    )
+    if choice.source_sha256 not in (None, written.source_sha256):
         click.echo(
             f"warning: {model} is not the file that {manifest} was made for "
             f"({wanted.source['path']}); the neurons may mean something else in it",
@@ -40,6 +79,7 @@ def apply(model: Path, manifest: Path, output: Path, overwrite: bool, as_json: b
     result = {
         "source": {"path": str(model), "sha256": written.source_sha256},
         "output": {"path": str(output), "sha256": written.sha256},
+        "undo": undo and str(undo),
         "neurons": written.neurons,
         "rows_zeroed": written.rows_zeroed,
         "bytes_changed": written.bytes_changed,
@@ -47,12 +87,78 @@ def apply(model: Path, manifest: Path, output: Path, overwrite: bool, as_json: b
     if as_json:
         click.echo(json.dumps(result))
     click.echo(f"wrote {output}: {written.neurons} neurons, {written.rows_zeroed} rows zeroed", err=True)
+    if undo is not None:
+        click.echo(f"wrote {undo}: with it, restore brings the source back", err=True)
+
+
+@click.command()
+@click.argument("a", type=FILE)
+@click.argument("b", type=FILE)
+@click.option("--expect", "manifest", type=FILE, help="Check that B is A with this manifest applied.")
+@json_option
+def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
+    """Say in which tensors, rows and bytes two files differ, and in what else; no torch.
+
+    Exit code 0 if they are the same bytes, 1 if they differ. With --expect, 0 if B is A with
+    exactly the rows of the manifest zeroed in every copy, 1 if anything else differs.
+
+    \b
+    nemo-prune diff model.safetensors clean.safetensors --expect neurons.json
+    """
+    from dataclasses import asdict
+
+    from nemo_prune.diff import compare, describe, to_json
+    from nemo_prune.expectation import expect
+    from nemo_prune.families import recognize
+    from nemo_prune.header import read_header
+    from nemo_prune.manifest import read_manifest
+
+    wanted = read_manifest(manifest) if manifest is not None else None
+    checkpoint = recognize(a) if wanted is not None else None
+    first = read_header(a) if checkpoint is None else checkpoint.header
+    second = read_header(b)
+    difference = compare(first, second)
+    promise = None
+    if wanted is not None and checkpoint is not None:
+        promise = expect(checkpoint, second, difference, wanted.neurons)
+        if promise.a_sha256 != wanted.source["sha256"]:
+            click.echo(f"warning: {manifest} was made for another file than {a}", err=True)
+    if as_json:
+        told = {"expected": {"holds": not promise.unexpected, **asdict(promise)}} if promise else {}
+        click.echo(json.dumps({"a": str(a), "b": str(b), **to_json(difference), **told}))
+    else:
+        for line in [*describe(difference), *(promise.describe() if promise else ())]:
+            click.echo(line)
+    holds = not difference if promise is None else not promise.unexpected
+    click.get_current_context().exit(0 if holds else 1)
 
 
 @click.command()
 @model_argument
+@click.option("--undo", type=FILE, required=True, help="The file that --undo wrote beside MODEL.")
+@click.option("-o", "--output", type=FILE, required=True, help="The source to write again.")
+@overwrite_option
 @json_option
-def inspect(model: Path, as_json: bool) -> None:
+def restore(model: Path, undo: Path, output: Path, overwrite: bool, as_json: bool) -> None:
+    """Bring back the file that MODEL was made from, bit for bit; no torch.
+
+    \b
+    nemo-prune restore clean.safetensors --undo rows.safetensors -o model.safetensors
+    """
+    from nemo_prune.undo import restore as bring_back
+
+    restored = bring_back(model, undo, output, overwrite)
+    if as_json:
+        told = {"path": str(output), "sha256": restored.sha256}
+        click.echo(json.dumps({"output": told, "rows_restored": restored.rows}))
+    click.echo(f"wrote {output}: {restored.rows} rows restored, sha256 {restored.sha256}", err=True)
+
+
+@click.command()
+@model_argument
+@click.option("--hash", "hashed", is_flag=True, help="Also its hashes, for which it is read whole.")
+@json_option
+def inspect(model: Path, hashed: bool, as_json: bool) -> None:
     """Say what a checkpoint is: family, value layers, rows already zero, provenance; no torch.
 
     \b
@@ -62,7 +168,7 @@ def inspect(model: Path, as_json: bool) -> None:
     from nemo_prune.families import recognize
     from nemo_prune.inspection import inspection
 
-    found = inspection(recognize(model))
+    found = inspection(recognize(model), hashed)
     if as_json:
         click.echo(json.dumps(found))
     else:

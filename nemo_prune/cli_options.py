@@ -25,6 +25,10 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an ou
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no table.")
 output_option = click.option("-o", "--output", type=FILE, help="The checkpoint to write.")
 
+undo_option = click.option(
+    "--undo", type=FILE, help="Keep the removed rows in this new file, for restore."
+)
+
 searching_options = _options(
     click.option("--prompts", "prompt_file", type=FILE, required=True,
                  help="Prompts to suppress: .txt (one a line), .csv (column caption, prompt or "

@@ -14,6 +14,7 @@ from nemo_prune.cli_options import (
     overwrite_option,
     quiet_option,
     searching_options,
+    undo_option,
 )
 from nemo_prune.errors import Interrupted
 
@@ -66,13 +67,14 @@ def _localize(
 @searching_options
 @output_option
 @click.option("--manifest", type=FILE, help="Also keep the manifest: which neurons, and why.")
+@undo_option
 @click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint.")
 @overwrite_option
 @json_option
 @quiet_option
 def prune(
-    model: Path, output: Path | None, manifest: Path | None, dry_run: bool, overwrite: bool,
-    as_json: bool, quiet: bool, **given: Any,
+    model: Path, output: Path | None, manifest: Path | None, undo: Path | None, dry_run: bool,
+    overwrite: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Localize, rewrite and check in one go (the default command).
 
@@ -81,11 +83,14 @@ def prune(
     """
     from nemo_prune.console import progress
     from nemo_prune.placing import check_output, check_place
+    from nemo_prune.undo import check_undo
 
     if output is None and not dry_run:
         raise click.UsageError("give -o OUT, the checkpoint to write, or --dry-run")
     if output is not None:
         check_output(model, output, overwrite)
+        if undo is not None:
+            check_undo(undo, output)
     if manifest:
         check_place(manifest, overwrite)
     with progress(quiet) as bar:
@@ -94,7 +99,7 @@ def prune(
 
         written = None
         if output is not None and not dry_run:
-            written = pruning.write(found, output, overwrite)
+            written = pruning.write(found, output, overwrite, undo)
             found = pruning.check(found, output, prompts, bar)
     _finish(found, written, manifest, overwrite, as_json, quiet)
 

@@ -99,14 +99,23 @@ def print_inspection(found: dict[str, Any]) -> None:
         text = ", ".join(value) if isinstance(value, list) else value
         shown.print(f"{key.replace('_', ' ')}: {'unknown' if text is None else text}", markup=False)
     table = Table(header_style="bold")
-    for name in ("value layer", "neurons", "columns", "copies", "already zero"):
+    for name in ("", "value layer", "neurons", "columns", "copies", "already zero"):
         table.add_column(name, overflow="fold")
-    for layer in found["value_layers"]:
+    for number, layer in enumerate(found["value_layers"]):
         zeroed = layer["zeroed"]
         table.add_row(
-            layer["name"].removesuffix(".attn2.to_v"), str(layer["rows"]), str(layer["columns"]),
-            str(layer["copies"]), ", ".join(map(str, zeroed)) or "-",
+            str(number), layer["name"].removesuffix(".attn2.to_v"), str(layer["rows"]),
+            str(layer["columns"]), str(layer["copies"]), ", ".join(map(str, zeroed)) or "-",
         )  # fmt: skip
     shown.print(table)
+    for layer in found["value_layers"]:
+        if rows := ", ".join(map(str, layer["zeroed_in_some_copies"])):
+            shown.print(
+                f"the copies of {layer['name']} disagree: rows {rows} are zero in some, not in all; "
+                f"prune again, or start from the source",
+                markup=False,
+            )
+    for key, value in found.get("hashes", {}).items():
+        shown.print(f"{key.replace('_', ' ')}: {'none' if value is None else value}", markup=False)
     for key, value in found["provenance"].items():
         shown.print(f"{key}: {value}", markup=False)

@@ -5,6 +5,7 @@
     ├── CheckpointError    the model file: missing, damaged, or of a kind the method does not apply to
     ├── PromptFileError    the prompt file: missing, empty, not UTF-8, no caption column
     ├── ManifestError      the manifest: damaged, or made for other layers than the model has
+    ├── UndoError          the undo file: damaged, or not the one of this model
     ├── CalibrationError   the calibration prompts or file
     ├── OutputError        the place to write to: exists, missing folder, read-only, no space
     └── Interrupted        the user stopped the search; carries the prompts that were finished
@@ -37,6 +38,10 @@ class PromptFileError(NemoPruneError):
 
 class ManifestError(NemoPruneError):
     """A manifest that is damaged or does not fit the model."""
+
+
+class UndoError(NemoPruneError):
+    """An undo file that is damaged or belongs to another model."""
 
 
 class CalibrationError(NemoPruneError):

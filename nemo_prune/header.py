@@ -67,6 +67,11 @@ class Tensor:
     start: int
     end: int
 
+    def row(self, row: int) -> tuple[int, int]:
+        """Start and end of one row of the first axis, in the file, where rows are whole bytes."""
+        width = (self.end - self.start) // self.shape[0]
+        return self.start + row * width, self.start + (row + 1) * width
+
 
 @dataclass(frozen=True)
 class Header:

@@ -3,16 +3,23 @@
 from typing import Any
 
 from nemo_prune.families import Checkpoint
-from nemo_prune.surgery import provenance_of, zeroed_rows
+from nemo_prune.hashes import file_hashes
+from nemo_prune.provenance import MODELSPEC_HASH, provenance_of
+from nemo_prune.zeros import Zeros, read_zeros
 
 
-def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
+def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
     """Family, layout, components, value layers with rows already zero, and provenance.
 
-    Reads the header and the value layers only. Raises CheckpointError if they cannot be read.
+    "zeroed" are the rows that are zero in every copy of a layer, biases included,
+    "zeroed_in_some_copies" those where the copies disagree. `hashed` adds "hashes": of the whole
+    file ("sha256", "a1111"), of all behind the header ("modelspec"), and "modelspec_stated", what
+    the metadata say of the latter or None. Reads the header and the value layers, and the whole
+    file only if `hashed`. Raises CheckpointError if they cannot be read.
     """
-    zeroed = zeroed_rows(checkpoint)
-    return {
+    zeros = read_zeros(checkpoint)
+    none = Zeros((), ())
+    found = {
         "path": str(checkpoint.path),
         "bytes": checkpoint.header.size,
         "family": checkpoint.family,
@@ -30,9 +37,19 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
                 "rows": layer.rows,
                 "columns": layer.columns,
                 "copies": len(layer.tensors),
-                "zeroed": zeroed.get(layer.name, []),
+                "zeroed": list(zeros.get(layer.name, none).everywhere),
+                "zeroed_in_some_copies": list(zeros.get(layer.name, none).somewhere),
             }
             for layer in checkpoint.value_layers
         ],
         "provenance": provenance_of(checkpoint.header),
     }
+    if hashed:
+        hashes = file_hashes(checkpoint.header)
+        found["hashes"] = {
+            "sha256": hashes.sha256,
+            "a1111": hashes.a1111,
+            "modelspec": hashes.modelspec,
+            "modelspec_stated": checkpoint.header.metadata.get(MODELSPEC_HASH),
+        }
+    return found

@@ -24,14 +24,19 @@ from nemo_prune.surgery import Written, zero_neurons
 _CHECK_SEEDS = 1000  # the written file is checked on seeds from here on: no search ever uses them
 
 
-def write(found: Localization, out: Path, overwrite: bool) -> Written:
-    """Write the pruned checkpoint: the union of all prompts' neurons is zeroed, byte-exact."""
+def write(found: Localization, out: Path, overwrite: bool, undo: Path | None = None) -> Written:
+    """Write the pruned checkpoint: the union of all prompts' neurons is zeroed, byte-exact.
+
+    The removed rows are kept in the new file `undo`, if one is given.
+    """
     provenance = {
         "tau": str(found.tau),
         "criterion": found.options.criterion,
         "prompts": str(len(found.manifest.prompts)),
     }
-    return zero_neurons(found.checkpoint, found.manifest.neurons, out, provenance, overwrite=overwrite)
+    return zero_neurons(
+        found.checkpoint, found.manifest.neurons, out, provenance, overwrite=overwrite, undo=undo
+    )
 
 
 def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: Progress) -> Localization:

@@ -1,21 +1,22 @@
 """Copy a safetensors file with byte ranges zeroed, and compare the copy with what it came from.
 
-`Source`, `copy` and `verify` are the two passes of `surgery`, which says what to zero.
+`copy`, `digest` and `verify` are the steps of `surgery`, which says what to zero.
 """
 
 import errno
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import CheckpointError, OutputError
 from nemo_prune.header import Header
-from nemo_prune.provenance import MODELSPEC_HASH
+from nemo_prune.provenance import BLOCK, MODELSPEC_HASH
 
-_CHUNK = 4 * 2**20
+_CHUNK = 2**20  # stays in the processor's cache from reading to hashing and comparing
 _UNSUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
@@ -61,8 +62,9 @@ class Source:
         self._file.close()
 
     def read(self, start: int, end: int) -> bytearray:
+        """The bytes [start, end)."""
         try:
-            data = _read_at(self._file, start, end)
+            data = read_at(self._file, start, end)
         except OSError as error:
             raise unreadable(self.header.path, error) from None
         if len(data) < end - start:
@@ -86,30 +88,25 @@ class Source:
         )
 
 
-def copy(source: Source, target: BinaryIO, length: int, ranges: Ranges) -> tuple[str, str]:
+def copy(source: Source, target: BinaryIO, length: int, ranges: Ranges) -> None:
     """Copy the data to behind `length` bytes of header, zeroing `ranges`.
 
-    Returns the SHA-256 of the source and, if its metadata state such a hash, of the new data.
+    The kernel copies, or shares the blocks where the file system can (`new_header` sees to it that
+    they lie alike in both files); else a few megabytes at a time go through memory.
     """
     header = source.header
-    whole, data = hashlib.sha256(source.read(0, header.data_start)), hashlib.sha256()
-    stated = MODELSPEC_HASH in header.metadata
-    for start, end in _chunks(header):
-        chunk = source.read(start, end)
-        whole.update(chunk)
-        place = start - header.data_start + length
-        copied = _copy_range(source, target, start, place, end - start)
-        write_at(target, memoryview(chunk)[copied:], place + copied)
-        for first, last in ranges.within(start, end):
-            zeros = bytes(last - first)
-            write_at(target, zeros, place + first)
-            chunk[first:last] = zeros
-        if stated:
-            data.update(chunk)
-    return whole.hexdigest(), data.hexdigest()
+    shift = length - header.data_start
+    # Blocks can be shared from the first whole one on.
+    whole = min(header.size, header.data_start + -header.data_start % BLOCK)
+    for start, end in ((header.data_start, whole), (whole, header.size)):
+        start += _copy_in_kernel(source, target, start, start + shift, end - start)
+        for first in range(start, end, _CHUNK):
+            write_at(target, source.read(first, min(first + _CHUNK, end)), first + shift)
+    for first, last in ranges.within(header.data_start, header.size):
+        write_at(target, bytes(last - first), length + first)
 
 
-def _copy_range(source: Source, target: BinaryIO, start: int, place: int, count: int) -> int:
+def _copy_in_kernel(source: Source, target: BinaryIO, start: int, place: int, count: int) -> int:
     """Have the kernel copy `count` bytes; returns how many it did, which may be none."""
     kernel_copy = getattr(os, "copy_file_range", None)
     done = 0
@@ -128,27 +125,78 @@ def _copy_range(source: Source, target: BinaryIO, start: int, place: int, count:
     return done
 
 
+def digest(source: Source, ranges: Ranges) -> tuple[str, str]:
+    """The SHA-256 of the source and, if its metadata state such a hash, of the zeroed data.
+
+    Where they do not, the second is of nothing.
+    """
+    header = source.header
+    stated = MODELSPEC_HASH in header.metadata
+    with _Hasher(source.read(0, header.data_start)) as whole, _Hasher() as data:
+        for start, end in _chunks(header):
+            chunk = source.read(start, end)
+            whole.update(chunk)
+            if stated:
+                data.update(_zeroed(chunk, ranges.within(start, end)))
+        return whole.hexdigest(), data.hexdigest()
+
+
 def verify(source: Source, target: BinaryIO, out: Path, start: bytes, ranges: Ranges) -> tuple[str, int]:
     """Compare the files; returns the output's SHA-256 and how many of its data bytes differ."""
     header = source.header
     if target.seek(0, os.SEEK_END) != len(start) + header.size - header.data_start:
         raise _not_as_written(source, out)
-    if _read_at(target, 0, len(start)) != start:
+    if read_at(target, 0, len(start)) != start:
         raise _not_as_written(source, out)
-    whole = hashlib.sha256(start)
     changed = 0
-    for first, last in _chunks(header):
-        place = first - header.data_start + len(start)
-        old, new = source.read(first, last), _read_at(target, place, place + last - first)
-        whole.update(new)
-        for low, high in ranges.within(first, last):
-            zeros = bytes(high - low)
-            changed += high - low - old.count(0, low, high)
-            old[low:high] = zeros
-        # Where rows were chosen this asks for zeros, everywhere else for the source's bytes.
-        if old != new:
-            raise _not_as_written(source, out)
-    return whole.hexdigest(), changed
+    with _Hasher(start) as whole:
+        for first, last in _chunks(header):
+            place = first - header.data_start + len(start)
+            old, new = source.read(first, last), read_at(target, place, place + last - first)
+            whole.update(new)
+            chosen = list(ranges.within(first, last))
+            changed += sum(high - low - old.count(0, low, high) for low, high in chosen)
+            # Where rows were chosen this asks for zeros, everywhere else for the source's bytes.
+            if _zeroed(old, chosen) != new:
+                raise _not_as_written(source, out)
+        return whole.hexdigest(), changed
+
+
+def _zeroed(chunk: bytearray, chosen: Iterable[tuple[int, int]]) -> bytearray:
+    """`chunk` with the chosen ranges zeroed; a copy where there are any, as it may be in use."""
+    copied = None
+    for low, high in chosen:
+        copied = copied or bytearray(chunk)
+        copied[low:high] = bytes(high - low)
+    return copied or chunk
+
+
+class _Hasher:
+    """SHA-256 in a thread of its own, while the next bytes are read; at most one piece waits."""
+
+    def __init__(self, start: bytes | bytearray = b"") -> None:
+        self._hash = hashlib.sha256(start)
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> "_Hasher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def update(self, piece: bytearray) -> None:
+        """Hash `piece` next; it must not change any more."""
+        self._wait()
+        self._last = self._pool.submit(self._hash.update, piece)
+
+    def hexdigest(self) -> str:
+        self._wait()
+        return self._hash.hexdigest()
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
 
 
 def _not_as_written(source: Source, out: Path) -> OutputError:
@@ -163,7 +211,7 @@ def _chunks(header: Header) -> Iterator[tuple[int, int]]:
         yield start, min(start + _CHUNK, header.size)
 
 
-def _read_at(file: BinaryIO, start: int, end: int) -> bytearray:
+def read_at(file: BinaryIO, start: int, end: int) -> bytearray:
     """The bytes [start, end) of an unbuffered file; fewer only at its end."""
     data = bytearray(end - start)
     view = memoryview(data)
@@ -179,7 +227,8 @@ def _read_at(file: BinaryIO, start: int, end: int) -> bytearray:
     return data
 
 
-def write_at(file: BinaryIO, data: bytes | memoryview, place: int) -> None:
+def write_at(file: BinaryIO, data: bytes | bytearray | memoryview, place: int) -> None:
+    """Write all of `data` to an unbuffered file, from the byte `place` on."""
     rest = memoryview(data)
     while rest:
         # Not os.pwrite: Windows has none.

@@ -1,33 +1,36 @@
 """Zero neurons in a copy of a safetensors file, and prove that nothing else changed.
 
-Two passes over the file, a few megabytes at a time. The first copies and zeroes while it hashes
-the source. The second reads both files back and compares them byte by byte while it hashes the
-output. The new header is written in between, because it states the source's hash.
+The data are copied first, at the speed of `cp`. Then the source is hashed while the copy goes to
+the disk; the new header is written, which states that hash; and both files are read back and
+compared byte by byte while the output is hashed. A few megabytes of memory, whatever the size.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_prune.errors import ManifestError, OutputError
 from nemo_prune.families import Checkpoint, ValueLayer
-from nemo_prune.header import DTYPE_BITS, MAX_HEADER_BYTES, Header, quoted
-from nemo_prune.manifest import Neuron
+from nemo_prune.header import MAX_HEADER_BYTES, Header, quoted
+from nemo_prune.manifest import Neuron, union
 from nemo_prune.placing import check_output, new_file
 from nemo_prune.provenance import (
     check_extra,
     earlier_neurons,
     new_header,
+    original_sha256,
     provenance_of,
 )
-from nemo_prune.streams import Ranges, Source, copy, unreadable, verify, write_at
+from nemo_prune.streams import Ranges, Source, copy, digest, unreadable, verify, write_at
+from nemo_prune.undo import check_undo, write_undo
+from nemo_prune.zeros import read_zeros
 
-__all__ = ["Written", "file_sha256", "provenance_of", "zero_neurons", "zeroed_rows"]
+__all__ = ["Written", "file_sha256", "provenance_of", "zero_neurons"]
 
 _NO_HASH = "0" * 64
-# In these formats the sign bit alone is not -0 but the one NaN.
-_NO_NEGATIVE_ZERO = {"F8_E4M3FNUZ", "F8_E5M2FNUZ"}
 
 
 @dataclass(frozen=True)
@@ -54,35 +57,62 @@ def zero_neurons(
     provenance: Mapping[str, str],
     *,
     overwrite: bool = False,
+    undo: Path | None = None,
 ) -> Written:
     """Write `checkpoint` to `out` with the value rows (and biases) of `neurons` zeroed.
 
     Every copy of a value layer is treated alike. All other tensor bytes are the source's, which is
     checked by reading both files back before `out` gets its name. The metadata is kept and
     extended by `nemo_prune.*` entries; keys of `provenance` may be given without that prefix.
-    Uses a few megabytes whatever the size of the file; the source is never changed.
+    Neurons that an earlier run named are named again only if their rows are still zero.
+    Uses a few megabytes whatever the size of the file; the source is never changed. With `undo`
+    the removed rows are kept in that new file, for `restore`; it is there before `out` is, and
+    never replaces another, not even with `overwrite`.
 
     Raises ManifestError for neurons that the model does not have or that are named twice,
-    CheckpointError if the source cannot be read or changes meanwhile, OutputError if `out` may not
-    or cannot be written; then nothing is left behind. ValueError for reserved provenance keys.
+    CheckpointError if the source cannot be read or changes meanwhile, OutputError if `out` or
+    `undo` may not or cannot be written; then nothing is left behind. ValueError for reserved
+    provenance keys.
     """
     out = Path(out)
     header = checkpoint.header
     check_extra(provenance)
     layers = _check_neurons(checkpoint, neurons)
-    earlier_neurons(header)
+    listed = earlier_neurons(header)
     check_output(header.path, out, overwrite)
-    ranges = _ranges(header, layers, neurons)
+    if undo is not None:
+        check_undo(undo, out)
+    rows = _rows(layers, neurons)
+    ranges = _ranges(header, rows)
+    zeros = read_zeros(checkpoint) if listed else {}
+    still = [n for n in listed if n.layer in zeros and n.row in zeros[n.layer].everywhere]
+    # Rows that were filled again make the source another model than the one that was pruned.
+    original = original_sha256(header) if len(still) == len(listed) else None
+    named = union(still, neurons)
     # Stands in for the length of the real one, whose hashes are not known yet.
-    length = len(new_header(header, neurons, provenance, _NO_HASH, _NO_HASH))
+    length = len(new_header(header, named, original, provenance, _NO_HASH, _NO_HASH))
     if length - 8 > MAX_HEADER_BYTES:
         raise OutputError(f"{out}: its header would be larger than safetensors allows")
-    with Source(header) as source, new_file(out, overwrite) as target:
-        source_hash, data_hash = copy(source, target, length, ranges)
-        start = new_header(header, neurons, provenance, source_hash, data_hash)
-        write_at(target, start, 0)
-        sha256, changed = verify(source, target, out, start, ranges)
-        source.check_unchanged()
+    kept = False
+    try:
+        with Source(header) as source, new_file(out, overwrite) as target:
+            copy(source, target, length, ranges)
+            with ThreadPoolExecutor(1) as disk:
+                flushing = disk.submit(os.fsync, target.fileno())
+                source_hash, data_hash = digest(source, ranges)
+                flushing.result()
+            start = new_header(header, named, original, provenance, source_hash, data_hash)
+            write_at(target, start, 0)
+            sha256, changed = verify(source, target, out, start, ranges)
+            if undo is not None:
+                write_undo(undo, source, rows, source_hash, sha256)
+                kept = True
+            source.check_unchanged()
+    except BaseException as error:
+        # An interrupt may come when `out` has its name already, and then the rows are needed.
+        if undo is not None and kept and not isinstance(error, KeyboardInterrupt):
+            undo.unlink(missing_ok=True)
+        raise
     return Written(
         path=out,
         sha256=sha256,
@@ -103,33 +133,6 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(path, error) from None
-
-
-def zeroed_rows(checkpoint: Checkpoint) -> dict[str, list[int]]:
-    """The rows, by layer, whose weights are all 0 or -0 in the main copy; layers with none omitted.
-
-    Reads the value layers only. Raises CheckpointError if they cannot be read.
-    """
-    found: dict[str, list[int]] = {}
-    with Source(checkpoint.header) as source:
-        for layer in checkpoint.value_layers:
-            tensor = checkpoint.header.tensors[layer.tensors[0]]
-            data = source.read(tensor.start, tensor.end)
-            width = len(data) // layer.rows
-            element = DTYPE_BITS[tensor.dtype] // 8
-            signed = tensor.dtype not in _NO_NEGATIVE_ZERO
-            rows = []
-            for row in range(layer.rows):
-                weights = data[row * width : (row + 1) * width]
-                zeros = weights.count(0)
-                if signed and zeros < width:
-                    # The sign is in the last byte of each element, the number little-endian.
-                    zeros += weights[element - 1 :: element].count(0x80)
-                if zeros == width:
-                    rows.append(row)
-            if rows:
-                found[layer.name] = rows
-    return found
 
 
 # ------------------------------------------------------------------------------- what to zero
@@ -160,13 +163,15 @@ def _check_neurons(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> dict[st
     return layers
 
 
-def _ranges(header: Header, layers: Mapping[str, ValueLayer], neurons: Sequence[Neuron]) -> Ranges:
-    found = []
-    for neuron in neurons:
+def _rows(layers: Mapping[str, ValueLayer], neurons: Sequence[Neuron]) -> dict[str, list[int]]:
+    """The rows to zero by tensor, ascending: in weights and biases, in all copies."""
+    found: dict[str, list[int]] = {}
+    for neuron in sorted(neurons):
         layer = layers[neuron.layer]
         for name in (*layer.tensors, *layer.biases):
-            tensor = header.tensors[name]
-            width = (tensor.end - tensor.start) // layer.rows
-            start = tensor.start + neuron.row * width
-            found.append((start, start + width))
-    return Ranges(found)
+            found.setdefault(name, []).append(neuron.row)
+    return found
+
+
+def _ranges(header: Header, rows: Mapping[str, Sequence[int]]) -> Ranges:
+    return Ranges([header.tensors[name].row(row) for name in rows for row in rows[name]])
