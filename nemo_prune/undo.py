@@ -142,10 +142,10 @@ def restore(pruned: Path, undo: Path, out: Path, overwrite: bool = False) -> Res
     """
     removed = read_undo(undo)
     header = read_header(pruned)
-    check_output(header.path, out, overwrite)
     with contextlib.suppress(OSError):
         if out.samefile(undo):
             raise OutputError(f"{out}: is the undo file itself, which is kept; choose another name")
+    check_output(header.path, out, overwrite)
     nothing = Ranges([])
     stranger = UndoError(
         f"{pruned}: is not the file that {undo} belongs to, or was changed since; restore that one"
