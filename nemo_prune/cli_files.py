@@ -68,7 +68,13 @@ def apply(
             choice = from_results(import_csv, checkpoint, top_k)
             click.echo(f"note: {import_csv} does not say for which model it was made", err=True)
     written = zero_neurons(
-        checkpoint, choice.neurons, output, choice.provenance, overwrite=overwrite, undo=undo
+        checkpoint,
+        choice.neurons,
+        output,
+        choice.provenance,
+        overwrite=overwrite,
+        undo=undo,
+        source_sha256=choice.source_sha256,
     )
     if choice.source_sha256 not in (None, written.source_sha256):
         click.echo(

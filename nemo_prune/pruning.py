@@ -35,7 +35,13 @@ def write(found: Localization, out: Path, overwrite: bool, undo: Path | None = N
         "prompts": str(len(found.manifest.prompts)),
     }
     return zero_neurons(
-        found.checkpoint, found.manifest.neurons, out, provenance, overwrite=overwrite, undo=undo
+        found.checkpoint,
+        found.manifest.neurons,
+        out,
+        provenance,
+        overwrite=overwrite,
+        undo=undo,
+        source_sha256=found.manifest.source["sha256"],
     )
 
 

@@ -1,6 +1,6 @@
 """Copy a safetensors file with byte ranges zeroed, and compare the copy with what it came from.
 
-`copy`, `digest` and `verify` are the steps of `surgery`, which says what to zero.
+`copy` and `verify` are the steps of `surgery`, which says what to zero.
 """
 
 import errno
@@ -9,6 +9,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -125,41 +126,60 @@ def _copy_in_kernel(source: Source, target: BinaryIO, start: int, place: int, co
     return done
 
 
-def digest(source: Source, ranges: Ranges) -> tuple[str, str]:
-    """The SHA-256 of the source and, if its metadata state such a hash, of the zeroed data.
+def digest(source: Source) -> str:
+    """The SHA-256 of the whole file."""
+    with _Hasher(source.read(0, source.header.data_start)) as whole:
+        for start, end in _chunks(source.header):
+            whole.update(source.read(start, end))
+        return whole.hexdigest()
 
-    Where they do not, the second is of nothing.
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` saw: SHA-256 hashes, empty where not asked for, and bytes of data that differ.
+
+    `data_sha256` is of the output's data without its header, taken only if the source's metadata
+    state such a hash.
     """
-    header = source.header
-    stated = MODELSPEC_HASH in header.metadata
-    with _Hasher(source.read(0, header.data_start)) as whole, _Hasher() as data:
-        for start, end in _chunks(header):
-            chunk = source.read(start, end)
-            whole.update(chunk)
-            if stated:
-                data.update(_zeroed(chunk, ranges.within(start, end)))
-        return whole.hexdigest(), data.hexdigest()
+
+    source_sha256: str
+    data_sha256: str
+    sha256: str
+    changed: int
 
 
-def verify(source: Source, target: BinaryIO, out: Path, start: bytes, ranges: Ranges) -> tuple[str, int]:
-    """Compare the files; returns the output's SHA-256 and how many of its data bytes differ."""
+def verify(
+    source: Source, target: BinaryIO, out: Path, start: bytes, ranges: Ranges,
+    *, hash_source: bool, hash_output: bool,
+) -> Verified:  # fmt: skip
+    """Compare the files byte by byte, and hash either or both while they are read.
+
+    Raises OutputError unless `target` is `start` and the source's data with `ranges` zeroed.
+    """
     header = source.header
     if target.seek(0, os.SEEK_END) != len(start) + header.size - header.data_start:
         raise _not_as_written(source, out)
     if read_at(target, 0, len(start)) != start:
         raise _not_as_written(source, out)
     changed = 0
-    with _Hasher(start) as whole:
+    hash_data = hash_source and MODELSPEC_HASH in header.metadata
+    with (
+        _Hasher(source.read(0, header.data_start), hash_source) as whole_source,
+        _Hasher(b"", hash_data) as data,
+        _Hasher(start, hash_output) as whole,
+    ):
         for first, last in _chunks(header):
             place = first - header.data_start + len(start)
             old, new = source.read(first, last), read_at(target, place, place + last - first)
+            whole_source.update(old)
+            data.update(new)
             whole.update(new)
             chosen = list(ranges.within(first, last))
             changed += sum(high - low - old.count(0, low, high) for low, high in chosen)
             # Where rows were chosen this asks for zeros, everywhere else for the source's bytes.
             if _zeroed(old, chosen) != new:
                 raise _not_as_written(source, out)
-        return whole.hexdigest(), changed
+        return Verified(whole_source.hexdigest(), data.hexdigest(), whole.hexdigest(), changed)
 
 
 def _zeroed(chunk: bytearray, chosen: Iterable[tuple[int, int]]) -> bytearray:
@@ -172,27 +192,32 @@ def _zeroed(chunk: bytearray, chosen: Iterable[tuple[int, int]]) -> bytearray:
 
 
 class _Hasher:
-    """SHA-256 in a thread of its own, while the next bytes are read; at most one piece waits."""
+    """SHA-256 in a thread of its own, while the next bytes are read; at most one piece waits.
 
-    def __init__(self, start: bytes | bytearray = b"") -> None:
+    Unless `wanted` it does nothing, and its hash is empty.
+    """
+
+    def __init__(self, start: bytes | bytearray, wanted: bool = True) -> None:
         self._hash = hashlib.sha256(start)
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(1) if wanted else None
         self._last: Future[None] | None = None
 
     def __enter__(self) -> "_Hasher":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def update(self, piece: bytearray) -> None:
         """Hash `piece` next; it must not change any more."""
         self._wait()
-        self._last = self._pool.submit(self._hash.update, piece)
+        if self._pool is not None:
+            self._last = self._pool.submit(self._hash.update, piece)
 
     def hexdigest(self) -> str:
         self._wait()
-        return self._hash.hexdigest()
+        return self._hash.hexdigest() if self._pool is not None else ""
 
     def _wait(self) -> None:
         if self._last is not None:

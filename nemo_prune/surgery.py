@@ -1,8 +1,9 @@
 """Zero neurons in a copy of a safetensors file, and prove that nothing else changed.
 
-The data are copied first, at the speed of `cp`. Then the source is hashed while the copy goes to
-the disk; the new header is written, which states that hash; and both files are read back and
-compared byte by byte while the output is hashed. A few megabytes of memory, whatever the size.
+The data are copied first, at the speed of `cp`. Then, while the copy goes to the disk, both files
+are read back, compared byte by byte and hashed. The header states the source's hash: where that was
+known beforehand, once is enough; else the header is written anew and the output read once more.
+A few megabytes of memory, whatever the size.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from nemo_prune.provenance import (
     original_sha256,
     provenance_of,
 )
-from nemo_prune.streams import Ranges, Source, copy, digest, unreadable, verify, write_at
+from nemo_prune.streams import Ranges, Source, copy, unreadable, verify, write_at
 from nemo_prune.undo import check_undo, write_undo
 from nemo_prune.zeros import read_zeros
 
@@ -58,6 +59,7 @@ def zero_neurons(
     *,
     overwrite: bool = False,
     undo: Path | None = None,
+    source_sha256: str | None = None,
 ) -> Written:
     """Write `checkpoint` to `out` with the value rows (and biases) of `neurons` zeroed.
 
@@ -67,7 +69,8 @@ def zero_neurons(
     Neurons that an earlier run named are named again only if their rows are still zero.
     Uses a few megabytes whatever the size of the file; the source is never changed. With `undo`
     the removed rows are kept in that new file, for `restore`; it is there before `out` is, and
-    never replaces another, not even with `overwrite`.
+    never replaces another, not even with `overwrite`. `source_sha256` is what the source's hash
+    should be; that saves a pass if it is, and does no harm if not.
 
     Raises ManifestError for neurons that the model does not have or that are named twice,
     CheckpointError if the source cannot be read or changes meanwhile, OutputError if `out` or
@@ -89,21 +92,29 @@ def zero_neurons(
     # Rows that were filled again make the source another model than the one that was pruned.
     original = original_sha256(header) if len(still) == len(listed) else None
     named = union(still, neurons)
-    # Stands in for the length of the real one, whose hashes are not known yet.
-    length = len(new_header(header, named, original, provenance, _NO_HASH, _NO_HASH))
-    if length - 8 > MAX_HEADER_BYTES:
+
+    def starting(source_hash: str, data_hash: str) -> bytes:
+        return new_header(header, named, original, provenance, source_hash, data_hash)
+
+    start = starting(source_sha256 or _NO_HASH, _NO_HASH)
+    if len(start) - 8 > MAX_HEADER_BYTES:
         raise OutputError(f"{out}: its header would be larger than safetensors allows")
     kept = False
     try:
         with Source(header) as source, new_file(out, overwrite) as target:
-            copy(source, target, length, ranges)
+            copy(source, target, len(start), ranges)
+            write_at(target, start, 0)
+            guessed = source_sha256 is not None
             with ThreadPoolExecutor(1) as disk:
                 flushing = disk.submit(os.fsync, target.fileno())
-                source_hash, data_hash = digest(source, ranges)
+                found = verify(source, target, out, start, ranges, hash_source=True, hash_output=guessed)
                 flushing.result()
-            start = new_header(header, named, original, provenance, source_hash, data_hash)
-            write_at(target, start, 0)
-            sha256, changed = verify(source, target, out, start, ranges)
+            source_hash, sha256 = found.source_sha256, found.sha256
+            true = starting(source_hash, found.data_sha256 or _NO_HASH)
+            if true != start or not guessed:
+                write_at(target, true, 0)
+                again = verify(source, target, out, true, ranges, hash_source=False, hash_output=True)
+                sha256 = again.sha256
             if undo is not None:
                 write_undo(undo, source, rows, source_hash, sha256)
                 kept = True
@@ -119,7 +130,7 @@ def zero_neurons(
         source_sha256=source_hash,
         neurons=len(neurons),
         rows_zeroed=sum(len(layers[neuron.layer].tensors) for neuron in neurons),
-        bytes_changed=changed,
+        bytes_changed=found.changed,
     )
 
 

@@ -154,7 +154,7 @@ def restore(pruned: Path, undo: Path, out: Path, overwrite: bool = False) -> Res
         raise stranger
     length = removed.header.tensors[_HEADER].shape[0]
     with Source(header) as source, Source(removed.header) as rows:
-        if digest(source, nothing)[0] != removed.output_sha256:
+        if digest(source) != removed.output_sha256:
             raise stranger
         with new_file(out, overwrite) as target:
             copy(source, target, length, nothing)

@@ -50,10 +50,10 @@ def _tensors(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
 
 
 def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Path) -> None:
-    out, manifest = tmp_path / "clean.safetensors", tmp_path / "m.json"
+    out, manifest, undo = (tmp_path / name for name in ("clean.safetensors", "m.json", "u"))
     before = model.read_bytes()
     result = _run(model, "--prompts", prompts, "-o", out, "--manifest", manifest, "--json",
-                  "--tau", "0", *QUICK)  # fmt: skip
+                  "--undo", undo, "--tau", "0", *QUICK)  # fmt: skip
     assert result.exit_code in (0, 1), result.output
     told = json.loads(result.stdout)
     assert set(told) >= {"version", "source", "output", "tau", "prompts", "neurons", "cost"}
@@ -75,6 +75,11 @@ def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Pat
     assert metadata["nemo_prune.source_sha256"] == told["source"]["sha256"]
     for text in (out.read_bytes(), manifest.read_bytes(), result.output.encode()):
         assert b"marker caption" not in text
+
+    back = tmp_path / "back.safetensors"
+    assert _run("restore", out, "--undo", undo, "-o", back).exit_code == 0
+    assert back.read_bytes() == before
+    assert _run("diff", model, out, "--expect", manifest).exit_code == 0
 
 
 def test_not_memorized_is_left_alone(model: Path, prompts: Path, tmp_path: Path) -> None:
@@ -151,6 +156,7 @@ def test_long_prompts_are_said_to_be_truncated(model: Path, tmp_path: Path) -> N
         ({"-o": "MODEL"}, "is the model itself"),
         ({"-o": "taken.safetensors"}, "exists already"),
         ({"-o": "nowhere/out.safetensors"}, "does not exist"),
+        ({"--undo": "taken.safetensors"}, "undo files are never replaced"),
         ({"--device": "cuda"}, "not available"),
         ({"--layers": "nothing*"}, "no value layer matches"),
         ({"--timestep": "5000"}, "the model knows 0 to 999"),
@@ -198,7 +204,7 @@ def test_demo_without_its_checkpoint_says_how_to_get_it(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("verb", ["", "prune", "localize", "apply", "inspect", "demo"])
+@pytest.mark.parametrize("verb", ["", "prune", "localize", "demo"])
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
     result = _run(*([verb] if verb else []), "-h")
     assert result.exit_code == 0

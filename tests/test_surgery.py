@@ -168,6 +168,25 @@ def test_the_library_reads_the_result(tmp_path, dtype):
         assert weight.abs().sum(dim=1).gt(0).tolist() == [False, False, True, True]
 
 
+@pytest.mark.parametrize("metadata", [{}, {"modelspec.hash_sha256": "0xstale"}])
+def test_a_known_hash_saves_a_pass_and_changes_nothing(tmp_path, monkeypatch, metadata):
+    path = rawfiles.sd1(tmp_path / "m.safetensors", metadata=metadata)
+    want, real, calls = prune(path, tmp_path / "a").sha256, streams.verify, []
+
+    def counting(*arguments, **options):
+        calls.append(options)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("nemo_prune.surgery.verify", counting)
+    known = prune(path, tmp_path / "b", source_sha256=sha256(path.read_bytes()))
+    assert len(calls) == (2 if metadata else 1)
+    wrong = prune(path, tmp_path / "c", source_sha256="1" * 64)
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+    assert known.sha256 == wrong.sha256 == want == sha256((tmp_path / "b").read_bytes())
+    assert known.source_sha256 == wrong.source_sha256 == sha256(path.read_bytes())
+    assert known.bytes_changed == wrong.bytes_changed == 4 * 5 * 2
+
+
 def test_without_copy_file_range(tmp_path, model, monkeypatch):
     want = prune(model, tmp_path / "a").sha256
     monkeypatch.delattr(os, "copy_file_range", raising=False)
@@ -480,9 +499,9 @@ def test_a_full_disk(tmp_path, model, monkeypatch, where, name, overwrite):
     nothing_left(tmp_path, "m.safetensors")
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+@pytest.mark.parametrize("nth", [1, 2, 3, 4, 5])
 def test_a_disk_that_fills_up_at_any_write(tmp_path, model, monkeypatch, nth):
-    """The writes are the data, before and after a block's end, the zeros and last the header."""
+    """The writes: the data before and after a block's end, the zeros, twice the header."""
     before, real, calls = model.read_bytes(), streams.write_at, []
 
     def write_at(file, data, place):
@@ -497,7 +516,7 @@ def test_a_disk_that_fills_up_at_any_write(tmp_path, model, monkeypatch, nth):
     with pytest.raises(OutputError, match="no space left"):
         prune(model, tmp_path / "o", CHOSEN[:1])
     assert len(calls) == nth
-    assert (calls[-1] == 0) == (nth == 4)
+    assert (calls[-1] == 0) == (nth >= 4)
     assert model.read_bytes() == before
     nothing_left(tmp_path, "m.safetensors")
 
@@ -536,12 +555,16 @@ def test_an_interrupt_leaves_nothing(tmp_path, model, monkeypatch):
     nothing_left(tmp_path, "m.safetensors")
 
 
+@pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("place", ["header", "tensor", "row", "last", "behind"])
-def test_a_flipped_bit_is_noticed(tmp_path, model, monkeypatch, place):
+def test_a_flipped_bit_is_noticed(tmp_path, model, monkeypatch, place, nth):
     """Whatever the disk does to the copy before it is read back, in header, rows or elsewhere."""
-    real = streams.verify
+    real, calls = streams.verify, []
 
-    def flipping(source, target, out, start, ranges):
+    def flipping(source, target, out, start, ranges, **options):
+        calls.append(options)
+        if len(calls) < nth:
+            return real(source, target, out, start, ranges, **options)
         size = target.seek(0, os.SEEK_END)
         tensors = json.loads(start[8:])
         position = {
@@ -555,7 +578,7 @@ def test_a_flipped_bit_is_noticed(tmp_path, model, monkeypatch, place):
         old = target.read(1) or b"\0"
         target.seek(position)
         target.write(bytes([old[0] ^ 1]))
-        return real(source, target, out, start, ranges)
+        return real(source, target, out, start, ranges, **options)
 
     monkeypatch.setattr("nemo_prune.surgery.verify", flipping)
     with pytest.raises(OutputError, match="not what was written"):
