@@ -57,14 +57,17 @@ def expect(a: Checkpoint, b: Header, difference: Difference, neurons: Sequence[N
     wrong = [f"only in the first file: {quoted(name)}" for name in difference.only_in_a]
     wrong += [f"only in the second file: {quoted(name)}" for name in difference.only_in_b]
     wrong += [f"of another shape or dtype: {quoted(entry.name)}" for entry in difference.retyped]
-    wrong += [f"in another order: {what}" for what in difference.orders]
+    wrong += [f"in another order: {what}" for what in difference.orders if what != "metadata"]
+    kept = [[k for k in h.metadata if not _may_change(k)] for h in (a.header, b)]
+    if set(kept[0]) == set(kept[1]) and kept[0] != kept[1]:
+        wrong.append("in another order: metadata")
     for entry in difference.changed:
         strange = _outside(entry.rows, rows.get(entry.name, set()))
         if strange:
             wrong.append(f"changed: {quoted(entry.name)}, {rows_text(strange)}")
     wrong += _not_zero(b, rows)
     for key in difference.metadata:
-        if key == _CONFIG or not (key.startswith(_OWN) or key in _HASHES):
+        if not _may_change(key):
             wrong.append(f"metadata changed: {quoted(key)}")
     hash_a, hash_b = file_hashes(a.header), file_hashes(b)
     sources = {b.metadata[key] for key in (_SOURCE, _ORIGINAL) if key in b.metadata}
@@ -74,6 +77,10 @@ def expect(a: Checkpoint, b: Header, difference: Difference, neurons: Sequence[N
         wrong.append(f"metadata untrue: {_MODELSPEC} is not the hash of the second file's weights")
     count = sum(map(len, rows.values()))
     return Expectation(count, tuple(wrong), hash_a.sha256, hash_b.sha256)
+
+
+def _may_change(key: str) -> bool:
+    return key != _CONFIG and (key.startswith(_OWN) or key in _HASHES)
 
 
 def _rows_of(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> dict[str, set[int]]:

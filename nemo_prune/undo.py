@@ -61,7 +61,7 @@ def check_undo(undo: Path, out: Path) -> None:
             f"{undo}: exists already, and undo files are never replaced; choose another name"
         )
     check_place(undo, overwrite=False)
-    if undo.resolve() == out.resolve():
+    if os.path.realpath(undo) == os.path.realpath(out):
         raise OutputError(f"{undo}: is to be the model as well as its undo file; give two names")
 
 
@@ -142,7 +142,7 @@ def restore(pruned: Path, undo: Path, out: Path, overwrite: bool = False) -> Res
     """
     removed = read_undo(undo)
     header = read_header(pruned)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         if out.samefile(undo):
             raise OutputError(f"{out}: is the undo file itself, which is kept; choose another name")
     check_output(header.path, out, overwrite)

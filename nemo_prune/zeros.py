@@ -8,6 +8,7 @@ from nemo_prune.streams import Source
 
 # In these formats the sign bit alone is not -0 but the one NaN.
 _NO_NEGATIVE_ZERO = {"F8_E4M3FNUZ", "F8_E5M2FNUZ"}
+_HEAD = 64  # bytes, a whole number of elements of any size
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ def _zero_rows(source: Source, weight: Tensor, *bias: Tensor) -> set[int]:
 
 def _is_zero(data: bytearray, row: int, tensor: Tensor) -> bool:
     first, last = (place - tensor.start for place in tensor.row(row))
+    # Nearly every row is told by its first numbers, which spares looking at hundreds of megabytes.
+    return all(_are_zeros(data, first, end, tensor) for end in (min(first + _HEAD, last), last))
+
+
+def _are_zeros(data: bytearray, first: int, last: int, tensor: Tensor) -> bool:
     zeros = data.count(0, first, last)
     if zeros < last - first and tensor.dtype not in _NO_NEGATIVE_ZERO:
         element = DTYPE_BITS[tensor.dtype] // 8

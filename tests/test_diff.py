@@ -336,6 +336,21 @@ def test_own_notes_may_say_anything_else(tmp_path, model):
     assert unexpected(model, tmp_path / "p") == ()
 
 
+def test_the_order_of_metadata(tmp_path):
+    old = {"nemo_prune.version": "0", "title": "T", "nemo_prune.tau": "1", "author": "A"}
+    path = rawfiles.sd1(tmp_path / "m", metadata=old)
+    prune(path, tmp_path / "o")
+    # Own notes move to the end, which is fine; others must stay as they were.
+    assert differ(path, tmp_path / "o").orders == ("metadata",)
+    assert unexpected(path, tmp_path / "o") == ()
+
+    def turn(header, _):
+        header["__metadata__"]["title"] = header["__metadata__"].pop("title")
+
+    damaged(tmp_path / "o", tmp_path / "p", turn)
+    assert unexpected(path, tmp_path / "p") == ("in another order: metadata",)
+
+
 def test_other_tensors_and_orders_are_unexpected(tmp_path, model):
     prune(model, tmp_path / "o")
 

@@ -228,6 +228,26 @@ def test_the_blocks_lie_alike(tmp_path):
         assert starts[1] >= starts[0]
 
 
+def test_the_kernel_is_asked_for_whole_blocks_to_the_end(tmp_path, monkeypatch):
+    """So it can share them: it does for such a range, where the file system knows how."""
+    path = rawfiles.sd1(tmp_path / "m.safetensors", metadata={"x": ""})
+    rawfiles.sd1(path, metadata={"x": ""}, pad=-(8 + len(rawfiles.parse(path)[1])) % 8)
+    real, calls = getattr(os, "copy_file_range", None), []
+    if real is None:
+        pytest.skip("no copy_file_range here")
+
+    def noting(source, target, count, *offsets):
+        calls.append((count, *offsets))
+        return real(source, target, count, *offsets)
+
+    monkeypatch.setattr(os, "copy_file_range", noting)
+    prune(path, tmp_path / "o")
+    count, start, place = calls[-1]
+    assert (start % 4096, place % 4096) == (0, 0)
+    assert start + count == path.stat().st_size
+    assert count > 0
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no umask")
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_the_mode_follows_the_umask(tmp_path, model, mask):

@@ -43,6 +43,16 @@ def test_the_nan_of_fnuz_is_not_zero(tmp_path, dtype):
     assert read_zeros(recognize(path)) == {DOWN: Zeros((1,), ())}
 
 
+@pytest.mark.parametrize("place", [0, 63, 64, 99])
+def test_a_row_longer_than_what_is_looked_at_first(tmp_path, place):
+    rows = [bytearray(100) for _ in range(4)]
+    rows[1][place] = 1
+    shape = SD1 | {"columns": 50}
+    path = tmp_path / "m.safetensors"
+    write(path, unet(shape, dtype="F16"), values={KEYS[DOWN]: b"".join(rows)})
+    assert read_zeros(recognize(path)) == {DOWN: Zeros((0, 2, 3), ())}
+
+
 def test_copies_that_disagree(tmp_path):
     entries = unet(SD1, dtype="F16")
     entries += rawfiles.ema(entries, "F32")
