@@ -8,10 +8,11 @@ A few megabytes of memory, whatever the size.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from nemo_prune.errors import ManifestError, OutputError
 from nemo_prune.families import Checkpoint, ValueLayer
@@ -25,7 +26,7 @@ from nemo_prune.provenance import (
     original_sha256,
     provenance_of,
 )
-from nemo_prune.streams import Ranges, Source, copy, unreadable, verify, write_at
+from nemo_prune.streams import Ranges, Source, Verified, copy, unreadable, verify, write_at
 from nemo_prune.undo import check_undo, write_undo
 from nemo_prune.zeros import read_zeros
 
@@ -96,42 +97,61 @@ def zero_neurons(
     def starting(source_hash: str, data_hash: str) -> bytes:
         return new_header(header, named, original, provenance, source_hash, data_hash)
 
-    start = starting(source_sha256 or _NO_HASH, _NO_HASH)
-    if len(start) - 8 > MAX_HEADER_BYTES:
+    if len(starting(_NO_HASH, _NO_HASH)) - 8 > MAX_HEADER_BYTES:
         raise OutputError(f"{out}: its header would be larger than safetensors allows")
-    kept = False
+    inode = None
     try:
         with Source(header) as source, new_file(out, overwrite) as target:
-            copy(source, target, len(start), ranges)
-            write_at(target, start, 0)
-            guessed = source_sha256 is not None
-            with ThreadPoolExecutor(1) as disk:
-                flushing = disk.submit(os.fsync, target.fileno())
-                found = verify(source, target, out, start, ranges, hash_source=True, hash_output=guessed)
-                flushing.result()
-            source_hash, sha256 = found.source_sha256, found.sha256
-            true = starting(source_hash, found.data_sha256 or _NO_HASH)
-            if true != start or not guessed:
-                write_at(target, true, 0)
-                again = verify(source, target, out, true, ranges, hash_source=False, hash_output=True)
-                sha256 = again.sha256
+            found = _rewrite(source, target, out, ranges, starting, source_sha256)
             if undo is not None:
-                write_undo(undo, source, rows, source_hash, sha256)
-                kept = True
+                write_undo(undo, source, rows, found.source_sha256, found.sha256)
+                inode = os.fstat(target.fileno()).st_ino
             source.check_unchanged()
-    except BaseException as error:
-        # An interrupt may come when `out` has its name already, and then the rows are needed.
-        if undo is not None and kept and not isinstance(error, KeyboardInterrupt):
+    except BaseException:
+        # An interrupt may come when `out` has its name already: then the rows are needed.
+        if undo is not None and inode is not None and not _is_file(out, inode):
             undo.unlink(missing_ok=True)
         raise
     return Written(
         path=out,
-        sha256=sha256,
-        source_sha256=source_hash,
+        sha256=found.sha256,
+        source_sha256=found.source_sha256,
         neurons=len(neurons),
         rows_zeroed=sum(len(layers[neuron.layer].tensors) for neuron in neurons),
         bytes_changed=found.changed,
     )
+
+
+def _rewrite(
+    source: Source,
+    target: BinaryIO,
+    out: Path,
+    ranges: Ranges,
+    starting: Callable[[str, str], bytes],
+    source_sha256: str | None,
+) -> Verified:
+    """Fill `target`, which becomes `out`; `starting` gives its header for the hashes it states."""
+    start = starting(source_sha256 or _NO_HASH, _NO_HASH)
+    copy(source, target, len(start), ranges)
+    write_at(target, start, 0)
+    guessed = source_sha256 is not None
+    with ThreadPoolExecutor(1) as disk:
+        flushing = disk.submit(os.fsync, target.fileno())
+        found = verify(source, target, out, start, ranges, hash_source=True, hash_output=guessed)
+        flushing.result()
+    true = starting(found.source_sha256, found.data_sha256 or _NO_HASH)
+    if true == start and guessed:
+        return found
+    write_at(target, true, 0)
+    again = verify(source, target, out, true, ranges, hash_source=False, hash_output=True)
+    return replace(found, sha256=again.sha256)
+
+
+def _is_file(path: Path, inode: int) -> bool:
+    try:
+        return path.stat().st_ino == inode
+    except OSError:
+        return False
 
 
 def file_sha256(path: Path) -> str:

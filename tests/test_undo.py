@@ -151,6 +151,28 @@ def test_neither_file_without_the_other(tmp_path, model, monkeypatch):
     nothing_left(tmp_path, "m")
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interrupt_keeps_the_rows_only_with_the_output(tmp_path, model, monkeypatch, moment):
+    taking = placing._take_name
+
+    def interrupted(temporary, out, overwrite):
+        if out.name == "u" or moment == "after":
+            taking(temporary, out, overwrite)
+        if out.name == "o":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(placing, "_take_name", interrupted)
+    (tmp_path / "o").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, tmp_path / "o", undo=tmp_path / "u", overwrite=True)
+    if moment == "before":
+        assert (tmp_path / "o").read_text() == "old"
+        nothing_left(tmp_path, "m", "o")
+    else:
+        restore(tmp_path / "o", tmp_path / "u", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == model.read_bytes()
+
+
 def test_the_undo_file_is_there_first(tmp_path, model, monkeypatch):
     real, seen = placing._take_name, []
 
