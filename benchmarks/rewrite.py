@@ -11,8 +11,9 @@ start with it in memory if it fits. Then, in turn, in one process, each from a f
     unknown the same where no manifest tells the source's hash   against  the same
     library the whole again                                      against  load_file + save_file
 
-The best of each are compared, since what else the machine does only ever adds. The peak memory is
-that of a process that does nothing but `apply`.
+The best of each are compared, since what else the machine does only ever adds; processor time is
+shown beside, as waiting does not count there. The peak memory is that of a process that does nothing
+but `apply`.
 Needs twice the size in free space, and for the library about the size in free memory.
 """
 
@@ -81,12 +82,12 @@ def make_checkpoint(path: Path, size: int) -> Checkpoint:
     return recognize(path)
 
 
-def seconds(action: Callable[[], object], out: Path) -> float:
-    """Time `action`, which writes `out`; the file is removed, and the disk is idle at the start."""
+def seconds(action: Callable[[], object], out: Path) -> tuple[float, float]:
+    """Time and processor time of `action`, which writes `out`; that is removed, the disk idle first."""
     os.sync()
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), sum(os.times()[:4])
     action()
-    taken = time.perf_counter() - started
+    taken = time.perf_counter() - started, sum(os.times()[:4]) - spent
     out.unlink()
     return taken
 
@@ -152,16 +153,18 @@ def measure(size: int, folder: Path, repeats: int) -> dict[str, Any]:
     neurons = [Neuron(layers[i % len(layers)].name, i) for i in range(ROWS)]
     memory = peak_memory(path, neurons, out)
     sha256 = file_sha256(path)
-    taken: dict[str, list[float]] = {}
+    taken: dict[str, list[tuple[float, float]]] = {}
     for _ in range(repeats):
         for name, action in contestants(checkpoint, neurons, out, sha256).items():
             taken.setdefault(name, []).append(seconds(action, out))
     path.unlink()
-    best = {name: min(times) for name, times in taken.items()}
+    best = {name: min(wall for wall, _ in times) for name, times in taken.items()}
+    processor = {name: min(cpu for _, cpu in times) for name, times in taken.items()}
     return {
         "bytes": checkpoint.header.size,
-        "seconds": {name: [round(t, 2) for t in times] for name, times in taken.items()},
+        "seconds": {name: [round(wall, 2) for wall, _ in times] for name, times in taken.items()},
         "best": {name: round(t, 2) for name, t in best.items()},
+        "processor": {name: round(t, 2) for name, t in processor.items()},
         "ratios": {
             "copy": round(best["copy"] / best["cp"], 2),
             "whole": round(best["whole"] / best["cp, sync, cmp"], 2),
@@ -191,7 +194,10 @@ def main() -> None:
                 continue
             print(f"{result['bytes'] / 1e9:.2f} GB")
             for name, times in result["seconds"].items():
-                print(f"  {name:22} {result['best'][name]:7.2f} s   of {times}")
+                print(
+                    f"  {name:22} {result['best'][name]:7.2f} s of {times}, "
+                    f"{result['processor'][name]:.2f} s of processor"
+                )
             for name, ratio in result["ratios"].items():
                 print(f"  {name:22} {ratio:7.2f}     bound {BOUNDS[name]:g}")
             bound = BOUNDS["memory"] / 1e6
