@@ -1,9 +1,9 @@
 """Zero neurons in a copy of a safetensors file, and prove that nothing else changed.
 
-The data are copied first, at the speed of `cp`. Then, while the copy goes to the disk, both files
-are read back, compared byte by byte and hashed. The header states the source's hash: where that was
-known beforehand, once is enough; else the header is written anew and the output read once more.
-A few megabytes of memory, whatever the size.
+The data are copied first, at the speed of `cp`, or shared where the file system can. Then, while the
+copy goes to the disk, both files are read back, compared byte by byte and hashed. The header states
+the source's hash: where that was known beforehand, once is enough; else the header is written anew
+and the output read once more. A few megabytes of memory, whatever the size.
 """
 
 import hashlib

@@ -187,31 +187,49 @@ def test_a_known_hash_saves_a_pass_and_changes_nothing(tmp_path, monkeypatch, me
     assert known.bytes_changed == wrong.bytes_changed == 4 * 5 * 2
 
 
-def test_without_copy_file_range(tmp_path, model, monkeypatch):
+@pytest.mark.skipif(streams.fcntl is None, reason="no ioctl")
+@pytest.mark.parametrize("misaligned", [0, 3])
+def test_shared_blocks(tmp_path, monkeypatch, misaligned):
+    """A file system that shares blocks, acted by one that asks for the same and then copies."""
+    path = rawfiles.sd1(tmp_path / "m.safetensors", "F64")
+    rawfiles.sd1(path, "F64", pad=-len_of(path) % 8 + misaligned)
+    want = prune(path, tmp_path / "a").sha256
+    shared = []
+
+    def sharing(target, request, wanted):
+        source, start, count, place = struct.unpack("=qQQQ", wanted)
+        assert request == 0x4020940D
+        if start % 4096 or place % 4096 or start + count != path.stat().st_size:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        os.pwrite(target, os.pread(source, count, start), place)
+        shared.append(count)
+
+    monkeypatch.setattr(streams.fcntl, "ioctl", sharing)
+    assert prune(path, tmp_path / "b").sha256 == want
+    # All but the part of a block that the header begins; where data are not aligned, nothing.
+    assert shared == ([] if misaligned else [path.stat().st_size - -(-len_of(path) // 4096) * 4096])
+
+
+def len_of(path):
+    return 8 + len(rawfiles.parse(path)[1])
+
+
+@pytest.mark.skipif(streams.fcntl is None, reason="no ioctl")
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL])
+def test_blocks_that_cannot_be_shared_are_copied(tmp_path, model, monkeypatch, code):
     want = prune(model, tmp_path / "a").sha256
-    monkeypatch.delattr(os, "copy_file_range", raising=False)
-    assert prune(model, tmp_path / "b").sha256 == want
+    calls = []
 
-
-@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EINVAL, None])
-def test_copy_file_range_that_gives_up(tmp_path, model, monkeypatch, code):
-    want = prune(model, tmp_path / "a").sha256
-    real, calls = getattr(os, "copy_file_range", None), []
-    if real is None:
-        pytest.skip("no copy_file_range here")
-
-    def give_up(source, target, count, *offsets):
-        calls.append(count)
-        if len(calls) == 1:
-            return real(source, target, 100, *offsets)
-        if code is None:
-            return 0
+    def refusing(*arguments):
+        calls.append(arguments)
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "copy_file_range", give_up)
+    monkeypatch.setattr(streams.fcntl, "ioctl", refusing)
     assert prune(model, tmp_path / "b").sha256 == want
-    # Once for what lies before the first whole block, where it gave up midway, once for the rest.
-    assert len(calls) == 3
+    assert len(calls) == 1
+    monkeypatch.setattr(streams, "fcntl", None)
+    assert prune(model, tmp_path / "c").sha256 == want
+    assert len(calls) == 1
 
 
 def test_the_blocks_lie_alike(tmp_path):
@@ -226,26 +244,6 @@ def test_the_blocks_lie_alike(tmp_path):
         assert starts[0] % 8 == 0
         assert (starts[1] - starts[0]) % 4096 == 0
         assert starts[1] >= starts[0]
-
-
-def test_the_kernel_is_asked_for_whole_blocks_to_the_end(tmp_path, monkeypatch):
-    """So it can share them: it does for such a range, where the file system knows how."""
-    path = rawfiles.sd1(tmp_path / "m.safetensors", metadata={"x": ""})
-    rawfiles.sd1(path, metadata={"x": ""}, pad=-(8 + len(rawfiles.parse(path)[1])) % 8)
-    real, calls = getattr(os, "copy_file_range", None), []
-    if real is None:
-        pytest.skip("no copy_file_range here")
-
-    def noting(source, target, count, *offsets):
-        calls.append((count, *offsets))
-        return real(source, target, count, *offsets)
-
-    monkeypatch.setattr(os, "copy_file_range", noting)
-    prune(path, tmp_path / "o")
-    count, start, place = calls[-1]
-    assert (start % 4096, place % 4096) == (0, 0)
-    assert start + count == path.stat().st_size
-    assert count > 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no umask")
@@ -500,9 +498,7 @@ def no_space(*_):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize(
-    ("where", "name"), [(os, "fsync"), (os, "copy_file_range"), (streams, "write_at")]
-)
+@pytest.mark.parametrize(("where", "name"), [(os, "fsync"), (streams, "write_at")])
 def test_a_full_disk(tmp_path, model, monkeypatch, where, name, overwrite):
     before = model.read_bytes()
     out = tmp_path / "o"
@@ -530,7 +526,7 @@ def test_a_disk_that_fills_up_at_any_write(tmp_path, model, monkeypatch, nth):
             no_space()
         real(file, data, place)
 
-    monkeypatch.delattr(os, "copy_file_range", raising=False)
+    monkeypatch.setattr(streams, "fcntl", None)
     monkeypatch.setattr(streams, "write_at", write_at)
     monkeypatch.setattr("nemo_prune.surgery.write_at", write_at)
     with pytest.raises(OutputError, match="no space left"):

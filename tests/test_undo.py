@@ -328,9 +328,9 @@ def test_what_exists_is_kept_unless_told_otherwise(tmp_path, model, pruned):
     nothing_left(tmp_path, "m", "o", "u")
 
 
-@pytest.mark.parametrize("name", ["fsync", "copy_file_range"])
-def test_a_full_disk(tmp_path, pruned, monkeypatch, name):
-    monkeypatch.setattr(os, name, no_space)
+@pytest.mark.parametrize(("where", "name"), [(os, "fsync"), (streams, "write_at")])
+def test_a_full_disk(tmp_path, pruned, monkeypatch, where, name):
+    monkeypatch.setattr(where, name, no_space)
     with pytest.raises(OutputError, match="no space left"):
         restore(pruned, tmp_path / "u", tmp_path / "back")
     nothing_left(tmp_path, "m", "o", "u")
