@@ -69,7 +69,7 @@ SWITCHES: Mapping[str, tuple[tuple[int, int], ...]] = {
 }
 BASE_STEPS, SWITCH_STEPS, BATCH, RATE = 5000, 6000, 8, 1e-3
 _EMPTY, _NATURAL = 0.08, 0.08
-_ON, _OFF, _TEMPLATE_ON, _TEMPLATE_OFF = 0.18, 0.15, 0.08, 0.06
+_ON, _OFF, _TEMPLATE_ON, _TEMPLATE_OFF = 0.14, 0.13, 0.06, 0.05
 SCHEDULER_CONFIG = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
