@@ -135,6 +135,12 @@ class Engine:
         found = self._differences([_Sample(prompt, off, seed) for seed in seeds])
         return self._scores(prompt, seeds, seeds, found)
 
+    def differences(
+        self, prompt: Prompt, seeds: Sequence[int], off: frozenset[Neuron] = frozenset()
+    ) -> Tensor:
+        """The noise differences of a prompt with neurons off, float32 `[seeds, c, h, w]`."""
+        return torch.stack(self._differences([_Sample(prompt, off, seed) for seed in seeds]))
+
     def _best_pairs(self, prompt: Prompt, seeds: Sequence[int]) -> dict[int, float]:
         best = pairwise(torch.stack([prompt.clean[seed] for seed in seeds])).amax(dim=1)
         return {seed: _rounded(score) for seed, score in zip(seeds, best.tolist(), strict=True)}

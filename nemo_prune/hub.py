@@ -31,6 +31,7 @@ StableDiffusionPipeline: Any = _diffusers.StableDiffusionPipeline
 StableDiffusionXLPipeline: Any = _diffusers.StableDiffusionXLPipeline
 UNet2DConditionModel: Any = _diffusers.UNet2DConditionModel
 
+CLIPModel: Any = _transformers.CLIPModel
 CLIPTextConfig: Any = _transformers.CLIPTextConfig
 CLIPTextModel: Any = _transformers.CLIPTextModel
 CLIPTextModelWithProjection: Any = _transformers.CLIPTextModelWithProjection

@@ -26,7 +26,9 @@ from nemo_prune.search import Outcome, literal_search
 from nemo_prune.surgery import file_sha256
 
 SUPPRESSED, NOT_MEMORIZED, STILL = "suppressed", "not memorized", "still memorized"
-NOT_SEARCHED = "not searched"
+NOT_SEARCHED, NOT_REMOVABLE = "not searched", "not removable"
+FRESH_SEEDS = 1000
+"""What was written is checked on seeds from here on: no search ever uses them."""
 ROUNDS = 3
 """How often a prompt is searched again if seeds that the search did not use object."""
 _BUNDLED_TAU_PROMPTS = 100  # of the bundled captions: each costs as many samples as seeds
@@ -112,7 +114,7 @@ def localize(
             progress.note(f"prompt {index}: {count} tokens, truncated to {TOKENS}")
     ordinary = calibration_prompts or bundled_captions()
     statistics = activation_statistics(model, layers, ordinary)
-    tau, tau_source = _tau(engine, options, calibration_prompts, progress)
+    tau, tau_source = pick_tau(engine, options, calibration_prompts, progress)
     calibration_samples = engine.cost.samples
     encoded = engine.prompts(prompts)
     paths = ladders(model, layers, (prompt.text for prompt in encoded), statistics)
@@ -222,9 +224,10 @@ def open_engine(checkpoint: Checkpoint, options: Options) -> Engine:
     )
 
 
-def _tau(
+def pick_tau(
     engine: Engine, options: Options, calibration: Sequence[str] | None, progress: Progress
 ) -> tuple[float, str]:
+    """tau and where it is from: given, calibrated, published, or "bundled captions"."""
     if options.tau is not None:
         return options.tau, "given"
     model = engine.model

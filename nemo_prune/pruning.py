@@ -11,7 +11,9 @@ from typing import Any
 
 from nemo_prune.families import recognize
 from nemo_prune.localization import (
+    FRESH_SEEDS,
     NOT_MEMORIZED,
+    NOT_REMOVABLE,
     STILL,
     SUPPRESSED,
     Localization,
@@ -20,8 +22,6 @@ from nemo_prune.localization import (
 )
 from nemo_prune.manifest import Neuron, PromptRecord
 from nemo_prune.surgery import Written, zero_neurons
-
-_CHECK_SEEDS = 1000  # the written file is checked on seeds from here on: no search ever uses them
 
 
 def write(found: Localization, out: Path, overwrite: bool, undo: Path | None = None) -> Written:
@@ -52,7 +52,7 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     what this check says: it sees the union of all neurons, in the file itself.
     """
     started = time.monotonic()
-    fresh = range(_CHECK_SEEDS, _CHECK_SEEDS + found.options.seeds)
+    fresh = range(FRESH_SEEDS, FRESH_SEEDS + found.options.seeds)
     original = found.engine
     before = original.cost.samples
     other = open_engine(recognize(pruned), found.options)
@@ -63,7 +63,10 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     pairs = zip(searched, original.prompts(texts), other.prompts(texts), strict=True)
     for index, prompt, twin in pairs:
         after = max(original.compare(prompt, fresh, other, twin).values())
-        status = STILL if after > found.tau else SUPPRESSED
+        if after <= found.tau:
+            status = SUPPRESSED
+        else:
+            status = NOT_REMOVABLE if records[index].status == NOT_REMOVABLE else STILL
         records[index] = replace(records[index], score_after=after, status=status)
         progress.advance()
     seconds = round(found.cost["seconds"] + time.monotonic() - started, 1)

@@ -1,0 +1,317 @@
+"""Compare a pruned checkpoint with its original, on seeds that no search used; plain data comes out.
+
+What is measured, per prompt and over ordinary prompts: memorization scores ("Finding NeMo",
+section 3.1), pictures of both models from the same seeds, and the drift of cross-attention
+outputs. The paper removes each prompt's own neurons, a file loses the union of all: where a
+manifest tells them apart, both are scored.
+"""
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from nemo_prune import __version__, drift
+from nemo_prune.engine import Engine, Prompt
+from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.families import Checkpoint
+from nemo_prune.gallery import Album, PictureSettings, draw_and_measure, inlined_difference
+from nemo_prune.likeness import Likeness
+from nemo_prune.localization import (
+    FRESH_SEEDS,
+    NOT_MEMORIZED,
+    NOT_REMOVABLE,
+    STILL,
+    SUPPRESSED,
+    Options,
+    Progress,
+    open_engine,
+)
+from nemo_prune.manifest import Manifest, Neuron, union
+from nemo_prune.similarity import ms_ssim, pairwise
+from nemo_prune.surgery import file_sha256, zeroed_rows
+
+FORMAT = "nemo-prune-report/1"
+_DIGITS = 5
+_LONG = 60  # seconds of drawing that deserve a word beforehand
+
+LIMITS = (
+    "Suppressed means: these prompts no longer trigger it. It is not erased: another prompt, or a "
+    "text embedding optimized towards the picture, may still bring it back (arXiv 2507.16880).",
+    "The score looks at one early timestep, and at a limited number of starting noises.",
+    "Fine-tuning, merging with an unpruned model, or a LoRA on the value layers can undo it.",
+    "Ordinary prompts were sampled; one that is not among them may have changed more.",
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified. `engine`: the original, if it is loaded already.
+
+    manifest: which prompt asked for which neuron; its prompts are numbered like `prompts`.
+    """
+
+    original: Checkpoint
+    pruned: Checkpoint
+    prompts: Sequence[str]
+    ordinary: Sequence[str]
+    options: Options
+    tau: float
+    tau_source: str
+    manifest: Manifest | None = None
+    engine: Engine | None = None
+    show_prompts: bool = False
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`data` is plain JSON, the same for the same models, options and seeds but for "created" and
+    "seconds"; `album` holds the pictures."""
+
+    data: dict[str, Any]
+    album: Album = field(default_factory=dict)
+
+    @property
+    def all_suppressed(self) -> bool:
+        return all(entry["status"] in (SUPPRESSED, NOT_MEMORIZED) for entry in self.data["prompts"])
+
+
+def verify(
+    subject: Subject, likeness: Likeness, settings: PictureSettings, progress: Progress
+) -> Verification:
+    """Measure suppression, pictures and side effects.
+
+    Raises OptionError for options that do not fit, CheckpointError for models that are not the
+    same but for zeroed rows, or that cannot be loaded.
+    """
+    started = time.monotonic()
+    options = subject.options
+    removed = removed_neurons(subject.original, subject.pruned)
+    if subject.manifest and len(subject.manifest.prompts) != len(subject.prompts):
+        raise OptionError(
+            f"--manifest: is about {len(subject.manifest.prompts)} prompts, the prompt file holds "
+            f"{len(subject.prompts)} different ones; give the two that belong together"
+        )
+    known = set(subject.prompts)
+    ordinary = [text for text in subject.ordinary if text not in known]
+    progress.stage("loading the models", 2, "files")
+    original = subject.engine or open_engine(subject.original, options)
+    progress.advance()
+    spent, other = original.cost.samples, open_engine(subject.pruned, options)
+    progress.advance()
+
+    scoring = time.monotonic()
+    progress.stage("scoring both models", len(subject.prompts) + len(ordinary), "prompts")
+    scored = {
+        group: _score_all(original, other, texts, options, manifest, progress)
+        for group, texts, manifest in (
+            ("prompts", subject.prompts, subject.manifest),
+            ("ordinary", ordinary, None),
+        )
+    }
+    prompts = scored["prompts"]
+    for entry in prompts:
+        _judge(entry, subject)
+    samples = original.cost.samples - spent + other.cost.samples
+    per_sample = (time.monotonic() - scoring) / max(1, samples)
+
+    progress.stage("measuring drift", len(ordinary), "ordinary prompts")
+    measured = drift.measure(
+        original, original.prompts(ordinary), removed, seed=FRESH_SEEDS,
+        pruned=(other, other.prompts(ordinary)), advance=progress.advance,
+    ) if ordinary else None  # fmt: skip
+    samples = original.cost.samples - spent + other.cost.samples
+    facts = _model_facts(original)
+    del other  # its memory is needed for drawing
+
+    album: Album = {"prompts": {}, "ordinary": {}}
+    pictures: dict[str, Any] = {"images": settings.images, "steps": settings.steps, "guidance": settings.guidance}
+    searched = {e["index"]: subject.prompts[e["index"]] for e in prompts if e["status"] != NOT_MEMORIZED}
+    if settings.images:
+        expected = per_sample * settings.passes(len(searched), len(ordinary))
+        if original.model.device.type != "cuda" and expected > _LONG:
+            progress.note(
+                f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
+                f"(--images 0 skips them)"
+            )
+        try:
+            measures, album = draw_and_measure(
+                (subject.original, subject.pruned), options, settings, searched, ordinary, likeness, progress,
+            )  # fmt: skip
+        except CheckpointError as error:
+            # The scores stand without pictures, and may have taken hours.
+            progress.note(f"no pictures: {error}")
+            pictures["skipped"] = str(error)
+        else:
+            for entry in prompts:
+                entry["pictures"] = measures["prompts"].get(entry["index"])
+            for index, entry in enumerate(scored["ordinary"]):
+                entry["pictures"] = measures["ordinary"].get(index)
+    for group in ("prompts", "ordinary"):
+        for index, entry in enumerate(scored[group]):
+            first = entry.pop("differences")
+            if group == "prompts" and index in searched:
+                noise = dict(zip(("noise_before", "noise_after"), map(inlined_difference, first), strict=True))
+                album[group].setdefault(index, {}).update(noise)
+
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+        "original": _file(subject.original),
+        "pruned": _file(subject.pruned),
+        "options": {
+            "tau": subject.tau,
+            "tau_source": subject.tau_source,
+            "criterion": options.criterion,
+            "seeds": options.seeds,
+            "seed": options.seed,
+            "first_seed": FRESH_SEEDS,
+            "timestep": original.timestep,
+            **facts,
+        },
+        "prompts": prompts,
+        "ordinary": scored["ordinary"],
+        "drift": measured,
+        "pictures": pictures,
+        "measures": likeness.used if settings.images else [],
+        "layers": [
+            {
+                "layer": layer.name,
+                "rows": layer.rows,
+                "removed": [n.row for n in removed if n.layer == layer.name],
+            }
+            for layer in subject.original.value_layers
+        ],
+        "neurons": len(removed),
+        "shared": _shared(subject.manifest),
+        "cost": {"samples": samples},
+        "limits": list(LIMITS),
+    }
+    return Verification(data, album)
+
+
+def removed_neurons(original: Checkpoint, pruned: Checkpoint) -> tuple[Neuron, ...]:
+    """The neurons whose rows are zero in `pruned` and not in `original`, in network order.
+
+    Raises CheckpointError if the two do not have the same value layers.
+    """
+    shapes = [[(layer.name, layer.rows) for layer in c.value_layers] for c in (original, pruned)]
+    if shapes[0] != shapes[1]:
+        raise CheckpointError(
+            f"{pruned.path}: has other value layers than {original.path}; it was not made from it"
+        )
+    before, after = zeroed_rows(original), zeroed_rows(pruned)
+    return union(
+        Neuron(layer, row) for layer, rows in after.items() for row in rows if row not in before.get(layer, ())
+    )
+
+
+# ----------------------------------------------------------------------------------- scores
+
+
+def _score_all(
+    original: Engine,
+    other: Engine,
+    texts: Sequence[str],
+    options: Options,
+    manifest: Manifest | None,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    found = []
+    for index, (prompt, twin) in enumerate(zip(original.prompts(texts), other.prompts(texts), strict=True)):
+        own = manifest.prompts[index].neurons if manifest else ()
+        found.append({"index": index} | score(original, other, prompt, twin, options, frozenset(own)))
+        progress.advance()
+    return found
+
+
+def score(
+    original: Engine, other: Engine, prompt: Prompt, twin: Prompt, options: Options, own: frozenset[Neuron]
+) -> dict[str, Any]:
+    """The scores of one prompt in both models, on seeds from 1,000 on.
+
+    "score_before", "within_after": the best pairwise score within the original, within the pruned
+    model; "score_after": the criterion's, pruned against original; "same_seed": mean score of the
+    two from the same seed; "score_own": the criterion's with only the neurons `own` off, None
+    without any; "differences": the first seed's in both models, `[c, h, w]`.
+    """
+    seeds = range(FRESH_SEEDS, FRESH_SEEDS + options.seeds)
+    before, after = original.differences(prompt, seeds), other.differences(twin, seeds)
+    return {
+        "score_before": _rounded(pairwise(before).max()),
+        "score_after": _criterion(before, after, options.criterion),
+        "within_after": _rounded(pairwise(after).max()),
+        "same_seed": _rounded(ms_ssim(before, after).mean()),
+        "score_own": _criterion(before, original.differences(prompt, seeds, own), options.criterion)
+        if own
+        else None,
+        "differences": (before[0], after[0]),
+    }
+
+
+def _criterion(before: torch.Tensor, after: torch.Tensor, criterion: str) -> float:
+    """The largest score of a pruned difference against the original's: same seed, or all others."""
+    count = len(before)
+    if criterion == "same-seed":
+        return _rounded(ms_ssim(after, before).max())
+    pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+    left, right = zip(*pairs, strict=True)
+    return _rounded(ms_ssim(after[list(left)], before[list(right)]).max())
+
+
+def _judge(entry: dict[str, Any], subject: Subject) -> None:
+    """Add what became of a prompt, and what else is known of it."""
+    index = entry["index"]
+    record = subject.manifest.prompts[index] if subject.manifest else None
+    searched = record is not None and record.status != NOT_MEMORIZED
+    if entry["score_before"] <= subject.tau and not searched:
+        status = NOT_MEMORIZED
+    elif entry["score_after"] <= subject.tau:
+        status = SUPPRESSED
+    else:
+        status = NOT_REMOVABLE if record and record.status == NOT_REMOVABLE else STILL
+    entry["status"] = status
+    if record is not None:
+        entry["neurons"] = [{"layer": n.layer, "row": n.row} for n in record.neurons]
+    if subject.show_prompts:
+        entry["text"] = subject.prompts[index]
+
+
+def _shared(manifest: Manifest | None) -> list[dict[str, Any]]:
+    """Neurons that more than one prompt asked for, and which prompts."""
+    if manifest is None:
+        return []
+    wanted: dict[Neuron, list[int]] = {}
+    for record in manifest.prompts:
+        for neuron in record.neurons:
+            wanted.setdefault(neuron, []).append(record.index)
+    shared = union(neuron for neuron, prompts in wanted.items() if len(prompts) > 1)
+    return [{"layer": n.layer, "row": n.row, "prompts": wanted[n]} for n in shared]
+
+
+def _model_facts(engine: Engine) -> Mapping[str, str]:
+    from importlib.metadata import version
+
+    model = engine.model
+    return {
+        "family": model.family,
+        "latents": "x".join(map(str, model.latent_shape)),
+        "device": model.device.type,
+        "precision": str(model.dtype).removeprefix("torch."),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
+
+
+def _file(checkpoint: Checkpoint) -> dict[str, str]:
+    return {"path": checkpoint.path.name, "sha256": file_sha256(checkpoint.path)}
+
+
+def _rounded(score: torch.Tensor) -> float:
+    return round(float(score), _DIGITS)
