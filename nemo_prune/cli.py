@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click_default_group import DefaultGroup
 
-from nemo_prune import __version__, cli_files, cli_search
+from nemo_prune import __version__, cli_files, cli_report, cli_search
 from nemo_prune.errors import Interrupted, NemoPruneError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -48,6 +48,7 @@ for command in (
     cli_files.diff,
     cli_files.restore,
     cli_files.inspect,
+    cli_report.verify,
     cli_search.demo,
 ):
     main.add_command(command)

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from nemo_prune.localization import Options
 
 FILE = click.Path(path_type=Path)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+def options(*given: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order of the help text."""
+
     def decorate(function: F) -> F:
-        for option in reversed(options):
+        for option in reversed(given):
             function = option(function)
         return function
 
@@ -29,7 +34,7 @@ undo_option = click.option(
     "--undo", type=FILE, help="Keep the removed rows in this new file, for restore."
 )
 
-searching_options = _options(
+scoring_options = options(
     click.option("--prompts", "prompt_file", type=FILE, required=True,
                  help="Prompts to suppress: .txt (one a line), .csv (column caption, prompt or "
                       "text) or .jsonl."),
@@ -47,10 +52,6 @@ searching_options = _options(
     click.option("--steps", type=click.IntRange(2, 1000), default=50, show_default=True,
                  help="DDIM steps whose second timestep is scored (50: t = 961 for SD1)."),
     click.option("--timestep", type=int, help="Score at this training timestep instead."),
-    click.option("--layers", default="down+mid", show_default=True,
-                 help="down+mid, all, or name patterns, separated by commas."),
-    click.option("--search", type=click.Choice(["fast", "literal"]), default="fast",
-                 show_default=True, help="literal is the paper's procedure, step by step."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto",
                  show_default=True),
     click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
@@ -60,3 +61,27 @@ searching_options = _options(
     click.option("--config", type=FILE, help="A diffusers config folder, instead of inference."),
     click.option("--show-prompts", is_flag=True, help="Put prompt texts into JSON and manifest."),
 )  # fmt: skip
+
+searching_options = options(
+    scoring_options,
+    click.option("--layers", default="down+mid", show_default=True,
+                 help="down+mid, all, or name patterns, separated by commas."),
+    click.option("--search", type=click.Choice(["fast", "literal"]), default="fast",
+                 show_default=True, help="literal is the paper's procedure, step by step."),
+    click.option("--rounds", type=click.IntRange(0, 10), default=3, show_default=True,
+                 help="How often prompts that stay memorized are searched again."),
+)  # fmt: skip
+
+
+def read_options(given: dict[str, Any]) -> "Options":
+    """The library's options out of the command line's; what is not theirs must be gone by now."""
+    from nemo_prune.localization import Options
+
+    size = given.pop("batch_size")
+    if size == "auto":
+        batch = None
+    elif size.isdigit() and int(size) > 0:
+        batch = int(size)
+    else:
+        raise click.BadParameter("is a positive number or auto", param_hint="--batch-size")
+    return Options(batch_size=batch, **given)

@@ -1,6 +1,7 @@
 """The verbs that run the model: prune, localize, demo."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,22 @@ from nemo_prune.cli_options import (
     output_option,
     overwrite_option,
     quiet_option,
+    read_options,
     searching_options,
     undo_option,
 )
+from nemo_prune.cli_report import check_report_places, read_reporting, report_options
 from nemo_prune.errors import Interrupted
 
 
-def _read_options(given: dict[str, Any]) -> Any:
-    from nemo_prune.localization import Options
-
-    size = given.pop("batch_size")
-    if size == "auto":
-        batch = None
-    elif size.isdigit() and int(size) > 0:
-        batch = int(size)
-    else:
-        raise click.BadParameter("is a positive number or auto", param_hint="--batch-size")
-    return Options(batch_size=batch, **given)
-
-
 def _localize(
-    model: Path, given: dict[str, Any], progress: Any, manifest: Path | None, overwrite: bool
-) -> tuple[Any, tuple[str, ...]]:
+    model: Path,
+    given: dict[str, Any],
+    progress: Any,
+    manifest: Path | None,
+    overwrite: bool,
+    reporting: bool = False,
+) -> tuple[Any, tuple[str, ...], Any]:
     """The shared front half of `prune` and `localize`: read everything, then search."""
     from nemo_prune.families import recognize
     from nemo_prune.prompts import read_prompts
@@ -50,16 +45,17 @@ def _localize(
     from nemo_prune.manifest import write_manifest
 
     show = given.pop("show_prompts")
+    report = read_reporting(given, prompts.texts, overwrite) if reporting else None
     try:
         found = localize(
-            checkpoint, prompts.texts, _read_options(given), progress,
+            checkpoint, prompts.texts, read_options(given), progress,
             calibration_prompts=ordinary, show_prompts=show,
         )  # fmt: skip
     except Interrupted as stop:
         if manifest:
             write_manifest(stop.manifest, manifest, overwrite)
         raise
-    return found, prompts.texts
+    return found, prompts.texts, report
 
 
 @click.command()
@@ -69,12 +65,19 @@ def _localize(
 @click.option("--manifest", type=FILE, help="Also keep the manifest: which neurons, and why.")
 @undo_option
 @click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint.")
+@click.option(
+    "--max-drift",
+    type=click.FloatRange(0),
+    help="Write nothing, exit 1, if cross-attention outputs of ordinary prompts change by "
+    "more than this part on average (0.05: 5 %).",
+)
+@report_options
 @overwrite_option
 @json_option
 @quiet_option
 def prune(
     model: Path, output: Path | None, manifest: Path | None, undo: Path | None, dry_run: bool,
-    overwrite: bool, as_json: bool, quiet: bool, **given: Any,
+    max_drift: float | None, overwrite: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Localize, rewrite and check in one go (the default command).
 
@@ -93,15 +96,30 @@ def prune(
             check_undo(undo, output)
     if manifest:
         check_place(manifest, overwrite)
+    check_report_places(given, overwrite, [path for path in (output, manifest) if path])
+    if dry_run and (given["reports"] or given["card"]):
+        raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
     with progress(quiet) as bar:
-        found, prompts = _localize(model, given, bar, manifest, overwrite)
+        found, prompts, reporting = _localize(model, given, bar, manifest, overwrite, reporting=True)
         from nemo_prune import pruning
 
+        if max_drift is not None:
+            drift = pruning.expected_drift(found, reporting.some_ordinary(), bar)
+            if drift > max_drift:
+                click.echo(
+                    f"nemo-prune: ordinary prompts would drift by {drift:.4f}, more than --max-drift "
+                    f"{max_drift}; nothing was written",
+                    err=True,
+                )
+                click.get_current_context().exit(1)
         written = None
         if output is not None and not dry_run:
             written = pruning.write(found, output, overwrite, undo)
             found = pruning.check(found, output, prompts, bar)
-    _finish(found, written, manifest, overwrite, as_json, quiet)
+            if reporting.wanted:
+                subject = pruning.subject(found, output, prompts, reporting.some_ordinary())
+                reporting.verify(subject, bar)
+    _finish(found, written, manifest, overwrite, as_json, quiet, reporting.written())
 
 
 @click.command()
@@ -124,15 +142,16 @@ def localize(
 
     check_place(manifest, overwrite)
     with progress(quiet) as bar:
-        found, _ = _localize(model, given, bar, manifest, overwrite)
+        found, _, _ = _localize(model, given, bar, manifest, overwrite)
     _finish(found, None, manifest, overwrite, as_json, quiet)
 
 
 def _finish(
-    found: Any, written: Any, manifest: Path | None, overwrite: bool, as_json: bool, quiet: bool
-) -> None:
+    found: Any, written: Any, manifest: Path | None, overwrite: bool, as_json: bool, quiet: bool,
+    reports: Sequence[Path] = (),
+) -> None:  # fmt: skip
     from nemo_prune.console import print_prompts
-    from nemo_prune.localization import STILL
+    from nemo_prune.localization import NOT_REMOVABLE, STILL
     from nemo_prune.manifest import write_manifest
     from nemo_prune.pruning import summary
 
@@ -141,11 +160,11 @@ def _finish(
     result = summary(found, written)
     if not quiet:
         print_prompts(result)
-        for path in filter(None, (written and written.path, manifest)):
+        for path in filter(None, (written and written.path, manifest, *reports)):
             click.echo(f"wrote {path}", err=True)
     if as_json:
         click.echo(json.dumps(result))
-    still = any(record.status == STILL for record in found.manifest.prompts)
+    still = any(record.status in (STILL, NOT_REMOVABLE) for record in found.manifest.prompts)
     click.get_current_context().exit(1 if still else 0)
 
 
@@ -176,5 +195,5 @@ def demo(folder: Path, as_json: bool, quiet: bool) -> None:  # fmt: skip
             click.echo(line, err=True)
     if as_json:
         click.echo(json.dumps(result))
-    still = any(entry["status"] == "still memorized" for entry in result["prompts"])
+    still = any(entry["status"] in ("still memorized", "not removable") for entry in result["prompts"])
     click.get_current_context().exit(1 if still else 0)

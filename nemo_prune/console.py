@@ -9,7 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-_STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red"}
+from nemo_prune.report import verdict
+
+_STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red",
+           "not removable": "bold red"}  # fmt: skip
 _SMOOTHING = 120.0  # seconds over which the time left is averaged, so that it does not jump
 
 
@@ -88,6 +91,26 @@ def print_prompts(result: dict[str, Any]) -> None:
         f"Denoiser samples: {cost['samples']} to search, {cost['calibration_samples']} to "
         f"calibrate, {cost['check_samples']} to check; {cost['seconds']} s."
     )
+
+
+def print_verification(data: dict[str, Any]) -> None:
+    """The table of prompts and the verdict of a `Verification`."""
+    shown = console()
+    table = Table(header_style="bold")
+    for name in ("prompt", "status", "score before", "score after", "pictures near the target"):
+        table.add_column(name, justify="left" if name == "status" else "right")
+    for entry in data["prompts"]:
+        pictures = entry.get("pictures") or {}
+        near = (
+            f"{pictures['near_before']} -> {pictures['near_after']}" if "near_after" in pictures else "-"
+        )
+        table.add_row(
+            str(entry["index"]),
+            f"[{_STYLES[entry['status']]}]{entry['status']}[/]",
+            f"{entry['score_before']:.3f}", f"{entry['score_after']:.3f}", near,
+        )  # fmt: skip
+    shown.print(table)
+    shown.print(verdict(data), markup=False)
 
 
 def print_inspection(found: dict[str, Any]) -> None:

@@ -106,7 +106,9 @@ def recorded(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _random_neurons(engine: Engine, removed: Collection[Neuron], rng: random.Random) -> frozenset[Neuron]:
+def _random_neurons(
+    engine: Engine, removed: Collection[Neuron], rng: random.Random
+) -> frozenset[Neuron]:
     """As many others in each layer; where a layer has not enough others, all of them."""
     found: list[Neuron] = []
     for layer, module in engine.model.value_layers.items():

@@ -19,6 +19,7 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.manifest import Neuron
 from nemo_prune.search import Answer, Question
 from nemo_prune.similarity import ms_ssim, noise_difference, pairwise
+from nemo_prune.union_search import Pair, UnionSearch
 
 T = TypeVar("T")
 Criterion = Literal["same-seed", "cross-seed"]
@@ -167,8 +168,13 @@ class Engine:
         in_flight: int = 64,
         on_samples: Callable[[int], None] = lambda _count: None,
         on_finished: Callable[[int, T], None] = lambda _index, _outcome: None,
+        base: frozenset[Neuron] = frozenset(),
     ) -> list[T]:
         """Run searches to their ends, with at most `in_flight` of them open at once.
+
+        With neurons in `base` they are off throughout: the searches are about the model as pruned
+        so far, and their first question is answered with the criterion's scores against the
+        unpruned differences, which each prompt must still have (as after `probe`).
 
         Open questions are answered in rounds: all samples that the open searches ask for now, in
         batches of `batch_size`. `on_finished` is called as each one ends, in whatever order.
@@ -181,7 +187,7 @@ class Engine:
                 index, (_, search) = waiting.popleft()
                 open_[index] = next(search)
             samples = [
-                _Sample(searches[index][0], question.off, seed)
+                _Sample(searches[index][0], question.off | base, seed)
                 for index, question in open_.items()
                 for seed in question.seeds
             ]
@@ -190,7 +196,7 @@ class Engine:
                 prompt, search = searches[index]
                 found = [next(differences) for _ in question.seeds]
                 try:
-                    open_[index] = search.send(self._answer(prompt, question, found))
+                    open_[index] = search.send(self._answer(prompt, question, found, base))
                 except StopIteration as end:
                     outcomes[index] = end.value
                     del open_[index]
@@ -198,8 +204,28 @@ class Engine:
                     on_finished(index, end.value)
         return [outcomes[index] for index in range(len(searches))]
 
-    def _answer(self, prompt: Prompt, question: Question, found: Sequence[Tensor]) -> dict[int, float]:
-        if not question.off:
+    def run_union(self, search: UnionSearch, prompts: Mapping[int, Prompt]) -> tuple[Neuron, ...]:
+        """Run a search over the union to its end, each of its questions in full batches.
+
+        `prompts`: by number; each must still have its unpruned differences (as after `probe`).
+        """
+        question = next(search)
+        while True:
+            samples = [_Sample(prompts[index], question.off, seed) for index, seed in question.pairs]
+            answer: dict[Pair, float] = {}
+            for (index, seed), one in zip(question.pairs, self._differences(samples), strict=True):
+                prompt = prompts[index]
+                answer[index, seed] = self._scores(prompt, [seed], list(prompt.clean), [one])[seed]
+            try:
+                question = search.send(answer)
+            except StopIteration as end:
+                kept: tuple[Neuron, ...] = end.value
+                return kept
+
+    def _answer(
+        self, prompt: Prompt, question: Question, found: Sequence[Tensor], base: frozenset[Neuron]
+    ) -> dict[int, float]:
+        if not question.off and not base:
             prompt.clean = dict(zip(question.seeds, found, strict=True))
             return self._best_pairs(prompt, question.seeds)
         return self._scores(prompt, question.seeds, list(prompt.clean), found)

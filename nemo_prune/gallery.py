@@ -78,7 +78,10 @@ def draw_and_measure(
             "advance": progress.advance,
         }
         drawn.append(
-            (draw(pipeline, list(prompts.values()), seeds, **style), draw(pipeline, some, seeds[:1], **style))
+            (
+                draw(pipeline, list(prompts.values()), seeds, **style),
+                draw(pipeline, some, seeds[:1], **style),
+            )
         )
         del pipeline  # two do not fit where one does
     measures: dict[str, dict[int, dict[str, Any]]] = {"prompts": {}, "ordinary": {}}
@@ -138,9 +141,11 @@ def _measure(
 
 
 def near_target(
-    pictures: Sequence[Mapping[str, float]], memorized: Mapping[str, float], unrelated: Mapping[str, float]
+    pictures: Sequence[Mapping[str, float]],
+    memorized: Mapping[str, float],
+    unrelated: Mapping[str, float],
 ) -> int:
-    """How many pictures lie nearer to the level of memorized pictures than to that of unrelated ones.
+    """How many pictures lie nearer to the level of memorized pictures than to unrelated ones'.
 
     By any of the measures that tell the two levels apart by more than 0.1, but for colour, which
     many pictures share.
@@ -166,7 +171,9 @@ def inlined_difference(difference: Tensor) -> str:
     channels = difference[:3].mul(255).round().byte().cpu().numpy()
     if len(channels) < 3:
         channels = np.repeat(channels[:1], 3, axis=0)
-    return _data_uri(Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0))), "PNG", optimize=True)
+    return _data_uri(
+        Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0))), "PNG", optimize=True
+    )
 
 
 def _data_uri(image: Image.Image, kind: str, **how: Any) -> str:

@@ -7,13 +7,15 @@ network: SSCD and CLIP come from files that the user names.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from skimage.color import rgb2gray, rgb2lab
-from skimage.feature import hog, match_template
+from skimage.feature import hog
+from skimage.feature import match_template as _match_template
 from torch import Tensor
 
 from nemo_prune.errors import OptionError
@@ -21,6 +23,7 @@ from nemo_prune.pictures import Picture
 from nemo_prune.similarity import ms_ssim
 from nemo_prune.surgery import file_sha256
 
+match_template: Any = _match_template  # has no annotations
 Floats = NDArray[np.float64]
 SIDE = 128  # pixels at which colour, edges and regions are compared, whatever the picture's size
 _LAB_BINS, _LAB_RANGE = (8, 10, 10), ((0, 100), (-80, 80), (-80, 80))
@@ -105,7 +108,9 @@ def open_likeness(sscd: Path | None = None, clip: Path | None = None) -> Likenes
 
     Raises OptionError for a file or folder that cannot be used.
     """
-    used = [{"name": name, "meaning": MEANINGS[name]} for name in ("ms_ssim", "edges", "colour", "region")]
+    used = [
+        {"name": name, "meaning": MEANINGS[name]} for name in ("ms_ssim", "edges", "colour", "region")
+    ]
     describe = align = None
     if sscd is not None:
         describe = _open_sscd(sscd)
@@ -146,9 +151,11 @@ def _region(target: Described, picture: Described) -> float:
 
 def _open_sscd(path: Path) -> Callable[[Picture], Floats]:
     try:
-        model = torch.jit.load(str(path), map_location="cpu").eval()
+        model: Any = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except (OSError, ValueError, RuntimeError):
-        raise OptionError(f"--sscd {path}: is not a TorchScript file; give SSCD's .torchscript.pt") from None
+        raise OptionError(
+            f"--sscd {path}: is not a TorchScript file; give SSCD's .torchscript.pt"
+        ) from None
 
     def describe(picture: Picture) -> Floats:
         try:
@@ -166,7 +173,9 @@ def _open_clip(folder: Path) -> Callable[[Picture, str], float]:
     from nemo_prune.hub import CLIPModel, CLIPTokenizer
 
     if not folder.is_dir():
-        raise OptionError(f"--clip {folder}: is not a folder; give one with a CLIP model of transformers")
+        raise OptionError(
+            f"--clip {folder}: is not a folder; give one with a CLIP model of transformers"
+        )
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval()
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)

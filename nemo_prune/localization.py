@@ -15,22 +15,21 @@ from nemo_prune.calibration import (
     ladders,
 )
 from nemo_prune.denoiser import TOKENS
-from nemo_prune.engine import Criterion, Engine
+from nemo_prune.engine import Criterion, Engine, Prompt
 from nemo_prune.errors import Interrupted, OptionError
 from nemo_prune.families import Checkpoint
 from nemo_prune.fast_search import search
 from nemo_prune.loading import ddim_timestep, load_model, pick_device, pick_dtype
 from nemo_prune.manifest import Manifest, PromptRecord, union
 from nemo_prune.prompts import read_prompts
-from nemo_prune.search import Outcome, literal_search
+from nemo_prune.repair import Repaired, repair
+from nemo_prune.search import Outcome, Search, literal_search
 from nemo_prune.surgery import file_sha256
 
 SUPPRESSED, NOT_MEMORIZED, STILL = "suppressed", "not memorized", "still memorized"
 NOT_SEARCHED, NOT_REMOVABLE = "not searched", "not removable"
 FRESH_SEEDS = 1000
 """What was written is checked on seeds from here on: no search ever uses them."""
-ROUNDS = 3
-"""How often a prompt is searched again if seeds that the search did not use object."""
 _BUNDLED_TAU_PROMPTS = 100  # of the bundled captions: each costs as many samples as seeds
 
 
@@ -49,6 +48,7 @@ class Options:
 
     tau: memorization threshold; None: from the calibration prompts, else the published 0.428
         where it applies, else calibrated on bundled captions.
+    rounds: how often prompts that stay memorized are searched again.
     steps, timestep: scores are taken at `timestep`, or at the second of `steps` DDIM steps.
     """
 
@@ -63,6 +63,7 @@ class Options:
     criterion: Criterion = "cross-seed"
     search: Literal["fast", "literal"] = "fast"
     batch_size: int | None = None
+    rounds: int = 3
     config: Path | None = None
 
 
@@ -94,8 +95,8 @@ def localize(
 ) -> Localization:
     """Find the neurons behind each prompt.
 
-    The search's own seeds may all agree where others would not: what was found is probed on fresh
-    seeds, and a prompt that one of them still shows is searched again on all seeds so far.
+    The search's own seeds may all agree where others would not, and it sees one prompt: the union of
+    what was found is probed, repaired and reduced on fresh seeds (`repair`).
 
     Raises OptionError, CheckpointError, CalibrationError; Interrupted on Ctrl-C in the search.
     """
@@ -117,9 +118,7 @@ def localize(
     tau, tau_source = pick_tau(engine, options, calibration_prompts, progress)
     calibration_samples = engine.cost.samples
     encoded = engine.prompts(prompts)
-    paths = ladders(model, layers, (prompt.text for prompt in encoded), statistics)
     procedure = literal_search if options.search == "literal" else search
-    seeds = tuple(range(options.seeds))
     settings = {
         "tau": tau,
         "tau_source": tau_source,
@@ -133,11 +132,12 @@ def localize(
         "calibration_prompts": len(ordinary),
     }
     finished: dict[int, Outcome] = {}
+    repaired: Repaired | None = None
 
     def manifest() -> Manifest:
         records = tuple(
             _record(index, finished.get(index), tau, counts[index] > TOKENS,
-                    text if show_prompts else None)
+                    text if show_prompts else None, repaired)
             for index, text in enumerate(prompts)
         )  # fmt: skip
         return Manifest(
@@ -157,40 +157,32 @@ def localize(
         finished[index] = outcome
         progress.advance()
 
-    def look_for(indices: Sequence[int], known: tuple[int, ...]) -> None:
-        jobs = [(encoded[i], procedure(paths[i], known, tau)) for i in indices]
+    def begin(prompt: Prompt, on: Sequence[int]) -> Search:
+        (path,) = ladders(model, layers, [prompt.text], statistics)
+        return procedure(path, on, tau)
+
+    try:
         engine.run(
-            jobs,
+            [(prompt, begin(prompt, range(options.seeds))) for prompt in encoded],
             in_flight=1 if options.search == "literal" else 64,
             on_samples=on_samples,
-            on_finished=lambda place, outcome: on_finished(indices[place], outcome),
+            on_finished=on_finished,
         )
-
-    confirming = 0
-    try:
-        look_for(range(len(prompts)), seeds)
-        for round_ in range(1, ROUNDS + 1):
-            spent = engine.cost.samples
-            fresh = range(options.seeds * round_, options.seeds * (round_ + 1))
-            off = frozenset(manifest().neurons)
-            objecting = [
-                index
-                for index, outcome in finished.items()
-                if outcome.status == "localized"
-                and max(engine.probe(encoded[index], off, fresh).values()) > tau
-            ]
-            confirming += engine.cost.samples - spent
-            if not objecting:
-                break
-            progress.stage("searching on more seeds", len(objecting), "prompts")
-            look_for(objecting, tuple(range(options.seeds * (round_ + 1))))
+        searched = {i: o for i, o in sorted(finished.items()) if o.status != "not memorized"}
+        progress.stage("probing on more seeds", len(searched), "prompts")
+        repaired = repair(
+            engine, searched, {index: encoded[index] for index in searched}, begin,
+            tau=tau, seeds=options.seeds, rounds=options.rounds,
+            stage=lambda name, count: progress.stage(name, count, "prompts"),
+        )  # fmt: skip
     except KeyboardInterrupt:
         raise Interrupted(manifest(), len(finished)) from None
     cost = {
-        "samples": engine.cost.samples - calibration_samples - confirming,
+        "samples": engine.cost.samples - calibration_samples - repaired.confirming,
         "seconds": round(time.monotonic() - started, 1),
         "calibration_samples": calibration_samples,
-        "check_samples": confirming,
+        "check_samples": repaired.confirming,
+        "neurons_dropped": len(repaired.dropped),
     }
     outcomes = tuple(finished[index] for index in range(len(prompts)))
     return Localization(checkpoint, options, engine, manifest(), tau, tau_source, outcomes, cost)
@@ -247,19 +239,28 @@ def pick_tau(
 
 
 def _record(
-    index: int, outcome: Outcome | None, tau: float, truncated: bool, text: str | None
+    index: int,
+    outcome: Outcome | None,
+    tau: float,
+    truncated: bool,
+    text: str | None,
+    repaired: Repaired | None,
 ) -> PromptRecord:
     if outcome is None:
         return PromptRecord(index, NOT_SEARCHED, None, None, truncated=truncated, text=text)
+    neurons, samples = outcome.neurons, outcome.samples
     after = max(outcome.scores_after.values(), default=None)
-    status = STILL if after is not None and after > tau else SUPPRESSED
+    if repaired is not None and index in repaired.neurons:
+        neurons, after = repaired.neurons[index], repaired.scores[index]
+        samples += repaired.samples.get(index, 0)
+    status = NOT_REMOVABLE if after is not None and after > tau else SUPPRESSED
     return PromptRecord(
         index=index,
         status=NOT_MEMORIZED if outcome.status == "not memorized" else status,
         score_before=max(outcome.scores_before.values()),
         score_after=after,
-        neurons=outcome.neurons,
-        samples=outcome.samples,
+        neurons=neurons,
+        samples=samples,
         truncated=truncated,
         text=text,
     )

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_prune import drift
 from nemo_prune.families import recognize
 from nemo_prune.localization import (
     FRESH_SEEDS,
@@ -22,6 +23,7 @@ from nemo_prune.localization import (
 )
 from nemo_prune.manifest import Neuron, PromptRecord
 from nemo_prune.surgery import Written, zero_neurons
+from nemo_prune.verification import Subject
 
 
 def write(found: Localization, out: Path, overwrite: bool, undo: Path | None = None) -> Written:
@@ -76,6 +78,35 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
         found,
         manifest=replace(found.manifest, prompts=tuple(records)),
         cost={**found.cost, "seconds": seconds, "check_samples": samples},
+    )
+
+
+def expected_drift(found: Localization, ordinary: Sequence[str], progress: Progress) -> float:
+    """Mean relative change of ordinary prompts' cross-attention outputs if the union were removed."""
+    progress.stage("measuring drift", len(ordinary), "ordinary prompts")
+    engine = found.engine
+    measured = drift.measure(
+        engine, engine.prompts(ordinary), found.manifest.neurons, seed=FRESH_SEEDS,
+        advance=progress.advance,
+    )  # fmt: skip
+    return float(measured["pruned"])
+
+
+def subject(
+    found: Localization, pruned: Path, prompts: Sequence[str], ordinary: Sequence[str]
+) -> Subject:
+    """What `verify` needs to look at the file that was just written."""
+    return Subject(
+        original=found.checkpoint,
+        pruned=recognize(pruned),
+        prompts=prompts,
+        ordinary=ordinary,
+        options=found.options,
+        tau=found.tau,
+        tau_source=found.tau_source,
+        manifest=found.manifest,
+        engine=found.engine,
+        show_prompts=any(record.text is not None for record in found.manifest.prompts),
     )
 
 

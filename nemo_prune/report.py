@@ -80,7 +80,9 @@ def verdict(data: Data) -> str:
         parts.append(f"{after} of {_count(drawn, 'picture')} still near the training picture")
     drift = data["drift"]
     if drift is not None and data["neurons"]:
-        ratio = f", {drift['ratio']:.2f} times what random neurons do" if drift["ratio"] is not None else ""
+        ratio = (
+            f", {drift['ratio']:.2f} times what random neurons do" if drift["ratio"] is not None else ""
+        )
         parts.append(f"ordinary prompts drift {percent(drift['pruned'])}{ratio}")
     parts.append(f"{_count(data['neurons'], 'neuron')} removed")
     return "; ".join(parts) + "."
@@ -157,7 +159,9 @@ def _render(template: str, data: Data, album: Album) -> str:
     environment.filters |= {
         "score": lambda value: "–" if value is None else f"{value:.3f}",
         "percent": percent,
-        "layer": lambda name: name.replace(".transformer_blocks", "").removesuffix(".to_v"),
+        "layer": lambda n: (
+            n.replace(".transformer_blocks", "").removesuffix(".to_v").removesuffix(".attn2")
+        ),
         "line": _markdown_line,
     }
     charts = [
@@ -182,11 +186,20 @@ def _render(template: str, data: Data, album: Album) -> str:
     )
 
 
+def _short(layer: str) -> str:
+    """A layer's name without what all of them have in common."""
+    return layer.replace(".transformer_blocks", "").removesuffix(".to_v").removesuffix(".attn2")
+
+
 def _markdown_line(text: str) -> str:
     """Any text as one cell of a Markdown table that cannot leave it, nor bring in HTML."""
     plain = " ".join(str(text).split())
     for mark in "\\`*_{}[]<>|#!~&":
-        plain = plain.replace(mark, "&#%d;" % ord(mark)) if mark in "<>&|" else plain.replace(mark, "\\" + mark)
+        plain = (
+            plain.replace(mark, f"&#{ord(mark)};")
+            if mark in "<>&|"
+            else plain.replace(mark, "\\" + mark)
+        )
     return plain
 
 

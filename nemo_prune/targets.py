@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from nemo_prune.errors import OptionError
 from nemo_prune.pictures import Picture
@@ -48,8 +48,6 @@ def open_target(path: Path, width: int, height: int) -> Picture:
 
     Raises OptionError if it cannot be read.
     """
-    from PIL import ImageOps
-
     try:
         with Image.open(path) as image:
             whole = ImageOps.exif_transpose(image).convert("RGB")
@@ -84,13 +82,13 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
     found = {}
     for row in rows:
         cells = {str(key).strip().lower(): value for key, value in row.items()}
-        prompt, file = _cell(cells, COLUMNS), _cell(cells, _FILE_COLUMNS)
-        if prompt is None or file is None:
+        prompt, name = _cell(cells, COLUMNS), _cell(cells, _FILE_COLUMNS)
+        if prompt is None or name is None:
             raise OptionError(f"--targets {path}: needs a column prompt and a column file")
         if prompt.strip() in known:
-            target = path.parent / file.strip()
+            target = path.parent / name.strip()
             if not target.is_file():
-                raise OptionError(f"--targets {path}: names {file.strip()}, which is not there")
+                raise OptionError(f"--targets {path}: names {name.strip()}, which is not there")
             found[known[prompt.strip()]] = target
     return found
 

@@ -129,7 +129,11 @@ def verify(
     del other  # its memory is needed for drawing
 
     album: Album = {"prompts": {}, "ordinary": {}}
-    pictures: dict[str, Any] = {"images": settings.images, "steps": settings.steps, "guidance": settings.guidance}
+    pictures: dict[str, Any] = {
+        "images": settings.images,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+    }
     searched = {e["index"]: subject.prompts[e["index"]] for e in prompts if e["status"] != NOT_MEMORIZED}
     if settings.images:
         expected = per_sample * settings.passes(len(searched), len(ordinary))
@@ -140,7 +144,8 @@ def verify(
             )
         try:
             measures, album = draw_and_measure(
-                (subject.original, subject.pruned), options, settings, searched, ordinary, likeness, progress,
+                (subject.original, subject.pruned), options, settings, searched, ordinary,
+                likeness, progress,
             )  # fmt: skip
         except CheckpointError as error:
             # The scores stand without pictures, and may have taken hours.
@@ -155,7 +160,9 @@ def verify(
         for index, entry in enumerate(scored[group]):
             first = entry.pop("differences")
             if group == "prompts" and index in searched:
-                noise = dict(zip(("noise_before", "noise_after"), map(inlined_difference, first), strict=True))
+                noise = dict(
+                    zip(("noise_before", "noise_after"), map(inlined_difference, first), strict=True)
+                )
                 album[group].setdefault(index, {}).update(noise)
 
     data: dict[str, Any] = {
@@ -208,7 +215,10 @@ def removed_neurons(original: Checkpoint, pruned: Checkpoint) -> tuple[Neuron, .
         )
     before, after = zeroed_rows(original), zeroed_rows(pruned)
     return union(
-        Neuron(layer, row) for layer, rows in after.items() for row in rows if row not in before.get(layer, ())
+        Neuron(layer, row)
+        for layer, rows in after.items()
+        for row in rows
+        if row not in before.get(layer, ())
     )
 
 
@@ -224,7 +234,9 @@ def _score_all(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     found = []
-    for index, (prompt, twin) in enumerate(zip(original.prompts(texts), other.prompts(texts), strict=True)):
+    for index, (prompt, twin) in enumerate(
+        zip(original.prompts(texts), other.prompts(texts), strict=True)
+    ):
         own = manifest.prompts[index].neurons if manifest else ()
         found.append({"index": index} | score(original, other, prompt, twin, options, frozenset(own)))
         progress.advance()
@@ -232,7 +244,12 @@ def _score_all(
 
 
 def score(
-    original: Engine, other: Engine, prompt: Prompt, twin: Prompt, options: Options, own: frozenset[Neuron]
+    original: Engine,
+    other: Engine,
+    prompt: Prompt,
+    twin: Prompt,
+    options: Options,
+    own: frozenset[Neuron],
 ) -> dict[str, Any]:
     """The scores of one prompt in both models, on seeds from 1,000 on.
 
@@ -269,8 +286,9 @@ def _judge(entry: dict[str, Any], subject: Subject) -> None:
     """Add what became of a prompt, and what else is known of it."""
     index = entry["index"]
     record = subject.manifest.prompts[index] if subject.manifest else None
-    searched = record is not None and record.status != NOT_MEMORIZED
-    if entry["score_before"] <= subject.tau and not searched:
+    # Whether to search was decided when the manifest was made, on more than these scores.
+    memorized = record.status != NOT_MEMORIZED if record else entry["score_before"] > subject.tau
+    if not memorized:
         status = NOT_MEMORIZED
     elif entry["score_after"] <= subject.tau:
         status = SUPPRESSED
