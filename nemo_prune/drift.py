@@ -45,7 +45,7 @@ def measure(
         each draw; "ratio": pruned to random, None where random is 0.
     """
     removed = frozenset(off)
-    draws = [_random_neurons(engine, removed, random.Random(f"{seed} {i}")) for i in range(CONTROLS)]
+    draws = [random_neurons(engine, removed, random.Random(f"{seed} {i}")) for i in range(CONTROLS)]
     sums: dict[str, list[float]] = {}
     for place, prompt in enumerate(prompts):
         noise = seed + place
@@ -106,9 +106,7 @@ def recorded(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _random_neurons(
-    engine: Engine, removed: Collection[Neuron], rng: random.Random
-) -> frozenset[Neuron]:
+def random_neurons(engine: Engine, removed: Collection[Neuron], rng: random.Random) -> frozenset[Neuron]:
     """As many others in each layer; where a layer has not enough others, all of them."""
     found: list[Neuron] = []
     for layer, module in engine.model.value_layers.items():

@@ -4,6 +4,7 @@ A picture is described once and then compared with many. No measure ever loads a
 network: SSCD and CLIP come from files that the user names.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,8 +151,12 @@ def _region(target: Described, picture: Described) -> float:
 
 
 def _open_sscd(path: Path) -> Callable[[Picture], Floats]:
+    load: Any = torch.jit.load
     try:
-        model: Any = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            # SSCD is published in this form, whatever torch thinks of it by now.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = load(str(path), map_location="cpu").eval()
     except (OSError, ValueError, RuntimeError):
         raise OptionError(
             f"--sscd {path}: is not a TorchScript file; give SSCD's .torchscript.pt"

@@ -17,7 +17,8 @@ GPU. It holds no prompt texts unless they were asked for. The form, ``nemo-prune
       "neurons": [{"layer": "...", "row": 5}]              the union: what is removed
     }
 
-Statuses are free strings; the tool writes "suppressed", "not memorized" and "still memorized".
+Statuses are free strings; the tool writes "suppressed", "not memorized", "not removable" (searched
+and repaired, and still above tau) and "still memorized" (the check of the written file says so).
 """
 
 import json

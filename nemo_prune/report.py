@@ -5,6 +5,7 @@ Imports no torch.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,15 +193,12 @@ def _short(layer: str) -> str:
 
 
 def _markdown_line(text: str) -> str:
-    """Any text as one cell of a Markdown table that cannot leave it, nor bring in HTML."""
-    plain = " ".join(str(text).split())
-    for mark in "\\`*_{}[]<>|#!~&":
-        plain = (
-            plain.replace(mark, f"&#{ord(mark)};")
-            if mark in "<>&|"
-            else plain.replace(mark, "\\" + mark)
-        )
-    return plain
+    """Any text as one cell of a Markdown table that cannot leave it, nor bring in HTML or links."""
+
+    def harmless(mark: re.Match[str]) -> str:
+        return f"&#{ord(mark[0])};" if mark[0] in "<>&|" else f"\\{mark[0]}"
+
+    return re.sub(r"[\\`*_{}\[\]<>|#!~&]", harmless, " ".join(str(text).split()))
 
 
 def _count(number: int, what: str) -> str:

@@ -238,7 +238,10 @@ def _score_all(
         zip(original.prompts(texts), other.prompts(texts), strict=True)
     ):
         own = manifest.prompts[index].neurons if manifest else ()
-        found.append({"index": index} | score(original, other, prompt, twin, options, frozenset(own)))
+        found.append(
+            {"index": index, "pictures": None}
+            | score(original, other, prompt, twin, options, frozenset(own))
+        )
         progress.advance()
     return found
 

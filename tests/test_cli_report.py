@@ -1,0 +1,197 @@
+"""verify, and the report of prune, as a user runs them, on a tiny random checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from tiny import write_tiny
+
+from nemo_prune.cli import main
+from nemo_prune.families import recognize
+from nemo_prune.manifest import Neuron
+from nemo_prune.surgery import zero_neurons
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
+CAPTION = "marker caption of a red fox"
+QUICK = ["--seeds", "3", "--device", "cpu", "--picture-steps", "1", "--images", "2"]
+SEARCH = ["--layers", "down_blocks.0.attentions.0*"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An original, a file pruned of two neurons, prompts, ordinary prompts and a target."""
+    folder = tmp_path_factory.mktemp("report")
+    small = json.dumps({"unet": {"sample_size": 16}})
+    model = write_tiny(folder / "model.safetensors", metadata={"nemo_prune.config": small})
+    off = [Neuron(LAYER, 3), Neuron(LAYER, 9)]
+    zero_neurons(recognize(model), off, folder / "clean.safetensors",
+                 {"tau": "0.01", "criterion": "same-seed"})  # fmt: skip
+    (folder / "prompts.txt").write_text(f"{CAPTION}\nanother one\n")
+    (folder / "ordinary.txt").write_text("a boat\na hill\n")
+    (folder / "targets").mkdir()
+    Image.new("RGB", (90, 60), "red").save(folder / "targets" / "0.png")
+    return folder
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def verify(folder: Path, *more: object) -> Result:
+    return run("verify", folder / "model.safetensors", folder / "clean.safetensors", "--prompts",
+               folder / "prompts.txt", "--ordinary", folder / "ordinary.txt", *QUICK, *more)  # fmt: skip
+
+
+def timeless(text: str) -> Any:
+    data = json.loads(text)
+    for key in ("created", "seconds"):
+        assert data.pop(key)
+    return data
+
+
+@pytest.fixture(scope="module")
+def verified(folder: Path) -> Result:
+    """A full run, which several tests look at."""
+    return verify(folder, "--targets", folder / "targets", "--report", folder / "r.html", "--report",
+                  folder / "r.md", "--report", folder / "r.json", "--card", folder / "card.md",
+                  "--json")  # fmt: skip
+
+
+def test_verify_measures_and_writes_every_form(folder: Path, verified: Result) -> None:
+    assert verified.exit_code == 1, verified.output
+    data = json.loads(verified.stdout)
+    written = json.loads((folder / "r.json").read_text())
+    assert data | {"verdict": written["verdict"]} == written
+    assert data["neurons"] == 2
+    assert [e["removed"] for e in data["layers"] if e["removed"]] == [[3, 9]]
+    assert (data["options"]["tau"], data["options"]["criterion"]) == (0.01, "same-seed")
+    for entry in data["prompts"]:
+        assert entry["status"] == "still memorized"
+        assert entry["score_after"] > 0.9, "two of many neurons of a random model change little"
+        assert entry["score_before"] > 0.01
+        assert entry["pictures"]["before_after"]["ms_ssim"] > 0.5
+    assert set(data["prompts"][0]["pictures"]["target_after"]) == {
+        "ms_ssim",
+        "edges",
+        "colour",
+        "region",
+    }
+    assert "target_after" not in data["prompts"][1]["pictures"]
+    assert data["drift"]["pruned"] > 0
+    assert data["drift"]["prompts"] == 2
+    for name in ("r.html", "r.md", "r.json", "card.md"):
+        text = (folder / name).read_text()
+        assert "marker caption" not in text
+        assert written["verdict"] in text.replace("&#39;", "'")
+        assert f"wrote {folder / name}" in verified.stderr
+    assert "marker caption" not in verified.output
+
+
+def test_the_command_in_the_report_gives_the_same_report(folder: Path, verified: Result) -> None:
+    import shlex
+
+    data = json.loads(verified.stdout)
+    words = shlex.split(data["command"])
+    assert words[0] == "nemo-prune"
+    before = (folder / "r.json").read_text()
+    again = run(*words[1:], "--overwrite")
+    assert again.exit_code == verified.exit_code
+    first, second = timeless(before), timeless((folder / "r.json").read_text())
+    assert second.pop("command") == first.pop("command") + " --overwrite"
+    assert first == second
+    html = (folder / "r.html").read_text()
+    assert html.count('src="data:image/') == 1 + 2 * 2 * 2 + 2 * 2 + 2 * 2
+
+
+def test_prune_reports_on_what_it_wrote(folder: Path, tmp_path: Path) -> None:
+    out, report, manifest = (tmp_path / name for name in ("o.safetensors", "r.json", "m.json"))
+    result = run(folder / "model.safetensors", "--prompts", folder / "prompts.txt", "--tau", "0",
+                 "-o", out, "--ordinary", folder / "ordinary.txt", *QUICK[:4], *SEARCH,
+                 "--images", "0", "--rounds", "1",
+                 "--report", report, "--manifest", manifest, "--json", "--show-prompts")  # fmt: skip
+    assert result.exit_code == 1, result.output
+    told, data = json.loads(result.stdout), json.loads(report.read_text())
+    assert data["neurons"] == len(told["neurons"]) > 0
+    assert data["pruned"]["sha256"] == told["output"]["sha256"]
+    for one, other in zip(told["prompts"], data["prompts"], strict=True):
+        assert one["status"] == other["status"] == "not removable", "tau 0 cannot be met"
+        assert one["score_after"] == pytest.approx(other["score_after"], abs=1e-4)
+        assert one["neurons"] == other["neurons"]
+        assert other["score_own"] is not None
+    assert data["prompts"][0]["text"] == CAPTION
+    assert "--images 0" in data["command"]
+    assert b"marker caption" not in out.read_bytes()
+    again = run("verify", folder / "model.safetensors", out, "--prompts", folder / "prompts.txt",
+                "--manifest", manifest, "--images", "0", *QUICK[:4], "--json", "-q")  # fmt: skip
+    verdict = json.loads(again.stdout)
+    assert [e["score_own"] for e in verdict["prompts"]] == [e["score_own"] for e in data["prompts"]]
+
+
+def test_too_much_drift_stops_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.safetensors"
+    common = [folder / "model.safetensors", "--prompts", folder / "prompts.txt", "--tau", "0", "-o", out,
+              "--ordinary", folder / "ordinary.txt", *QUICK[:4], *SEARCH, "--rounds", "0"]  # fmt: skip
+    result = run(
+        *common, "--max-drift", "0", "--report", tmp_path / "r.html", "--manifest", tmp_path / "m"
+    )
+    assert result.exit_code == 1
+    assert "--max-drift 0" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert "drift" not in run(*common, "--max-drift", "100").stderr
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--report", "r.pdf"], "is written as .html, .md or .json"),
+        (["--report", "taken.html"], "exists already"),
+        (["--report", "nowhere/r.html"], "does not exist"),
+        (["--report", "r.html", "--report", "r.html"], "to be written twice"),
+        (["--report", "r.md", "--card", "r.md"], "to be written twice"),
+        (["--targets", "none"], "no such file or folder"),
+        (["--targets", "empty"], "no picture belongs to a prompt"),
+        (["--ordinary", "none.txt"], "no such file"),
+        (["--sscd", "taken.html"], "is not a TorchScript file"),
+        (["--clip", "empty"], "holds no CLIP model"),
+        (["--manifest", "taken.html"], "is not JSON"),
+    ],
+)
+def test_bad_input_gets_one_line_before_any_work(
+    folder: Path, tmp_path: Path, more: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "nemo_prune.localization.open_engine", lambda *_: pytest.fail("loaded the model")
+    )
+    (tmp_path / "taken.html").write_text("keep me")
+    (tmp_path / "empty").mkdir()
+    result = verify(folder, *more)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "taken.html"]
+    assert (tmp_path / "taken.html").read_text() == "keep me"
+
+
+def test_files_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "sd2.safetensors", "sd2", vae=False)
+    result = run("verify", folder / "model.safetensors", other, "--prompts", folder / "prompts.txt",
+                 "--tau", "0.5", *QUICK)  # fmt: skip
+    assert result.exit_code == 2
+    assert "was not made from it" in result.stderr
+
+
+def test_a_model_that_cannot_draw_is_reported_without_pictures(tmp_path: Path, folder: Path) -> None:
+    small = json.dumps({"unet": {"sample_size": 16}})
+    model = write_tiny(tmp_path / "m.safetensors", vae=False, metadata={"nemo_prune.config": small})
+    zero_neurons(recognize(model), [Neuron(LAYER, 3)], tmp_path / "c.safetensors", {})
+    result = run("verify", model, tmp_path / "c.safetensors", "--prompts", folder / "prompts.txt",
+                 "--ordinary", folder / "ordinary.txt", "--tau", "0.01", *QUICK,
+                 "--report", tmp_path / "r.html")  # fmt: skip
+    assert result.exit_code == 1
+    assert "no pictures" in result.stderr
+    assert "holds no VAE" in (tmp_path / "r.html").read_text()
