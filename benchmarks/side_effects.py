@@ -160,7 +160,7 @@ def _ordinary(
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
-        "| caption | kind | neurons | score before | own | union | picture (MS-SSIM) before | own | union |",
+        "| caption | kind | neurons | score before | own | union | MS-SSIM before | own | union |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["prompts"]:

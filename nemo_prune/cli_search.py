@@ -1,7 +1,6 @@
 """The verbs that run the model: prune, localize, demo."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +115,20 @@ def prune(
         if output is not None and not dry_run:
             written = pruning.write(found, output, overwrite, undo)
             found = pruning.check(found, output, prompts, bar)
-            if reporting.wanted:
-                subject = pruning.subject(found, output, prompts, reporting.some_ordinary())
+    # Told, and the manifest kept, before pictures that may take hours.
+    _tell(found, written, manifest, overwrite, as_json, quiet)
+    if written is not None and reporting.wanted:
+        subject = pruning.subject(found, written.path, prompts, reporting.some_ordinary())
+        try:
+            with progress(quiet) as bar:
                 reporting.verify(subject, bar)
-    _finish(found, written, manifest, overwrite, as_json, quiet, reporting.written())
+        except KeyboardInterrupt:
+            click.echo(f"nemo-prune: interrupted, no report; {output} is written and checked", err=True)
+            click.get_current_context().exit(130)
+        if not quiet:
+            for path in reporting.written():
+                click.echo(f"wrote {path}", err=True)
+    click.get_current_context().exit(_exit_code(found))
 
 
 @click.command()
@@ -143,15 +152,15 @@ def localize(
     check_place(manifest, overwrite)
     with progress(quiet) as bar:
         found, _, _ = _localize(model, given, bar, manifest, overwrite)
-    _finish(found, None, manifest, overwrite, as_json, quiet)
+    _tell(found, None, manifest, overwrite, as_json, quiet)
+    click.get_current_context().exit(_exit_code(found))
 
 
-def _finish(
-    found: Any, written: Any, manifest: Path | None, overwrite: bool, as_json: bool, quiet: bool,
-    reports: Sequence[Path] = (),
-) -> None:  # fmt: skip
+def _tell(
+    found: Any, written: Any, manifest: Path | None, overwrite: bool, as_json: bool, quiet: bool
+) -> None:
+    """Keep the manifest, and say what came out."""
     from nemo_prune.console import print_prompts
-    from nemo_prune.localization import NOT_REMOVABLE, STILL
     from nemo_prune.manifest import write_manifest
     from nemo_prune.pruning import summary
 
@@ -160,12 +169,16 @@ def _finish(
     result = summary(found, written)
     if not quiet:
         print_prompts(result)
-        for path in filter(None, (written and written.path, manifest, *reports)):
+        for path in filter(None, (written and written.path, manifest)):
             click.echo(f"wrote {path}", err=True)
     if as_json:
         click.echo(json.dumps(result))
-    still = any(record.status in (STILL, NOT_REMOVABLE) for record in found.manifest.prompts)
-    click.get_current_context().exit(1 if still else 0)
+
+
+def _exit_code(found: Any) -> int:
+    from nemo_prune.localization import NOT_REMOVABLE, STILL
+
+    return int(any(record.status in (STILL, NOT_REMOVABLE) for record in found.manifest.prompts))
 
 
 @click.command()

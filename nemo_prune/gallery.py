@@ -57,10 +57,10 @@ def draw_and_measure(
     """Draw the prompts' and the ordinary prompts' pictures with both models; compare them.
 
     Returns the measures and the pictures, by group and number: "before_after" (same seed, mean
-    over seeds), "seeds_before" and "seeds_after" (pairs of seeds: lower is more diverse), with a
-    target "target_before", "target_after" and "target_unrelated" (the mean over the original's
-    ordinary pictures) and how many pictures are "near_before" and "near_after", with CLIP
-    "clip_before" and "clip_after".
+    over seeds), "seeds_before" and "seeds_after" (pairs of seeds: lower is more diverse); with a
+    target "target_before", "target_after", and beside ordinary prompts "target_unrelated" (the mean
+    over the original's pictures of them) and how many pictures are "near_before" and "near_after";
+    with CLIP "clip_before" and "clip_after".
 
     Raises CheckpointError for a model that cannot draw, OptionError for an unreadable target.
     """
@@ -133,10 +133,13 @@ def _measure(
         found |= {
             "target_before": mean(to_old),
             "target_after": mean(to_new),
-            "target_unrelated": level,
-            "near_before": near_target(to_old, mean(to_old), level),
-            "near_after": near_target(to_new, mean(to_old), level),
         }
+        if unrelated:
+            found |= {
+                "target_unrelated": level,
+                "near_before": near_target(to_old, mean(to_old), level),
+                "near_after": near_target(to_new, mean(to_old), level),
+            }
     return found
 
 
@@ -153,7 +156,7 @@ def near_target(
     telling = [
         name
         for name, level in memorized.items()
-        if name != "colour" and level - unrelated.get(name, 1.0) > _TELLING
+        if name != "colour" and level - unrelated[name] > _TELLING
     ]
     halfway = {name: (memorized[name] + unrelated[name]) / 2 for name in telling}
     return sum(any(scores[name] > halfway[name] for name in telling) for scores in pictures)

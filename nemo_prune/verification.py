@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
 from nemo_prune import __version__, drift
-from nemo_prune.engine import Engine, Prompt
+from nemo_prune.engine import Engine
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.families import Checkpoint
 from nemo_prune.gallery import Album, PictureSettings, draw_and_measure, inlined_difference
@@ -32,11 +30,10 @@ from nemo_prune.localization import (
     open_engine,
 )
 from nemo_prune.manifest import Manifest, Neuron, union
-from nemo_prune.similarity import ms_ssim, pairwise
+from nemo_prune.suppression import score_all
 from nemo_prune.surgery import file_sha256, zeroed_rows
 
 FORMAT = "nemo-prune-report/1"
-_DIGITS = 5
 _LONG = 60  # seconds of drawing that deserve a word beforehand
 
 LIMITS = (
@@ -91,11 +88,7 @@ def verify(
     started = time.monotonic()
     options = subject.options
     removed = removed_neurons(subject.original, subject.pruned)
-    if subject.manifest and len(subject.manifest.prompts) != len(subject.prompts):
-        raise OptionError(
-            f"--manifest: is about {len(subject.manifest.prompts)} prompts, the prompt file holds "
-            f"{len(subject.prompts)} different ones; give the two that belong together"
-        )
+    _check_manifest(subject)
     known = set(subject.prompts)
     ordinary = [text for text in subject.ordinary if text not in known]
     progress.stage("loading the models", 2, "files")
@@ -106,14 +99,8 @@ def verify(
 
     scoring = time.monotonic()
     progress.stage("scoring both models", len(subject.prompts) + len(ordinary), "prompts")
-    scored = {
-        group: _score_all(original, other, texts, options, manifest, progress)
-        for group, texts, manifest in (
-            ("prompts", subject.prompts, subject.manifest),
-            ("ordinary", ordinary, None),
-        )
-    }
-    prompts = scored["prompts"]
+    prompts = score_all(original, other, subject.prompts, options, subject.manifest, progress)
+    unmemorized = score_all(original, other, ordinary, options, None, progress)
     for entry in prompts:
         _judge(entry, subject)
     samples = original.cost.samples - spent + other.cost.samples
@@ -125,45 +112,43 @@ def verify(
         pruned=(other, other.prompts(ordinary)), advance=progress.advance,
     ) if ordinary else None  # fmt: skip
     samples = original.cost.samples - spent + other.cost.samples
-    facts = _model_facts(original)
     del other  # its memory is needed for drawing
 
-    album: Album = {"prompts": {}, "ordinary": {}}
+    memorized = {
+        e["index"]: subject.prompts[e["index"]] for e in prompts if e["status"] != NOT_MEMORIZED
+    }
     pictures: dict[str, Any] = {
         "images": settings.images,
         "steps": settings.steps,
         "guidance": settings.guidance,
     }
-    searched = {e["index"]: subject.prompts[e["index"]] for e in prompts if e["status"] != NOT_MEMORIZED}
+    album: Album = {"prompts": {}, "ordinary": {}}
     if settings.images:
-        expected = per_sample * settings.passes(len(searched), len(ordinary))
+        expected = per_sample * settings.passes(len(memorized), len(ordinary))
         if original.model.device.type != "cuda" and expected > _LONG:
             progress.note(
                 f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
                 f"(--images 0 skips them)"
             )
+        models = (subject.original, subject.pruned)
         try:
             measures, album = draw_and_measure(
-                (subject.original, subject.pruned), options, settings, searched, ordinary,
-                likeness, progress,
-            )  # fmt: skip
+                models, options, settings, memorized, ordinary, likeness, progress
+            )
         except CheckpointError as error:
             # The scores stand without pictures, and may have taken hours.
             progress.note(f"no pictures: {error}")
             pictures["skipped"] = str(error)
         else:
-            for entry in prompts:
-                entry["pictures"] = measures["prompts"].get(entry["index"])
-            for index, entry in enumerate(scored["ordinary"]):
-                entry["pictures"] = measures["ordinary"].get(index)
-    for group in ("prompts", "ordinary"):
-        for index, entry in enumerate(scored[group]):
-            first = entry.pop("differences")
-            if group == "prompts" and index in searched:
-                noise = dict(
-                    zip(("noise_before", "noise_after"), map(inlined_difference, first), strict=True)
-                )
-                album[group].setdefault(index, {}).update(noise)
+            for group, entries in (("prompts", prompts), ("ordinary", unmemorized)):
+                for entry in entries:
+                    entry["pictures"] = measures[group].get(entry["index"])
+    for entry in (*prompts, *unmemorized):
+        before, after = entry.pop("differences")
+        if "status" in entry and entry["index"] in memorized:
+            shown = album["prompts"].setdefault(entry["index"], {})
+            shown["noise_before"] = inlined_difference(before)
+            shown["noise_after"] = inlined_difference(after)
 
     data: dict[str, Any] = {
         "format": FORMAT,
@@ -180,10 +165,10 @@ def verify(
             "seed": options.seed,
             "first_seed": FRESH_SEEDS,
             "timestep": original.timestep,
-            **facts,
+            **_model_facts(original),
         },
         "prompts": prompts,
-        "ordinary": scored["ordinary"],
+        "ordinary": unmemorized,
         "drift": measured,
         "pictures": pictures,
         "measures": likeness.used if settings.images else [],
@@ -201,6 +186,14 @@ def verify(
         "limits": list(LIMITS),
     }
     return Verification(data, album)
+
+
+def _check_manifest(subject: Subject) -> None:
+    if subject.manifest and len(subject.manifest.prompts) != len(subject.prompts):
+        raise OptionError(
+            f"--manifest: is about {len(subject.manifest.prompts)} prompts, the prompt file holds "
+            f"{len(subject.prompts)} different ones; give the two that belong together"
+        )
 
 
 def removed_neurons(original: Checkpoint, pruned: Checkpoint) -> tuple[Neuron, ...]:
@@ -222,67 +215,7 @@ def removed_neurons(original: Checkpoint, pruned: Checkpoint) -> tuple[Neuron, .
     )
 
 
-# ----------------------------------------------------------------------------------- scores
-
-
-def _score_all(
-    original: Engine,
-    other: Engine,
-    texts: Sequence[str],
-    options: Options,
-    manifest: Manifest | None,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    found = []
-    for index, (prompt, twin) in enumerate(
-        zip(original.prompts(texts), other.prompts(texts), strict=True)
-    ):
-        own = manifest.prompts[index].neurons if manifest else ()
-        found.append(
-            {"index": index, "pictures": None}
-            | score(original, other, prompt, twin, options, frozenset(own))
-        )
-        progress.advance()
-    return found
-
-
-def score(
-    original: Engine,
-    other: Engine,
-    prompt: Prompt,
-    twin: Prompt,
-    options: Options,
-    own: frozenset[Neuron],
-) -> dict[str, Any]:
-    """The scores of one prompt in both models, on seeds from 1,000 on.
-
-    "score_before", "within_after": the best pairwise score within the original, within the pruned
-    model; "score_after": the criterion's, pruned against original; "same_seed": mean score of the
-    two from the same seed; "score_own": the criterion's with only the neurons `own` off, None
-    without any; "differences": the first seed's in both models, `[c, h, w]`.
-    """
-    seeds = range(FRESH_SEEDS, FRESH_SEEDS + options.seeds)
-    before, after = original.differences(prompt, seeds), other.differences(twin, seeds)
-    return {
-        "score_before": _rounded(pairwise(before).max()),
-        "score_after": _criterion(before, after, options.criterion),
-        "within_after": _rounded(pairwise(after).max()),
-        "same_seed": _rounded(ms_ssim(before, after).mean()),
-        "score_own": _criterion(before, original.differences(prompt, seeds, own), options.criterion)
-        if own
-        else None,
-        "differences": (before[0], after[0]),
-    }
-
-
-def _criterion(before: torch.Tensor, after: torch.Tensor, criterion: str) -> float:
-    """The largest score of a pruned difference against the original's: same seed, or all others."""
-    count = len(before)
-    if criterion == "same-seed":
-        return _rounded(ms_ssim(after, before).max())
-    pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
-    left, right = zip(*pairs, strict=True)
-    return _rounded(ms_ssim(after[list(left)], before[list(right)]).max())
+# ------------------------------------------------------------------------------- what is known
 
 
 def _judge(entry: dict[str, Any], subject: Subject) -> None:
@@ -332,7 +265,3 @@ def _model_facts(engine: Engine) -> Mapping[str, str]:
 
 def _file(checkpoint: Checkpoint) -> dict[str, str]:
     return {"path": checkpoint.path.name, "sha256": file_sha256(checkpoint.path)}
-
-
-def _rounded(score: torch.Tensor) -> float:
-    return round(float(score), _DIGITS)

@@ -1,6 +1,8 @@
 """verify, and the report of prune, as a user runs them, on a tiny random checkpoint."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     zero_neurons(recognize(model), off, folder / "clean.safetensors",
                  {"tau": "0.01", "criterion": "same-seed"})  # fmt: skip
     (folder / "prompts.txt").write_text(f"{CAPTION}\nanother one\n")
+    (folder / "calibration.txt").write_text("".join(f"an ordinary caption {i}\n" for i in range(30)))
     (folder / "ordinary.txt").write_text("a boat\na hill\n")
     (folder / "targets").mkdir()
     Image.new("RGB", (90, 60), "red").save(folder / "targets" / "0.png")
@@ -52,12 +55,19 @@ def timeless(text: str) -> Any:
     return data
 
 
+def without_time(html: str) -> str:
+    """The page but for how long it took and when it was written."""
+    found, count = re.subn(r"<dt>(took|written)</dt><dd>[^<]*</dd>", "", html)
+    assert count == 2
+    return found
+
+
 @pytest.fixture(scope="module")
 def verified(folder: Path) -> Result:
     """A full run, which several tests look at."""
-    return verify(folder, "--targets", folder / "targets", "--report", folder / "r.html", "--report",
-                  folder / "r.md", "--report", folder / "r.json", "--card", folder / "card.md",
-                  "--json")  # fmt: skip
+    return verify(folder, "--overwrite", "--targets", folder / "targets", "--json",
+                  "--report", folder / "r.html", "--report", folder / "r.md",
+                  "--report", folder / "r.json", "--card", folder / "card.md")  # fmt: skip
 
 
 def test_verify_measures_and_writes_every_form(folder: Path, verified: Result) -> None:
@@ -91,18 +101,15 @@ def test_verify_measures_and_writes_every_form(folder: Path, verified: Result) -
 
 
 def test_the_command_in_the_report_gives_the_same_report(folder: Path, verified: Result) -> None:
-    import shlex
-
     data = json.loads(verified.stdout)
     words = shlex.split(data["command"])
     assert words[0] == "nemo-prune"
     before = (folder / "r.json").read_text()
-    again = run(*words[1:], "--overwrite")
-    assert again.exit_code == verified.exit_code
-    first, second = timeless(before), timeless((folder / "r.json").read_text())
-    assert second.pop("command") == first.pop("command") + " --overwrite"
-    assert first == second
+    page = (folder / "r.html").read_text()
+    assert run(*words[1:]).exit_code == verified.exit_code
+    assert timeless(before) == timeless((folder / "r.json").read_text())
     html = (folder / "r.html").read_text()
+    assert without_time(html) == without_time(page)
     assert html.count('src="data:image/') == 1 + 2 * 2 * 2 + 2 * 2 + 2 * 2
 
 
@@ -110,7 +117,7 @@ def test_prune_reports_on_what_it_wrote(folder: Path, tmp_path: Path) -> None:
     out, report, manifest = (tmp_path / name for name in ("o.safetensors", "r.json", "m.json"))
     result = run(folder / "model.safetensors", "--prompts", folder / "prompts.txt", "--tau", "0",
                  "-o", out, "--ordinary", folder / "ordinary.txt", *QUICK[:4], *SEARCH,
-                 "--images", "0", "--rounds", "1",
+                 "--calibration-prompts", folder / "calibration.txt", "--images", "0", "--rounds", "1",
                  "--report", report, "--manifest", manifest, "--json", "--show-prompts")  # fmt: skip
     assert result.exit_code == 1, result.output
     told, data = json.loads(result.stdout), json.loads(report.read_text())
@@ -133,14 +140,15 @@ def test_prune_reports_on_what_it_wrote(folder: Path, tmp_path: Path) -> None:
 def test_too_much_drift_stops_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.safetensors"
     common = [folder / "model.safetensors", "--prompts", folder / "prompts.txt", "--tau", "0", "-o", out,
-              "--ordinary", folder / "ordinary.txt", *QUICK[:4], *SEARCH, "--rounds", "0"]  # fmt: skip
+              "--ordinary", folder / "ordinary.txt", *QUICK[:4], *SEARCH, "--rounds", "0",
+              "--calibration-prompts", folder / "calibration.txt"]  # fmt: skip
     result = run(
         *common, "--max-drift", "0", "--report", tmp_path / "r.html", "--manifest", tmp_path / "m"
     )
     assert result.exit_code == 1
-    assert "--max-drift 0" in result.stderr
+    assert "would drift" in result.stderr
     assert list(tmp_path.iterdir()) == []
-    assert "drift" not in run(*common, "--max-drift", "100").stderr
+    assert "would drift" not in run(*common, "--max-drift", "100").stderr
     assert out.exists()
 
 
