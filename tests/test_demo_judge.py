@@ -1,0 +1,52 @@
+"""The judge of the demo's world: what a caption says, and how verdicts are counted."""
+
+import random
+
+import pytest
+import torch
+from demo_judge import Judge, accuracy, named, train_judge
+from demo_world import COLOURS, SHAPES, draw_scene, random_scene
+from torch import Tensor
+
+
+class Stubborn(Judge):
+    """Always sees the same."""
+
+    def __init__(self, shape: str, colour: str) -> None:
+        super().__init__()
+        self.answer = SHAPES.index(shape), list(COLOURS).index(colour)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        shape, colour = (torch.zeros(len(pictures), n) for n in (len(SHAPES), len(COLOURS)))
+        shape[:, self.answer[0]] = colour[:, self.answer[1]] = 1
+        return shape, colour
+
+
+def test_every_caption_of_the_world_is_understood() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        scene = random_scene(rng)
+        expected = (scene.shape, scene.colour) if scene.shape else None
+        assert named(scene.caption) == expected
+
+
+def test_accuracy_counts_shapes_colours_and_both_and_leaves_out_empty_landscapes() -> None:
+    captions = [
+        "a red house in the snow",
+        "a small red car",
+        "a blue house at night",
+        "an empty landscape",
+    ]
+    rng = random.Random(0)
+    pictures = [draw_scene(random_scene(rng), rng) for _ in captions]
+    found = accuracy(Stubborn("house", "red"), pictures, captions)
+    assert (found.shape, found.colour, found.both, found.pictures) == pytest.approx(
+        (2 / 3, 2 / 3, 1 / 3, 3)
+    )
+
+
+def test_training_is_seeded() -> None:
+    first, second = train_judge(seed=1, steps=3), train_judge(seed=1, steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    other = train_judge(seed=2, steps=3)
+    assert not torch.equal(first.head.weight, other.head.weight)
