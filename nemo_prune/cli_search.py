@@ -95,7 +95,7 @@ def prune(
             check_undo(undo, output)
     if manifest:
         check_place(manifest, overwrite)
-    check_report_places(given, overwrite, [path for path in (output, manifest) if path])
+    check_report_places(given, overwrite, [path for path in (output, manifest, undo) if path])
     if dry_run and (given["reports"] or given["card"]):
         raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
     with progress(quiet) as bar:

@@ -31,7 +31,8 @@ from nemo_prune.localization import (
 )
 from nemo_prune.manifest import Manifest, Neuron, union
 from nemo_prune.suppression import score_all
-from nemo_prune.surgery import file_sha256, zeroed_rows
+from nemo_prune.surgery import file_sha256
+from nemo_prune.zeros import read_zeros
 
 FORMAT = "nemo-prune-report/1"
 _LONG = 60  # seconds of drawing that deserve a word beforehand
@@ -197,7 +198,7 @@ def _check_manifest(subject: Subject) -> None:
 
 
 def removed_neurons(original: Checkpoint, pruned: Checkpoint) -> tuple[Neuron, ...]:
-    """The neurons whose rows are zero in `pruned` and not in `original`, in network order.
+    """The neurons that are zero in all copies in `pruned` and not in `original`, in network order.
 
     Raises CheckpointError if the two do not have the same value layers.
     """
@@ -206,12 +207,12 @@ def removed_neurons(original: Checkpoint, pruned: Checkpoint) -> tuple[Neuron, .
         raise CheckpointError(
             f"{pruned.path}: has other value layers than {original.path}; it was not made from it"
         )
-    before, after = zeroed_rows(original), zeroed_rows(pruned)
+    before, after = read_zeros(original), read_zeros(pruned)
     return union(
         Neuron(layer, row)
-        for layer, rows in after.items()
-        for row in rows
-        if row not in before.get(layer, ())
+        for layer, zeros in after.items()
+        for row in zeros.everywhere
+        if layer not in before or row not in before[layer].everywhere
     )
 
 
