@@ -29,17 +29,15 @@ undo_option = click.option(
     "--undo", type=FILE, help="Keep the removed rows in this new file, for restore."
 )
 
-searching_options = _options(
-    click.option("--prompts", "prompt_file", type=FILE, required=True,
-                 help="Prompts to suppress: .txt (one a line), .csv (column caption, prompt or "
-                      "text) or .jsonl."),
-    click.option("--calibration-prompts", type=FILE,
-                 help="Ordinary prompts: activation statistics and tau come from them."),
-    click.option("--tau", type=click.FloatRange(0, 1),
-                 help="Memorization threshold. Default: calibrated, or .428 where published."),
-    click.option("--criterion", type=click.Choice(["cross-seed", "same-seed"]),
-                 default="cross-seed", show_default=True,
-                 help="What a pruned noise difference is compared with; same-seed is the paper's."),
+prompts_option = click.option(
+    "--prompts", "prompt_file", type=FILE, required=True,
+    help="Prompts: .txt (one a line), .csv (column caption, prompt or text) or .jsonl.",
+)  # fmt: skip
+show_prompts_option = click.option("--show-prompts", is_flag=True,
+                                   help="Show prompts by their text, not only by number.")  # fmt: skip
+
+# What all verbs that run the model take.
+model_options = _options(
     click.option("--seeds", type=click.IntRange(2, 200), default=10, show_default=True,
                  help="Starting noises per prompt."),
     click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
@@ -47,10 +45,6 @@ searching_options = _options(
     click.option("--steps", type=click.IntRange(2, 1000), default=50, show_default=True,
                  help="DDIM steps whose second timestep is scored (50: t = 961 for SD1)."),
     click.option("--timestep", type=int, help="Score at this training timestep instead."),
-    click.option("--layers", default="down+mid", show_default=True,
-                 help="down+mid, all, or name patterns, separated by commas."),
-    click.option("--search", type=click.Choice(["fast", "literal"]), default="fast",
-                 show_default=True, help="literal is the paper's procedure, step by step."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto",
                  show_default=True),
     click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
@@ -58,5 +52,51 @@ searching_options = _options(
     click.option("--batch-size", default="auto", show_default=True,
                  help="Samples a batch; auto grows to what the device holds."),
     click.option("--config", type=FILE, help="A diffusers config folder, instead of inference."),
-    click.option("--show-prompts", is_flag=True, help="Put prompt texts into JSON and manifest."),
+    click.option("--no-cache", "cache", is_flag=True, flag_value=False, default=True,
+                 help="Neither read nor keep statistics and scores of ordinary prompts."),
 )  # fmt: skip
+
+# Where the verbs that decide by thresholds take them from.
+threshold_options = _options(
+    click.option("--calibration", type=FILE, help="A file of nemo-prune calibrate."),
+    click.option("--calibration-prompts", type=FILE,
+                 help="Ordinary prompts: activation statistics, tau and the gate come from them."),
+    click.option("--force", is_flag=True,
+                 help="Use the calibration though it was made for another model or setting."),
+    click.option("--tau", type=click.FloatRange(0, 1),
+                 help="Which seeds count as memorized, and what a suppressed prompt stays below. "
+                      "Default: calibrated, or .428 where published."),
+    click.option("--gate", type=click.FloatRange(0, 1),
+                 help="A prompt above it is memorized. Default: calibrated to --fpr, or .5 where "
+                      "published; at least tau."),
+    click.option("--fpr", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01,
+                 show_default=True, help="Rate at which ordinary prompts may exceed the gate."),
+)  # fmt: skip
+
+searching_options = _options(
+    prompts_option,
+    threshold_options,
+    click.option("--criterion", type=click.Choice(["cross-seed", "same-seed"]),
+                 default="cross-seed", show_default=True,
+                 help="What a pruned noise difference is compared with; same-seed is the paper's."),
+    click.option("--layers", default="down+mid", show_default=True,
+                 help="down+mid, all, or name patterns, separated by commas."),
+    click.option("--search", type=click.Choice(["fast", "literal"]), default="fast",
+                 show_default=True, help="literal is the paper's procedure, step by step."),
+    model_options,
+    show_prompts_option,
+)  # fmt: skip
+
+
+def read_options(given: dict[str, Any]) -> Any:
+    """`Options` from what click parsed; imports torch."""
+    from nemo_prune.opening import Options
+
+    size = given.pop("batch_size")
+    if size == "auto":
+        batch = None
+    elif size.isdigit() and int(size) > 0:
+        batch = int(size)
+    else:
+        raise click.BadParameter("is a positive number or auto", param_hint="--batch-size")
+    return Options(batch_size=batch, **given)

@@ -13,23 +13,11 @@ from nemo_prune.cli_options import (
     output_option,
     overwrite_option,
     quiet_option,
+    read_options,
     searching_options,
     undo_option,
 )
 from nemo_prune.errors import Interrupted
-
-
-def _read_options(given: dict[str, Any]) -> Any:
-    from nemo_prune.localization import Options
-
-    size = given.pop("batch_size")
-    if size == "auto":
-        batch = None
-    elif size.isdigit() and int(size) > 0:
-        batch = int(size)
-    else:
-        raise click.BadParameter("is a positive number or auto", param_hint="--batch-size")
-    return Options(batch_size=batch, **given)
 
 
 def _localize(
@@ -52,7 +40,7 @@ def _localize(
     show = given.pop("show_prompts")
     try:
         found = localize(
-            checkpoint, prompts.texts, _read_options(given), progress,
+            checkpoint, prompts.texts, read_options(given), progress,
             calibration_prompts=ordinary, show_prompts=show,
         )  # fmt: skip
     except Interrupted as stop:

@@ -81,7 +81,9 @@ def print_prompts(result: dict[str, Any]) -> None:
     memorized = [e for e in result["prompts"] if e["status"] != "not memorized"]
     suppressed = sum(e["status"] == "suppressed" for e in memorized)
     shown.print(
-        f"tau {result['tau']} ({result['tau_source']}), criterion {result['criterion']}. "
+        f"gate {result['gate']['value']} ({result['gate_source']}), tau {result['tau']} "
+        f"({result['tau_source']}), ordinary activations from {result['statistics_from']}, "
+        f"criterion {result['criterion']}. "
         f"{suppressed} of {len(memorized)} memorized prompts suppressed, "
         f"{len(result['prompts']) - len(memorized)} not memorized; "
         f"{len(result['neurons'])} neurons in all.\n"
