@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
 _STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red"}
+_ROWS = 40  # of a ranked table, unless more are memorized
 _SMOOTHING = 120.0  # seconds over which the time left is averaged, so that it does not jump
 
 
@@ -90,6 +92,63 @@ def print_prompts(result: dict[str, Any]) -> None:
         f"Denoiser samples: {cost['samples']} to search, {cost['calibration_samples']} to "
         f"calibrate, {cost['check_samples']} to check; {cost['seconds']} s."
     )
+
+
+def print_findings(result: dict[str, Any]) -> None:
+    """The ranked table of `detect` and its verdict, on standard output: it is what was asked for."""
+    shown = Console(highlight=False)
+    ranked = sorted(result["prompts"], key=lambda entry: (-entry["score"], entry["index"]))
+    table = Table(header_style="bold")
+    with_text = "text" in ranked[0]
+    for name in (
+        "prompt",
+        "memorized",
+        "score",
+        "noise norm",
+        "seeds",
+        *(["text"] if with_text else []),
+    ):
+        table.add_column(name, justify="left" if name in ("memorized", "text") else "right")
+    rows = max(_ROWS, result["memorized"])
+    for entry in ranked[:rows]:
+        table.add_row(
+            str(entry["index"]),
+            "[bold red]yes[/]" if entry["memorized"] else "[dim]no[/]",
+            f"{entry['score']:.3f}",
+            f"{entry['noise_norm']:.3f}",
+            str(entry["seeds"]),
+            *([escape(entry["text"])] if with_text else []),
+        )
+    shown.print(table)
+    if len(ranked) > rows:
+        shown.print(f"... and {len(ranked) - rows} more that are not (--json, --csv FILE)", markup=False)
+    gate = result["gate"]
+    bounds = [("?" if gate[side] is None else f"{gate[side]:.3f}") for side in ("low", "high")]
+    measured = f" for a false positive rate of {gate['fpr']:g}, 95 % interval {bounds[0]} to {bounds[1]}"
+    extrapolated = f"; {gate['prompts']} ordinary prompts are too few to see that rate"
+    shown.print(
+        f"{result['memorized']} of {len(ranked)} prompts are memorized. Gate {gate['value']:.3f} "
+        f"({result['gate_source']}{measured if gate['fpr'] else ''}"
+        f"{extrapolated if gate['extrapolated'] else ''}), tau {result['tau']:.3f} "
+        f"({result['tau_source']}). Denoiser samples: {result['cost']['samples']} to score, "
+        f"{result['cost']['calibration_samples']} to calibrate.",
+        markup=False,
+    )
+    rates = result["evaluation"]
+    for key, name in (("score", "score"), ("noise_norm", "noise norm")):
+        if rates:
+            found = rates[key]
+            shown.print(
+                f"{name}: AUROC {found['auroc']:.3f}, TPR at 1 % FPR {found['tpr_at_fpr_1']:.3f}",
+                markup=False,
+            )
+    if rates:
+        shown.print(
+            f"accuracy at tau {rates['accuracy_at_tau']:.3f}, at the gate "
+            f"{rates['accuracy_at_gate']:.3f}; false findings at the gate "
+            f"{rates['false_findings_at_gate']:.3f}",
+            markup=False,
+        )
 
 
 def print_inspection(found: dict[str, Any]) -> None:

@@ -22,7 +22,6 @@ from nemo_prune.similarity import ms_ssim, noise_difference, pairwise
 
 T = TypeVar("T")
 Criterion = Literal["same-seed", "cross-seed"]
-T = TypeVar("T")
 _LARGEST_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}  # a larger one gains nothing on a CPU
 _DIGITS = 5  # of a score: what is left of the noise of another batch size is below that
 
@@ -110,7 +109,7 @@ class Engine:
         """From now on, keep ||eps(prompt) - eps("")|| of every unpruned sample in `Prompt.norms`.
 
         The L2 norm over all latent channels and pixels, by Wen et al., "Detecting, Explaining, and
-        Mitigating Memorization in Diffusion Models" (ICLR 2024), equation 4, at this engine's
+        Mitigating Memorization in Diffusion Models" (ICLR 2024), at this engine's
         timestep. Costs one sample a seed, whatever the number of prompts.
         """
         (empty,) = self.prompts([""])

@@ -153,6 +153,12 @@ class Ordinary:
             return self._told(tau, "given" if given else "published", gate, source)
         if options.tau is not None and options.gate is not None and not self._file:
             return self._told(options.tau, "given", Gate(options.gate), "given")
+        return self.from_scores()
+
+    def from_scores(self) -> Thresholds:
+        """`thresholds` from ordinary prompts' scores, even where published ones hold."""
+        options = self._options
+        given = options.tau is not None
         source = (
             "calibration file" if self._file else "bundled captions" if self._bundled else "calibrated"
         )
