@@ -69,8 +69,8 @@ def fingerprint(model: LoadedModel) -> str:
 
 
 def prompts_hash(prompts: Sequence[str]) -> str:
-    """sha256 of the prompts, each ended by a new line."""
-    return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode()).hexdigest()
+    """sha256 of the prompts as a JSON list."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
 def write_calibration(

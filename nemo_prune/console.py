@@ -38,7 +38,7 @@ class BarProgress:
         self._bar.update(self._task, detail=text)
 
     def note(self, text: str) -> None:
-        self._bar.console.print(f"note: {text}", markup=False)
+        self._bar.console.print(f"note: {text}", markup=False, soft_wrap=True)
 
 
 @contextmanager
