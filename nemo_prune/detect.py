@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from nemo_prune.engine import Engine
+from nemo_prune.gate import decided
 from nemo_prune.search import (
     Answer,
     Outcome,
@@ -72,9 +73,7 @@ def screening(
     for count in range(min(first, len(seeds)), len(seeds) + 1):
         scores = yield from tally.ask(frozenset(), seeds[:count])
         path.append(max(scores.values()))
-        if gate is None:
-            continue
-        if path[-1] > gate or (count - 2 < len(margins) and path[-1] + margins[count - 2] <= gate):
+        if gate is not None and decided(path[-1], count, gate, margins):
             break
     return Screened(scores, tuple(path))
 

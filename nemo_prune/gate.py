@@ -87,6 +87,15 @@ def margins_from(paths: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(sorted(path[last] - path[i] for path in paths)[rank - 1] for i in range(last))
 
 
+def decided(score: float, seeds: int, gate: float, margins: Sequence[float]) -> bool:
+    """Whether more seeds than these, at least 2, would change nothing about a prompt's decision.
+
+    Certain above the gate, since scores only rise; below it as sure as the margins.
+    """
+    place = seeds - 2
+    return score > gate or (place < len(margins) and score + margins[place] <= gate)
+
+
 def _rank(count: int, rate: float) -> int:
     # What binary fractions add to a whole number must not cost a rank.
     return max(1, math.ceil(round((count + 1) * (1 - rate), 9)))
