@@ -24,6 +24,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no table.")
 output_option = click.option("-o", "--output", type=FILE, help="The checkpoint to write.")
+folder_options = _options(
+    click.option("--link", is_flag=True,
+                 help="Of a diffusers folder, hard-link the files that stay as they are."),
+    click.option("--drop-pickles", is_flag=True,
+                 help="Of a diffusers folder, leave out copies of the denoiser that are not "
+                      "safetensors (.bin, .ckpt, ONNX, ...), which would stay unpruned."),
+)  # fmt: skip
 
 undo_option = click.option(
     "--undo", type=FILE, help="Keep the removed rows in this new file, for restore."
@@ -58,5 +65,10 @@ searching_options = _options(
     click.option("--batch-size", default="auto", show_default=True,
                  help="Samples a batch; auto grows to what the device holds."),
     click.option("--config", type=FILE, help="A diffusers config folder, instead of inference."),
+    click.option("--prediction-type", type=click.Choice(["epsilon", "v"]),
+                 help="What the denoiser predicts, instead of what the model says of itself."),
+    click.option("--text-encoder", type=FILE, multiple=True,
+                 help="For a model without: a checkpoint or diffusers folder to take it from, or "
+                      "the text encoder's file or folder (SDXL: give the option twice)."),
     click.option("--show-prompts", is_flag=True, help="Put prompt texts into JSON and manifest."),
 )  # fmt: skip

@@ -38,7 +38,7 @@ def refuse_whole(names: Collection[str]) -> str | None:
 
 def refuse_without_values(names: Collection[str]) -> str:
     """Why a file in which no cross-attention value layer was found cannot be pruned."""
-    if any(_LORA.search(name) for name in names):
+    if is_addition(names):
         return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
     if any(_FLUX.search(name) for name in names):
         return f"is a Flux model: {_JOINT_REASON}"
@@ -61,6 +61,11 @@ def refuse_without_values(names: Collection[str]) -> str:
         "is of an unknown family: it has no cross-attention value layers (attn2.to_v); give a "
         "Stable Diffusion 1, 2 or XL checkpoint"
     )
+
+
+def is_addition(names: Collection[str]) -> bool:
+    """True for a LoRA and its like, which holds differences to a model and not the model."""
+    return any(_LORA.search(name) for name in names)
 
 
 def is_value_like(name: str) -> bool:

@@ -21,9 +21,9 @@ from nemo_prune.families import Checkpoint
 from nemo_prune.fast_search import search
 from nemo_prune.loading import ddim_timestep, load_model, pick_device, pick_dtype
 from nemo_prune.manifest import Manifest, PromptRecord, union
+from nemo_prune.models import model_sha256
 from nemo_prune.prompts import read_prompts
 from nemo_prune.search import Outcome, literal_search
-from nemo_prune.surgery import file_sha256
 
 SUPPRESSED, NOT_MEMORIZED, STILL = "suppressed", "not memorized", "still memorized"
 NOT_SEARCHED = "not searched"
@@ -62,6 +62,8 @@ class Options:
     search: Literal["fast", "literal"] = "fast"
     batch_size: int | None = None
     config: Path | None = None
+    prediction_type: Literal["epsilon", "v"] | None = None
+    text_encoder: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def localize(
         raise OptionError("--seeds: the score compares seeds, so it needs at least 2")
     layers = checkpoint.select(options.layers)
     progress.stage("loading the model", 1, "file")
-    source_sha256 = file_sha256(checkpoint.path)
+    source_sha256 = model_sha256(checkpoint)
     engine = open_engine(checkpoint, options)
     model = engine.model
     progress.advance()
@@ -206,7 +208,14 @@ def open_engine(checkpoint: Checkpoint, options: Options) -> Engine:
     """
     device = pick_device(options.device)
     dtype = pick_dtype(device, options.precision)
-    model = load_model(checkpoint, device=device, dtype=dtype, config=options.config)
+    model = load_model(
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        config=options.config,
+        prediction_type=options.prediction_type,
+        text_encoder=options.text_encoder,
+    )
     timestep = options.timestep
     if timestep is None:
         timestep = ddim_timestep(model.scheduler_config, options.steps)
