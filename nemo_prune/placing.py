@@ -114,7 +114,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         try:
             temporary.mkdir()
-            yield temporary
+            with _lock(temporary):
+                yield temporary
             for folder, _, _ in os.walk(temporary):
                 _flush_folder(Path(folder))
             # Another's folder that appeared meanwhile is in the way, unless it is empty.
@@ -124,6 +125,21 @@ def new_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
     _flush_folder(out.parent)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the folder, so that no other run takes it for what a killed one left behind."""
+    if fcntl is None:  # pragma: no cover - Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_new_folder(out: Path) -> None:
@@ -197,10 +213,16 @@ def _locked(path: Path) -> bool:
     if fcntl is None:  # pragma: no cover - Windows
         return True
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not open(): that does not take folders.
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
     return False
 
 
