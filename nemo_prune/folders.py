@@ -25,6 +25,7 @@ _OTHERS = re.compile(
     r"(text_encoder|vae|vqvae|movq|safety_checker|image_encoder|tokenizer|scheduler|feature_extractor)"
     r"(_.*)?"
 )
+_EMA = re.compile(r"(^|[^a-z])ema([^a-z]|$)")
 # What may lie beside weights and holds none.
 _HARMLESS = {".safetensors", ".json", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".jpeg",
              ".webp", ".csv", ""}  # fmt: skip
@@ -64,11 +65,15 @@ def recognize_folder(root: Path) -> Folder:
     ones, a shard is missing or does not match its index, or a file cannot be read.
     """
     _check_kind(root)
-    files = _walk(root, root.resolve(), ())
+    # Before anything is read: any folder may be handed in, a home with broken downloads too.
+    looks_right = any(root.glob("diffusion_pytorch_model*")) or any(
+        _DENOISERS.fullmatch(path.name) for path in root.iterdir() if path.is_dir()
+    )
+    files = _walk(root, root.resolve(), ()) if looks_right else []
     copies = _denoisers(root, files)
     if not copies:
         raise CheckpointError(f"{root}: {_without_denoiser(root, files)}")
-    (_, main), *_rest = copies
+    main = copies[0][1]
     for copy, twin in copies[1:]:
         if _shape(twin) != _shape(main):
             raise CheckpointError(
@@ -87,7 +92,7 @@ def recognize_folder(root: Path) -> Folder:
         value_layers=tuple(_everywhere(root, layer, parts) for layer in main.value_layers),
         text_encoder=bool(whole and component_copies(root / "text_encoder")),
         vae=bool(whole and component_copies(root / "vae")),
-        ema=any("ema" in str(path.relative_to(root)) for path in edited),
+        ema=any(twin.ema or _EMA.search(str(copy.name.relative_to(root))) for copy, twin in copies),
         in_channels=main.in_channels,
         prediction_type=configs.get("scheduler", {}).get("prediction_type", main.prediction_type),
         main=copies[0][0].files,
@@ -162,10 +167,7 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
             f"holds its denoiser only in a form that is not opened ({pickles[0].relative_to(root)}), "
             f"a pickle or the like; save it again with save_pretrained(safe_serialization=True)"
         )
-    single = [path for path in files if path.suffix == ".safetensors"]
-    if single:
-        return f"is a folder without unet/; give the .safetensors file itself, such as {single[0]}"
-    return "is a folder without unet/; give a .safetensors file or a diffusers folder"
+    return "is a folder without unet/; give a diffusers folder, or the .safetensors file itself"
 
 
 def _is_twin(path: Path) -> bool:

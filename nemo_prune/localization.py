@@ -108,6 +108,13 @@ def localize(
     engine = open_engine(checkpoint, options)
     model = engine.model
     progress.advance()
+    if model.family == "sd2" and not any(
+        (checkpoint.prediction_type, options.prediction_type, options.config)
+    ):
+        progress.note(
+            "nothing says whether this Stable Diffusion 2 predicts epsilon or v: taken as epsilon "
+            "(512-base); for a 768-v model give --prediction-type v"
+        )
     counts = model.token_counts(prompts)
     for index, count in enumerate(counts):
         if count > TOKENS:

@@ -20,7 +20,8 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-SMALL = {"nemo_prune.config": json.dumps({"unet": {"sample_size": 32}})}
+SIDE = 16  # of the latents
+SMALL = {"nemo_prune.config": json.dumps({"unet": {"sample_size": SIDE}})}
 
 
 def exact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -50,7 +51,7 @@ def pipeline_of(path: Path, family: str, in_channels: int = 4) -> Any:
     if not described.exists():
         config_folder(described, family, in_channels)
         unet = described / "unet" / "config.json"
-        unet.write_text(json.dumps(json.loads(unet.read_text()) | {"sample_size": 32}))
+        unet.write_text(json.dumps(json.loads(unet.read_text()) | {"sample_size": SIDE}))
     kind = hub.StableDiffusionXLPipeline if family == "sdxl" else hub.StableDiffusionPipeline
     options = {"add_watermarker": False} if family == "sdxl" else {}
     return kind.from_single_file(

@@ -458,7 +458,8 @@ def test_folders_that_are_no_model(tmp_path, model):
     assert "without unet/" in refusal(tmp_path / "empty")
     (tmp_path / "files").mkdir()
     rawfiles.sd1(tmp_path / "files" / "a.safetensors")
-    assert "such as" in refusal(tmp_path / "files")
+    (tmp_path / "files" / "b.safetensors").touch()
+    assert "without unet/" in refusal(tmp_path / "files")
     (model / PLAIN).rename(model / "unet" / "diffusion_pytorch_model.bin")
     assert "only in a form that is not opened" in refusal(model)
 

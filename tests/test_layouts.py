@@ -2,18 +2,20 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
-from layouts import DTYPES, folder, recast, single_file
+from layouts import DTYPES, SIDE, SMALL, folder, recast, single_file
 from safetensors.torch import load_file, save_file
 from tiny import ldm, open_clip, tiny_configs, tiny_tensors
 
 from nemo_prune import hub, loading
 from nemo_prune.cli import main
+from nemo_prune.configs import data_folder, read_config
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.models import open_model
 
@@ -29,7 +31,7 @@ def load(path: Path, **options: Any) -> loading.LoadedModel:
 
 def noise(model: loading.LoadedModel, prompts: list[str] = PROMPTS) -> torch.Tensor:
     """What the model predicts for fixed latents and prompts."""
-    latents = torch.randn(len(prompts), 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(len(prompts), 4, 16, 16, generator=torch.Generator().manual_seed(0))
     return model.predict_noise(latents, 961, *model.encode_pooled(prompts))
 
 
@@ -81,10 +83,10 @@ def test_a_folder_loads_bit_equal_to_diffusers(
     added = None
     if family == "sdxl":
         assert torch.equal(pooled, expected[2])
-        side = 8 * model.latent_shape[1]
+        side = 8 * SIDE
         ids = torch.tensor([[side, side, 0, 0, side, side]] * len(PROMPTS), dtype=torch.float32)
         added = {"text_embeds": pooled, "time_ids": ids}
-    latents = torch.randn(len(PROMPTS), 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(len(PROMPTS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = theirs.unet(
             latents.contiguous(memory_format=torch.channels_last), 961, text, added_cond_kwargs=added
@@ -153,8 +155,14 @@ def test_inpainting_folders(place: Path, family: str) -> None:
     root = folder(place / f"{family}-inpainting", family, in_channels=9)
     model = load(root)
     assert model.blank is not None
-    assert model.blank.shape == (1, 5, 32, 32)
-    assert noise(model).shape == (3, 4, 32, 32)
+    assert model.blank.shape == (1, 5, 16, 16)
+    assert noise(model).shape == (3, 4, 16, 16)
+    # The same inputs by hand: a mask of ones, and the grey picture as the VAE sees it.
+    theirs = from_pretrained(root, family)
+    with torch.no_grad():
+        grey = theirs.vae.encode(torch.zeros(1, 3, 128, 128)).latent_dist.mode()
+    assert torch.equal(model.blank[:, 1:], grey * theirs.vae.config.scaling_factor)
+    assert torch.equal(model.blank[:, :1], torch.ones(1, 1, 16, 16))
 
 
 def test_a_folders_own_words_on_its_schedule(place: Path, folders: dict[str, Path]) -> None:
@@ -171,14 +179,15 @@ def test_a_folders_own_words_on_its_schedule(place: Path, folders: dict[str, Pat
     assert model.alphas_cumprod[999] < 1e-6
     theirs = hub.DDIMScheduler.from_pretrained(root, subfolder="scheduler")
     assert torch.equal(model.alphas_cumprod, theirs.alphas_cumprod)
-    assert model.latent_shape == (4, 32, 32), "the folder's sample size, not a guess from v"
+    assert model.latent_shape == (4, SIDE, SIDE), "the folder's sample size, not a guess from v"
 
 
 # ----------------------------------------------------------------- dtypes load as what they are
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"), [*(("sd1", dtype) for dtype in DTYPES), ("sd2", "F8_E5M2"), ("sdxl", "BF16")]
+)
 def test_single_files_of_every_dtype_are_the_same_model(
     place: Path, single: dict[str, Path], family: str, dtype: str
 ) -> None:
@@ -266,7 +275,7 @@ def test_a_unet_alone_takes_its_text_encoder_from_anywhere(
         "diffusers": place / f"{family}-unet-diffusers.safetensors",
     }
     tensors = load_file(single[family])
-    metadata = {"nemo_prune.config": json.dumps({"unet": {"sample_size": 32}})}
+    metadata = SMALL
     ldm.save_tensors(
         unets["ldm"], {n: t for n, t in tensors.items() if n.startswith(ldm.UNET_PREFIX)}, metadata
     )
@@ -353,6 +362,58 @@ def test_unets_that_draw_from_a_picture_too(place: Path) -> None:
         load(path)
 
 
+# ------------------------------------------------------------------- full-size lists of tensors
+
+NUMBERS = {"sd1": (7, 5760, 16, 12480), "sd2": (7, 5760, 16, 12480), "sdxl": (34, 40960, 70, 83200)}
+
+
+def sparse(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    """A full-size file in which only the header takes room on the disk; weights are F16 zeros."""
+    header, position = {}, 0
+    for name, tensor in tensors.items():
+        end = position + 2 * tensor.numel()
+        entry = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [position, end]}
+        header[name], position = entry, end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + position)
+    return path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_size_files_are_recognized_by_their_true_lists_of_tensors(
+    tmp_path: Path, family: str
+) -> None:
+    """diffusers' own model says which tensors there are, its own converter which LDM names it takes."""
+    config = read_config(data_folder("configs", family), "unet")
+    with torch.device("meta"):
+        state = hub.UNet2DConditionModel.from_config(config).state_dict()
+    renamed = ldm.unet_to_ldm(state)
+    depth = {"layers_per_block": 2} | ({"addition_embed_type": "text_time"} if family == "sdxl" else {})
+    back = hub.convert_ldm_unet_checkpoint(dict(renamed), depth)
+    assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in state.items()}
+
+    twins = {"model_ema." + n.removeprefix("model.").replace(".", ""): t for n, t in renamed.items()}
+    (tmp_path / "unet").mkdir()
+    files = {
+        "unet-diffusers": sparse(tmp_path / "a.safetensors", state),
+        "unet-ldm": sparse(tmp_path / "b.safetensors", renamed | twins),
+        "unet-folder": sparse(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", state).parent,
+    }
+    own = {
+        n.removesuffix(".weight"): t.shape for n, t in state.items() if n.endswith("attn2.to_v.weight")
+    }
+    for layout, path in files.items():
+        found = open_model(path)
+        assert (found.family, found.layout, found.ema) == (family, layout, layout == "unet-ldm")
+        assert {v.name: (v.rows, v.columns) for v in found.value_layers} == own
+        some, everything = found.select("down+mid"), found.select("all")
+        assert NUMBERS[family] == (
+            len(some), sum(v.rows for v in some), len(everything), sum(v.rows for v in everything),
+        )  # fmt: skip
+
+
 # ------------------------------------------------------------------------------ thinner UNets
 
 
@@ -381,7 +442,7 @@ def test_a_thinner_unet_is_inferred_from_its_shapes(place: Path, kind: str) -> N
     assert same_weights(model.unet, theirs)
     assert len(model.value_layers) == 2 + 1 + 4
     theirs.to(memory_format=torch.channels_last)
-    latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     text = model.encode(["a cat"])
     with torch.no_grad():
         wanted = theirs(latents.contiguous(memory_format=torch.channels_last), 500, text).sample
@@ -405,7 +466,7 @@ def prune(model: Path, out: Path, *options: object) -> dict[str, Any]:
 
 
 LAYOUTS = {
-    **{dtype: {"dtype": dtype} for dtype in DTYPES},
+    **{dtype: {"dtype": dtype} for dtype in ("BF16", "F8_E5M2")},
     "EMA twin": {"ema": True},
     "folder": {},
     "shards": {"shards": True},
@@ -431,7 +492,7 @@ def test_every_layout_gives_the_same_neurons_and_scores(
     elif layout == "UNet alone":
         model, out = place / "same-unet.safetensors", place / "same-unet-clean.safetensors"
         alone = {n: t for n, t in load_file(single["sd1"]).items() if n.startswith(ldm.UNET_PREFIX)}
-        ldm.save_tensors(model, alone, {"nemo_prune.config": json.dumps({"unet": {"sample_size": 32}})})
+        ldm.save_tensors(model, alone, SMALL)
         options = ["--text-encoder", single["sd1"]]
     else:
         model = folder(place / f"same-{layout}", **LAYOUTS[layout])
