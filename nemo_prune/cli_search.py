@@ -80,6 +80,7 @@ def prune(
 
     \b
     nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
+    nemo-prune diffusers-folder --prompts mem.txt -o clean-folder --link
     """
     from nemo_prune.console import progress
     from nemo_prune.models import check_model_output, open_model

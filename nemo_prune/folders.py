@@ -20,6 +20,7 @@ from nemo_prune.foreign import is_addition, is_value_like
 from nemo_prune.header import Header, read_header
 
 DENOISER = "unet"
+_USUAL = "diffusion_pytorch_model"
 _DENOISERS = re.compile(r"(unet|transformer|prior)([_.-].*)?")
 _OTHERS = re.compile(
     r"(text_encoder|vae|vqvae|movq|safety_checker|image_encoder|tokenizer|scheduler|feature_extractor)"
@@ -66,8 +67,9 @@ def recognize_folder(root: Path) -> Folder:
     """
     _check_kind(root)
     # Before anything is read: any folder may be handed in, a home with broken downloads too.
-    looks_right = any(root.glob("diffusion_pytorch_model*")) or any(
-        _DENOISERS.fullmatch(path.name) for path in root.iterdir() if path.is_dir()
+    looks_right = any(
+        _DENOISERS.fullmatch(path.name) if path.is_dir() else path.stem.startswith(_USUAL)
+        for path in _entries(root)
     )
     files = _walk(root, root.resolve(), ()) if looks_right else []
     copies = _denoisers(root, files)
@@ -114,14 +116,17 @@ def _check_kind(root: Path) -> None:
         )
 
 
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error})") from None
+
+
 def _walk(folder: Path, real: Path, above: tuple[Path, ...]) -> list[Path]:
     """All files below, links followed, hidden folders left out, in the order of their names."""
     found = []
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error})") from None
-    for path in entries:
+    for path in _entries(folder):
         if path.is_dir():
             inner = path.resolve()
             if inner == real or inner in above:
