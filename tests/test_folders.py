@@ -15,7 +15,8 @@ from nemo_prune.cli import main
 from nemo_prune.errors import CheckpointError, ManifestError, OptionError, OutputError
 from nemo_prune.inspection import inspection
 from nemo_prune.manifest import Neuron
-from nemo_prune.models import model_sha256, model_zeroed_rows, open_model, write_model
+from nemo_prune.models import model_sha256, model_zeros, open_model, write_model
+from nemo_prune.zeros import Zeros
 
 END = ".transformer_blocks.0.attn2.to_v"
 DOWN, MID, UP = (
@@ -65,6 +66,11 @@ def check(root, out, copies):
             assert bytes(wanted) != data
             before[key] = (entry, bytes(wanted))
         assert after == before
+
+
+def rows_zero(found):
+    """The rows that are zero in every copy, by layer."""
+    return {name: [*z.everywhere] for name, z in model_zeros(found).items() if z.everywhere}
 
 
 def refusal(root, error=CheckpointError):
@@ -148,7 +154,7 @@ def test_every_copy_is_zeroed(tmp_path, kind, dtype):
     assert (written.neurons, written.rows_zeroed) == (4, 4 * len(VARIANTS[kind]))
     assert written.sha256 == digest(out) == model_sha256(open_model(out))
     assert written.source_sha256 == digest(root) == model_sha256(open_model(root))
-    assert model_zeroed_rows(open_model(out)) == {DOWN: [0, 1], MID: [7], UP: [2]}
+    assert rows_zero(open_model(out)) == {DOWN: [0, 1], MID: [7], UP: [2]}
     for name in VARIANTS[kind]:
         header, _, _ = rawfiles.parse(out / name)
         assert header["__metadata__"]["format"] == "pt"
@@ -186,7 +192,7 @@ def test_a_single_file_beside_the_components_is_a_copy_too(tmp_path, model):
     assert written.rows_zeroed == 4 + 8
     changed = {name for name, content in tree(model).items() if tree(out)[name] != content}
     assert changed == {PLAIN, "v1-pruned.safetensors"}
-    assert model_zeroed_rows(open_model(out / "v1-pruned.safetensors")) == {
+    assert rows_zero(open_model(out / "v1-pruned.safetensors")) == {
         DOWN: [0, 1], MID: [7], UP: [2],
     }  # fmt: skip
 
@@ -195,7 +201,8 @@ def test_a_row_is_already_zero_only_if_it_is_in_every_copy(tmp_path, model):
     out = tmp_path / "o"
     prune(model, out)
     add_copy(out / FP16)
-    assert model_zeroed_rows(open_model(out)) == {}
+    assert rows_zero(open_model(out)) == {}
+    assert model_zeros(open_model(out))[DOWN] == Zeros((), (0, 1))
 
 
 def test_loras_in_the_folder_are_copied(tmp_path, model):
@@ -383,6 +390,22 @@ def test_neurons_of_another_model(tmp_path, model, neuron):
     with pytest.raises(ManifestError, match="those of another model"):
         prune(model, tmp_path / "o", [neuron])
     assert not (tmp_path / "o").exists()
+
+
+def test_rows_of_a_folder_are_not_kept_for_undoing(tmp_path, model):
+    with pytest.raises(OptionError, match="--undo"):
+        prune(model, tmp_path / "o", undo=tmp_path / "rows.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_pruning_again_adds_to_what_is_gone(tmp_path, model):
+    shard(model / PLAIN)
+    prune(model, tmp_path / "a", CHOSEN[:2])
+    prune(tmp_path / "a", tmp_path / "b", CHOSEN[2:])
+    told = inspection(open_model(tmp_path / "b"), hashed=True)
+    assert json.loads(told["provenance"]["nemo_prune.neurons"]) == {DOWN: [0, 1], MID: [7], UP: [2]}
+    assert told["hashes"] == {"sha256": digest(tmp_path / "b")}
+    assert rows_zero(open_model(tmp_path / "b")) == {DOWN: [0, 1], MID: [7], UP: [2]}
 
 
 def test_options_for_folders_do_not_go_with_a_file(tmp_path):
