@@ -29,10 +29,10 @@ _early_option = click.option(
 def _find(model: Path, prompt_file: Path, given: dict[str, Any], labelled: bool, quiet: bool) -> Any:
     """The shared half of `detect` and `check`: read everything, then score."""
     from nemo_prune.console import progress
-    from nemo_prune.families import recognize
+    from nemo_prune.models import open_model
     from nemo_prune.prompts import read_labels, read_prompts
 
-    checkpoint = recognize(model)
+    checkpoint = open_model(model)
     prompts = read_prompts(prompt_file)
     labels = read_labels(prompt_file, prompts.texts) if labelled else None
     calibration = given.pop("calibration_prompts")
@@ -165,12 +165,12 @@ def calibrate(
     nemo-prune calibrate model.safetensors --prompts ordinary.txt -o calibration.safetensors
     """
     from nemo_prune.console import progress
-    from nemo_prune.families import recognize
+    from nemo_prune.models import open_model
     from nemo_prune.placing import check_output
     from nemo_prune.prompts import read_prompts
 
     check_output(model, output, overwrite)
-    checkpoint = recognize(model)
+    checkpoint = open_model(model)
     captions = read_prompts(prompt_file).texts if prompt_file else None
     with progress(quiet) as bar:
         from nemo_prune.calibrating import calibrate as measure

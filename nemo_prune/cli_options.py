@@ -24,6 +24,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no table.")
 output_option = click.option("-o", "--output", type=FILE, help="The checkpoint to write.")
+folder_options = _options(
+    click.option("--link", is_flag=True,
+                 help="Of a diffusers folder, hard-link the files that stay as they are."),
+    click.option("--drop-pickles", is_flag=True,
+                 help="Of a diffusers folder, leave out copies of the denoiser that are not "
+                      "safetensors (.bin, .ckpt, ONNX, ...), which would stay unpruned."),
+)  # fmt: skip
 
 undo_option = click.option(
     "--undo", type=FILE, help="Keep the removed rows in this new file, for restore."
@@ -54,6 +61,11 @@ model_options = _options(
     click.option("--config", type=FILE, help="A diffusers config folder, instead of inference."),
     click.option("--no-cache", "cache", is_flag=True, flag_value=False, default=True,
                  help="Neither read nor keep statistics and scores of ordinary prompts."),
+    click.option("--prediction-type", type=click.Choice(["epsilon", "v"]),
+                 help="What the denoiser predicts, instead of what the model says of itself."),
+    click.option("--text-encoder", type=FILE, multiple=True,
+                 help="For a model without: a checkpoint or diffusers folder to take it from, or "
+                      "the text encoder's file or folder (SDXL: give the option twice)."),
 )  # fmt: skip
 
 # Where the verbs that decide by thresholds take them from.

@@ -8,6 +8,7 @@ import click
 
 from nemo_prune.cli_options import (
     FILE,
+    folder_options,
     json_option,
     model_argument,
     output_option,
@@ -21,13 +22,11 @@ from nemo_prune.errors import Interrupted
 
 
 def _localize(
-    model: Path, given: dict[str, Any], progress: Any, manifest: Path | None, overwrite: bool
+    checkpoint: Any, given: dict[str, Any], progress: Any, manifest: Path | None, overwrite: bool
 ) -> tuple[Any, tuple[str, ...]]:
     """The shared front half of `prune` and `localize`: read everything, then search."""
-    from nemo_prune.families import recognize
     from nemo_prune.prompts import read_prompts
 
-    checkpoint = recognize(model)
     prompts = read_prompts(given.pop("prompt_file"))
     calibration = given.pop("calibration_prompts")
     ordinary = read_prompts(calibration).texts if calibration else None
@@ -57,37 +56,39 @@ def _localize(
 @click.option("--manifest", type=FILE, help="Also keep the manifest: which neurons, and why.")
 @undo_option
 @click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint.")
+@folder_options
 @overwrite_option
 @json_option
 @quiet_option
 def prune(
     model: Path, output: Path | None, manifest: Path | None, undo: Path | None, dry_run: bool,
-    overwrite: bool, as_json: bool, quiet: bool, **given: Any,
+    link: bool, drop_pickles: bool, overwrite: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Localize, rewrite and check in one go (the default command).
 
     \b
     nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
+    nemo-prune diffusers-folder --prompts mem.txt -o clean-folder --link
     """
     from nemo_prune.console import progress
-    from nemo_prune.placing import check_output, check_place
-    from nemo_prune.undo import check_undo
+    from nemo_prune.models import check_model_output, open_model
+    from nemo_prune.placing import check_place
 
     if output is None and not dry_run:
         raise click.UsageError("give -o OUT, the checkpoint to write, or --dry-run")
+    checkpoint = open_model(model)
+    folder = {"link": link, "drop_pickles": drop_pickles}
     if output is not None:
-        check_output(model, output, overwrite)
-        if undo is not None:
-            check_undo(undo, output)
+        check_model_output(checkpoint, output, overwrite=overwrite, undo=undo, **folder)
     if manifest:
         check_place(manifest, overwrite)
     with progress(quiet) as bar:
-        found, prompts = _localize(model, given, bar, manifest, overwrite)
+        found, prompts = _localize(checkpoint, given, bar, manifest, overwrite)
         from nemo_prune import pruning
 
         written = None
         if output is not None and not dry_run:
-            written = pruning.write(found, output, overwrite, undo)
+            written = pruning.write(found, output, overwrite, undo, **folder)
             found = pruning.check(found, output, prompts, bar)
     _finish(found, written, manifest, overwrite, as_json, quiet)
 
@@ -108,11 +109,13 @@ def localize(
     nemo-prune localize model.safetensors --prompts mem.txt -o neurons.json
     """
     from nemo_prune.console import progress
+    from nemo_prune.models import open_model
     from nemo_prune.placing import check_place
 
     check_place(manifest, overwrite)
+    checkpoint = open_model(model)
     with progress(quiet) as bar:
-        found, _ = _localize(model, given, bar, manifest, overwrite)
+        found, _ = _localize(checkpoint, given, bar, manifest, overwrite)
     _finish(found, None, manifest, overwrite, as_json, quiet)
 
 

@@ -155,7 +155,9 @@ def print_inspection(found: dict[str, Any]) -> None:
     """The table of `inspect`, on standard output: it is what was asked for."""
     shown = Console(highlight=False)
     for key in ("path", "family", "layout", "prediction_type", "text_encoder", "vae", "ema",
-                "in_channels", "dtypes", "bytes"):  # fmt: skip
+                "in_channels", "dtypes", "bytes", "files", "unedited"):  # fmt: skip
+        if key not in found:
+            continue
         value = found[key]
         text = ", ".join(value) if isinstance(value, list) else value
         shown.print(f"{key.replace('_', ' ')}: {'unknown' if text is None else text}", markup=False)

@@ -14,10 +14,10 @@ from nemo_prune.errors import Interrupted
 from nemo_prune.families import Checkpoint
 from nemo_prune.fast_search import search
 from nemo_prune.manifest import Manifest, PromptRecord, union
+from nemo_prune.models import model_sha256
 from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.ordinary import Ordinary, Thresholds
 from nemo_prune.search import Outcome, Search, literal_search
-from nemo_prune.surgery import file_sha256
 
 __all__ = [
     "NOT_MEMORIZED",
@@ -78,10 +78,17 @@ def localize(
     started = time.monotonic()
     layers = checkpoint.select(options.layers)
     progress.stage("loading the model", 1, "file")
-    source_sha256 = file_sha256(checkpoint.path)
+    source_sha256 = model_sha256(checkpoint)
     engine = open_engine(checkpoint, options)
     model = engine.model
     progress.advance()
+    if model.family == "sd2" and not any(
+        (checkpoint.prediction_type, options.prediction_type, options.config)
+    ):
+        progress.note(
+            "nothing says whether this Stable Diffusion 2 predicts epsilon or v: taken as epsilon "
+            "(512-base); for a 768-v model give --prediction-type v"
+        )
     counts = model.token_counts(prompts)
     for index, count in enumerate(counts):
         if count > TOKENS:

@@ -31,6 +31,7 @@ class Options:
     gate: a prompt above it is memorized; None: what ordinary prompts exceed at the rate `fpr`.
     calibration: a file of `nemo-prune calibrate`; `force` uses it though made for another model.
     cache: keep statistics and scores of ordinary prompts between runs.
+    prediction_type, text_encoder, config: what the model does not say of itself, or lacks.
     steps, timestep: scores are taken at `timestep`, or at the second of `steps` DDIM steps.
 
     Raises OptionError for a gate below tau, or fewer than 2 seeds.
@@ -53,6 +54,8 @@ class Options:
     search: Literal["fast", "literal"] = "fast"
     batch_size: int | None = None
     config: Path | None = None
+    prediction_type: Literal["epsilon", "v"] | None = None
+    text_encoder: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.seeds < 2:
@@ -78,7 +81,14 @@ def open_engine(checkpoint: Checkpoint, options: Options) -> Engine:
     """
     device = pick_device(options.device)
     dtype = pick_dtype(device, options.precision)
-    model = load_model(checkpoint, device=device, dtype=dtype, config=options.config)
+    model = load_model(
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        config=options.config,
+        prediction_type=options.prediction_type,
+        text_encoder=options.text_encoder,
+    )
     timestep = options.timestep
     if timestep is None:
         timestep = ddim_timestep(model.scheduler_config, options.steps)

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.families import recognize
 from nemo_prune.localization import (
     NOT_MEMORIZED,
     STILL,
@@ -19,22 +18,32 @@ from nemo_prune.localization import (
     open_engine,
 )
 from nemo_prune.manifest import Neuron, PromptRecord
-from nemo_prune.surgery import Written, zero_neurons
+from nemo_prune.models import open_model, write_model
+from nemo_prune.surgery import Written
 
 _CHECK_SEEDS = 1000  # the written file is checked on seeds from here on: no search ever uses them
 
 
-def write(found: Localization, out: Path, overwrite: bool, undo: Path | None = None) -> Written:
+def write(
+    found: Localization,
+    out: Path,
+    overwrite: bool,
+    undo: Path | None = None,
+    *,
+    link: bool = False,
+    drop_pickles: bool = False,
+) -> Written:
     """Write the pruned checkpoint: the union of all prompts' neurons is zeroed, byte-exact.
 
-    The removed rows are kept in the new file `undo`, if one is given.
+    The removed rows are kept in the new file `undo`, if one is given; the other options are
+    those of `write_model`.
     """
     provenance = {
         "tau": str(found.tau),
         "criterion": found.options.criterion,
         "prompts": str(len(found.manifest.prompts)),
     }
-    return zero_neurons(
+    return write_model(
         found.checkpoint,
         found.manifest.neurons,
         out,
@@ -42,6 +51,8 @@ def write(found: Localization, out: Path, overwrite: bool, undo: Path | None = N
         overwrite=overwrite,
         undo=undo,
         source_sha256=found.manifest.source["sha256"],
+        link=link,
+        drop_pickles=drop_pickles,
     )
 
 
@@ -55,7 +66,7 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     fresh = range(_CHECK_SEEDS, _CHECK_SEEDS + found.options.seeds)
     original = found.engine
     before = original.cost.samples
-    other = open_engine(recognize(pruned), found.options)
+    other = open_engine(open_model(pruned), found.options)
     records = list(found.manifest.prompts)
     searched = [record.index for record in records if record.status != NOT_MEMORIZED]
     progress.stage("checking the written file", len(searched), "prompts")
