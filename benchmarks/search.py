@@ -23,11 +23,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stress import format_table, stress_table
-from nemo_prune.calibration import activation_statistics, calibrated_tau, ladders
+from nemo_prune.calibration import activation_statistics, ladders
 from nemo_prune.demo import CHECKPOINT, DATA, precision
+from nemo_prune.detect import score_paths
 from nemo_prune.engine import Engine, Prompt
 from nemo_prune.families import recognize
 from nemo_prune.fast_search import search
+from nemo_prune.gate import tau_from
 from nemo_prune.localization import Options, open_engine
 from nemo_prune.manifest import union
 from nemo_prune.memory import peak_memory, reset_peak_memory
@@ -56,7 +58,7 @@ def open_demo(options: Options) -> tuple[Engine, Callable[[str], Task]]:
     engine = open_engine(checkpoint, options)
     ordinary = read_prompts(DATA / "ordinary.txt").texts
     known = activation_statistics(engine.model, layers, ordinary)
-    tau = calibrated_tau(engine, ordinary, SEEDS)
+    tau = tau_from([path[-1] for path in score_paths(engine, ordinary, SEEDS)[0]])
 
     def task(name: str) -> Task:
         prompts = read_prompts(DATA / name).texts

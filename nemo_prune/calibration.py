@@ -1,10 +1,8 @@
-"""What is ordinary: activation statistics of the value layers, and the threshold tau.
+"""What ordinary activations of the value layers are, and how far a prompt's are from them.
 
-Value layers see only the text, so the statistics need no denoiser pass; tau needs one for every
-seed of every ordinary prompt.
+Value layers see only the text, so none of this needs a denoiser pass.
 """
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,15 +10,10 @@ import torch
 from torch import Tensor
 
 from nemo_prune.denoiser import LoadedModel
-from nemo_prune.engine import Engine
 from nemo_prune.errors import CalibrationError
 from nemo_prune.families import ValueLayer
+from nemo_prune.gate import FEWEST_PROMPTS
 from nemo_prune.search import Ladder
-
-PUBLISHED_TAU = 0.428
-"""The paper's, for Stable Diffusion 1 at 64x64 latents and the timestep of its code."""
-FEWEST_PROMPTS = 30
-_TAU_BATCH = 64  # prompts whose differences are held at once
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,11 @@ def activations(model: LoadedModel, layers: Sequence[ValueLayer], text: Tensor) 
 
 
 def activation_statistics(
-    model: LoadedModel, layers: Sequence[ValueLayer], prompts: Sequence[str], batch: int = 64
+    model: LoadedModel,
+    layers: Sequence[ValueLayer],
+    prompts: Sequence[str],
+    batch: int = 64,
+    advance: Callable[[int], None] = lambda _count: None,
 ) -> ActivationStatistics:
     """Statistics over ordinary prompts, in constant memory whatever their number (Welford/Chan).
 
@@ -72,6 +69,7 @@ def activation_statistics(
             squares[name] += step.square() * count * size / (count + size)
             mean[name] += step * size / (count + size)
         count += size
+        advance(size)
     std = {name: (total / (count - 1)).sqrt() for name, total in squares.items()}
     return ActivationStatistics(mean, std, count)
 
@@ -96,26 +94,3 @@ def ladders(
             z[name] = torch.where(spread > 0, deviation / spread, torch.nan).tolist()
         result.append(Ladder(z, {name: values[0].tolist() for name, values in found.items()}))
     return result
-
-
-def calibrated_tau(
-    engine: Engine,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    advance: Callable[[int], None] = lambda _count: None,
-) -> float:
-    """tau: mean + one standard deviation of ordinary prompts' largest pairwise scores.
-
-    Raises CalibrationError for fewer than 30 prompts.
-    """
-    if len(prompts) < FEWEST_PROMPTS:
-        raise CalibrationError(
-            f"{len(prompts)} calibration prompts give no reliable threshold; give at least "
-            f"{FEWEST_PROMPTS}, or --tau"
-        )
-    largest: list[float] = []
-    for start in range(0, len(prompts), _TAU_BATCH):
-        batch = engine.prompts(prompts[start : start + _TAU_BATCH])
-        for scores in engine.score_prompts(batch, seeds, advance):
-            largest.append(max(scores.values()))
-    return round(statistics.mean(largest) + statistics.stdev(largest), 4)

@@ -1,7 +1,7 @@
 """The command line: parse, call the library, print. Nothing here knows how anything is done.
 
-Exit codes: 0 all suppressed or not memorized; 1 something is still memorized, or for diff: the
-files differ; 2 bad usage or input; 130 interrupted.
+Exit codes: 0 all suppressed or not memorized; 1 something is still memorized (check: is memorized,
+diff: the files differ); 2 bad usage or input; 130 interrupted.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click_default_group import DefaultGroup
 
-from nemo_prune import __version__, cli_files, cli_report, cli_search
+from nemo_prune import __version__, cli_detect, cli_files, cli_report, cli_search
 from nemo_prune.errors import Interrupted, NemoPruneError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -44,6 +44,9 @@ def main() -> None:
 for command in (
     cli_search.prune,
     cli_search.localize,
+    cli_detect.detect,
+    cli_detect.check,
+    cli_detect.calibrate,
     cli_files.apply,
     cli_files.diff,
     cli_files.restore,

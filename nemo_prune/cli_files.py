@@ -5,7 +5,14 @@ from pathlib import Path
 
 import click
 
-from nemo_prune.cli_options import FILE, json_option, model_argument, overwrite_option, undo_option
+from nemo_prune.cli_options import (
+    FILE,
+    folder_options,
+    json_option,
+    model_argument,
+    overwrite_option,
+    undo_option,
+)
 
 
 @click.command()
@@ -25,6 +32,7 @@ from nemo_prune.cli_options import FILE, json_option, model_argument, overwrite_
 )
 @click.option("-o", "--output", type=FILE, required=True, help="The checkpoint to write.")
 @undo_option
+@folder_options
 @overwrite_option
 @json_option
 def apply(
@@ -35,6 +43,8 @@ def apply(
     top_k: int | None,
     output: Path,
     undo: Path | None,
+    link: bool,
+    drop_pickles: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -46,28 +56,25 @@ def apply(
         -o clean.safetensors --undo rows.safetensors
     """
     from nemo_prune.choosing import Choice, from_manifest, from_results, parse_neurons
-    from nemo_prune.families import recognize
     from nemo_prune.manifest import read_manifest
-    from nemo_prune.placing import check_output
-    from nemo_prune.surgery import zero_neurons
+    from nemo_prune.models import open_model, write_model
 
     if sum(given is not None for given in (manifest, by_hand, import_csv)) != 1:
         raise click.UsageError("give the neurons as one of --manifest, --neurons and --import-csv")
     if top_k is not None and by_hand is not None:
         raise click.UsageError("--top-k needs prompts, which --neurons does not name")
-    check_output(model, output, overwrite)
     if manifest is not None:
         wanted = read_manifest(manifest)
-        checkpoint = recognize(model)
+        checkpoint = open_model(model)
         choice = from_manifest(wanted, top_k)
     else:
-        checkpoint = recognize(model)
+        checkpoint = open_model(model)
         if by_hand is not None:
             choice = Choice(parse_neurons(by_hand, checkpoint), {})
         elif import_csv is not None:
             choice = from_results(import_csv, checkpoint, top_k)
             click.echo(f"note: {import_csv} does not say for which model it was made", err=True)
-    written = zero_neurons(
+    written = write_model(
         checkpoint,
         choice.neurons,
         output,
@@ -75,6 +82,8 @@ def apply(
         overwrite=overwrite,
         undo=undo,
         source_sha256=choice.source_sha256,
+        link=link,
+        drop_pickles=drop_pickles,
     )
     if choice.source_sha256 not in (None, written.source_sha256):
         click.echo(
@@ -171,10 +180,10 @@ def inspect(model: Path, hashed: bool, as_json: bool) -> None:
     nemo-prune inspect model.safetensors
     """
     from nemo_prune.console import print_inspection
-    from nemo_prune.families import recognize
     from nemo_prune.inspection import inspection
+    from nemo_prune.models import open_model
 
-    found = inspection(recognize(model), hashed)
+    found = inspection(open_model(model), hashed)
     if as_json:
         click.echo(json.dumps(found))
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from nemo_prune.localization import Options
+    pass
 
 FILE = click.Path(path_type=Path)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,22 +29,27 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no table.")
 output_option = click.option("-o", "--output", type=FILE, help="The checkpoint to write.")
+folder_options = options(
+    click.option("--link", is_flag=True,
+                 help="Of a diffusers folder, hard-link the files that stay as they are."),
+    click.option("--drop-pickles", is_flag=True,
+                 help="Of a diffusers folder, leave out copies of the denoiser that are not "
+                      "safetensors (.bin, .ckpt, ONNX, ...), which would stay unpruned."),
+)  # fmt: skip
 
 undo_option = click.option(
     "--undo", type=FILE, help="Keep the removed rows in this new file, for restore."
 )
 
-scoring_options = options(
-    click.option("--prompts", "prompt_file", type=FILE, required=True,
-                 help="Prompts to suppress: .txt (one a line), .csv (column caption, prompt or "
-                      "text) or .jsonl."),
-    click.option("--calibration-prompts", type=FILE,
-                 help="Ordinary prompts: activation statistics and tau come from them."),
-    click.option("--tau", type=click.FloatRange(0, 1),
-                 help="Memorization threshold. Default: calibrated, or .428 where published."),
-    click.option("--criterion", type=click.Choice(["cross-seed", "same-seed"]),
-                 default="cross-seed", show_default=True,
-                 help="What a pruned noise difference is compared with; same-seed is the paper's."),
+prompts_option = click.option(
+    "--prompts", "prompt_file", type=FILE, required=True,
+    help="Prompts: .txt (one a line), .csv (column caption, prompt or text) or .jsonl.",
+)  # fmt: skip
+show_prompts_option = click.option("--show-prompts", is_flag=True,
+                                   help="Show prompts by their text, not only by number.")  # fmt: skip
+
+# What all verbs that run the model take.
+model_options = options(
     click.option("--seeds", type=click.IntRange(2, 200), default=10, show_default=True,
                  help="Starting noises per prompt."),
     click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
@@ -59,23 +64,56 @@ scoring_options = options(
     click.option("--batch-size", default="auto", show_default=True,
                  help="Samples a batch; auto grows to what the device holds."),
     click.option("--config", type=FILE, help="A diffusers config folder, instead of inference."),
-    click.option("--show-prompts", is_flag=True, help="Put prompt texts into JSON and manifest."),
+    click.option("--no-cache", "cache", is_flag=True, flag_value=False, default=True,
+                 help="Neither read nor keep statistics and scores of ordinary prompts."),
+    click.option("--prediction-type", type=click.Choice(["epsilon", "v"]),
+                 help="What the denoiser predicts, instead of what the model says of itself."),
+    click.option("--text-encoder", type=FILE, multiple=True,
+                 help="For a model without: a checkpoint or diffusers folder to take it from, or "
+                      "the text encoder's file or folder (SDXL: give the option twice)."),
+)  # fmt: skip
+
+# Where the verbs that decide by thresholds take them from.
+threshold_options = options(
+    click.option("--calibration", type=FILE, help="A file of nemo-prune calibrate."),
+    click.option("--calibration-prompts", type=FILE,
+                 help="Ordinary prompts: activation statistics, tau and the gate come from them."),
+    click.option("--force", is_flag=True,
+                 help="Use the calibration though it was made for another model or setting."),
+    click.option("--tau", type=click.FloatRange(0, 1),
+                 help="Which seeds count as memorized, and what a suppressed prompt stays below. "
+                      "Default: calibrated, or .428 where published."),
+    click.option("--gate", type=click.FloatRange(0, 1),
+                 help="A prompt above it is memorized. Default: calibrated to --fpr, or .5 where "
+                      "published; at least tau."),
+    click.option("--fpr", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01,
+                 show_default=True, help="Rate at which ordinary prompts may exceed the gate."),
+)  # fmt: skip
+
+criterion_option = click.option(
+    "--criterion", type=click.Choice(["cross-seed", "same-seed"]), default="cross-seed",
+    show_default=True,
+    help="What a pruned noise difference is compared with; same-seed is the paper's.",
 )  # fmt: skip
 
 searching_options = options(
-    scoring_options,
+    prompts_option,
+    threshold_options,
+    criterion_option,
     click.option("--layers", default="down+mid", show_default=True,
                  help="down+mid, all, or name patterns, separated by commas."),
     click.option("--search", type=click.Choice(["fast", "literal"]), default="fast",
                  show_default=True, help="literal is the paper's procedure, step by step."),
     click.option("--rounds", type=click.IntRange(0, 10), default=3, show_default=True,
                  help="How often prompts that stay memorized are searched again."),
+    model_options,
+    show_prompts_option,
 )  # fmt: skip
 
 
-def read_options(given: dict[str, Any]) -> "Options":
-    """The library's options out of the command line's; what is not theirs must be gone by now."""
-    from nemo_prune.localization import Options
+def read_options(given: dict[str, Any]) -> Any:
+    """`Options` from what click parsed; imports torch."""
+    from nemo_prune.opening import Options
 
     size = given.pop("batch_size")
     if size == "auto":

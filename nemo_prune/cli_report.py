@@ -12,18 +12,22 @@ from click.core import ParameterSource
 
 from nemo_prune.cli_options import (
     FILE,
+    criterion_option,
     json_option,
+    model_options,
     options,
     overwrite_option,
+    prompts_option,
     quiet_option,
     read_options,
-    scoring_options,
+    show_prompts_option,
+    threshold_options,
 )
 
 if TYPE_CHECKING:
     from nemo_prune.gallery import PictureSettings
     from nemo_prune.likeness import Likeness
-    from nemo_prune.localization import Progress
+    from nemo_prune.opening import Progress
     from nemo_prune.verification import Subject, Verification
 
 _BUNDLED = 20  # ordinary captions: each costs twice as many samples as seeds
@@ -78,7 +82,7 @@ class Reporting:
         return found
 
     def some_ordinary(self) -> Sequence[str]:
-        from nemo_prune.localization import bundled_captions
+        from nemo_prune.opening import bundled_captions
 
         return self.ordinary or bundled_captions()[:_BUNDLED]
 
@@ -154,7 +158,11 @@ def command_line(context: click.Context) -> str:
 @click.command()
 @click.argument("original", type=FILE)
 @click.argument("pruned", type=FILE)
-@scoring_options
+@prompts_option
+@threshold_options
+@criterion_option
+@model_options
+@show_prompts_option
 @click.option("--manifest", type=FILE,
               help="The manifest: also compare the union with each prompt's own neurons.")  # fmt: skip
 @report_options
@@ -173,20 +181,21 @@ def verify(
     nemo-prune verify model.safetensors clean.safetensors --prompts mem.txt --report report.html
     """
     from nemo_prune.console import print_verification, progress
-    from nemo_prune.families import recognize
     from nemo_prune.manifest import read_manifest
+    from nemo_prune.models import open_model
     from nemo_prune.prompts import read_prompts
     from nemo_prune.provenance import provenance_of
 
     check_report_places(given, overwrite, [])
-    before, after = recognize(original), recognize(pruned)
+    before, after = open_model(original), open_model(pruned)
     prompts = read_prompts(given.pop("prompt_file"))
     wanted = read_manifest(manifest) if manifest else None
     calibration = given.pop("calibration_prompts")
     ordinary = read_prompts(calibration).texts if calibration else None
     show = given.pop("show_prompts")
     stated = provenance_of(after.header)
-    from nemo_prune.localization import open_engine, pick_tau
+    from nemo_prune.opening import open_engine
+    from nemo_prune.ordinary import Ordinary
     from nemo_prune.verification import Subject
 
     reporting = read_reporting(given, prompts.texts, overwrite)
@@ -195,13 +204,16 @@ def verify(
     settings = read_options(given)
     with progress(quiet) as bar:
         engine = open_engine(before, settings)
-        if settings.tau is None and ordinary is None and _number(stated.get("nemo_prune.tau")):
-            tau, tau_source = float(stated["nemo_prune.tau"]), "the pruned file's"
+        asked = settings.tau is not None or settings.calibration or ordinary
+        if not asked and _number(stated.get("nemo_prune.tau")):
+            tau, tau_source, gate = float(stated["nemo_prune.tau"]), "the pruned file's", settings.gate
         else:
-            tau, tau_source = pick_tau(engine, settings, ordinary, bar)
+            thresholds = Ordinary(engine, before, settings, ordinary, bar).thresholds
+            tau, tau_source = thresholds.tau, thresholds.tau_source
+            gate = thresholds.gate.value
         subject = Subject(
             before, after, prompts.texts, reporting.some_ordinary(), settings, tau, tau_source,
-            wanted, engine, show,
+            gate, wanted, engine, show,
         )  # fmt: skip
         found = reporting.verify(subject, bar)
     if not quiet:

@@ -8,6 +8,7 @@ import click
 
 from nemo_prune.cli_options import (
     FILE,
+    folder_options,
     json_option,
     model_argument,
     output_option,
@@ -22,7 +23,7 @@ from nemo_prune.errors import Interrupted
 
 
 def _localize(
-    model: Path,
+    checkpoint: Any,
     given: dict[str, Any],
     progress: Any,
     manifest: Path | None,
@@ -30,10 +31,8 @@ def _localize(
     reporting: bool = False,
 ) -> tuple[Any, tuple[str, ...], Any]:
     """The shared front half of `prune` and `localize`: read everything, then search."""
-    from nemo_prune.families import recognize
     from nemo_prune.prompts import read_prompts
 
-    checkpoint = recognize(model)
     prompts = read_prompts(given.pop("prompt_file"))
     calibration = given.pop("calibration_prompts")
     ordinary = read_prompts(calibration).texts if calibration else None
@@ -71,35 +70,40 @@ def _localize(
     "more than this part on average (0.05: 5 %).",
 )
 @report_options
+@folder_options
 @overwrite_option
 @json_option
 @quiet_option
 def prune(
     model: Path, output: Path | None, manifest: Path | None, undo: Path | None, dry_run: bool,
-    max_drift: float | None, overwrite: bool, as_json: bool, quiet: bool, **given: Any,
+    max_drift: float | None, link: bool, drop_pickles: bool, overwrite: bool, as_json: bool,
+    quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Localize, rewrite and check in one go (the default command).
 
     \b
     nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
+    nemo-prune diffusers-folder --prompts mem.txt -o clean-folder --link
     """
     from nemo_prune.console import progress
-    from nemo_prune.placing import check_output, check_place
-    from nemo_prune.undo import check_undo
+    from nemo_prune.models import check_model_output, open_model
+    from nemo_prune.placing import check_place
 
     if output is None and not dry_run:
         raise click.UsageError("give -o OUT, the checkpoint to write, or --dry-run")
+    checkpoint = open_model(model)
+    folder = {"link": link, "drop_pickles": drop_pickles}
     if output is not None:
-        check_output(model, output, overwrite)
-        if undo is not None:
-            check_undo(undo, output)
+        check_model_output(checkpoint, output, overwrite=overwrite, undo=undo, **folder)
     if manifest:
         check_place(manifest, overwrite)
     check_report_places(given, overwrite, [path for path in (output, manifest, undo) if path])
     if dry_run and (given["reports"] or given["card"]):
         raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
     with progress(quiet) as bar:
-        found, prompts, reporting = _localize(model, given, bar, manifest, overwrite, reporting=True)
+        found, prompts, reporting = _localize(
+            checkpoint, given, bar, manifest, overwrite, reporting=True
+        )
         from nemo_prune import pruning
 
         if max_drift is not None:
@@ -113,7 +117,7 @@ def prune(
                 click.get_current_context().exit(1)
         written = None
         if output is not None and not dry_run:
-            written = pruning.write(found, output, overwrite, undo)
+            written = pruning.write(found, output, overwrite, undo, **folder)
             found = pruning.check(found, output, prompts, bar)
     # Told, and the manifest kept, before pictures that may take hours.
     _tell(found, written, manifest, overwrite, as_json, quiet)
@@ -147,11 +151,13 @@ def localize(
     nemo-prune localize model.safetensors --prompts mem.txt -o neurons.json
     """
     from nemo_prune.console import progress
+    from nemo_prune.models import open_model
     from nemo_prune.placing import check_place
 
     check_place(manifest, overwrite)
+    checkpoint = open_model(model)
     with progress(quiet) as bar:
-        found, _, _ = _localize(model, given, bar, manifest, overwrite)
+        found, _, _ = _localize(checkpoint, given, bar, manifest, overwrite)
     _tell(found, None, manifest, overwrite, as_json, quiet)
     click.get_current_context().exit(_exit_code(found))
 

@@ -176,29 +176,40 @@ def infer_vae(base: Config, shapes: Shapes) -> Config:
 class Configs:
     """Where each component's config comes from, for one checkpoint.
 
-    Precedence: the user's folder, the file's metadata, the shapes, the family's bundled config.
+    Precedence: the user's folder, the model's own configs, the file's metadata, the shapes, the
+    family's bundled config.
     """
 
     def __init__(
-        self, family: str, metadata: Mapping[str, str], path: Path, folder: Path | None
+        self,
+        family: str,
+        metadata: Mapping[str, str],
+        path: Path,
+        folder: Path | None,
+        own: Mapping[str, Config] | None = None,
     ) -> None:
-        """Read the overrides; `folder` is the user's `--config DIR`.
+        """Read the overrides; `folder` is the user's `--config DIR`, `own` a diffusers folder's.
 
         Raises OptionError for a folder that is none, CheckpointError for unreadable metadata.
         """
         if folder is not None and not folder.is_dir():
             raise OptionError(f"{folder}: --config names no diffusers config folder")
         self.folder = folder
+        self.own = own or {}
         self.bundled = data_folder("configs", family)
         self.overrides = metadata_overrides(metadata, path)
 
-    def component(self, name: str, shapes: Shapes) -> Config:
+    def component(self, name: str, shapes: Shapes, own: Config | None = None) -> Config:
         """The config of `unet`, `vae`, `text_encoder` or `text_encoder_2`.
+
+        `own` is the component's, where it comes from elsewhere than the model.
 
         Raises KeyError, naming the tensor, if the shapes lack one that inference needs.
         """
         if self.folder is not None:
             return read_config(self.folder, name)
+        if own is not None or name in self.own:
+            return dict(own or self.own[name])
         base = read_config(self.bundled, name)
         if name == "unet":
             config = infer_unet(base, shapes)
@@ -208,26 +219,40 @@ class Configs:
             config = infer_text(base, shapes)
         return config | self.overrides.get(name, {})
 
-    def scheduler(self, prediction_type: str | None, *, zero_snr: bool = False) -> Config:
+    def scheduler(
+        self, prediction_type: str | None, *, given: str | None = None, zero_snr: bool = False
+    ) -> Config:
         """The noise schedule as a `DDIMScheduler` config.
 
         Args:
-            prediction_type: what the checkpoint or the user says; None leaves the config's word.
+            prediction_type: what the checkpoint says of itself; None leaves the config's word. A
+                user's folder overrides it, and the marker for `zero_snr` too.
+            given: what the user says; overrides all.
             zero_snr: the file is marked as trained with a zero terminal signal-to-noise ratio;
                 that has a meaning with v prediction only.
         """
-        config = read_config(self.folder or self.bundled, "scheduler")
-        if self.folder is None:
-            config |= self.overrides.get("scheduler", {})
-        if prediction_type is not None:
-            config["prediction_type"] = prediction_type
+        config: Config = {"prediction_type": "epsilon"}
+        if self.folder is not None:
+            config |= read_config(self.folder, "scheduler")
+            prediction_type, zero_snr = None, False
+        elif "scheduler" in self.own:
+            config |= self.own["scheduler"]
+        else:
+            config |= read_config(self.bundled, "scheduler") | self.overrides.get("scheduler", {})
+        if given or prediction_type:
+            config["prediction_type"] = given or prediction_type
         if zero_snr and config["prediction_type"] == "v_prediction":
             config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return config
 
     def sample_size(self, family: str, unet: Config, prediction_type: str) -> int:
         """The latents' side that the UNet was trained at."""
-        told = self.folder is not None or "sample_size" in self.overrides.get("unet", {})
+        if not isinstance(unet["sample_size"], int):
+            # Left open, or a pair.
+            unet = read_config(self.bundled, "unet")
+        told = self.folder is not None or any(
+            "sample_size" in configs.get("unet", {}) for configs in (self.own, self.overrides)
+        )
         if family == "sd2" and prediction_type == "v_prediction" and not told:
             return _SD2_V_SAMPLE_SIZE
         return int(unet["sample_size"])

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -13,6 +14,7 @@ from nemo_prune.report import verdict
 
 _STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red",
            "not removable": "bold red"}  # fmt: skip
+_ROWS = 40  # of a ranked table, unless more are memorized
 _SMOOTHING = 120.0  # seconds over which the time left is averaged, so that it does not jump
 
 
@@ -39,7 +41,7 @@ class BarProgress:
         self._bar.update(self._task, detail=text)
 
     def note(self, text: str) -> None:
-        self._bar.console.print(f"note: {text}", markup=False)
+        self._bar.console.print(f"note: {text}", markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -84,7 +86,9 @@ def print_prompts(result: dict[str, Any]) -> None:
     memorized = [e for e in result["prompts"] if e["status"] != "not memorized"]
     suppressed = sum(e["status"] == "suppressed" for e in memorized)
     shown.print(
-        f"tau {result['tau']} ({result['tau_source']}), criterion {result['criterion']}. "
+        f"gate {result['gate']['value']} ({result['gate_source']}), tau {result['tau']} "
+        f"({result['tau_source']}), ordinary activations from {result['statistics_from']}, "
+        f"criterion {result['criterion']}. "
         f"{suppressed} of {len(memorized)} memorized prompts suppressed, "
         f"{len(result['prompts']) - len(memorized)} not memorized; "
         f"{len(result['neurons'])} neurons in all.\n"
@@ -113,11 +117,70 @@ def print_verification(data: dict[str, Any]) -> None:
     shown.print(verdict(data), markup=False)
 
 
+def print_findings(result: dict[str, Any]) -> None:
+    """The ranked table of `detect` and its verdict, on standard output: it is what was asked for."""
+    shown = Console(highlight=False)
+    ranked = sorted(result["prompts"], key=lambda entry: (-entry["score"], entry["index"]))
+    table = Table(header_style="bold")
+    with_text = "text" in ranked[0]
+    for name in (
+        "prompt",
+        "memorized",
+        "score",
+        "noise norm",
+        "seeds",
+        *(["text"] if with_text else []),
+    ):
+        table.add_column(name, justify="left" if name in ("memorized", "text") else "right")
+    rows = max(_ROWS, result["memorized"])
+    for entry in ranked[:rows]:
+        table.add_row(
+            str(entry["index"]),
+            "[bold red]yes[/]" if entry["memorized"] else "[dim]no[/]",
+            f"{entry['score']:.3f}",
+            f"{entry['noise_norm']:.3f}",
+            str(entry["seeds"]),
+            *([escape(entry["text"])] if with_text else []),
+        )
+    shown.print(table)
+    if len(ranked) > rows:
+        shown.print(f"... and {len(ranked) - rows} more that are not (--json, --csv FILE)", markup=False)
+    gate = result["gate"]
+    bounds = [("?" if gate[side] is None else f"{gate[side]:.3f}") for side in ("low", "high")]
+    measured = f" for a false positive rate of {gate['fpr']:g}, 95 % interval {bounds[0]} to {bounds[1]}"
+    extrapolated = f"; {gate['prompts']} ordinary prompts are too few to see that rate"
+    shown.print(
+        f"{result['memorized']} of {len(ranked)} prompts are memorized. Gate {gate['value']:.3f} "
+        f"({result['gate_source']}{measured if gate['fpr'] else ''}"
+        f"{extrapolated if gate['extrapolated'] else ''}), tau {result['tau']:.3f} "
+        f"({result['tau_source']}). Denoiser samples: {result['cost']['samples']} to score, "
+        f"{result['cost']['calibration_samples']} to calibrate.",
+        markup=False,
+    )
+    rates = result["evaluation"]
+    for key, name in (("score", "score"), ("noise_norm", "noise norm")):
+        if rates:
+            found = rates[key]
+            shown.print(
+                f"{name}: AUROC {found['auroc']:.3f}, TPR at 1 % FPR {found['tpr_at_fpr_1']:.3f}",
+                markup=False,
+            )
+    if rates:
+        shown.print(
+            f"accuracy at tau {rates['accuracy_at_tau']:.3f}, at the gate "
+            f"{rates['accuracy_at_gate']:.3f}; false findings at the gate "
+            f"{rates['false_findings_at_gate']:.3f}",
+            markup=False,
+        )
+
+
 def print_inspection(found: dict[str, Any]) -> None:
     """The table of `inspect`, on standard output: it is what was asked for."""
     shown = Console(highlight=False)
     for key in ("path", "family", "layout", "prediction_type", "text_encoder", "vae", "ema",
-                "in_channels", "dtypes", "bytes"):  # fmt: skip
+                "in_channels", "dtypes", "bytes", "files", "unedited"):  # fmt: skip
+        if key not in found:
+            continue
         value = found[key]
         text = ", ".join(value) if isinstance(value, list) else value
         shown.print(f"{key.replace('_', ' ')}: {'unknown' if text is None else text}", markup=False)

@@ -39,12 +39,14 @@ class Cost:
 class Prompt:
     """A prompt as the engine sees it: its text embedding [77, d], encoded once.
 
-    `clean` holds the noise differences of the unpruned model by seed, float32 [c, h, w].
+    `clean` holds the noise differences of the unpruned model by seed, float32 [c, h, w]; `norms`
+    the norms of conditional minus unconditional noise by seed, if the engine takes them.
     """
 
     text: Tensor
     pooled: Tensor | None
     clean: dict[int, Tensor] = field(default_factory=dict)
+    norms: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class _Sample:
     prompt: Prompt
     off: frozenset[Neuron]
     seed: int
+    unconditional: bool = False
 
 
 class Engine:
@@ -84,6 +87,7 @@ class Engine:
         self._limit = batch_size or _LARGEST_BATCH.get(model.device.type, 16)
         self.batch_size = batch_size or min(8, self._limit)
         self._noise: dict[int, Tensor] = {}
+        self._unconditional: dict[int, Tensor] = {}
 
     # ---------------------------------------------------------------------------------- prompts
 
@@ -101,6 +105,17 @@ class Engine:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + seed)
             self._noise[seed] = torch.randn(self.model.latent_shape, generator=generator)
         return self._noise[seed]
+
+    def take_norms(self, seeds: Sequence[int]) -> None:
+        """From now on, keep ||eps(prompt) - eps("")|| of every unpruned sample in `Prompt.norms`.
+
+        The L2 norm over all latent channels and pixels, by Wen et al., "Detecting, Explaining, and
+        Mitigating Memorization in Diffusion Models" (ICLR 2024), at this engine's
+        timestep. Costs one sample a seed, whatever the number of prompts.
+        """
+        (empty,) = self.prompts([""])
+        missing = [seed for seed in seeds if seed not in self._unconditional]
+        self._differences([_Sample(empty, frozenset(), seed, unconditional=True) for seed in missing])
 
     # ------------------------------------------------------------------------------------ scores
 
@@ -178,6 +193,7 @@ class Engine:
 
         Open questions are answered in rounds: all samples that the open searches ask for now, in
         batches of `batch_size`. `on_finished` is called as each one ends, in whatever order.
+        Differences of the unpruned model that a prompt still has are not evaluated again.
         """
         outcomes: dict[int, T] = {}
         waiting = deque(enumerate(searches))
@@ -186,15 +202,19 @@ class Engine:
             while waiting and len(open_) < in_flight:
                 index, (_, search) = waiting.popleft()
                 open_[index] = next(search)
-            samples = [
-                _Sample(searches[index][0], question.off | base, seed)
+            asked = {
+                index: [
+                    _Sample(searches[index][0], question.off | base, seed)
+                    for seed in question.seeds
+                    if question.off or base or seed not in searches[index][0].clean
+                ]
                 for index, question in open_.items()
-                for seed in question.seeds
-            ]
+            }
+            samples = [sample for wanted in asked.values() for sample in wanted]
             differences = iter(self._differences(samples, on_samples))
             for index, question in list(open_.items()):
                 prompt, search = searches[index]
-                found = [next(differences) for _ in question.seeds]
+                found = {sample.seed: next(differences) for sample in asked[index]}
                 try:
                     open_[index] = search.send(self._answer(prompt, question, found, base))
                 except StopIteration as end:
@@ -223,12 +243,13 @@ class Engine:
                 return kept
 
     def _answer(
-        self, prompt: Prompt, question: Question, found: Sequence[Tensor], base: frozenset[Neuron]
+        self, prompt: Prompt, question: Question, found: dict[int, Tensor], base: frozenset[Neuron]
     ) -> dict[int, float]:
         if not question.off and not base:
-            prompt.clean = dict(zip(question.seeds, found, strict=True))
+            known = prompt.clean | found
+            prompt.clean = {seed: known[seed] for seed in question.seeds}
             return self._best_pairs(prompt, question.seeds)
-        return self._scores(prompt, question.seeds, list(prompt.clean), found)
+        return self._scores(prompt, question.seeds, list(prompt.clean), list(found.values()))
 
     # ---------------------------------------------------------------------------------- denoiser
 
@@ -265,6 +286,7 @@ class Engine:
             noise = model.predict_noise(
                 latents, self.timestep, text, torch.stack(pooled) if pooled else None
             )
+        self._keep_norms(batch, noise)
         differences = noise_difference(noise, latents)
         self.cost.samples += len(batch)
         self.cost.batches += 1
@@ -274,6 +296,22 @@ class Engine:
                 "run again with --precision fp32, or check the model's weights"
             )
         return list(differences)
+
+    def _keep_norms(self, batch: Sequence[_Sample], noise: Tensor) -> None:
+        """Take Wen et al.'s measure from predicted noises `[n, c, h, w]` that are there anyway."""
+        for sample, predicted in zip(batch, noise, strict=True):
+            if sample.unconditional:
+                self._unconditional[sample.seed] = predicted.float()
+        kept = [
+            (i, sample)
+            for i, sample in enumerate(batch)
+            if sample.seed in self._unconditional and not sample.off and not sample.unconditional
+        ]
+        if kept:
+            empty = torch.stack([self._unconditional[sample.seed] for _, sample in kept])
+            norms = (noise[[i for i, _ in kept]].float() - empty).flatten(1).norm(dim=1).tolist()
+            for (_, sample), norm in zip(kept, norms, strict=True):
+                sample.prompt.norms[sample.seed] = norm
 
     def _masks(self, offs: Sequence[frozenset[Neuron]]) -> dict[str, Tensor]:
         """Layer name -> [n, 1, rows] of ones and zeros, for the layers that any sample touches."""

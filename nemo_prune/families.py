@@ -30,9 +30,9 @@ _LDM_UPSAMPLER = re.compile(rf"output_blocks\.{_NUMBER}\.\d\.conv\.weight")
 _DIFFUSERS_VALUE = re.compile(
     rf"(?:(?:down|up)_blocks\.{_NUMBER}\.attentions\.{_NUMBER}|mid_block\.attentions\.0)\.{_END}"
 )
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+SHARD = re.compile(r"-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors$")
 # Factors beside an 8-bit weight: whatever they are, zero times them is zero.
-_SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale")
+SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", ".comfy_quant")
 
 _V = "v_prediction"
 _PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": _V, "v_prediction": _V,
@@ -79,7 +79,13 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
+        """What was recognized: the file, or the folder."""
         return self.header.path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file or files that together hold the main copy of the denoiser."""
+        return (self.header.path,)
 
     def select(self, layers: str) -> tuple[ValueLayer, ...]:
         """The value layers that `layers` names, in the order of the network.
@@ -116,6 +122,16 @@ def recognize(path: Path) -> Checkpoint:
     value layers in a form in which zeroing a row is not possible or would leave a copy behind.
     """
     header = read_header(path)
+    if SHARD.search(header.path.name):
+        raise CheckpointError(
+            f"{header.path}: is one shard of a model in several files; give the folder that holds "
+            f"the whole model (the one with unet/ in it)"
+        )
+    return identify(header)
+
+
+def identify(header: Header) -> Checkpoint:
+    """What the tensors of a header are, by their names and shapes; raises as `recognize` does."""
     try:
         return _recognize(header)
     except _Fault as fault:
@@ -128,8 +144,6 @@ class _Fault(Exception):
 
 def _recognize(header: Header) -> Checkpoint:
     names = header.tensors.keys()
-    if _SHARD.search(header.path.name):
-        raise _Fault("is one shard of a model in several files; merge them into one file first")
     if fault := refuse_whole(names):
         raise _Fault(fault)
     ldm, prefix, found = _find(header)
@@ -251,7 +265,7 @@ def _check_dtype(tensor: Tensor) -> None:
 def _strays(header: Header, claimed: set[str]) -> Iterator[str]:
     """Keys that look like value tensors and are no known copy of one."""
     for name in header.tensors:
-        if is_value_like(name) and name not in claimed and not name.endswith(_SCALES):
+        if is_value_like(name) and name not in claimed and not name.endswith(SCALES):
             yield name
 
 

@@ -12,6 +12,9 @@ _CONTROLNET = re.compile(
 _LORA = re.compile(r"(^|[._])(lora|lycoris|hada|lokr|oft|dora)[._]", re.IGNORECASE)
 _FLUX = re.compile(r"(^|\.)(double_blocks|single_transformer_blocks)\.\d")
 _SD3 = re.compile(r"(^|\.)joint_blocks\.\d")
+_TRANSFORMER = re.compile(
+    r"(^|\.)(transformer_blocks\.\d+\.attn2\.to_v|blocks\.\d+\.cross_attn\.kv_linear)\."
+)
 _JOINT = re.compile(r"\.attn\.add_v_proj\.")
 _TEXT = re.compile(
     r"^(cond_stage_model|conditioner\.embedders|text_model|text_encoders?|transformer\.resblocks"
@@ -38,7 +41,7 @@ def refuse_whole(names: Collection[str]) -> str | None:
 
 def refuse_without_values(names: Collection[str]) -> str:
     """Why a file in which no cross-attention value layer was found cannot be pruned."""
-    if any(_LORA.search(name) for name in names):
+    if is_addition(names):
         return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
     if any(_FLUX.search(name) for name in names):
         return f"is a Flux model: {_JOINT_REASON}"
@@ -46,6 +49,12 @@ def refuse_without_values(names: Collection[str]) -> str:
         return f"is a Stable Diffusion 3 model: {_JOINT_REASON}"
     if any(_JOINT.search(name) for name in names):
         return f"is a joint-attention transformer (Stable Diffusion 3, Flux): {_JOINT_REASON}"
+    if any(_TRANSFORMER.search(name) for name in names):
+        return (
+            "is a transformer with cross-attention (PixArt and the like): it has value layers, but no "
+            "down and mid blocks to search and a T5 text encoder, which nobody has tried the method "
+            "on; use a Stable Diffusion 1, 2 or XL file"
+        )
     if stray := next((name for name in names if is_value_like(name)), None):
         return (
             f"is of an unknown family: its value layers ({quoted(stray)}, ...) do not lie as in "
@@ -61,6 +70,11 @@ def refuse_without_values(names: Collection[str]) -> str:
         "is of an unknown family: it has no cross-attention value layers (attn2.to_v); give a "
         "Stable Diffusion 1, 2 or XL checkpoint"
     )
+
+
+def is_addition(names: Collection[str]) -> bool:
+    """True for a LoRA and its like, which holds differences to a model and not the model."""
+    return any(_LORA.search(name) for name in names)
 
 
 def is_value_like(name: str) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from nemo_prune.families import Checkpoint
 from nemo_prune.likeness import Described, Likeness, mean
 from nemo_prune.loading import load_pipeline, pick_device, pick_dtype
-from nemo_prune.localization import Options, Progress
+from nemo_prune.opening import Options, Progress
 from nemo_prune.pictures import Picture, draw
 from nemo_prune.targets import open_target
 

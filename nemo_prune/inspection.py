@@ -1,11 +1,14 @@
 """What a file says about itself, as plain JSON; no torch."""
 
+from pathlib import Path
 from typing import Any
 
 from nemo_prune.families import Checkpoint
+from nemo_prune.folders import Folder
 from nemo_prune.hashes import file_hashes
+from nemo_prune.models import model_sha256, model_zeros
 from nemo_prune.provenance import MODELSPEC_HASH, provenance_of
-from nemo_prune.zeros import Zeros, read_zeros
+from nemo_prune.zeros import Zeros
 
 
 def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
@@ -14,10 +17,15 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
     "zeroed" are the rows that are zero in every copy of a layer, biases included,
     "zeroed_in_some_copies" those where the copies disagree. `hashed` adds "hashes": of the whole
     file ("sha256", "a1111"), of all behind the header ("modelspec"), and "modelspec_stated", what
-    the metadata say of the latter or None. Reads the header and the value layers, and the whole
-    file only if `hashed`. Raises CheckpointError if they cannot be read.
+    the metadata say of the latter or None.
+
+    Of a folder, bytes, dtypes and provenance are the main copy's, "files" are where the copies lie,
+    "unedited" those that cannot be pruned, and "hashes" has only "sha256", `folder_sha256`.
+
+    Reads headers and value layers, and whole files only if `hashed`. Raises CheckpointError if
+    they cannot be read.
     """
-    zeros = read_zeros(checkpoint)
+    zeros = model_zeros(checkpoint)
     none = Zeros((), ())
     found = {
         "path": str(checkpoint.path),
@@ -44,7 +52,12 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
         ],
         "provenance": provenance_of(checkpoint.header),
     }
-    if hashed:
+    if isinstance(checkpoint, Folder):
+        found["files"] = [_within(checkpoint, part.path) for part in checkpoint.parts]
+        found["unedited"] = [_within(checkpoint, path) for path in checkpoint.twins]
+        if hashed:
+            found["hashes"] = {"sha256": model_sha256(checkpoint)}
+    elif hashed:
         hashes = file_hashes(checkpoint.header)
         found["hashes"] = {
             "sha256": hashes.sha256,
@@ -53,3 +66,7 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
             "modelspec_stated": checkpoint.header.metadata.get(MODELSPEC_HASH),
         }
     return found
+
+
+def _within(folder: Folder, path: Path) -> str:
+    return path.relative_to(folder.path).as_posix()

@@ -17,6 +17,7 @@ from nemo_prune import weights
 from nemo_prune.configs import Config, Configs, data_folder
 from nemo_prune.denoiser import LoadedModel, TextEncoder
 from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.folders import Folder
 from nemo_prune.hub import (
     AutoencoderKL,
     CLIPTextConfig,
@@ -28,6 +29,7 @@ from nemo_prune.hub import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from nemo_prune.text_sources import TextSource, text_sources
 
 __all__ = [
     "LoadedModel",
@@ -52,21 +54,27 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     config: Path | None = None,
+    prediction_type: str | None = None,
+    text_encoder: tuple[Path, ...] = (),
 ) -> LoadedModel:
-    """Load a checkpoint's denoiser and text encoder(s), straight from the file, offline.
+    """Load a model's denoiser and text encoder(s), straight from its file or folder, offline.
 
     Args:
-        checkpoint: what `families` found in the file.
+        checkpoint: what `models.open_model` found.
         device: where to put the weights.
         dtype: what to convert them to.
         config: a diffusers config folder that overrides all inference.
+        prediction_type: "epsilon" or "v": what the UNet predicts, whatever the model says.
+        text_encoder: where to take the text encoder(s) from, as `text_sources` reads it.
 
     Raises:
-        CheckpointError: a component or a weight is missing, or shapes do not fit.
+        CheckpointError: a component or a weight is missing, shapes do not fit, or the UNet's
+            inputs or outputs are such that no noise difference can be taken.
         OptionError: the config folder cannot be used.
     """
     loader = _Loader(checkpoint, device, dtype, config)
-    text_encoders = loader.text_encoders()
+    schedule = loader.schedule(prediction_type)
+    text_encoders = loader.text_encoders(text_encoder)
     unet = loader.unet()
     width = sum(encoder.model.config.hidden_size for encoder in text_encoders)
     if unet.config["cross_attention_dim"] != width:
@@ -74,23 +82,28 @@ def load_model(
             f"{loader.path}: its text encoder gives {width} channels where the UNet takes "
             f"{unet.config['cross_attention_dim']}; give the right configs with --config DIR"
         )
-    schedule = loader.schedule()
     side = loader.configs.sample_size(checkpoint.family, dict(unet.config), schedule["prediction_type"])
     # A pipeline draws at the size that the UNet's config says.
     unet.register_to_config(sample_size=side)
     shape = (int(unet.config["out_channels"]), side, side)
+    inputs = unet.config["in_channels"]
+    if inputs not in (shape[0], 2 * shape[0] + 1):
+        raise CheckpointError(
+            f"{loader.path}: its UNet takes {inputs} channels, so it draws from more than text (a "
+            f"picture, a depth map); give a text-to-image or inpainting model"
+        )
     return LoadedModel(
         family=checkpoint.family,
         unet=unet,
         text_encoders=text_encoders,
         scheduler_config=schedule,
-        alphas_cumprod=DDIMScheduler.from_config(schedule).alphas_cumprod.to(device),
+        alphas_cumprod=loader.alphas_cumprod(schedule),
         prediction_type=schedule["prediction_type"],
         latent_shape=shape,
         value_layers={layer.name: unet.get_submodule(layer.name) for layer in checkpoint.value_layers},
         device=device,
         dtype=dtype,
-        blank=loader.blank(shape) if unet.config["in_channels"] == 2 * shape[0] + 1 else None,
+        blank=loader.blank(shape) if inputs != shape[0] else None,
     )
 
 
@@ -100,20 +113,27 @@ def load_pipeline(
     device: torch.device,
     dtype: torch.dtype,
     config: Path | None = None,
+    prediction_type: str | None = None,
+    text_encoder: tuple[Path, ...] = (),
 ) -> Any:
     """A diffusers text-to-image pipeline of the checkpoint for drawing pictures, offline.
 
-    It has a DDIM scheduler, no safety checker and no progress bar.
+    It has a DDIM scheduler, no safety checker and no progress bar. The options are `load_model`'s.
 
     Raises:
         CheckpointError: as `load_model`; also if the file holds no VAE, or an inpainting UNet.
         OptionError: the config folder cannot be used.
     """
-    model = load_model(checkpoint, device=device, dtype=dtype, config=config)
+    model = load_model(
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        config=config,
+        prediction_type=prediction_type,
+        text_encoder=text_encoder,
+    )
     if model.blank is not None:
-        raise CheckpointError(
-            f"{checkpoint.header.path}: an inpainting model draws only into a given picture"
-        )
+        raise CheckpointError(f"{checkpoint.path}: an inpainting model draws only into a given picture")
     loader = _Loader(checkpoint, device, dtype, config)
     first, second = model.text_encoders[0], model.text_encoders[-1]
     parts = {
@@ -152,20 +172,25 @@ class _Loader:
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        self.path = checkpoint.header.path
-        self.configs = Configs(checkpoint.family, checkpoint.header.metadata, self.path, config)
+        self.path = checkpoint.path
+        own = checkpoint.configs if isinstance(checkpoint, Folder) else {}
+        self.configs = Configs(checkpoint.family, checkpoint.header.metadata, self.path, config, own)
 
     def _component(
         self,
         name: str,
         tensors: weights.Tensors,
         make: Callable[[Config], nn.Module],
+        *,
+        path: Path | None = None,
+        own: Config | None = None,
     ) -> Any:
+        path = path or self.path
         try:
-            config = self.configs.component(name, weights.shapes_of(tensors))
+            config = self.configs.component(name, weights.shapes_of(tensors), own)
         except KeyError as error:
-            raise weights.missing(self.path, f"{name}.{error.args[0]}") from None
-        model = weights.build(lambda: make(config), self.path)
+            raise weights.missing(path, f"{name}.{error.args[0]}") from None
+        model = weights.build(lambda: make(config), path)
         if name.startswith("text_encoder"):
             # Wrapped in `text_model.` where transformers is older than 5.6, and with a projection.
             wrap = "text_model." if hasattr(model, "text_model") else ""
@@ -175,7 +200,7 @@ class _Loader:
             used = model.state_dict().keys()
             # Files carry position numbers, a last layer or a projection that is not used.
             tensors = {k: t for k, t in tensors.items() if k in used}
-        weights.fill(model, tensors, path=self.path, label=name, device=self.device, dtype=self.dtype)
+        weights.fill(model, tensors, path=path, label=name, device=self.device, dtype=self.dtype)
         return model
 
     def unet(self) -> Any:
@@ -184,33 +209,64 @@ class _Loader:
         return unet.to(memory_format=torch.channels_last)
 
     def vae(self) -> Any:
-        tensors = weights.read_vae(self.path)
+        if isinstance(self.checkpoint, Folder):
+            whole = self.checkpoint.layout == "diffusers"
+            tensors = weights.read_folder_vae(self.path) if whole else {}
+        else:
+            tensors = weights.read_vae(self.path)
         if not tensors:
             raise CheckpointError(f"{self.path}: holds no VAE, which drawing pictures needs")
         return self._component("vae", tensors, AutoencoderKL.from_config)
 
-    def text_encoders(self) -> tuple[TextEncoder, ...]:
-        prefixes = weights.TEXT_PREFIXES[self.checkpoint.family]
-        return tuple(self._text_encoder(prefix, n) for n, prefix in enumerate(prefixes))
+    def text_encoders(self, given: tuple[Path, ...]) -> tuple[TextEncoder, ...]:
+        sources = text_sources(self.checkpoint, given)
+        return tuple(self._text_encoder(source, n) for n, source in enumerate(sources))
 
-    def _text_encoder(self, prefix: str, number: int) -> TextEncoder:
+    def _text_encoder(self, source: TextSource, number: int) -> TextEncoder:
         suffix = f"_{number + 1}" if number else ""
         name, tokenizer = f"text_encoder{suffix}", f"tokenizer{suffix}"
-        tensors = weights.read_text_encoder(self.path, prefix)
-        if not tensors:
-            raise CheckpointError(f"{self.path}: holds no {name.replace('_', ' ')}, which prompts need")
         kind = CLIPTextModelWithProjection if number else CLIPTextModel
         model = self._component(
             name,
-            tensors,
+            source.tensors,
             lambda config: kind(CLIPTextConfig.from_dict(config)),
+            path=source.path,
+            own=source.config,
         )
-        return TextEncoder(load_tokenizer(self.configs.tokenizer(tokenizer)["pad_token"]), model)
+        if source.tokenizer is None:
+            return TextEncoder(load_tokenizer(self.configs.tokenizer(tokenizer)["pad_token"]), model)
+        own = CLIPTokenizer.from_pretrained(source.tokenizer, local_files_only=True)
+        return TextEncoder(own, model)
 
-    def schedule(self) -> Config:
-        return self.configs.scheduler(
-            self.checkpoint.prediction_type, zero_snr="ztsnr" in self.checkpoint.header.tensors
+    def schedule(self, prediction_type: str | None) -> Config:
+        tensors = self.checkpoint.header.tensors
+        config = self.configs.scheduler(
+            self.checkpoint.prediction_type,
+            given="v_prediction" if prediction_type == "v" else prediction_type,
+            zero_snr="ztsnr" in tensors,
         )
+        kind = str(config.get("_class_name", ""))
+        if kind.startswith(("FlowMatch", "EDM")) or any(name.startswith("edm_") for name in tensors):
+            raise CheckpointError(
+                f"{self.path}: was trained on another noise process (flow matching, EDM), for which "
+                f"the noise difference is not defined; give an ordinary Stable Diffusion 1, 2 or XL"
+            )
+        if config["prediction_type"] not in ("epsilon", "v_prediction"):
+            raise CheckpointError(
+                f"{self.path}: its scheduler says that it predicts {config['prediction_type']!a}; only "
+                f"epsilon and v are known: say which with --prediction-type"
+            )
+        return config
+
+    def alphas_cumprod(self, schedule: Config) -> Tensor:
+        try:
+            alphas: Tensor = DDIMScheduler.from_config(schedule).alphas_cumprod
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise CheckpointError(
+                f"{self.path}: its scheduler's config describes no noise schedule that is known "
+                f"({error}); give another with --config DIR"
+            ) from None
+        return alphas.to(self.device)
 
     @torch.no_grad()
     def blank(self, shape: tuple[int, int, int]) -> Tensor:

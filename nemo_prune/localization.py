@@ -1,87 +1,65 @@
 """Find the neurons behind each prompt of a checkpoint: load, calibrate, search, probe."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
-from typing import Literal, Protocol
+from functools import partial
 
 from nemo_prune import __version__
-from nemo_prune.calibration import (
-    PUBLISHED_TAU,
-    activation_statistics,
-    calibrated_tau,
-    ladders,
-)
+from nemo_prune.calibration import ladders
 from nemo_prune.denoiser import TOKENS
-from nemo_prune.engine import Criterion, Engine, Prompt
-from nemo_prune.errors import Interrupted, OptionError
+from nemo_prune.detect import gated
+from nemo_prune.engine import Engine, Prompt
+from nemo_prune.errors import Interrupted
 from nemo_prune.families import Checkpoint
 from nemo_prune.fast_search import search
-from nemo_prune.loading import ddim_timestep, load_model, pick_device, pick_dtype
 from nemo_prune.manifest import Manifest, PromptRecord, union
-from nemo_prune.prompts import read_prompts
+from nemo_prune.models import model_sha256
+from nemo_prune.opening import Options, Progress, open_engine
+from nemo_prune.ordinary import Ordinary, Thresholds
 from nemo_prune.repair import Repaired, repair
 from nemo_prune.search import Outcome, Search, literal_search
-from nemo_prune.surgery import file_sha256
+
+__all__ = [
+    "FRESH_SEEDS",
+    "NOT_MEMORIZED",
+    "NOT_REMOVABLE",
+    "NOT_SEARCHED",
+    "STILL",
+    "SUPPRESSED",
+    "Localization",
+    "Options",
+    "Progress",
+    "localize",
+    "open_engine",
+]
 
 SUPPRESSED, NOT_MEMORIZED, STILL = "suppressed", "not memorized", "still memorized"
 NOT_SEARCHED, NOT_REMOVABLE = "not searched", "not removable"
 FRESH_SEEDS = 1000
 """What was written is checked on seeds from here on: no search ever uses them."""
-_BUNDLED_TAU_PROMPTS = 100  # of the bundled captions: each costs as many samples as seeds
-
-
-class Progress(Protocol):
-    """What a long job tells its caller about where it is."""
-
-    def stage(self, name: str, total: int, unit: str) -> None: ...
-    def advance(self, count: int = 1) -> None: ...
-    def detail(self, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run may be told; the defaults are the paper's, but for the criterion.
-
-    tau: memorization threshold; None: from the calibration prompts, else the published 0.428
-        where it applies, else calibrated on bundled captions.
-    rounds: how often prompts that stay memorized are searched again.
-    steps, timestep: scores are taken at `timestep`, or at the second of `steps` DDIM steps.
-    """
-
-    seeds: int = 10
-    seed: int = 0
-    tau: float | None = None
-    steps: int = 50
-    timestep: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    layers: str = "down+mid"
-    criterion: Criterion = "cross-seed"
-    search: Literal["fast", "literal"] = "fast"
-    batch_size: int | None = None
-    rounds: int = 3
-    config: Path | None = None
+_CHUNK = 256  # prompts whose embeddings are held at once
 
 
 @dataclass(frozen=True)
 class Localization:
     """What was found, and the loaded model it was found with.
 
-    tau_source: "given", "calibrated", "published" or "bundled captions".
+    statistics_from: where the activation statistics come from: "file", "cache" or "this run".
     """
 
     checkpoint: Checkpoint
     options: Options
     engine: Engine
     manifest: Manifest
-    tau: float
-    tau_source: str
+    thresholds: Thresholds
+    statistics_from: str
     outcomes: tuple[Outcome, ...]
     cost: dict[str, float]
+
+    @property
+    def tau(self) -> float:
+        return self.thresholds.tau
 
 
 def localize(
@@ -93,7 +71,7 @@ def localize(
     calibration_prompts: Sequence[str] | None = None,
     show_prompts: bool = False,
 ) -> Localization:
-    """Find the neurons behind each prompt.
+    """Find the neurons behind each prompt that the gate calls memorized; leave the others alone.
 
     The search's own seeds may all agree where others would not, and it sees one prompt: the union of
     what was found is probed, repaired and reduced on fresh seeds (`repair`).
@@ -101,27 +79,34 @@ def localize(
     Raises OptionError, CheckpointError, CalibrationError; Interrupted on Ctrl-C in the search.
     """
     started = time.monotonic()
-    if options.seeds < 2:
-        raise OptionError("--seeds: the score compares seeds, so it needs at least 2")
     layers = checkpoint.select(options.layers)
     progress.stage("loading the model", 1, "file")
-    source_sha256 = file_sha256(checkpoint.path)
+    source_sha256 = model_sha256(checkpoint)
     engine = open_engine(checkpoint, options)
     model = engine.model
     progress.advance()
+    if model.family == "sd2" and not any(
+        (checkpoint.prediction_type, options.prediction_type, options.config)
+    ):
+        progress.note(
+            "nothing says whether this Stable Diffusion 2 predicts epsilon or v: taken as epsilon "
+            "(512-base); for a 768-v model give --prediction-type v"
+        )
     counts = model.token_counts(prompts)
     for index, count in enumerate(counts):
         if count > TOKENS:
             progress.note(f"prompt {index}: {count} tokens, truncated to {TOKENS}")
-    ordinary = calibration_prompts or bundled_captions()
-    statistics = activation_statistics(model, layers, ordinary)
-    tau, tau_source = pick_tau(engine, options, calibration_prompts, progress)
+    ordinary = Ordinary(engine, checkpoint, options, calibration_prompts, progress)
+    statistics, statistics_from = ordinary.statistics
+    thresholds = ordinary.thresholds
+    tau, gate = thresholds.tau, thresholds.gate.value
     calibration_samples = engine.cost.samples
-    encoded = engine.prompts(prompts)
-    procedure = literal_search if options.search == "literal" else search
+    seeds = tuple(range(options.seeds))
     settings = {
         "tau": tau,
-        "tau_source": tau_source,
+        "tau_source": thresholds.tau_source,
+        "gate": gate,
+        "gate_source": thresholds.gate_source,
         "criterion": options.criterion,
         "seeds": options.seeds,
         "seed": options.seed,
@@ -129,8 +114,10 @@ def localize(
         "layers": options.layers,
         "precision": str(model.dtype).removeprefix("torch."),
         "search": options.search,
-        "calibration_prompts": len(ordinary),
+        "calibration_prompts": statistics.prompts,
+        "statistics_from": statistics_from,
     }
+    procedure = literal_search if options.search == "literal" else search
     finished: dict[int, Outcome] = {}
     repaired: Repaired | None = None
 
@@ -153,25 +140,36 @@ def localize(
     def on_samples(_count: int) -> None:
         progress.detail(f"{engine.cost.samples - calibration_samples} samples")
 
-    def on_finished(index: int, outcome: Outcome) -> None:
-        finished[index] = outcome
+    def on_finished(indices: Sequence[int], place: int, outcome: Outcome) -> None:
+        finished[indices[place]] = outcome
         progress.advance()
 
     def begin(prompt: Prompt, on: Sequence[int]) -> Search:
         (path,) = ladders(model, layers, [prompt.text], statistics)
         return procedure(path, on, tau)
 
+    def look_for(indices: Sequence[int], make: Callable[[Prompt], Search]) -> None:
+        for start in range(0, len(indices), _CHUNK):
+            chunk = indices[start : start + _CHUNK]
+            engine.run(
+                [(prompt, make(prompt)) for prompt in engine.prompts([prompts[i] for i in chunk])],
+                in_flight=1 if options.search == "literal" else 64,
+                on_samples=on_samples,
+                on_finished=partial(on_finished, chunk),
+            )
+
+    # The paper's procedure takes all seeds of every prompt.
+    margins = thresholds.margins if options.search == "fast" else ()
     try:
-        engine.run(
-            [(prompt, begin(prompt, range(options.seeds))) for prompt in encoded],
-            in_flight=1 if options.search == "literal" else 64,
-            on_samples=on_samples,
-            on_finished=on_finished,
+        look_for(
+            range(len(prompts)),
+            lambda prompt: gated(partial(begin, prompt, seeds), seeds, tau, gate, margins),
         )
         searched = {i: o for i, o in sorted(finished.items()) if o.status != "not memorized"}
         progress.stage("probing on more seeds", len(searched), "prompts")
+        encoded = engine.prompts([prompts[index] for index in searched])
         repaired = repair(
-            engine, searched, {index: encoded[index] for index in searched}, begin,
+            engine, searched, dict(zip(searched, encoded, strict=True)), begin,
             tau=tau, seeds=options.seeds, rounds=options.rounds,
             stage=lambda name, count: progress.stage(name, count, "prompts"),
         )  # fmt: skip
@@ -185,57 +183,9 @@ def localize(
         "neurons_dropped": len(repaired.dropped),
     }
     outcomes = tuple(finished[index] for index in range(len(prompts)))
-    return Localization(checkpoint, options, engine, manifest(), tau, tau_source, outcomes, cost)
-
-
-def bundled_captions() -> tuple[str, ...]:
-    """Ordinary captions that come with the package, for models without calibration prompts."""
-    return read_prompts(Path(str(files("nemo_prune") / "data" / "ordinary.txt"))).texts
-
-
-def open_engine(checkpoint: Checkpoint, options: Options) -> Engine:
-    """Load the model as the options say.
-
-    Raises OptionError for a device or timestep that does not exist, CheckpointError.
-    """
-    device = pick_device(options.device)
-    dtype = pick_dtype(device, options.precision)
-    model = load_model(checkpoint, device=device, dtype=dtype, config=options.config)
-    timestep = options.timestep
-    if timestep is None:
-        timestep = ddim_timestep(model.scheduler_config, options.steps)
-    trained = len(model.alphas_cumprod)
-    if not 0 <= timestep < trained:
-        raise OptionError(f"--timestep {timestep}: the model knows 0 to {trained - 1}")
-    return Engine(
-        model,
-        timestep=timestep,
-        seed=options.seed,
-        criterion=options.criterion,
-        batch_size=options.batch_size,
+    return Localization(
+        checkpoint, options, engine, manifest(), thresholds, statistics_from, outcomes, cost
     )
-
-
-def pick_tau(
-    engine: Engine, options: Options, calibration: Sequence[str] | None, progress: Progress
-) -> tuple[float, str]:
-    """tau and where it is from: given, calibrated, published, or "bundled captions"."""
-    if options.tau is not None:
-        return options.tau, "given"
-    model = engine.model
-    if calibration is None:
-        published = ddim_timestep(model.scheduler_config)
-        if model.family == "sd1" and model.latent_shape[1:] == (64, 64) and engine.timestep == published:
-            return PUBLISHED_TAU, "published"
-        calibration, source = bundled_captions()[:_BUNDLED_TAU_PROMPTS], "bundled captions"
-        progress.note(
-            "no published tau fits this model: calibrating one on bundled captions "
-            "(--calibration-prompts FILE is better, --tau X skips it)"
-        )
-    else:
-        source = "calibrated"
-    progress.stage("calibrating tau", len(calibration), "ordinary prompts")
-    return calibrated_tau(engine, calibration, range(options.seeds), progress.advance), source
 
 
 def _record(

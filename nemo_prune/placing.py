@@ -100,6 +100,57 @@ def new_file(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
     _flush_folder(out.parent)
 
 
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a new, empty, hidden folder beside `out` that becomes `out`.
+
+    When the block ends, the folder is given its name at once; if the block raises, it is removed
+    with all that is in it. Files in it are for the block to flush to the disk. A folder that
+    exists is never replaced: OutputError. An OSError out of the block becomes OutputError.
+    """
+    check_new_folder(out)
+    _remove_stale(out)
+    temporary = out.with_name(_temporary_name(out.name))
+    try:
+        try:
+            temporary.mkdir()
+            with _lock(temporary):
+                yield temporary
+            for folder, _, _ in os.walk(temporary):
+                _flush_folder(Path(folder))
+            # Another's folder that appeared meanwhile is in the way, unless it is empty.
+            temporary.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
+    _flush_folder(out.parent)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the folder, so that no other run takes it for what a killed one left behind."""
+    if fcntl is None:  # pragma: no cover - Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_new_folder(out: Path) -> None:
+    """Raise OutputError if no new folder could be made at `out`."""
+    if out.exists() or out.is_symlink():
+        raise OutputError(
+            f"{out}: exists already, and a folder is never replaced; remove it or choose another name"
+        )
+    check_place(out, overwrite=False)
+
+
 def _take_name(temporary: Path, out: Path, overwrite: bool) -> None:
     if overwrite:
         temporary.replace(out)
@@ -142,7 +193,7 @@ def _remove_stale(out: Path) -> None:
                 and not _alive(int(match["pid"]))
                 and not _locked(path)
             ):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _alive(pid: int) -> bool:
@@ -162,10 +213,16 @@ def _locked(path: Path) -> bool:
     if fcntl is None:  # pragma: no cover - Windows
         return True
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not open(): that does not take folders.
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
     return False
 
 

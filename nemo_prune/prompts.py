@@ -3,12 +3,16 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_prune.errors import PromptFileError
 
 COLUMNS = ("caption", "prompt", "text")
+LABELS = ("memorized", "label")
+_MEMORIZED = frozenset({"1", "true", "yes", "memorized", "verbatim", "vm", "template", "tm"})
+_ORDINARY = frozenset({"0", "false", "no", "ordinary", "not memorized", "none", "n"})
 
 
 @dataclass(frozen=True)
@@ -26,19 +30,7 @@ def read_prompts(path: Path) -> PromptList:
     JSON line is a string, or an object with such a key. White space around a prompt is dropped, as
     are blank ones. Raises PromptFileError, one line, for a file without usable prompts.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise PromptFileError(f"{path}: no such file; check the path") from None
-    except IsADirectoryError:
-        raise PromptFileError(f"{path}: is a folder; give a file of prompts") from None
-    except UnicodeDecodeError as error:
-        raise PromptFileError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PromptFileError(f"{path}: cannot be read ({reason})") from None
-    if "\0" in text:
-        raise PromptFileError(f"{path}: is not a text file; give one prompt per line")
+    text = _read(path)
     kind = path.suffix.lower()
     if kind == ".csv":
         found = _from_csv(text, path)
@@ -53,21 +45,74 @@ def read_prompts(path: Path) -> PromptList:
     return PromptList(distinct, len(prompts) - len(distinct))
 
 
+def read_labels(path: Path, prompts: Sequence[str]) -> tuple[bool, ...] | None:
+    """Whether each prompt is memorized, by the column memorized or label of a CSV.
+
+    1, true, yes, memorized, verbatim (VM) and template (TM) mean that it is; 0, false, no, ordinary
+    and none (N) that it is not. None for other files and without such a column. Raises
+    PromptFileError for another word, a missing one, or a prompt that is labelled both ways.
+    """
+    if path.suffix.lower() != ".csv":
+        return None
+    rows = _rows(_read(path), path)
+    names = [name.strip().lower() for name in rows[0]] if rows else []
+    column = next((names.index(name) for name in LABELS if name in names), None)
+    if column is None:
+        return None
+    place = _prompt_column(names, path)
+    found: dict[str, bool] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) <= place or not (prompt := row[place].strip()):
+            continue
+        word = row[column].strip().lower() if len(row) > column else ""
+        if word not in _MEMORIZED | _ORDINARY:
+            raise PromptFileError(
+                f"{path}: row {number} has {word!r} under {names[column]}; write 1 (memorized) or 0"
+            )
+        if found.setdefault(prompt, word in _MEMORIZED) != (word in _MEMORIZED):
+            raise PromptFileError(f"{path}: row {number} labels a prompt otherwise than a row before")
+    return tuple(found[prompt] for prompt in prompts)
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise PromptFileError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise PromptFileError(f"{path}: is a folder; give a file of prompts") from None
+    except UnicodeDecodeError as error:
+        raise PromptFileError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PromptFileError(f"{path}: cannot be read ({reason})") from None
+    if "\0" in text:
+        raise PromptFileError(f"{path}: is not a text file; give one prompt per line")
+    return text
+
+
 def _from_csv(text: str, path: Path) -> list[str]:
+    rows = _rows(text, path)
+    if not rows:
+        return []
+    place = _prompt_column([name.strip().lower() for name in rows[0]], path)
+    return [row[place] for row in rows[1:] if len(row) > place]
+
+
+def _rows(text: str, path: Path) -> list[list[str]]:
     head = text.lstrip().partition("\n")[0]
     # By what the header uses: sniffing the captions would find commas everywhere.
     separator = ";" if head.count(";") > head.count(",") else ","
     try:
-        rows = list(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=separator))
+        return list(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=separator))
     except csv.Error as error:
         raise PromptFileError(f"{path}: is not a readable CSV ({error})") from None
-    if not rows:
-        return []
-    names = [name.strip().lower() for name in rows[0]]
+
+
+def _prompt_column(names: Sequence[str], path: Path) -> int:
     for column in COLUMNS:
         if column in names:
-            place = names.index(column)
-            return [row[place] for row in rows[1:] if len(row) > place]
+            return names.index(column)
     raise PromptFileError(
         f"{path}: has no column named {', '.join(COLUMNS)}; name the prompts' column so"
     )

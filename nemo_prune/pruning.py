@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune import drift
-from nemo_prune.families import recognize
 from nemo_prune.localization import (
     FRESH_SEEDS,
     NOT_MEMORIZED,
@@ -22,21 +21,31 @@ from nemo_prune.localization import (
     open_engine,
 )
 from nemo_prune.manifest import Neuron, PromptRecord
-from nemo_prune.surgery import Written, zero_neurons
+from nemo_prune.models import open_model, write_model
+from nemo_prune.surgery import Written
 from nemo_prune.verification import Subject
 
 
-def write(found: Localization, out: Path, overwrite: bool, undo: Path | None = None) -> Written:
+def write(
+    found: Localization,
+    out: Path,
+    overwrite: bool,
+    undo: Path | None = None,
+    *,
+    link: bool = False,
+    drop_pickles: bool = False,
+) -> Written:
     """Write the pruned checkpoint: the union of all prompts' neurons is zeroed, byte-exact.
 
-    The removed rows are kept in the new file `undo`, if one is given.
+    The removed rows are kept in the new file `undo`, if one is given; the other options are
+    those of `write_model`.
     """
     provenance = {
         "tau": str(found.tau),
         "criterion": found.options.criterion,
         "prompts": str(len(found.manifest.prompts)),
     }
-    return zero_neurons(
+    return write_model(
         found.checkpoint,
         found.manifest.neurons,
         out,
@@ -44,6 +53,8 @@ def write(found: Localization, out: Path, overwrite: bool, undo: Path | None = N
         overwrite=overwrite,
         undo=undo,
         source_sha256=found.manifest.source["sha256"],
+        link=link,
+        drop_pickles=drop_pickles,
     )
 
 
@@ -57,7 +68,7 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     fresh = range(FRESH_SEEDS, FRESH_SEEDS + found.options.seeds)
     original = found.engine
     before = original.cost.samples
-    other = open_engine(recognize(pruned), found.options)
+    other = open_engine(open_model(pruned), found.options)
     records = list(found.manifest.prompts)
     searched = [record.index for record in records if record.status != NOT_MEMORIZED]
     progress.stage("checking the written file", len(searched), "prompts")
@@ -98,12 +109,13 @@ def subject(
     """What `verify` needs to look at the file that was just written."""
     return Subject(
         original=found.checkpoint,
-        pruned=recognize(pruned),
+        pruned=open_model(pruned),
         prompts=prompts,
         ordinary=ordinary,
         options=found.options,
         tau=found.tau,
-        tau_source=found.tau_source,
+        tau_source=found.thresholds.tau_source,
+        gate=found.thresholds.gate.value,
         manifest=found.manifest,
         engine=found.engine,
         show_prompts=any(record.text is not None for record in found.manifest.prompts),
@@ -118,7 +130,10 @@ def summary(found: Localization, written: Written | None) -> dict[str, Any]:
         "source": {"path": str(found.checkpoint.path), "sha256": manifest.source["sha256"]},
         "output": written and {"path": str(written.path), "sha256": written.sha256},
         "tau": found.tau,
-        "tau_source": found.tau_source,
+        "tau_source": found.thresholds.tau_source,
+        "gate": asdict(found.thresholds.gate),
+        "gate_source": found.thresholds.gate_source,
+        "statistics_from": found.statistics_from,
         "criterion": found.options.criterion,
         "prompts": [_prompt_json(record) for record in manifest.prompts],
         "neurons": _neurons_json(manifest.neurons),

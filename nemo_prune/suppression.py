@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from nemo_prune.engine import Engine, Prompt
-from nemo_prune.localization import FRESH_SEEDS, Options, Progress
+from nemo_prune.localization import FRESH_SEEDS
 from nemo_prune.manifest import Manifest, Neuron
+from nemo_prune.opening import Options, Progress
 from nemo_prune.similarity import ms_ssim, pairwise
 
 _DIGITS = 5

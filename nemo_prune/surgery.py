@@ -81,7 +81,7 @@ def zero_neurons(
     out = Path(out)
     header = checkpoint.header
     check_extra(provenance)
-    layers = _check_neurons(checkpoint, neurons)
+    layers = check_neurons(checkpoint, neurons)
     listed = earlier_neurons(header)
     check_output(header.path, out, overwrite)
     if undo is not None:
@@ -169,7 +169,7 @@ def file_sha256(path: Path) -> str:
 # ------------------------------------------------------------------------------- what to zero
 
 
-def _check_neurons(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> dict[str, ValueLayer]:
+def check_neurons(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> dict[str, ValueLayer]:
     """The value layers by name, if all of `neurons` are rows of them and none is named twice."""
     layers = {layer.name: layer for layer in checkpoint.value_layers}
     seen: set[Neuron] = set()

@@ -30,9 +30,8 @@ from nemo_prune.localization import (
     open_engine,
 )
 from nemo_prune.manifest import Manifest, Neuron, union
+from nemo_prune.models import model_sha256, model_zeros
 from nemo_prune.suppression import score_all
-from nemo_prune.surgery import file_sha256
-from nemo_prune.zeros import read_zeros
 
 FORMAT = "nemo-prune-report/1"
 _LONG = 60  # seconds of drawing that deserve a word beforehand
@@ -50,6 +49,8 @@ LIMITS = (
 class Subject:
     """What is verified. `engine`: the original, if it is loaded already.
 
+    gate: the score above which a prompt is memorized, where no manifest says so; None: tau.
+
     manifest: which prompt asked for which neuron; its prompts are numbered like `prompts`.
     """
 
@@ -60,6 +61,7 @@ class Subject:
     options: Options
     tau: float
     tau_source: str
+    gate: float | None = None
     manifest: Manifest | None = None
     engine: Engine | None = None
     show_prompts: bool = False
@@ -207,7 +209,7 @@ def removed_neurons(original: Checkpoint, pruned: Checkpoint) -> tuple[Neuron, .
         raise CheckpointError(
             f"{pruned.path}: has other value layers than {original.path}; it was not made from it"
         )
-    before, after = read_zeros(original), read_zeros(pruned)
+    before, after = model_zeros(original), model_zeros(pruned)
     return union(
         Neuron(layer, row)
         for layer, zeros in after.items()
@@ -223,8 +225,9 @@ def _judge(entry: dict[str, Any], subject: Subject) -> None:
     """Add what became of a prompt, and what else is known of it."""
     index = entry["index"]
     record = subject.manifest.prompts[index] if subject.manifest else None
+    gate = subject.tau if subject.gate is None else subject.gate
     # Whether to search was decided when the manifest was made, on more than these scores.
-    memorized = record.status != NOT_MEMORIZED if record else entry["score_before"] > subject.tau
+    memorized = record.status != NOT_MEMORIZED if record else entry["score_before"] > gate
     if not memorized:
         status = NOT_MEMORIZED
     elif entry["score_after"] <= subject.tau:
@@ -265,4 +268,4 @@ def _model_facts(engine: Engine) -> Mapping[str, str]:
 
 
 def _file(checkpoint: Checkpoint) -> dict[str, str]:
-    return {"path": checkpoint.path.name, "sha256": file_sha256(checkpoint.path)}
+    return {"path": checkpoint.path.name, "sha256": model_sha256(checkpoint)}

@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nemo_prune.configs import Shapes
+from nemo_prune.copies import component_copies
 from nemo_prune.errors import CheckpointError
+from nemo_prune.families import SCALES
 from nemo_prune.hub import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
@@ -36,6 +38,7 @@ _UNET_PARTS = ("time_embed.", "label_emb.", *_UNET_BLOCKS, "out.")
 _BLOCKS = re.compile("|".join(map(re.escape, _UNET_BLOCKS)))
 _INPUT_BLOCK = re.compile(re.escape(UNET_PREFIX) + r"input_blocks\.(\d+)\.0\.(\w+)")
 _OPEN_CLIP_LAYERS = 24
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # Where single files keep their text encoders; SDXL has two.
 TEXT_PREFIXES = {
     "sd1": ("cond_stage_model.",),
@@ -44,7 +47,7 @@ TEXT_PREFIXES = {
 }
 
 
-def read_tensors(path: Path, wanted: Callable[[str], bool]) -> Tensors:
+def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> Tensors:
     """The tensors whose names are wanted, mapped from the file: no data is read yet.
 
     Raises CheckpointError if the file cannot be read.
@@ -54,6 +57,22 @@ def read_tensors(path: Path, wanted: Callable[[str], bool]) -> Tensors:
             return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def read_component(folder: Path) -> Tensors:
+    """A component of a diffusers folder: the set of weights that diffusers would take, {} if none.
+
+    Raises CheckpointError if it cannot be read, or lies there as a pickle only.
+    """
+    copies = component_copies(folder)
+    if not copies:
+        if any(folder.glob("*.bin")):
+            raise CheckpointError(
+                f"{folder}: holds its weights as a pickle only, which is not opened; save them again "
+                f"with save_pretrained(safe_serialization=True)"
+            )
+        return {}
+    return {name: t for path in copies[0].files for name, t in read_tensors(path).items()}
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
@@ -73,14 +92,19 @@ def read_unet(checkpoint: Checkpoint) -> Tensors:
 
     Raises CheckpointError if the file cannot be read or lacks a weight that SDXL needs.
     """
-    path = checkpoint.header.path
-    if checkpoint.layout == "unet-diffusers":
+    path = checkpoint.path
+    if checkpoint.layout in ("unet-diffusers", "unet-folder", "diffusers"):
         # Marker keys for other programs, such as v_pred, have no dot.
-        return read_tensors(path, lambda name: "." in name and not name.startswith("model_ema."))
+        pieces = (
+            read_tensors(file, lambda name: "." in name and not name.startswith("model_ema."))
+            for file in checkpoint.files
+        )
+        return _unscaled({name: tensor for piece in pieces for name, tensor in piece.items()})
     # What stands before the blocks differs where a UNet is saved alone.
     prefix = _BLOCKS.split(checkpoint.value_layers[0].tensors[0])[0]
     parts = tuple(prefix + part for part in _UNET_PARTS)
     found = read_tensors(path, lambda name: name.startswith(parts))
+    found = _unscaled(found)
     tensors = {UNET_PREFIX + name.removeprefix(prefix): tensor for name, tensor in found.items()}
     # Blocks are numbered through: how many make a level shows at the first that halves the size.
     blocks = {int(match[1]): match[2] for name in tensors if (match := _INPUT_BLOCK.match(name))}
@@ -94,6 +118,35 @@ def read_unet(checkpoint: Checkpoint) -> Tensors:
         raise missing(path, f"{UNET_PREFIX}{error.args[0]}") from None
     # It puts None where a bias has no weight beside it or the other way round.
     return {name: tensor for name, tensor in renamed.items() if tensor is not None}
+
+
+def _unscaled(tensors: Tensors) -> Tensors:
+    """8-bit weights times the factors beside them ("scaled fp8"), float32; all others untouched.
+
+    A factor is one number, or one for each row. What scales activations is left out: it is about
+    speed on some devices, not about what the model computes.
+    """
+    found = {name: t for name, t in tensors.items() if not name.endswith(SCALES)}
+    for name, scale in tensors.items():
+        stem = name.removesuffix(".scale_weight").removesuffix(".weight_scale")
+        weight = found.get(f"{stem}.weight")
+        if stem != name and weight is not None:
+            rows = (-1, *[1] * (weight.ndim - 1))
+            found[f"{stem}.weight"] = weight.float() * scale.float().reshape(rows)
+    return found
+
+
+def read_folder_vae(root: Path) -> Tensors:
+    """The autoencoder's tensors out of a diffusers folder, {} if it has none."""
+    return {_vae_name(name): tensor for name, tensor in read_component(root / "vae").items()}
+
+
+def _vae_name(name: str) -> str:
+    """The present name of a tensor; folders of the first years call the attention's maps otherwise."""
+    if ".attentions." in name:
+        for old, new in _OLD_ATTENTION.items():
+            name = name.replace(f".{old}.", f".{new}.")
+    return name
 
 
 def read_vae(path: Path) -> Tensors:
@@ -119,12 +172,27 @@ def read_text_encoder(path: Path, prefix: str) -> Tensors:
         The tensors of the layers that Stable Diffusion uses; {} if there are none.
     """
     tensors = read_tensors(path, lambda name: name.startswith(prefix))
-    clip = _starting(tensors, prefix + "transformer.")
-    if clip:
-        return {name.removeprefix("text_model."): tensor for name, tensor in clip.items()}
-    start = prefix + "model."
+    return name_text_encoder(tensors, prefix, sd2=prefix in TEXT_PREFIXES["sd2"])
+
+
+def name_text_encoder(tensors: Tensors, prefix: str = "", *, sd2: bool = False) -> Tensors:
+    """`read_text_encoder` for tensors already read; with `prefix` "" for an encoder's own file.
+
+    Args:
+        tensors: of the whole encoder, in any of the namings.
+        prefix: what stands in front of them.
+        sd2: leave out the last layer where the file holds the whole stack: it is not used.
+    """
+    for start in (prefix + "transformer.", prefix):
+        clip = {n.removeprefix("text_model."): t for n, t in _starting(tensors, start).items()}
+        if "embeddings.token_embedding.weight" in clip:
+            last = f"encoder.layers.{_OPEN_CLIP_LAYERS - 1}."
+            return {name: t for name, t in clip.items() if not (sd2 and name.startswith(last))}
+    start = prefix + "model." if prefix + "model.token_embedding.weight" in tensors else prefix
     if start + "token_embedding.weight" not in tensors:
-        return {}
+        # One without its table of tokens is still told to be incomplete, not to be missing.
+        clip = _starting(tensors, prefix + "transformer.")
+        return {name.removeprefix("text_model."): tensor for name, tensor in clip.items()}
     width = tensors[start + "token_embedding.weight"].shape[1]
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
     renamed = convert_open_clip_checkpoint(model, tensors, prefix=start)
@@ -133,7 +201,7 @@ def read_text_encoder(path: Path, prefix: str) -> Tensors:
     whole = start + "text_projection" in tensors or count == _OPEN_CLIP_LAYERS
     # Stable Diffusion 2 takes the last layer but one, and original files hold the whole stack.
     # Those that went through diffusers hold what is used, without a projection.
-    unused = prefix in TEXT_PREFIXES["sd2"] and whole
+    unused = sd2 and whole
     last = f"encoder.layers.{count - 1}."
     result = {name.removeprefix("text_model."): tensor for name, tensor in renamed.items()}
     return {name: t for name, t in result.items() if not (unused and name.startswith(last))}

@@ -32,6 +32,8 @@ def read_zeros(checkpoint: Checkpoint) -> dict[str, Zeros]:
     with Source(checkpoint.header) as source:
         for layer in checkpoint.value_layers:
             copies = [_zero_rows(source, *tensors) for tensors in _copies(checkpoint, layer)]
+            if not copies:
+                continue  # a shard that holds the bias alone
             every, some = set.intersection(*copies), set.union(*copies)
             if some:
                 found[layer.name] = Zeros(tuple(sorted(every)), tuple(sorted(some - every)))

@@ -1,17 +1,15 @@
-"""Activation statistics and tau: equal to computing them directly."""
+"""Activation statistics: equal to computing them directly."""
 
 import dataclasses
 import math
-import statistics
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import write_tiny
 
-from nemo_prune.calibration import activation_statistics, activations, calibrated_tau, ladders
+from nemo_prune.calibration import activation_statistics, activations, ladders
 from nemo_prune.denoiser import LoadedModel
-from nemo_prune.engine import Engine
 from nemo_prune.errors import CalibrationError
 from nemo_prune.families import Checkpoint, ValueLayer, recognize
 from nemo_prune.loading import load_model
@@ -70,10 +68,6 @@ def test_statistics_equal_direct_ones(
 def test_too_few_prompts(model: LoadedModel, layers: tuple[ValueLayer, ...]) -> None:
     with pytest.raises(CalibrationError, match="29 "):
         activation_statistics(model, layers, PROMPTS[:29])
-    engine = Engine(model, timestep=961)
-    with pytest.raises(CalibrationError, match=r"29 .*--tau"):
-        calibrated_tau(engine, PROMPTS[:29], range(2))
-    assert engine.cost.samples == 0
     assert activation_statistics(model, layers, PROMPTS[:30]).prompts == 30
 
 
@@ -99,15 +93,3 @@ def test_ladders(model: LoadedModel, layers: tuple[ValueLayer, ...]) -> None:
         assert ladder.activation[dead.layer][DEAD] == 0
         assert dead not in ladder.rung(LAST_RUNG)
         assert ladder.suspicion(dead) == 0
-
-
-def test_tau_is_mean_plus_deviation_of_the_largest_pairs(model: LoadedModel) -> None:
-    engine, direct = Engine(model, timestep=961), Engine(model, timestep=961, batch_size=5)
-    seeds = range(3)
-    advanced: list[int] = []
-    tau = calibrated_tau(engine, PROMPTS[:30], seeds, advanced.append)
-    scores = direct.score_prompts(direct.prompts(PROMPTS[:30]), seeds, lambda _count: None)
-    largest = [max(one.values()) for one in scores]
-    assert tau == pytest.approx(statistics.mean(largest) + statistics.stdev(largest), abs=2e-4)
-    assert sum(advanced) == 30
-    assert engine.cost.samples == 30 * len(seeds)

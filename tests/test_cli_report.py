@@ -172,9 +172,7 @@ def test_bad_input_gets_one_line_before_any_work(
     folder: Path, tmp_path: Path, more: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "nemo_prune.localization.open_engine", lambda *_: pytest.fail("loaded the model")
-    )
+    monkeypatch.setattr("nemo_prune.opening.open_engine", lambda *_: pytest.fail("loaded the model"))
     (tmp_path / "taken.html").write_text("keep me")
     (tmp_path / "empty").mkdir()
     result = verify(folder, *more)

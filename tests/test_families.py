@@ -286,6 +286,14 @@ REFUSED = {
     ),
     "pixart": (
         [("transformer_blocks.0.attn2.to_v.weight", *LINEAR)],
+        "PixArt and the like",
+    ),
+    "original pixart": (
+        [("blocks.0.cross_attn.kv_linear.weight", *LINEAR)],
+        "PixArt and the like",
+    ),
+    "unknown value layers": (
+        [("stages.0.attn2.to_v.weight", *LINEAR)],
         "unknown family: its value layers",
     ),
     "unclip": (

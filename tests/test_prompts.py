@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from nemo_prune.errors import PromptFileError
-from nemo_prune.prompts import read_prompts
+from nemo_prune.prompts import read_labels, read_prompts
 
 
 def _read(tmp_path: Path, name: str, content: bytes) -> tuple[str, ...]:
@@ -62,3 +62,35 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         read_prompts(tmp_path / "none.txt")
     with pytest.raises(PromptFileError, match="is a folder"):
         read_prompts(tmp_path)
+
+
+def test_labels_of_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("Label;Prompt\nVM; a cat \n0;a dog\n;\nno;a dog\ntemplate;a lamp\n")
+    prompts = read_prompts(path).texts
+    assert prompts == ("a cat", "a dog", "a lamp")
+    assert read_labels(path, prompts) == (True, False, True)
+    path.write_text("prompt,memorized,label\na cat,0,odd\n")  # "memorized" goes before "label"
+    assert read_labels(path, ["a cat"]) == (False,)
+
+
+def test_no_labels(tmp_path: Path) -> None:
+    for name, text in (("p.csv", "prompt\na cat\n"), ("p.txt", "label\n"), ("e.csv", "")):
+        (tmp_path / name).write_text(text)
+        assert read_labels(tmp_path / name, ["a cat"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("prompt,label\na cat,maybe\n", "row 2 has 'maybe' under label"),
+        ("prompt,label\na cat\n", "row 2 has ''"),
+        ("prompt,label\na cat,1\na dog,0\na cat,0\n", "row 4 labels a prompt otherwise"),
+        ("words,label\na cat,1\n", "no column named"),
+    ],
+)
+def test_labels_that_cannot_be_used(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(text)
+    with pytest.raises(PromptFileError, match=reason):
+        read_labels(path, ["a cat"])

@@ -1,0 +1,159 @@
+"""Which prompts are memorized: scores without a search, as few samples as the answer takes.
+
+Two measures come from the same denoiser passes: the paper's memorization score (the largest
+MS-SSIM between noise differences of two seeds), which decides, and Wen et al.'s norm of
+conditional minus unconditional noise, which is reported beside it.
+
+The score is a maximum over pairs of seeds, so it only rises with more of them. A prompt above the
+gate stays above it: stopping there changes no decision. A prompt is clear once it lies below the
+gate by more than scores still rise; how far that is was measured on ordinary prompts (`gate`).
+"""
+
+import statistics
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from nemo_prune.engine import Engine
+from nemo_prune.gate import decided
+from nemo_prune.search import (
+    Answer,
+    Outcome,
+    Question,
+    Search,
+    Tally,
+    check_seeds,
+    not_memorized,
+)
+
+_CHUNK = 256  # prompts whose embeddings are held at once
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Each seed's best pairwise score so far, and the largest each time they were looked at."""
+
+    scores: dict[int, float]
+    path: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was measured of one prompt; `index` counts the prompts of the file from 0.
+
+    score: memorization score in [0, 1] over the seeds used; of a prompt that was clear early it is
+        what was reached by then.
+    noise_norm: mean over the seeds used of ||eps(prompt) - eps("")||, in units of the latents.
+    seeds: how many were used; one denoiser sample each.
+    """
+
+    index: int
+    score: float
+    noise_norm: float
+    seeds: int
+    memorized: bool
+
+
+def screening(
+    seeds: Sequence[int], gate: float | None = None, margins: Sequence[float] = (), first: int = 2
+) -> Generator[Question, Answer, Screened]:
+    """Score a prompt on the `first` seeds, then one more at a time, until the answer is clear.
+
+    gate: stop once the score lies above it; None: use all seeds.
+    margins: stop after 2, 3, ... seeds once the score lies below the gate by at least this much;
+        empty: never.
+
+    Raises ValueError for fewer than two seeds, or an answer that is NaN.
+    """
+    seeds = check_seeds(seeds)
+    if len(seeds) < 2:
+        raise ValueError("the score compares seeds, so it needs at least 2")
+    tally = Tally()
+    path: list[float] = []
+    scores: dict[int, float] = {}
+    for count in range(min(first, len(seeds)), len(seeds) + 1):
+        scores = yield from tally.ask(frozenset(), seeds[:count])
+        path.append(max(scores.values()))
+        if gate is not None and decided(path[-1], count, gate, margins):
+            break
+    return Screened(scores, tuple(path))
+
+
+def gated(
+    inner: Callable[[], Search], seeds: Sequence[int], tau: float, gate: float, margins: Sequence[float]
+) -> Search:
+    """A search that is only begun if the prompt is memorized by the gate.
+
+    `inner` makes it; its first question is answered from the samples that screening took.
+    """
+    seeds = check_seeds(seeds)
+    # Where nothing can be clear early, one question with all seeds fills the batches better.
+    first = 2 if margins else len(seeds)
+    found = yield from screening(seeds, gate, margins, first)
+    if found.path[-1] <= gate:
+        return not_memorized(found.scores, tau)
+    outcome: Outcome = yield from inner()
+    return outcome
+
+
+def score_paths(
+    engine: Engine,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    advance: Callable[[int], None] = lambda _count: None,
+) -> tuple[list[tuple[float, ...]], list[float]]:
+    """Of each prompt, the score after 2, 3, ... seeds, and the mean noise norm over all seeds."""
+    engine.take_norms(seeds)
+    paths: list[tuple[float, ...]] = []
+    norms: list[float] = []
+    for _, screened, norm in _screened(engine, prompts, seeds, None, (), advance):
+        paths.append(screened.path)
+        norms.append(norm)
+    return paths, norms
+
+
+def detect(
+    engine: Engine,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    gate: float,
+    margins: Sequence[float] = (),
+    *,
+    early: bool = True,
+    advance: Callable[[int], None] = lambda _count: None,
+) -> list[Detection]:
+    """Score every prompt, in constant memory whatever their number.
+
+    gate, margins: as `screening` takes them. early: False uses all seeds for every prompt, which
+    makes the scores comparable with each other.
+
+    Raises CheckpointError if the denoiser gives NaN.
+    """
+    engine.take_norms(seeds)
+    stop = gate if early else None
+    return [
+        Detection(
+            index=index,
+            score=screened.path[-1],
+            noise_norm=norm,
+            seeds=len(screened.scores),
+            memorized=screened.path[-1] > gate,
+        )
+        for index, screened, norm in _screened(engine, prompts, seeds, stop, margins, advance)
+    ]
+
+
+def _screened(
+    engine: Engine,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    gate: float | None,
+    margins: Sequence[float],
+    advance: Callable[[int], None],
+) -> Generator[tuple[int, Screened, float], None, None]:
+    for start in range(0, len(prompts), _CHUNK):
+        encoded = engine.prompts(prompts[start : start + _CHUNK])
+        jobs = [(prompt, screening(seeds, gate, margins)) for prompt in encoded]
+        found = engine.run(jobs, on_finished=lambda _index, _found: advance(1))
+        for offset, (prompt, screened) in enumerate(zip(encoded, found, strict=True)):
+            norm = statistics.fmean(prompt.norms[seed] for seed in screened.scores)
+            yield start + offset, screened, norm

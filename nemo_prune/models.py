@@ -1,0 +1,100 @@
+"""A model as the user names it, a file or a diffusers folder: the one place that tells them apart.
+
+What is said here of hashes and outputs, `surgery` and `folder_surgery` say in full. No torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nemo_prune.errors import OptionError
+from nemo_prune.families import Checkpoint, recognize
+from nemo_prune.folder_surgery import (
+    check_folder_output,
+    folder_sha256,
+    folder_zeros,
+    zero_neurons_in_folder,
+)
+from nemo_prune.folders import Folder, recognize_folder
+from nemo_prune.manifest import Neuron
+from nemo_prune.placing import check_output
+from nemo_prune.surgery import Written, file_sha256, zero_neurons
+from nemo_prune.undo import check_undo
+from nemo_prune.zeros import Zeros, read_zeros
+
+
+def open_model(path: Path) -> Checkpoint:
+    """What the file or folder at `path` holds; CheckpointError as the two recognizers raise it."""
+    return recognize_folder(path) if path.is_dir() else recognize(path)
+
+
+def model_sha256(checkpoint: Checkpoint) -> str:
+    """The whole file's SHA-256, or `folder_sha256`."""
+    return folder_sha256(checkpoint) if isinstance(checkpoint, Folder) else file_sha256(checkpoint.path)
+
+
+def model_zeros(checkpoint: Checkpoint) -> dict[str, Zeros]:
+    """The rows, by layer, that are zero already: `read_zeros` or `folder_zeros`."""
+    return folder_zeros(checkpoint) if isinstance(checkpoint, Folder) else read_zeros(checkpoint)
+
+
+def check_model_output(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    undo: Path | None = None,
+    link: bool = False,
+    drop_pickles: bool = False,
+) -> None:
+    """Raise OutputError if the pruned model could not be written to `out`; cheap, writes nothing.
+
+    Raises OptionError for an option that does not go with a file or with a folder.
+    """
+    if isinstance(checkpoint, Folder):
+        if undo is not None:
+            raise OptionError(
+                f"--undo: goes with a single file, and {checkpoint.path} is a folder; keep the folder"
+            )
+        check_folder_output(checkpoint, out, drop_pickles=drop_pickles)
+        return
+    for name, given in (("--link", link), ("--drop-pickles", drop_pickles)):
+        if given:
+            raise OptionError(f"{name}: goes with a diffusers folder, and {checkpoint.path} is a file")
+    check_output(checkpoint.path, out, overwrite)
+    if undo is not None:
+        check_undo(undo, out)
+
+
+def write_model(
+    checkpoint: Checkpoint,
+    neurons: Sequence[Neuron],
+    out: Path,
+    provenance: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+    undo: Path | None = None,
+    source_sha256: str | None = None,
+    link: bool = False,
+    drop_pickles: bool = False,
+) -> Written:
+    """Write the model, a file to a file, a folder to a folder, with `neurons` zeroed.
+
+    Raises what `check_model_output` raises, ManifestError for neurons that the model does not
+    have, CheckpointError if the source cannot be read; then nothing is left behind.
+    """
+    check_model_output(
+        checkpoint, out, overwrite=overwrite, undo=undo, link=link, drop_pickles=drop_pickles
+    )
+    if isinstance(checkpoint, Folder):
+        return zero_neurons_in_folder(
+            checkpoint, neurons, out, provenance, link=link, drop_pickles=drop_pickles
+        )
+    return zero_neurons(
+        checkpoint,
+        neurons,
+        out,
+        provenance,
+        overwrite=overwrite,
+        undo=undo,
+        source_sha256=source_sha256,
+    )

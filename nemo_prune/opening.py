@@ -1,0 +1,110 @@
+"""What a run of the model may be told, and opening a model as told."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, Protocol
+
+from nemo_prune.engine import Criterion, Engine
+from nemo_prune.errors import OptionError
+from nemo_prune.families import Checkpoint
+from nemo_prune.gate import DEFAULT_FPR
+from nemo_prune.loading import ddim_timestep, load_model, pick_device, pick_dtype
+from nemo_prune.prompts import read_prompts
+
+
+class Progress(Protocol):
+    """What a long job tells its caller about where it is."""
+
+    def stage(self, name: str, total: int, unit: str) -> None: ...
+    def advance(self, count: int = 1) -> None: ...
+    def detail(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run may be told; the defaults are the paper's, but for the criterion and the gate.
+
+    tau: memorization threshold of a seed, and what a suppressed prompt must stay below; None:
+        from the calibration, else the published 0.428 where it applies.
+    gate: a prompt above it is memorized; None: what ordinary prompts exceed at the rate `fpr`.
+    calibration: a file of `nemo-prune calibrate`; `force` uses it though made for another model.
+    cache: keep statistics and scores of ordinary prompts between runs.
+    prediction_type, text_encoder, config: what the model does not say of itself, or lacks.
+    steps, timestep: scores are taken at `timestep`, or at the second of `steps` DDIM steps.
+
+    Raises OptionError for a gate below tau, or fewer than 2 seeds.
+    """
+
+    seeds: int = 10
+    seed: int = 0
+    tau: float | None = None
+    gate: float | None = None
+    fpr: float = DEFAULT_FPR
+    calibration: Path | None = None
+    cache: bool = True
+    force: bool = False
+    steps: int = 50
+    timestep: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    layers: str = "down+mid"
+    criterion: Criterion = "cross-seed"
+    search: Literal["fast", "literal"] = "fast"
+    batch_size: int | None = None
+    rounds: int = 3
+    config: Path | None = None
+    prediction_type: Literal["epsilon", "v"] | None = None
+    text_encoder: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2:
+            raise OptionError("--seeds: the score compares seeds, so it needs at least 2")
+        if not 0 < self.fpr < 1:
+            raise OptionError(f"--fpr {self.fpr}: is a rate between 0 and 1, such as 0.01")
+        if self.tau is not None:
+            self.check_gate(self.tau)
+
+    def check_gate(self, tau: float) -> None:
+        """Raise OptionError for a gate below tau: no seed of such a prompt need be memorized."""
+        if self.gate is not None and self.gate < tau:
+            raise OptionError(
+                f"--gate {self.gate}: lies below tau ({tau}), which no memorized seed does; "
+                f"raise it, or lower --tau too"
+            )
+
+
+def open_engine(checkpoint: Checkpoint, options: Options) -> Engine:
+    """Load the model as the options say.
+
+    Raises OptionError for a device or timestep that does not exist, CheckpointError.
+    """
+    device = pick_device(options.device)
+    dtype = pick_dtype(device, options.precision)
+    model = load_model(
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        config=options.config,
+        prediction_type=options.prediction_type,
+        text_encoder=options.text_encoder,
+    )
+    timestep = options.timestep
+    if timestep is None:
+        timestep = ddim_timestep(model.scheduler_config, options.steps)
+    trained = len(model.alphas_cumprod)
+    if not 0 <= timestep < trained:
+        raise OptionError(f"--timestep {timestep}: the model knows 0 to {trained - 1}")
+    return Engine(
+        model,
+        timestep=timestep,
+        seed=options.seed,
+        criterion=options.criterion,
+        batch_size=options.batch_size,
+    )
+
+
+def bundled_captions() -> tuple[str, ...]:
+    """The 2,000 ordinary captions that come with the package, varied from the first on."""
+    return read_prompts(Path(str(files("nemo_prune") / "data" / "ordinary.txt"))).texts

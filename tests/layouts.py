@@ -1,0 +1,80 @@
+"""One tiny random model in every layout and dtype that checkpoints come in."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import config_folder, ldm, tiny_tensors
+from torch import Tensor
+
+from nemo_prune import hub
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+SIDE = 16  # of the latents
+SMALL = {"nemo_prune.config": json.dumps({"unet": {"sample_size": SIDE}})}
+
+
+def exact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors rounded to numbers that each of `DTYPES` holds exactly."""
+
+    def rounded(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.to(torch.float8_e5m2).to(torch.float8_e4m3fn).to(torch.float8_e5m2).float()
+
+    return {name: rounded(tensor) for name, tensor in tensors.items()}
+
+
+def single_file(path: Path, family: str = "sd1", dtype: str = "F32", **options: Any) -> Path:
+    """The model as an LDM single file; `options` are those of `tiny_tensors`."""
+    tensors = {
+        name: t.to(DTYPES[dtype]) if t.is_floating_point() else t
+        for name, t in exact(tiny_tensors(family, **options)).items()
+    }
+    ldm.save_tensors(path, tensors, SMALL)
+    return path
+
+
+def pipeline_of(path: Path, family: str, in_channels: int = 4) -> Any:
+    """What diffusers makes of a single file when it is handed the true configs."""
+    described = path.with_suffix(".config")
+    if not described.exists():
+        config_folder(described, family, in_channels)
+        unet = described / "unet" / "config.json"
+        unet.write_text(json.dumps(json.loads(unet.read_text()) | {"sample_size": SIDE}))
+    kind = hub.StableDiffusionXLPipeline if family == "sdxl" else hub.StableDiffusionPipeline
+    options = {"add_watermarker": False} if family == "sdxl" else {}
+    return kind.from_single_file(
+        str(path), config=str(described), local_files_only=True, torch_dtype=torch.float32, **options
+    )
+
+
+def folder(root: Path, family: str = "sd1", dtype: str = "F32", shards: bool = False,
+           variant: str | None = None, in_channels: int = 4, ema: bool = False) -> Path:  # fmt: skip
+    """The same model as a folder that diffusers itself saved."""
+    path = single_file(root.with_suffix(".safetensors"), family, in_channels=in_channels)
+    pipeline = pipeline_of(path, family, in_channels).to(DTYPES[dtype])
+    options = {"max_shard_size": "600KB"} if shards else {}
+    pipeline.save_pretrained(root, variant=variant, **options)
+    if ema:
+        pipeline.unet.save_pretrained(root / "unet_ema")
+    path.unlink()
+    shutil.rmtree(path.with_suffix(".config"))
+    return root
+
+
+def recast(root: Path, dtype: str) -> Path:
+    """Convert a folder's UNet files to a dtype that diffusers itself does not save."""
+    for path in (root / "unet").glob("*.safetensors"):
+        save_file({n: t.to(DTYPES[dtype]) for n, t in load_file(path).items()}, path)
+    return root
