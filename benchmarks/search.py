@@ -100,7 +100,7 @@ def sample_flops(engine: Engine) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         engine.probe(engine.prompts([""])[0], frozenset(), FRESH[:2])
     engine.batch_size = grown
-    return counter.get_total_flops() // 4  # probe takes two samples a seed
+    return int(counter.get_total_flops()) // 4  # probe takes two samples a seed
 
 
 def measure(engines: dict[str, Engine], task: Task, repeats: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Everything here is computed from the exported file; nothing is typed in.
 """
 
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -38,6 +39,7 @@ def write_evidence(out: Path) -> None:
     """Write `MODEL_CARD.md`, `evidence.json` and the sheets into the demo checkpoint's folder."""
     checkpoint = out / "demo.safetensors"
     with tempfile.TemporaryDirectory() as scratch, progress(quiet=True) as bar:
+        os.environ["NEMO_PRUNE_CACHE"] = scratch  # nothing of an earlier run
         ordinary = read_prompts(out / "ordinary.txt").texts
         found = {
             (name, criterion): localize(
