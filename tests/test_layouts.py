@@ -461,7 +461,8 @@ def prune(model: Path, out: Path, family: str = "sd1", *options: object) -> dict
     prompts = out.with_suffix(".txt")
     prompts.write_text("a photo of a red fox\n")
     arguments = ["prune", model, "--prompts", prompts, "-o", out, "--json", "--tau", "0",
-                 "--seeds", SEEDS[family], "--device", "cpu", "--layers", LAYERS[family], *options]  # fmt: skip
+                 "--seeds", SEEDS[family], "--device", "cpu",
+                 "--layers", LAYERS[family], *options]  # fmt: skip
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code in (0, 1), result.output
     told: dict[str, Any] = json.loads(result.stdout)
