@@ -22,6 +22,8 @@ from nemo_prune.models import open_model
 CPU = torch.device("cpu")
 FAMILIES = ("sd1", "sd2", "sdxl")
 PROMPTS = ["a photo of a cat", "Hello! 12 dogs", ""]
+# So many that a threshold of 0 makes the prompt of each random model memorized.
+SEEDS = {"sd1": 2, "sd2": 2, "sdxl": 6}
 # One layer of few neurons, so that the search is short.
 LAYERS = {"sd1": "down_blocks.0.attentions.0*", "sd2": "down_blocks.0.attentions.0*",
           "sdxl": "down_blocks.1.attentions.0.transformer_blocks.0*"}  # fmt: skip
@@ -109,7 +111,8 @@ def test_a_folder_draws_what_diffusers_draws(family: str, folders: dict[str, Pat
         return pipeline("a cat", height=64, width=64, num_inference_steps=2, generator=generator,
                         output_type="np").images  # fmt: skip
 
-    assert (draw(ours) == draw(theirs)).all()
+    # How the weights lie in memory rounds SDXL's pooled text otherwise, in the last digit.
+    assert abs(draw(ours) - draw(theirs)).max() <= (1e-4 if family == "sdxl" else 0)
 
 
 def test_shards_load_as_diffusers_loads_them(place: Path, folders: dict[str, Path]) -> None:
@@ -457,8 +460,9 @@ def test_a_thinner_unet_is_inferred_from_its_shapes(place: Path, kind: str) -> N
 def prune(model: Path, out: Path, family: str = "sd1", *options: object) -> dict[str, Any]:
     prompts = out.with_suffix(".txt")
     prompts.write_text("a photo of a red fox\n")
-    arguments = ["prune", model, "--prompts", prompts, "-o", out, "--json", "--tau", "0.9",
-                 "--seeds", "2", "--device", "cpu", "--layers", LAYERS[family], *options]  # fmt: skip
+    arguments = ["prune", model, "--prompts", prompts, "-o", out, "--json", "--tau", "0",
+                 "--seeds", SEEDS[family], "--device", "cpu",
+                 "--layers", LAYERS[family], *options]  # fmt: skip
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code in (0, 1), result.output
     told: dict[str, Any] = json.loads(result.stdout)
@@ -527,6 +531,7 @@ def test_other_families_give_the_same_neurons_in_file_and_folder(
 ) -> None:
     out = place / f"{family}-clean-folder"
     told = prune(folders[family], out, family)
+    assert told["neurons"], "a test that finds nothing tests nothing"
     assert told["neurons"] == expected[family]["neurons"]
     assert told["prompts"] == expected[family]["prompts"]
     theirs = load(place / f"{family}-clean.safetensors")
