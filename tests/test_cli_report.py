@@ -115,7 +115,8 @@ def test_the_command_in_the_report_gives_the_same_report(folder: Path, verified:
 
 def test_prune_reports_on_what_it_wrote(folder: Path, tmp_path: Path) -> None:
     out, report, manifest = (tmp_path / name for name in ("o.safetensors", "r.json", "m.json"))
-    result = run(folder / "model.safetensors", "--prompts", folder / "prompts.txt", "--tau", "0",
+    result = run(folder / "model.safetensors", "--prompts", folder / "prompts.txt",
+                 "--tau", "0", "--gate", "0",
                  "-o", out, "--ordinary", folder / "ordinary.txt", *QUICK[:4], *SEARCH,
                  "--calibration-prompts", folder / "calibration.txt", "--images", "0", "--rounds", "1",
                  "--report", report, "--manifest", manifest, "--json", "--show-prompts")  # fmt: skip
@@ -139,7 +140,9 @@ def test_prune_reports_on_what_it_wrote(folder: Path, tmp_path: Path) -> None:
 
 def test_too_much_drift_stops_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.safetensors"
-    common = [folder / "model.safetensors", "--prompts", folder / "prompts.txt", "--tau", "0", "-o", out,
+    common = [folder / "model.safetensors", "--prompts", folder / "prompts.txt",
+              "--tau", "0", "--gate", "0",
+              "-o", out,
               "--ordinary", folder / "ordinary.txt", *QUICK[:4], *SEARCH, "--rounds", "0",
               "--calibration-prompts", folder / "calibration.txt"]  # fmt: skip
     result = run(
