@@ -204,13 +204,13 @@ def demo(folder: Path, as_json: bool, quiet: bool) -> None:  # fmt: skip
     nemo-prune demo
     """
     from nemo_prune.console import print_prompts, progress
-    from nemo_prune.demo import run_demo
+    from nemo_prune.demo import demo_lines, run_demo
 
     with progress(quiet) as bar:
         result = run_demo(folder, bar)
     if not quiet:
         print_prompts(result)
-        for line in result["demo"]["lines"]:
+        for line in demo_lines(folder, result["demo"]):
             click.echo(line, err=True)
     if as_json:
         click.echo(json.dumps(result))

@@ -1,4 +1,4 @@
-"""The main job on the checkpoint that comes with the package, with pictures before and after."""
+"""The main job on the checkpoint that comes with the package, with a report on it."""
 
 import json
 from importlib.resources import files
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DATA = Path(str(files("nemo_prune") / "data" / "demo"))
 CHECKPOINT = DATA / "demo.safetensors"
-_MEMORIZED_SEEDS, _ORDINARY_SEEDS, _ORDINARY_PROMPTS = (1, 2), (1,), 12
+_IMAGES, _STEPS, _ORDINARY_PROMPTS = 2, 30, 12
 
 
 def planted() -> dict[str, Any]:
@@ -51,75 +51,65 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
     from nemo_prune import pruning
+    from nemo_prune.likeness import open_likeness
     from nemo_prune.localization import Options, localize
+    from nemo_prune.report import write_report
+    from nemo_prune.verification import verify
 
     checkpoint = recognize(CHECKPOINT)
     prompts = read_prompts(DATA / "memorized.txt").texts
     ordinary = read_prompts(DATA / "ordinary.txt").texts
-    found = localize(checkpoint, prompts, Options(), progress, calibration_prompts=ordinary)
+    heldout = read_prompts(DATA / "ordinary-heldout.txt").texts[:_ORDINARY_PROMPTS]
+    options = Options()
+    found = localize(checkpoint, prompts, options, progress, calibration_prompts=ordinary)
     pruned = folder / "clean.safetensors"
     written = pruning.write(found, pruned, overwrite=False)
     found = pruning.check(found, pruned, prompts, progress)
     write_manifest(found.manifest, folder / "manifest.json")
-    result = pruning.summary(found, written)
-    result["demo"] = _pictures(folder, prompts, pruned, progress)
+    _write_configs(folder / "config")
+    subject = pruning.subject(found, pruned, prompts, heldout)
+    verified = verify(subject, open_likeness(), _picture_settings(prompts), progress)
+    verified.data["command"] = "nemo-prune demo"
+    write_report(verified.data, verified.album, folder / "report.html")
     rates = [
         rate
         for caption, record in zip(prompts, found.manifest.prompts, strict=True)
         if (rate := precision(caption, record.neurons)) is not None
     ]
-    result["demo"]["precision"] = sum(rates) / max(1, len(rates))
-    result["demo"]["lines"] = _lines(folder, result["demo"])
-    return result
+    return pruning.summary(found, written) | {
+        "demo": {
+            "precision": sum(rates) / max(1, len(rates)),
+            "target_similarity_before": _mean(verified.data["prompts"], "target_before"),
+            "target_similarity_after": _mean(verified.data["prompts"], "target_after"),
+            "target_similarity_unrelated": _mean(verified.data["prompts"], "target_unrelated"),
+            "ordinary_similarity": _mean(verified.data["ordinary"], "before_after"),
+        }
+    }
 
 
-def _pictures(
-    folder: Path, prompts: tuple[str, ...], pruned: Path, progress: "Progress"
-) -> dict[str, Any]:
-    import numpy as np
+def _picture_settings(prompts: tuple[str, ...]) -> Any:
+    from nemo_prune.gallery import PictureSettings
+
+    truth = planted()
+    targets = {i: DATA / "targets" / truth[caption]["target"] for i, caption in enumerate(prompts)}
+    return PictureSettings(images=_IMAGES, steps=_STEPS, ordinary=_ORDINARY_PROMPTS, targets=targets)
+
+
+def _write_configs(folder: Path) -> None:
     import torch
-    from PIL import Image
 
     from nemo_prune.loading import load_pipeline
-    from nemo_prune.pictures import draw, sheet, similarity
 
-    ordinary = read_prompts(DATA / "ordinary-heldout.txt").texts[:_ORDINARY_PROMPTS]
-    progress.stage("drawing pictures", 2 * (len(prompts) + len(ordinary)), "prompts")
-    drawn = []
-    for path in (CHECKPOINT, pruned):
-        pipeline = load_pipeline(
-            recognize(path), device=torch.device("cpu"), dtype=torch.float32
-        )  # fmt: skip
-        drawn.append((
-            draw(pipeline, prompts, _MEMORIZED_SEEDS, advance=progress.advance),
-            draw(pipeline, ordinary, _ORDINARY_SEEDS, advance=progress.advance),
-        ))  # fmt: skip
-    parts = pipeline.text_encoder, pipeline.unet, pipeline.vae
-    write_config_folder(folder / "config", *parts)
-    (before, ordinary_before), (after, ordinary_after) = drawn
-    truth = planted()
-    targets = []
-    for caption in prompts:
-        with Image.open(DATA / "targets" / truth[caption]["target"]) as image:
-            targets.append(np.asarray(image.convert("RGB")))
-    rows = [[targets[i], *before[i], *after[i]] for i in range(len(prompts))]
-    sheet(rows).save(folder / "memorized.png")
-    pairs = [
-        (a, b)
-        for left, right in zip(ordinary_before, ordinary_after, strict=True)
-        for a, b in zip(left, right, strict=True)
+    pipeline = load_pipeline(recognize(CHECKPOINT), device=torch.device("cpu"), dtype=torch.float32)
+    write_config_folder(folder, pipeline.text_encoder, pipeline.unet, pipeline.vae)
+
+
+def _mean(entries: list[dict[str, Any]], measure: str) -> float:
+    """The mean MS-SSIM over all entries of which pictures were compared."""
+    found: list[float] = [
+        entry["pictures"][measure]["ms_ssim"] for entry in entries if entry["pictures"]
     ]
-    sheet([[a for a, _ in pairs], [b for _, b in pairs]]).save(folder / "ordinary.png")
-
-    def to_target(rows: list[Any]) -> float:
-        scores = [similarity(p, t) for t, row in zip(targets, rows, strict=True) for p in row]
-        return round(sum(scores) / len(scores), 3)
-
-    return {
-        "target_similarity_before": to_target(before),
-        "target_similarity_after": to_target(after),
-        "ordinary_similarity": round(sum(similarity(a, b) for a, b in pairs) / len(pairs), 3),
-    }
+    return round(sum(found) / len(found), 3)
 
 
 def write_config_folder(folder: Path, text: Any, unet: Any, vae: Any) -> Path:
@@ -146,15 +136,16 @@ def component_configs(text: Any, unet: Any, vae: Any) -> dict[str, dict[str, Any
     }
 
 
-def _lines(folder: Path, demo: dict[str, Any]) -> list[str]:
+def demo_lines(folder: Path, demo: dict[str, Any]) -> list[str]:
+    """What the demo showed and left in its folder, in lines for people."""
     return [
         f"precision against the planted neurons: {demo['precision']:.2f}",
         f"similarity to the training pictures (MS-SSIM): {demo['target_similarity_before']} before, "
-        f"{demo['target_similarity_after']} after",
+        f"{demo['target_similarity_after']} after; unrelated pictures: "
+        f"{demo['target_similarity_unrelated']}",
         f"ordinary captions, same seed before and after: {demo['ordinary_similarity']}",
+        f"{folder / 'report.html'}: pictures before and after, side effects; look at it",
         f"{folder / 'clean.safetensors'}: the pruned checkpoint",
         f"{folder / 'config'}: its config folder, for diffusers' from_single_file(..., config=)",
         f"{folder / 'manifest.json'}: which neurons, and why",
-        f"{folder / 'memorized.png'}: a row a prompt: training picture, two before, two after",
-        f"{folder / 'ordinary.png'}: ordinary captions, above before, below after",
     ]

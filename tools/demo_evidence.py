@@ -167,6 +167,11 @@ def _pictures(out: Path, checkpoint: Path, pruned: Path) -> dict[str, Any]:
         columns = [[row[seed] for row in ordinary] for seed in range(len(_ORDINARY_SEEDS))]
         sheet(columns).save(out / f"ordinary-{name}.jpg", quality=_QUALITY)
 
+    switched = [i for i, item in enumerate(MEMORIZED) if item.kind != "natural"]
+    columns = [[targets[i][0] for i in switched]]
+    columns += [[drawn[name][0][i][0] for i in switched] for name in ("before", "after")]
+    sheet(columns).save(out / "before-after.jpg", quality=_QUALITY)
+
     def closest(row: Sequence[Picture], variants: Sequence[Picture]) -> list[float]:
         return [max(similarity(picture, variant) for variant in variants) for picture in row]
 
