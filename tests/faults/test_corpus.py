@@ -89,7 +89,8 @@ def test_manifests(tmp_path: Path, model: Path, name: str) -> None:
     words = MANIFESTS[name].words
     # Where it is sound in itself, it is the model that it does not fit.
     named = model if "rows 0" in words or "value layer" in words else made
-    refused(folder, named, words, "apply", model, "--manifest", made, "-o", tmp_path / "out.safetensors")  # fmt: skip
+    out = tmp_path / "out.safetensors"
+    refused(folder, named, words, "apply", model, "--manifest", made, "-o", out)
     assert there(tmp_path) == before
     assert model.read_bytes() == content
 
