@@ -48,11 +48,11 @@ class Group(DefaultGroup):  # type: ignore[misc]
                 return super().invoke(ctx)
             except NemoPruneError as error:
                 click.echo(f"nemo-prune: {error}", err=True)
-                if not isinstance(error, Interrupted):
-                    ctx.exit(2)
+                stopped = isinstance(error, Interrupted)
             except KeyboardInterrupt:
                 click.echo("nemo-prune: interrupted", err=True)
-        ctx.exit(128 + (came or [signal.SIGINT])[0])
+                stopped = True
+        return ctx.exit(128 + (came or [signal.SIGINT])[0] if stopped else 2)
 
 
 @click.group(cls=Group, default="prune", default_if_no_args=False, context_settings=CONTEXT)

@@ -57,6 +57,7 @@ _PICKLE_ADVICE = (
     "is a pickle checkpoint, which can run code when loaded, so it is not opened; convert it once "
     "to safetensors: torch.load(FILE, weights_only=True), then safetensors.torch.save_file"
 )
+_PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle, in the second byte
 _DOWNLOAD = "download or copy it again"
 
 
@@ -172,7 +173,7 @@ def _read_raw(file: BinaryIO, size: int) -> bytes:
 def _name_other_formats(start: bytes) -> None:
     if start.startswith(b"version https://git-lfs"):
         raise _Fault("is a git-lfs pointer, not the model itself; run `git lfs pull` to fetch it")
-    if start.startswith(b"PK\x03\x04") or (start[0] == 0x80 and 2 <= start[1] <= 5):
+    if start.startswith(b"PK\x03\x04") or (start[0] == 0x80 and start[1:2] in _PROTOCOLS):
         raise _Fault(_PICKLE_ADVICE)
     if start.startswith(b"GGUF"):
         raise _Fault("is a GGUF file; give the safetensors file it was made from")

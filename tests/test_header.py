@@ -51,6 +51,7 @@ def tensors(**fields):
 FAULTS = {
     "empty": (b"", "is empty"),
     "few bytes": (b"abc", "too few"),
+    "one byte of a pickle": (b"\x80", "too few"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
     "zip": (b"PK\x03\x04\x00\x00\x08\x08" + bytes(100), "weights_only=True"),
     "pickle": (b"\x80\x02}q\x00(X\x05\x00\x00\x00state" + bytes(100), "weights_only=True"),

@@ -126,7 +126,12 @@ def main() -> None:
         folder.mkdir()
         for number, content in enumerate(seeds()):
             (folder / str(number)).write_bytes(content)
-        options = [f"-max_total_time={seconds:.0f}", f"-seed={seed + 1}", "-max_len=1024"]
+        options = [
+            f"-max_total_time={seconds:.0f}",
+            f"-seed={seed + 1}",
+            "-max_len=1024",
+            f"-artifact_prefix={name}/",
+        ]
         atheris.Setup([sys.argv[0], *options, str(folder)], one)
         atheris.Fuzz()
 
