@@ -3,8 +3,8 @@
 What is said here of hashes and outputs, `surgery` and `folder_surgery` say in full. No torch.
 """
 
-from collections.abc import Mapping, Sequence
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemo_prune.errors import OptionError
