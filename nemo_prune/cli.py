@@ -1,9 +1,13 @@
 """The command line: parse, call the library, print. Nothing here knows how anything is done.
 
 Exit codes: 0 all suppressed or not memorized; 1 something is still memorized (check: is memorized,
-diff: the files differ); 2 bad usage or input; 130 interrupted.
+diff: the files differ); 2 bad usage or input; 130 interrupted;
+143 terminated.
 """
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -15,18 +19,40 @@ from nemo_prune.errors import Interrupted, NemoPruneError
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+@contextmanager
+def _termination() -> Iterator[list[int]]:
+    """SIGTERM ends a run as Ctrl-C does: what was half written is removed. Yields what came."""
+    came: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, which alone hears of signals
+        yield came
+        return
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Group(DefaultGroup):  # type: ignore[misc]
     """Where every error of the library becomes one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except NemoPruneError as error:
-            click.echo(f"nemo-prune: {error}", err=True)
-            ctx.exit(130 if isinstance(error, Interrupted) else 2)
-        except KeyboardInterrupt:
-            click.echo("nemo-prune: interrupted, nothing was written", err=True)
-            ctx.exit(130)
+        with _termination() as came:
+            try:
+                return super().invoke(ctx)
+            except NemoPruneError as error:
+                click.echo(f"nemo-prune: {error}", err=True)
+                stopped = isinstance(error, Interrupted)
+            except KeyboardInterrupt:
+                click.echo("nemo-prune: interrupted", err=True)
+                stopped = True
+        return ctx.exit(128 + (came or [signal.SIGINT])[0] if stopped else 2)
 
 
 @click.group(cls=Group, default="prune", default_if_no_args=False, context_settings=CONTEXT)

@@ -24,6 +24,17 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt")
 _TEXT_HEAD = 64
 # The side of SD2's latents where it predicts v (768 px pictures); the bundled 64 is for epsilon.
 _SD2_V_SAMPLE_SIZE = 96
+# Below the score's window, or above what any such model draws and memory holds.
+_SIDES = range(11, 1025)
+# What loaders elsewhere take as leave to run code that comes with a config.
+_CODE = ("auto_map", "trust_remote_code", "custom_pipeline")
+_CLASSES = {
+    "unet": r"UNet2DConditionModel",
+    "vae": r"AutoencoderKL",
+    "text_encoder": r"CLIPTextModel(WithProjection)?",
+    "text_encoder_2": r"CLIPTextModel(WithProjection)?",
+    "scheduler": r"\w+Scheduler",
+}
 
 
 def data_folder(*parts: str) -> Path:
@@ -40,36 +51,55 @@ def config_file(component: str) -> str:
 def read_config(folder: Path, component: str) -> Config:
     """A component's config out of a diffusers folder.
 
-    Raises OptionError if the file is missing or holds no JSON object.
+    Raises OptionError if the file is missing, holds no JSON object, or names code to run.
     """
     path = folder / config_file(component)
+    if path.exists() and not path.is_file():
+        raise OptionError(f"{path}: is not a regular file")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise OptionError(f"{folder}: no {config_file(component)} in this config folder") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(config, dict):
         raise OptionError(f"{path}: holds no JSON object")
+    if key := foreign_code(component, config):
+        raise OptionError(f"{path}: its {key} names code that is not this tool's to run; remove it")
     return config
+
+
+def foreign_code(component: str, config: Config) -> str | None:
+    """The key of a config by which it names code, or a class that is not the component's."""
+    if key := next((key for key in _CODE if key in config), None):
+        return key
+    name = config.get("_class_name", None)
+    known = _CLASSES.get(component, "")
+    return None if name is None or re.fullmatch(known, str(name)) else "_class_name"
 
 
 def metadata_overrides(metadata: Mapping[str, str], path: Path) -> dict[str, Config]:
     """The file's own word on its architecture: `{component: {key: value}}`, {} if it has none.
 
-    Raises CheckpointError if the metadata entry is not a JSON object of objects.
+    Raises CheckpointError if the metadata entry is not a JSON object of objects, or names code.
     """
     if METADATA_KEY not in metadata:
         return {}
     try:
         found = json.loads(metadata[METADATA_KEY])
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
         raise CheckpointError(
             f"{path}: its metadata entry {METADATA_KEY} is not a JSON object of configs; "
             "give the right configs with --config DIR"
         )
+    for component, config in found.items():
+        if key := foreign_code(component, config):
+            raise CheckpointError(
+                f"{path}: its metadata entry {METADATA_KEY} has a {key} that names code, which is not "
+                "this tool's to run; remove it"
+            )
     return found
 
 
@@ -194,6 +224,7 @@ class Configs:
         """
         if folder is not None and not folder.is_dir():
             raise OptionError(f"{folder}: --config names no diffusers config folder")
+        self.path = path
         self.folder = folder
         self.own = own or {}
         self.bundled = data_folder("configs", family)
@@ -246,7 +277,7 @@ class Configs:
         return config
 
     def sample_size(self, family: str, unet: Config, prediction_type: str) -> int:
-        """The latents' side that the UNet was trained at."""
+        """The latents' side that the UNet was trained at; OptionError if no score could be taken."""
         if not isinstance(unet["sample_size"], int):
             # Left open, or a pair.
             unet = read_config(self.bundled, "unet")
@@ -255,7 +286,13 @@ class Configs:
         )
         if family == "sd2" and prediction_type == "v_prediction" and not told:
             return _SD2_V_SAMPLE_SIZE
-        return int(unet["sample_size"])
+        side = unet["sample_size"]
+        if type(side) is not int or side not in _SIDES:
+            raise OptionError(
+                f"{self.folder or self.path}: its config has the sample_size {str(side)[:40]} where "
+                f"{_SIDES[0]} to {_SIDES[-1]} is due"
+            )
+        return side
 
     def tokenizer(self, name: str) -> Config:
         """Settings of `tokenizer` or `tokenizer_2`; only the padding token differs by family."""

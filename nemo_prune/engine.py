@@ -5,10 +5,12 @@ mask per sample on every value layer they touch. Every pair (neurons off, seed) 
 sample: no guidance, one timestep, the starting noise x_T itself as input (the paper's setting).
 """
 
+import copy
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -67,6 +69,8 @@ class Engine:
         criterion: what a pruned difference is compared with: the unpruned one of the same seed
             (the paper), or those of all other seeds.
         batch_size: samples a batch, or None to grow to what the device holds.
+
+    `note` is told, in one line, what a person should know of; a warning unless it is set.
     """
 
     def __init__(
@@ -88,6 +92,8 @@ class Engine:
         self.batch_size = batch_size or min(8, self._limit)
         self._noise: dict[int, Tensor] = {}
         self._unconditional: dict[int, Tensor] = {}
+        self.note: Callable[[str], None] = _warn
+        self._exact: LoadedModel | None = None
 
     # ---------------------------------------------------------------------------------- prompts
 
@@ -274,14 +280,45 @@ class Engine:
                 self.batch_size = min(2 * self.batch_size, self._limit)
         return found
 
-    @torch.inference_mode()
     def _batch(self, batch: Sequence[_Sample]) -> list[Tensor]:
-        model = self.model
+        differences = self._evaluate(self.model, batch)
+        if not bool(differences.isfinite().all()) and self.model.dtype != torch.float32:
+            differences = self._evaluate(self._in_fp32(), batch)
+        if not bool(differences.isfinite().all()):
+            raise CheckpointError(
+                "the denoiser gave NaN or infinity in fp32 too, which says nothing about "
+                "memorization; check the model's weights, or download it again"
+            )
+        return list(differences)
+
+    def _in_fp32(self) -> LoadedModel:
+        """The model with an fp32 copy of its UNet, made when the first batch overflows, then kept."""
+        if self._exact is None:
+            self.note(
+                f"{str(self.model.dtype).removeprefix('torch.')} overflowed: such batches are "
+                "evaluated again in fp32; --precision fp32 does so from the start"
+            )
+            unet = copy.deepcopy(self.model.unet).float()
+            blank = self.model.blank
+            self._exact = replace(
+                self.model,
+                unet=unet,
+                value_layers={name: unet.get_submodule(name) for name in self.model.value_layers},
+                dtype=torch.float32,
+                blank=None if blank is None else blank.float(),
+            )
+        return self._exact
+
+    @torch.inference_mode()
+    def _evaluate(self, model: LoadedModel, batch: Sequence[_Sample]) -> Tensor:
+        """The noise differences of one batch, float32 `[n, c, h, w]`; may hold NaN or infinity."""
         latents = torch.stack([self.noise(sample.seed) for sample in batch])
         latents = latents.to(model.device, model.dtype)
-        text = torch.stack([sample.prompt.text for sample in batch])
-        pooled = [sample.prompt.pooled for sample in batch if sample.prompt.pooled is not None]
-        masks = self._masks([sample.off for sample in batch])
+        text = torch.stack([sample.prompt.text for sample in batch]).to(model.dtype)
+        pooled = [
+            sample.prompt.pooled.to(model.dtype) for sample in batch if sample.prompt.pooled is not None
+        ]
+        masks = _masks(model, [sample.off for sample in batch])
         with masked(model.value_layers, masks):
             noise = model.predict_noise(
                 latents, self.timestep, text, torch.stack(pooled) if pooled else None
@@ -290,12 +327,7 @@ class Engine:
         differences = noise_difference(noise, latents)
         self.cost.samples += len(batch)
         self.cost.batches += 1
-        if not bool(differences.isfinite().all()):
-            raise CheckpointError(
-                "the denoiser gave NaN or infinity, which says nothing about memorization; "
-                "run again with --precision fp32, or check the model's weights"
-            )
-        return list(differences)
+        return differences
 
     def _keep_norms(self, batch: Sequence[_Sample], noise: Tensor) -> None:
         """Take Wen et al.'s measure from predicted noises `[n, c, h, w]` that are there anyway."""
@@ -313,16 +345,21 @@ class Engine:
             for (_, sample), norm in zip(kept, norms, strict=True):
                 sample.prompt.norms[sample.seed] = norm
 
-    def _masks(self, offs: Sequence[frozenset[Neuron]]) -> dict[str, Tensor]:
-        """Layer name -> [n, 1, rows] of ones and zeros, for the layers that any sample touches."""
-        masks: dict[str, Tensor] = {}
-        for sample, off in enumerate(offs):
-            for neuron in off:
-                if neuron.layer not in masks:
-                    rows = self.model.value_layers[neuron.layer].out_features
-                    masks[neuron.layer] = torch.ones(len(offs), 1, rows, dtype=self.model.dtype)
-                masks[neuron.layer][sample, 0, neuron.row] = 0
-        return {layer: mask.to(self.model.device) for layer, mask in masks.items()}
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _masks(model: LoadedModel, offs: Sequence[frozenset[Neuron]]) -> dict[str, Tensor]:
+    """Layer name -> [n, 1, rows] of ones and zeros, for the layers that any sample touches."""
+    masks: dict[str, Tensor] = {}
+    for sample, off in enumerate(offs):
+        for neuron in off:
+            if neuron.layer not in masks:
+                rows = model.value_layers[neuron.layer].out_features
+                masks[neuron.layer] = torch.ones(len(offs), 1, rows, dtype=model.dtype)
+            masks[neuron.layer][sample, 0, neuron.row] = 0
+    return {layer: mask.to(model.device) for layer, mask in masks.items()}
 
 
 @contextmanager

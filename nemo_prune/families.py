@@ -21,6 +21,8 @@ ZERO_IS_ZERO = frozenset(
 )
 """Dtypes in which zero bytes mean 0.0: not F8_E8M0 (2^-127), not quantized integers (an offset)."""
 
+# Of neurons in a layer, and of channels of its text; the largest known are 1280 and 2048.
+_MOST = 4096
 _NUMBER = r"(0|[1-9]\d{0,3})"
 _END = rf"transformer_blocks\.{_NUMBER}\.attn2\.to_v\.weight"
 _LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
@@ -222,7 +224,7 @@ def _value_layer(header: Header, canonical: str, key: str, prefix: str) -> Value
     for tensor in (*weights, *biases):
         _check_dtype(tensor)
     for weight in weights:
-        if len(weight.shape) != 2 or 0 in weight.shape:
+        if len(weight.shape) != 2 or 0 in weight.shape or max(weight.shape) > _MOST:
             raise _Fault(
                 f"has the value tensor {weight.name} of shape {list(weight.shape)} where [neurons, "
                 f"text channels] is due; save the model unquantized and unpacked"

@@ -6,7 +6,9 @@ maps each tensor's name to its dtype, shape and byte range, and ``__metadata__``
 What is accepted here the safetensors library accepts too. Four things that it lets pass are refused
 on purpose, because rewriting such a file would have to guess: a key that appears twice, a file
 without tensors, a tensor entry with further fields or not written as an object, and a header
-that does not begin with ``{`` (Forge asserts that).
+that does not begin with ``{`` (Forge asserts that). Two more are refused so that no file can take
+seconds or hundreds of megabytes to look at: a header of more than 16 MiB (the library takes 100 MB;
+a whole SDXL checkpoint needs half a megabyte), and one with more than a million commas.
 """
 
 import json
@@ -20,7 +22,8 @@ from typing import BinaryIO
 
 from nemo_prune.errors import CheckpointError
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 16 * 2**20
+_MAX_COMMAS = 1_000_000  # JSON needs one for each further entry, and Python up to 100 bytes
 _MAX_U64 = 2**64 - 1
 
 DTYPE_BITS: Mapping[str, int] = {
@@ -54,6 +57,7 @@ _PICKLE_ADVICE = (
     "is a pickle checkpoint, which can run code when loaded, so it is not opened; convert it once "
     "to safetensors: torch.load(FILE, weights_only=True), then safetensors.torch.save_file"
 )
+_PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle, in the second byte
 _DOWNLOAD = "download or copy it again"
 
 
@@ -161,13 +165,15 @@ def _read_raw(file: BinaryIO, size: int) -> bytes:
         raise _Fault(f"shrank while it was read; {_DOWNLOAD}")
     if not raw.startswith(b"{"):
         raise _Fault(f"has a header that does not begin with {{: {_unsound()}")
+    if (commas := raw.count(b",")) > _MAX_COMMAS:
+        raise _Fault(f"has a header of {commas} entries, far more than a model needs: {_unsound()}")
     return raw
 
 
 def _name_other_formats(start: bytes) -> None:
     if start.startswith(b"version https://git-lfs"):
         raise _Fault("is a git-lfs pointer, not the model itself; run `git lfs pull` to fetch it")
-    if start.startswith(b"PK\x03\x04") or (start[0] == 0x80 and 2 <= start[1] <= 5):
+    if start.startswith(b"PK\x03\x04") or (start[0] == 0x80 and start[1:2] in _PROTOCOLS):
         raise _Fault(_PICKLE_ADVICE)
     if start.startswith(b"GGUF"):
         raise _Fault("is a GGUF file; give the safetensors file it was made from")

@@ -83,6 +83,7 @@ def localize(
     progress.stage("loading the model", 1, "file")
     source_sha256 = model_sha256(checkpoint)
     engine = open_engine(checkpoint, options)
+    engine.note = progress.note
     model = engine.model
     progress.advance()
     if model.family == "sd2" and not any(

@@ -220,10 +220,16 @@ def _manifest(parsed: object) -> Manifest:
     if not _SHA256.fullmatch(source["sha256"]):
         raise _Fault("has a source whose sha256 is not 64 lower-case hexadecimal digits")
     prompts = _typed(parsed, "prompts", list, "the manifest")
+    options = _typed(parsed, "options", dict, "the manifest")
+    try:
+        # Some of them go into metadata, where half a surrogate pair could not be written.
+        json.dumps(options, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise _Fault("has options that are not Unicode, or nest too deeply") from None
     return Manifest(
         version=_typed(parsed, "version", str, "the manifest"),
         source=source,
-        options=_typed(parsed, "options", dict, "the manifest"),
+        options=options,
         prompts=tuple(_prompt(entry, f"prompts[{i}]") for i, entry in enumerate(prompts)),
         neurons=_neurons(_typed(parsed, "neurons", list, "the manifest"), "neurons"),
     )
@@ -255,6 +261,8 @@ def _neurons(entries: list[object], where: str) -> tuple[Neuron, ...]:
         )
         if neuron.row < 0:
             raise _Fault(f"has a negative row in {where}[{i}]")
+        if neuron.row >= 2**63:
+            raise _Fault(f"has a row in {where}[{i}] that no manifest could mean")
         if neuron in found:
             raise _Fault(f"names row {neuron.row} of {neuron.layer!a} twice in {where}")
         found[neuron] = None
@@ -265,7 +273,9 @@ def _score(entry: dict[str, Any], key: str, where: str) -> float | None:
     value = entry[key]
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # An integer may be too large to be a float, which is what `isfinite` needs to say no.
+    sound = type(value) is float or (type(value) is int and abs(value) < 2**53)
+    if not sound or not math.isfinite(value):
         raise _Fault(f"has {key} in {where} that is neither a number nor null")
     return float(value)
 

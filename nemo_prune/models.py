@@ -3,6 +3,7 @@
 What is said here of hashes and outputs, `surgery` and `folder_surgery` say in full. No torch.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from nemo_prune.zeros import Zeros, read_zeros
 
 def open_model(path: Path) -> Checkpoint:
     """What the file or folder at `path` holds; CheckpointError as the two recognizers raise it."""
-    return recognize_folder(path) if path.is_dir() else recognize(path)
+    return recognize_folder(path) if os.path.isdir(path) else recognize(path)  # noqa: PTH112 - unlike Path.is_dir, never raises
 
 
 def model_sha256(checkpoint: Checkpoint) -> str:

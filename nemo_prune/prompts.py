@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from nemo_prune.errors import PromptFileError
 
 COLUMNS = ("caption", "prompt", "text")
 LABELS = ("memorized", "label")
+_MAX_BYTES = 256 * 2**20  # far above any list, far below a model handed in by mistake
 _MEMORIZED = frozenset({"1", "true", "yes", "memorized", "verbatim", "vm", "template", "tm"})
 _ORDINARY = frozenset({"0", "false", "no", "ordinary", "not memorized", "none", "n"})
 
@@ -76,6 +78,13 @@ def read_labels(path: Path, prompts: Sequence[str]) -> tuple[bool, ...] | None:
 
 def _read(path: Path) -> str:
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise PromptFileError(f"{path}: is not a regular file; give a file of prompts")
+        if status.st_size > _MAX_BYTES:
+            raise PromptFileError(
+                f"{path}: {status.st_size} bytes are too many for prompts; give a text file"
+            )
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise PromptFileError(f"{path}: no such file; check the path") from None
@@ -134,5 +143,9 @@ def _from_json_lines(text: str, path: Path) -> list[str]:
             raise PromptFileError(
                 f"{path}: line {number} has no string under {', '.join(COLUMNS)}; mend it"
             )
+        try:
+            entry.encode()
+        except UnicodeEncodeError:
+            raise PromptFileError(f"{path}: line {number} is not Unicode; mend it") from None
         found.append(entry)
     return found

@@ -69,6 +69,7 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     original = found.engine
     before = original.cost.samples
     other = open_engine(open_model(pruned), found.options)
+    other.note = progress.note
     records = list(found.manifest.prompts)
     searched = [record.index for record in records if record.status != NOT_MEMORIZED]
     progress.stage("checking the written file", len(searched), "prompts")

@@ -161,6 +161,7 @@ def verify(
     Raises OutputError unless `target` is `start` and the source's data with `ranges` zeroed.
     """
     header = source.header
+    from_disk(target)
     if target.seek(0, os.SEEK_END) != len(start) + header.size - header.data_start:
         raise _not_as_written(source, out)
     if read_at(target, 0, len(start)) != start:
@@ -254,6 +255,17 @@ def read_at(file: BinaryIO, start: int, end: int) -> bytearray:
     view.release()
     del data[done:]
     return data
+
+
+def from_disk(file: BinaryIO) -> None:
+    """Make what is read of `file` from now on come from the disk, not from memory just written.
+
+    Only a file system that keeps files in memory alone, or an operating system without
+    `posix_fadvise`, goes on as before. Raises OSError if the disk refuses what was written.
+    """
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write_at(file: BinaryIO, data: bytes | bytearray | memoryview, place: int) -> None:

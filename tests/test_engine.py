@@ -101,6 +101,7 @@ class Toy(torch.nn.Module):
         )
         for layer in self.layers:
             torch.nn.init.eye_(layer.weight)
+        self.first, self.second = self.layers
 
     def forward(self, inputs: Tensor, _timestep: int, text: Tensor, **_options: Any) -> Any:
         drive = sum(layer(text) for layer in self.layers).mean(dim=1)
@@ -302,6 +303,63 @@ def test_nan_names_the_way_out(toy: LoadedModel, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(CheckpointError, match="fp32"):
         outcomes(engine(toy))
     assert hooks(toy) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_overflows_is_evaluated_again_in_fp32(
+    toy: LoadedModel, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """Not taken for "not memorized": the outcomes are those of a run in fp32 from the start."""
+    expected = outcomes(engine(toy))
+    true = LoadedModel.predict_noise
+    dtypes: list[torch.dtype] = []
+
+    def overflowing(self: LoadedModel, *args: Any) -> Tensor:
+        noise = true(self, *args).clone()
+        dtypes.append(self.dtype)
+        if self.dtype != torch.float32:
+            noise[-1, 0, 3, 3] = value
+        return noise
+
+    unet = copy.deepcopy(toy.unet).bfloat16()
+    unet.pictures = unet.pictures.bfloat16()
+    unet.float = lambda: copy.deepcopy(toy.unet)
+    half = dataclasses.replace(
+        toy,
+        unet=unet,
+        value_layers={"first": unet.layers[0], "second": unet.layers[1]},
+        dtype=torch.bfloat16,
+    )
+    monkeypatch.setattr(LoadedModel, "predict_noise", overflowing)
+    notes: list[str] = []
+    one = engine(half, batch_size=8)
+    one.note = notes.append
+    found = outcomes(one)
+    assert [outcome.status for outcome in found] == [outcome.status for outcome in expected]
+    assert [outcome.neurons for outcome in found] == [outcome.neurons for outcome in expected]
+    assert dtypes.count(torch.float32) == dtypes.count(torch.bfloat16) > 1
+    (note,) = notes
+    assert "bfloat16 overflowed" in note
+    assert hooks(half) == 0
+    with pytest.warns(RuntimeWarning, match="fp32"):
+        outcomes(engine(half))
+
+
+def test_the_order_of_prompts_does_not_matter(model: LoadedModel) -> None:
+    """Batches mix prompts, so each prompt's scores and neurons could depend on its neighbours."""
+    seeds = tuple(SEEDS)
+    ladder = {name: [9.0] * LOUD for name in names(model)[:2]}
+
+    def found(texts: list[str], size: int | None) -> dict[str, Outcome]:
+        one = engine(model, batch_size=size)
+        jobs = [(prompt, search(Ladder(ladder, ladder), seeds, 0.0)) for prompt in one.prompts(texts)]
+        return dict(zip(texts, one.run(jobs), strict=True))
+
+    expected = found(TEXTS, None)
+    assert any(outcome.neurons for outcome in expected.values())
+    for texts, size in ((TEXTS[::-1], None), (TEXTS[2:] + TEXTS[:2], 3), (TEXTS[::-1], 1)):
+        again = found(texts, size)
+        assert_same([again[text] for text in TEXTS], [expected[text] for text in TEXTS])
 
 
 @pytest.mark.parametrize("criterion", ["same-seed", "cross-seed"])

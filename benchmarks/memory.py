@@ -1,0 +1,84 @@
+"""Peak memory of `prune` on a full-size random Stable Diffusion 1: `python -m benchmarks.memory`.
+
+Needs about 5 GB of disk and 6 GB of memory in fp32. Weights are random, so nothing is memorized:
+tau 0 makes the search go all the way for its one prompt. Prints the peak of the process, the
+size of the weights in the precision chosen, and their ratio; the aim is 1.3 plus activations.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from nemo_prune.cli import main
+try:
+    main(sys.argv[2:])
+finally:
+    Path(sys.argv[1]).write_text(Path("/proc/self/status").read_text())
+"""
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+def random_checkpoint(path: Path) -> int:
+    """Write a full-size fp16 checkpoint of random weights; returns the weights' number."""
+    sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tools")]
+    import ldm
+    import torch
+
+    from nemo_prune.configs import data_folder, read_config
+    from nemo_prune.hub import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float16)
+    bundled = data_folder("configs", "sd1")
+    tensors = ldm.unet_to_ldm(
+        UNet2DConditionModel.from_config(read_config(bundled, "unet")).state_dict()
+    )
+    tensors |= ldm.vae_to_ldm(AutoencoderKL.from_config(read_config(bundled, "vae")).state_dict())
+    text = CLIPTextModel(CLIPTextConfig.from_dict(read_config(bundled, "text_encoder")))
+    tensors |= ldm.text_encoder_to_ldm(text.state_dict())
+    ldm.save_tensors(path, tensors, {})
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+@click.command()
+@click.option("--precision", type=click.Choice(list(BYTES)), default="fp32", show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where 5 GB fit; default: temporary.")
+def main(precision: str, folder: Path | None) -> None:
+    """Make the checkpoint, prune it in a process of its own, tell its peak."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        model, prompts, told = (Path(name) / part for part in ("m.safetensors", "p.txt", "status"))
+        # In a process of its own too, so that the kernel has its pages back.
+        code = (
+            "import sys; from pathlib import Path; from benchmarks.memory import random_checkpoint; "
+            "print(random_checkpoint(Path(sys.argv[1])))"
+        )
+        made = subprocess.run(
+            [sys.executable, "-c", code, str(model)], check=True, capture_output=True, text=True
+        )
+        weights = int(made.stdout) * BYTES[precision]
+        prompts.write_text("a red fox\n")
+        command = [sys.executable, "-c", PROGRAM, str(told), "prune", str(model), "--prompts",
+                   str(prompts), "-o", f"{name}/out.safetensors", "--seeds", "2", "--tau", "0",
+                   "--layers", "mid", "--batch-size", "1", "--device", "cpu",
+                   "--precision", precision, "-q"]  # fmt: skip
+        done = subprocess.run(command)
+        if done.returncode not in (0, 1):
+            sys.exit(done.returncode)
+        match = re.search(r"VmHWM:\s+(\d+) kB", told.read_text())
+        if match is None:
+            raise click.ClickException("this system does not tell a process's peak memory")
+        peak = int(match[1]) * 1024
+    ratio = round(peak / weights, 3)
+    click.echo(json.dumps({"precision": precision, "peak": peak, "weights": weights, "ratio": ratio}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What is written is read back from the disk itself, not from the memory that was just written."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import rawfiles
+from corpus import LAYER
+
+from nemo_prune import streams
+from nemo_prune.errors import OutputError
+from nemo_prune.families import recognize
+from nemo_prune.manifest import Neuron
+from nemo_prune.surgery import zero_neurons
+
+
+def in_memory(file: int) -> bool:
+    """Whether the kernel holds the file's first bytes."""
+    try:
+        return bool(os.preadv(file, [bytearray(16)], 0, os.RWF_NOWAIT))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            pytest.skip("this file system does not tell what it holds in memory")
+        raise
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="needs Linux")
+def test_reading_back_asks_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = rawfiles.sd1(tmp_path / "m.safetensors")
+    real, seen = streams.from_disk, []
+
+    def watched(file):
+        os.preadv(file.fileno(), [bytearray(16)], 0)
+        before = in_memory(file.fileno())
+        real(file)
+        seen.append((before, in_memory(file.fileno())))
+
+    monkeypatch.setattr(streams, "from_disk", watched)
+    zero_neurons(recognize(model), [Neuron(LAYER, 0)], tmp_path / "o", {})
+    if seen[-1][1]:
+        pytest.skip("this file system keeps its files in memory alone")
+    assert seen[-1] == (True, False)
+
+
+def test_a_disk_that_loses_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bit that flips on the way to the disk: memory is right, the disk is wrong."""
+    model = rawfiles.sd1(tmp_path / "m.safetensors")
+    real = streams.from_disk
+
+    def losing(file):
+        real(file)
+        with next(tmp_path.glob(".o.*.tmp")).open("r+b") as disk:
+            disk.seek(-1, os.SEEK_END)
+            last = disk.read(1)[0]
+            disk.seek(-1, os.SEEK_END)
+            disk.write(bytes([last ^ 4]))
+
+    monkeypatch.setattr(streams, "from_disk", losing)
+    with pytest.raises(OutputError, match="not what was written"):
+        zero_neurons(recognize(model), [Neuron(LAYER, 0)], tmp_path / "o", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
