@@ -41,6 +41,11 @@ undo_option = click.option(
     "--undo", type=FILE, help="Keep the removed rows in this new file, for restore."
 )
 
+resume_option = click.option(
+    "--resume", is_flag=True,
+    help="Go on where an interrupted run with the same manifest stopped.",
+)  # fmt: skip
+
 prompts_option = click.option(
     "--prompts", "prompt_file", type=FILE, required=True,
     help="Prompts: .txt (one a line), .csv (column caption, prompt or text) or .jsonl.",

@@ -15,6 +15,7 @@ from nemo_prune.cli_options import (
     overwrite_option,
     quiet_option,
     read_options,
+    resume_option,
     searching_options,
     undo_option,
 )
@@ -28,6 +29,7 @@ def _localize(
     progress: Any,
     manifest: Path | None,
     overwrite: bool,
+    resume: bool,
     reporting: bool = False,
 ) -> tuple[Any, tuple[str, ...], Any]:
     """The shared front half of `prune` and `localize`: read everything, then search."""
@@ -39,6 +41,7 @@ def _localize(
     if prompts.merged:
         progress.note(f"{prompts.merged} repeated prompts merged")
     # Everything that can be refused cheaply was; torch takes seconds to import.
+    from nemo_prune.journal import journal_path
     from nemo_prune.localization import localize
     from nemo_prune.manifest import write_manifest
 
@@ -48,6 +51,7 @@ def _localize(
         found = localize(
             checkpoint, prompts.texts, read_options(given), progress,
             calibration_prompts=ordinary, show_prompts=show,
+            keep=journal_path(manifest) if manifest else None, resume=resume,
         )  # fmt: skip
     except Interrupted as stop:
         if manifest:
@@ -56,11 +60,29 @@ def _localize(
     return found, prompts.texts, report
 
 
+def _check_manifest(manifest: Path, overwrite: bool, resume: bool) -> bool:
+    """Refuse early what could not be written late; return whether the manifest may be replaced.
+
+    What an interrupted run left is replaced by the run that goes on with it.
+    """
+    from nemo_prune.journal import journal_path, refuse_existing
+    from nemo_prune.placing import check_place
+
+    journal = journal_path(manifest)
+    if resume:
+        overwrite = overwrite or journal.exists()
+    else:
+        refuse_existing(journal)
+    check_place(manifest, overwrite)
+    return overwrite
+
+
 @click.command()
 @model_argument
 @searching_options
 @output_option
 @click.option("--manifest", type=FILE, help="Also keep the manifest: which neurons, and why.")
+@resume_option
 @undo_option
 @click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint.")
 @click.option(
@@ -77,7 +99,7 @@ def _localize(
 def prune(
     model: Path, output: Path | None, manifest: Path | None, undo: Path | None, dry_run: bool,
     max_drift: float | None, link: bool, drop_pickles: bool, overwrite: bool, as_json: bool,
-    quiet: bool, **given: Any,
+    quiet: bool, resume: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Localize, rewrite and check in one go (the default command).
 
@@ -87,7 +109,6 @@ def prune(
     """
     from nemo_prune.console import progress
     from nemo_prune.models import check_model_output, open_model
-    from nemo_prune.placing import check_place
 
     if output is None and not dry_run:
         raise click.UsageError("give -o OUT, the checkpoint to write, or --dry-run")
@@ -95,14 +116,15 @@ def prune(
     folder = {"link": link, "drop_pickles": drop_pickles}
     if output is not None:
         check_model_output(checkpoint, output, overwrite=overwrite, undo=undo, **folder)
-    if manifest:
-        check_place(manifest, overwrite)
+    if resume and not manifest:
+        raise click.UsageError("--resume: the journal lies beside the manifest; give --manifest")
+    replace = _check_manifest(manifest, overwrite, resume) if manifest else False
     check_report_places(given, overwrite, [path for path in (output, manifest, undo) if path])
     if dry_run and (given["reports"] or given["card"]):
         raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
     with progress(quiet) as bar:
         found, prompts, reporting = _localize(
-            checkpoint, given, bar, manifest, overwrite, reporting=True
+            checkpoint, given, bar, manifest, replace, resume, reporting=True
         )
         from nemo_prune import pruning
 
@@ -120,7 +142,7 @@ def prune(
             written = pruning.write(found, output, overwrite, undo, **folder)
             found = pruning.check(found, output, prompts, bar)
     # Told, and the manifest kept, before pictures that may take hours.
-    _tell(found, written, manifest, overwrite, as_json, quiet)
+    _tell(found, written, manifest, replace, as_json, quiet)
     if written is not None and reporting.wanted:
         subject = pruning.subject(found, written.path, prompts, reporting.some_ordinary())
         try:
@@ -139,12 +161,14 @@ def prune(
 @model_argument
 @searching_options
 @click.option("-o", "--output", "manifest", type=FILE, required=True, help="The manifest.")
+@resume_option
 @overwrite_option
 @json_option
 @quiet_option
 def localize(
-    model: Path, manifest: Path, overwrite: bool, as_json: bool, quiet: bool, **given: Any
-) -> None:
+    model: Path, manifest: Path, resume: bool, overwrite: bool, as_json: bool, quiet: bool,
+    **given: Any,
+) -> None:  # fmt: skip
     """Find the neurons and write the manifest; the checkpoint stays as it is.
 
     \b
@@ -152,13 +176,12 @@ def localize(
     """
     from nemo_prune.console import progress
     from nemo_prune.models import open_model
-    from nemo_prune.placing import check_place
 
-    check_place(manifest, overwrite)
+    replace = _check_manifest(manifest, overwrite, resume)
     checkpoint = open_model(model)
     with progress(quiet) as bar:
-        found, _, _ = _localize(checkpoint, given, bar, manifest, overwrite)
-    _tell(found, None, manifest, overwrite, as_json, quiet)
+        found, _, _ = _localize(checkpoint, given, bar, manifest, replace, resume)
+    _tell(found, None, manifest, replace, as_json, quiet)
     click.get_current_context().exit(_exit_code(found))
 
 
@@ -167,11 +190,13 @@ def _tell(
 ) -> None:
     """Keep the manifest, and say what came out."""
     from nemo_prune.console import print_prompts
+    from nemo_prune.journal import journal_path
     from nemo_prune.manifest import write_manifest
     from nemo_prune.pruning import summary
 
     if manifest:
         write_manifest(found.manifest, manifest, overwrite)
+        journal_path(manifest).unlink(missing_ok=True)  # it has served
     result = summary(found, written)
     if not quiet:
         print_prompts(result)

@@ -46,7 +46,7 @@ def list_hash(texts: Iterable[str]) -> str:
 class Journal:
     """An open journal: `entries` of earlier runs, and `add` for this one's.
 
-    Usable as a context manager, which closes it; `discard` removes it once it has served.
+    Usable as a context manager, which closes it. Whoever has served removes the file.
     """
 
     def __init__(self, path: Path, file: BinaryIO, entries: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Journal:
         path = Path(path)
         if not resume:
             # Never written over: it may stand for hours of searching.
-            _refuse_existing(path)
+            refuse_existing(path)
         check_place(path, overwrite=resume)
         try:
             file = path.open("r+b" if path.exists() else "x+b", buffering=0)
@@ -100,11 +100,6 @@ class Journal:
             raise _unusable(self.path, error) from None
         self.entries[key] = value
 
-    def discard(self) -> None:
-        """Close and remove the journal."""
-        self.path.unlink(missing_ok=True)
-        self.close()
-
     def close(self) -> None:
         self._file.close()
 
@@ -115,7 +110,8 @@ class Journal:
         self.close()
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
+    """Raise OutputError if an earlier run left its journal at `path`."""
     if path.is_symlink() or path.exists():
         raise OutputError(
             f"{path}: an earlier run was not finished; pass --resume to go on, or remove that file"

@@ -1,9 +1,11 @@
 """Find the neurons behind each prompt of a checkpoint: load, calibrate, search, probe."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 from nemo_prune import __version__
 from nemo_prune.calibration import ladders
@@ -13,12 +15,13 @@ from nemo_prune.engine import Engine, Prompt
 from nemo_prune.errors import Interrupted
 from nemo_prune.families import Checkpoint
 from nemo_prune.fast_search import search
+from nemo_prune.journal import Journal, list_hash
 from nemo_prune.manifest import Manifest, PromptRecord, union
 from nemo_prune.models import model_sha256
 from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.ordinary import Ordinary, Thresholds
 from nemo_prune.repair import Repaired, repair
-from nemo_prune.search import Outcome, Search, literal_search
+from nemo_prune.search import Outcome, Search, literal_search, outcome_from
 
 __all__ = [
     "FRESH_SEEDS",
@@ -70,13 +73,19 @@ def localize(
     *,
     calibration_prompts: Sequence[str] | None = None,
     show_prompts: bool = False,
+    keep: Path | None = None,
+    resume: bool = False,
 ) -> Localization:
     """Find the neurons behind each prompt that the gate calls memorized; leave the others alone.
 
     The search's own seeds may all agree where others would not, and it sees one prompt: the union of
     what was found is probed, repaired and reduced on fresh seeds (`repair`).
 
-    Raises OptionError, CheckpointError, CalibrationError; Interrupted on Ctrl-C in the search.
+    keep: a journal of finished searches, removed at the end; `resume` takes up the one that an
+        earlier run left there, and ends with the same manifest as an unbroken run.
+
+    Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run;
+    Interrupted on Ctrl-C in the search.
     """
     started = time.monotonic()
     layers = checkpoint.select(options.layers)
@@ -116,7 +125,6 @@ def localize(
         "precision": str(model.dtype).removeprefix("torch."),
         "search": options.search,
         "calibration_prompts": statistics.prompts,
-        "statistics_from": statistics_from,
     }
     procedure = literal_search if options.search == "literal" else search
     finished: dict[int, Outcome] = {}
@@ -136,13 +144,27 @@ def localize(
             neurons=union(*(record.neurons for record in records)),
         )
 
+    journal = None
+    if keep is not None:
+        known = {
+            "version": __version__,
+            "model": source_sha256,
+            "prompts": list_hash(prompts),
+            "calibration prompts": list_hash(calibration_prompts or ()),
+            "options": json.dumps(settings, sort_keys=True),
+        }
+        journal = Journal.open(keep, known, resume=resume)
+        finished.update((int(key), outcome_from(value)) for key, value in journal.entries.items())
     progress.stage("searching", len(prompts), "prompts")
+    progress.advance(len(finished))
 
     def on_samples(_count: int) -> None:
         progress.detail(f"{engine.cost.samples - calibration_samples} samples")
 
     def on_finished(indices: Sequence[int], place: int, outcome: Outcome) -> None:
         finished[indices[place]] = outcome
+        if journal:
+            journal.add(str(indices[place]), asdict(outcome))
         progress.advance()
 
     def begin(prompt: Prompt, on: Sequence[int]) -> Search:
@@ -163,7 +185,7 @@ def localize(
     margins = thresholds.margins if options.search == "fast" else ()
     try:
         look_for(
-            range(len(prompts)),
+            [index for index in range(len(prompts)) if index not in finished],
             lambda prompt: gated(partial(begin, prompt, seeds), seeds, tau, gate, margins),
         )
         searched = {i: o for i, o in sorted(finished.items()) if o.status != "not memorized"}
@@ -176,6 +198,9 @@ def localize(
         )  # fmt: skip
     except KeyboardInterrupt:
         raise Interrupted(manifest(), len(finished)) from None
+    finally:
+        if journal:
+            journal.close()
     cost = {
         "samples": engine.cost.samples - calibration_samples - repaired.confirming,
         "seconds": round(time.monotonic() - started, 1),

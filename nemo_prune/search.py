@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_prune.manifest import Neuron
 
@@ -75,6 +75,16 @@ class Outcome:
     candidates: int
     samples: int
     questions: int
+
+
+def outcome_from(told: Mapping[str, Any]) -> Outcome:
+    """The outcome that was kept as JSON of its fields, exactly."""
+    scores = {
+        name: {int(k): v for k, v in told[name].items()} for name in ("scores_before", "scores_after")
+    }
+    neurons = tuple(Neuron(**neuron) for neuron in told["neurons"])
+    seeds = tuple(told["memorized_seeds"])
+    return Outcome(**{**told, **scores, "neurons": neurons, "memorized_seeds": seeds})
 
 
 Search = Generator[Question, Answer, Outcome]

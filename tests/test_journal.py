@@ -157,12 +157,6 @@ def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert journal.entries == {"a": 1}
 
 
-def test_it_can_be_discarded(path: Path) -> None:
-    with Journal.open(path, RUN, resume=False) as journal:
-        journal.discard()
-    assert not path.exists()
-
-
 def test_names_and_hashes(tmp_path: Path) -> None:
     assert journal_path(tmp_path / "m.json").name == "m.json.journal"
     lists = [[], [""], ["ab"], ["a", "b"], ["b", "a"], ["", "ab"], ["ab", ""]]

@@ -1,7 +1,7 @@
 """Train the demo checkpoint from scratch: `python tools/train_demo.py` (seeded, resumable).
 
-About 75 minutes on two idle cores: the picture codec, ordinary captions, the planted switches;
-then the checkpoint and its lists.
+Under two hours on two idle cores: the picture codec, ordinary captions, the planted switches; then
+the checkpoint, its lists, and what it does (MODEL_CARD.md).
 """
 
 import argparse

@@ -1,0 +1,93 @@
+"""A search that was interrupted goes on where it stopped, to the same manifest byte for byte."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny import write_tiny
+
+from nemo_prune.cli import main
+from nemo_prune.journal import Journal, journal_path
+
+QUICK = ["--seeds", "4", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*", "--tau", "0"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    small = json.dumps({"unet": {"sample_size": 32}})
+    write_tiny(path, "sd1", metadata={"nemo_prune.config": small})
+    return path
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"marker caption {number}\n" for number in range(4)))
+    return path
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def _interrupted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Result:
+    """The run, interrupted as the second prompt is finished."""
+    added: list[str] = []
+    add = Journal.add
+
+    def until_two(self: Journal, key: str, value: Any) -> None:
+        add(self, key, value)
+        added.append(key)
+        if len(added) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", until_two)
+        return _run(*arguments)
+
+
+def test_resumed_ends_like_unbroken(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
+    given = [*QUICK, "--prompts", prompts]
+    expected = _run("localize", model, *given, "-o", whole)
+    assert not journal_path(whole).exists()
+
+    stopped = _interrupted(monkeypatch, "localize", model, *given, "-o", broken)
+    assert stopped.exit_code == 130
+    journal = journal_path(broken).read_text()
+    assert len(journal.splitlines()) == 3
+    assert "marker" not in journal
+    left = json.loads(broken.read_text())["prompts"]
+    assert sum(prompt["status"] == "not searched" for prompt in left) == 2
+
+    again = _run("localize", model, *given, "-o", broken)
+    assert again.exit_code == 2
+    assert "--resume" in again.stderr
+    resumed = _run("localize", model, *given, "-o", broken, "--resume")
+    assert resumed.exit_code == expected.exit_code, resumed.stderr
+    assert broken.read_bytes() == whole.read_bytes()
+    assert not journal_path(broken).exists()
+
+
+def test_a_journal_of_other_options_is_refused(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / "m.json"
+    given = ["--prompts", prompts, "-o", manifest]
+    _interrupted(monkeypatch, "localize", model, *QUICK, *given)
+    left = journal_path(manifest).read_bytes()
+    other = _run("localize", model, *QUICK, *given, "--resume", "--seed", "7")
+    assert other.exit_code == 2
+    assert "other options" in other.stderr
+    assert journal_path(manifest).read_bytes() == left
+
+
+def test_prune_needs_a_manifest_to_resume(model: Path, prompts: Path, tmp_path: Path) -> None:
+    result = _run(model, "--prompts", prompts, "-o", tmp_path / "out.safetensors", "--resume")
+    assert result.exit_code == 2
+    assert "--manifest" in result.stderr
