@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from nemo_prune import pruning
 from nemo_prune.console import progress
-from nemo_prune.demo import precision
+from nemo_prune.demo import FPR, precision
 from nemo_prune.engine import Engine
 from nemo_prune.families import recognize
 from nemo_prune.loading import load_pipeline
@@ -44,7 +44,7 @@ def write_evidence(out: Path) -> None:
         found = {
             (name, criterion): localize(
                 recognize(checkpoint), read_prompts(out / f"{name}.txt").texts,
-                Options(criterion=criterion), bar, calibration_prompts=ordinary,
+                Options(criterion=criterion, fpr=FPR), bar, calibration_prompts=ordinary,
             )
             for name in ("memorized", "memorized-distributed")
             for criterion in ("cross-seed", "same-seed")
@@ -93,6 +93,8 @@ def _scores(found: Localization, out: Path) -> dict[str, Any]:
 
     return {
         "tau": found.tau,
+        "gate": found.thresholds.gate.value,
+        "fpr": FPR,
         "ordinary": len(heldout),
         "ordinary_mean": statistics.mean(heldout),
         "ordinary_sd": statistics.stdev(heldout),
