@@ -8,13 +8,16 @@ import pytest
 from click.testing import CliRunner
 
 from nemo_prune.cli import main
-from nemo_prune.demo import CHECKPOINT, DATA
+from nemo_prune.demo import CHECKPOINT, DATA, planted
 from nemo_prune.prompts import read_prompts
 
 pytestmark = pytest.mark.skipif(not CHECKPOINT.exists(), reason="the demo checkpoint is not there")
 
 SEEDS = ["--seeds", "6", "--device", "cpu"]
-MEMORIZED = read_prompts(DATA / "memorized.txt").texts if CHECKPOINT.exists() else ()
+# The rocket is a dark, faint photo: it scores no higher than a few ordinary captions, and the default
+# gate leaves it alone (the README says so).
+MEMORIZED = [text for text, entry in planted().items()
+             if entry["neurons"] and entry["name"] != "rocket"] if CHECKPOINT.exists() else []  # fmt: skip
 
 
 def run(*arguments: object) -> tuple[int, Any]:
