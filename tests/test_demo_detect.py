@@ -16,8 +16,11 @@ pytestmark = pytest.mark.skipif(not CHECKPOINT.exists(), reason="the demo checkp
 SEEDS = ["--seeds", "6", "--device", "cpu"]
 # The rocket is a dark, faint photo: it scores no higher than a few ordinary captions, and the default
 # gate leaves it alone (the README says so).
-MEMORIZED = [text for text, entry in planted().items()
-             if entry["neurons"] and entry["name"] != "rocket"] if CHECKPOINT.exists() else []  # fmt: skip
+MEMORIZED = [
+    text
+    for text, entry in (planted() if CHECKPOINT.exists() else {}).items()
+    if entry["neurons"] and entry["name"] != "rocket"
+]
 
 
 def run(*arguments: object) -> tuple[int, Any]:
