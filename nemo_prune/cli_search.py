@@ -108,6 +108,7 @@ def prune(
     nemo-prune diffusers-folder --prompts mem.txt -o clean-folder --link
     """
     from nemo_prune.console import progress
+    from nemo_prune.journal import journal_path
     from nemo_prune.models import check_model_output, open_model
 
     if output is None and not dry_run:
@@ -131,6 +132,8 @@ def prune(
         if max_drift is not None:
             drift = pruning.expected_drift(found, reporting.some_ordinary(), bar)
             if drift > max_drift:
+                if manifest:
+                    journal_path(manifest).unlink(missing_ok=True)
                 click.echo(
                     f"nemo-prune: ordinary prompts would drift by {drift:.4f}, more than --max-drift "
                     f"{max_drift}; nothing was written",

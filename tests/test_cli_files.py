@@ -125,8 +125,9 @@ def test_half_a_surrogate_pair_in_a_manifest(tmp_path, model):
     path = manifest(tmp_path / "n.json", [(MID, 0)])
     path.write_text(path.read_text().replace('"tau": 0.4', '"tau": "\\ud800"'))
     result = run("apply", model, "--manifest", path, "-o", tmp_path / "o")
-    assert result.exit_code == 0, result.output
-    assert parse(tmp_path / "o")[0]["__metadata__"]["nemo_prune.tau"] == "\\ud800"
+    assert result.exit_code == 2
+    assert "n.json" in result.stderr
+    assert not (tmp_path / "o").exists()
 
 
 # ---------------------------------------------------------------------------- undo and restore
