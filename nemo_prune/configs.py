@@ -25,7 +25,7 @@ _TEXT_HEAD = 64
 # The side of SD2's latents where it predicts v (768 px pictures); the bundled 64 is for epsilon.
 _SD2_V_SAMPLE_SIZE = 96
 # Below the score's window, or above what any such model draws and memory holds.
-_SIDES = range(1, 1025)
+_SIDES = range(11, 1025)
 # What loaders elsewhere take as leave to run code that comes with a config.
 _CODE = ("auto_map", "trust_remote_code", "custom_pipeline")
 _CLASSES = {

@@ -181,15 +181,15 @@ def test_sd2_that_predicts_v_draws_larger_pictures(folder: Path) -> None:
 
 
 def test_inpainting_sees_a_picture_masked_everywhere(folder: Path) -> None:
-    small = {configs.METADATA_KEY: json.dumps({"unet": {"sample_size": 8}})}
+    small = {configs.METADATA_KEY: json.dumps({"unet": {"sample_size": 16}})}
     path = write_tiny(folder / "inpainting.safetensors", in_channels=9, metadata=small)
     model = load(path)
-    assert model.latent_shape == (4, 8, 8)
+    assert model.latent_shape == (4, 16, 16)
     assert model.blank is not None
-    assert model.blank.shape == (1, 5, 8, 8)
+    assert model.blank.shape == (1, 5, 16, 16)
     assert model.blank[0, 0].min() == 1
     text = model.encode(["a cat"] * 2)
-    assert model.predict_noise(torch.zeros(2, 4, 8, 8), 961, text).shape == (2, 4, 8, 8)
+    assert model.predict_noise(torch.zeros(2, 4, 16, 16), 961, text).shape == (2, 4, 16, 16)
     with pytest.raises(CheckpointError, match="inpainting"):
         loading.load_pipeline(recognize(path), device=CPU, dtype=torch.float32)
 
