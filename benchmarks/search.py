@@ -22,6 +22,7 @@ from typing import Any
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.peak import peak_memory, reset_peak_memory
 from benchmarks.stress import format_table, stress_table
 from nemo_prune.calibration import activation_statistics, ladders
 from nemo_prune.demo import CHECKPOINT, DATA, precision
@@ -30,9 +31,8 @@ from nemo_prune.engine import Engine, Prompt
 from nemo_prune.families import recognize
 from nemo_prune.fast_search import search
 from nemo_prune.gate import tau_from
-from nemo_prune.localization import Options, open_engine
 from nemo_prune.manifest import union
-from nemo_prune.memory import peak_memory, reset_peak_memory
+from nemo_prune.opening import Options, open_engine
 from nemo_prune.prompts import read_prompts
 from nemo_prune.search import Answer, Ladder, Outcome, Question, Search, literal_search
 

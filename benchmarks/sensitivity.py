@@ -21,7 +21,8 @@ from nemo_prune.console import progress
 from nemo_prune.demo import CHECKPOINT, DATA
 from nemo_prune.detect import score_paths
 from nemo_prune.families import recognize
-from nemo_prune.localization import FRESH_SEEDS, Localization, Options, localize, open_engine
+from nemo_prune.localization import FRESH_SEEDS, Localization, localize
+from nemo_prune.opening import Options, open_engine
 from nemo_prune.prompts import read_prompts
 
 _ORDINARY = 50  # held-out captions whose drift is measured

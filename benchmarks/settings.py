@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.search import SEEDS, Task, open_demo, run_task
 from nemo_prune.engine import Engine
-from nemo_prune.localization import Options
+from nemo_prune.opening import Options
 from nemo_prune.search import Outcome, Question
 
 FILES = ("memorized.txt", "memorized-distributed.txt")

@@ -31,8 +31,9 @@ from nemo_prune.families import Checkpoint, recognize
 from nemo_prune.gallery import PictureSettings
 from nemo_prune.likeness import Likeness, mean, open_likeness
 from nemo_prune.loading import load_pipeline
-from nemo_prune.localization import FRESH_SEEDS, Localization, Options, Progress, localize
+from nemo_prune.localization import FRESH_SEEDS, Localization, localize
 from nemo_prune.manifest import Neuron
+from nemo_prune.opening import Options, Progress
 from nemo_prune.pictures import Picture, draw
 from nemo_prune.prompts import read_prompts
 from nemo_prune.surgery import zero_neurons

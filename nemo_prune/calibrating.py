@@ -30,7 +30,7 @@ def calibrate(
     Raises OptionError, CheckpointError, CalibrationError (fewer than 30 prompts), OutputError.
     """
     progress.stage("loading the model", 1, "file")
-    engine = open_engine(checkpoint, options)
+    engine = open_engine(checkpoint, options, progress)
     progress.advance()
     ordinary = Ordinary(engine, checkpoint, options, captions, progress)
     calibration = ordinary.calibration()

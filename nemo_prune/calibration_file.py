@@ -7,7 +7,7 @@ of the tool, and `about`, which says what all of it depends on. No prompt is in 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from nemo_prune.calibration import ActivationStatistics
 from nemo_prune.denoiser import LoadedModel
 from nemo_prune.errors import CalibrationError
 from nemo_prune.gate import FEWEST_PROMPTS
-from nemo_prune.placing import new_file
+from nemo_prune.placing import write_new
 
 FORMAT = "nemo-prune-calibration/1"
 _KEY = "nemo_prune.calibration"
@@ -68,11 +68,6 @@ def fingerprint(model: LoadedModel) -> str:
     return digest.hexdigest()
 
 
-def prompts_hash(prompts: Sequence[str]) -> str:
-    """sha256 of the prompts as a JSON list."""
-    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
-
-
 def write_calibration(
     calibration: Calibration,
     path: Path,
@@ -94,10 +89,7 @@ def write_calibration(
     entry = {"format": FORMAT, "version": __version__, "about": dict(calibration.about)}
     if thresholds:
         entry["thresholds"] = dict(thresholds)
-    content = memoryview(save(tensors, {_KEY: json.dumps(entry)}))
-    with new_file(path, overwrite) as file:
-        while content:
-            content = content[file.write(content) :]
+    write_new(path, save(tensors, {_KEY: json.dumps(entry)}), overwrite)
 
 
 def read_calibration(path: Path) -> Calibration:

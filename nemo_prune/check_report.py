@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
 
-from nemo_prune.placing import new_file
+from nemo_prune.placing import write_new
 
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SHOWN = 50  # rows of the Markdown table: GitHub stops at 1 MiB, people long before
@@ -42,10 +42,7 @@ def write_junit(result: dict[str, Any], prompts: Path, path: Path, overwrite: bo
             line = _xml_text(finding_line(entry, result, prompts))
             xml.SubElement(element, "failure", {"type": "memorized", "message": line}).text = line
     xml.indent(suites)
-    with new_file(path, overwrite) as file:
-        content = memoryview(xml.tostring(suites, encoding="utf-8", xml_declaration=True))
-        while content:
-            content = content[file.write(content) :]
+    write_new(path, xml.tostring(suites, encoding="utf-8", xml_declaration=True), overwrite)
 
 
 def append_step_summary(result: dict[str, Any], path: Path) -> str | None:

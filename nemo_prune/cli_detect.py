@@ -12,17 +12,25 @@ from nemo_prune.cli_options import (
     json_option,
     model_argument,
     model_options,
+    options,
     overwrite_option,
     prompts_option,
     quiet_option,
     read_options,
+    read_ordinary,
     show_prompts_option,
     threshold_options,
 )
 
-_early_option = click.option(
-    "--all-seeds", is_flag=True,
-    help="Take all seeds of every prompt, also of those that are clear after a few.",
+_finding_options = options(
+    threshold_options,
+    model_options,
+    click.option("--all-seeds", is_flag=True,
+                 help="Take all seeds of every prompt, also of those that are clear after a few."),
+    show_prompts_option,
+    overwrite_option,
+    json_option,
+    quiet_option,
 )  # fmt: skip
 
 
@@ -35,8 +43,7 @@ def _find(model: Path, prompt_file: Path, given: dict[str, Any], labelled: bool,
     checkpoint = open_model(model)
     prompts = read_prompts(prompt_file)
     labels = read_labels(prompt_file, prompts.texts) if labelled else None
-    calibration = given.pop("calibration_prompts")
-    ordinary = read_prompts(calibration).texts if calibration else None
+    ordinary = read_ordinary(given)
     early = not given.pop("all_seeds")
     with progress(quiet) as bar:
         if prompts.merged:
@@ -54,13 +61,7 @@ def _find(model: Path, prompt_file: Path, given: dict[str, Any], labelled: bool,
 @model_argument
 @prompts_option
 @click.option("--csv", "table", type=FILE, help="Also write the ranked table as CSV.")
-@threshold_options
-@model_options
-@_early_option
-@show_prompts_option
-@overwrite_option
-@json_option
-@quiet_option
+@_finding_options
 def detect(
     model: Path, prompt_file: Path, table: Path | None, show_prompts: bool, overwrite: bool,
     as_json: bool, quiet: bool, **given: Any,
@@ -97,13 +98,7 @@ def detect(
 @model_argument
 @prompts_option
 @click.option("--junit", type=FILE, help="Also write a JUnit file: a test case a prompt.")
-@threshold_options
-@model_options
-@_early_option
-@show_prompts_option
-@overwrite_option
-@json_option
-@quiet_option
+@_finding_options
 def check(
     model: Path, prompt_file: Path, junit: Path | None, show_prompts: bool, overwrite: bool,
     as_json: bool, quiet: bool, **given: Any,
@@ -164,7 +159,7 @@ def calibrate(
     \b
     nemo-prune calibrate model.safetensors --prompts ordinary.txt -o calibration.safetensors
     """
-    from nemo_prune.console import progress
+    from nemo_prune.console import interval_text, progress
     from nemo_prune.models import open_model
     from nemo_prune.placing import check_output
     from nemo_prune.prompts import read_prompts
@@ -179,9 +174,8 @@ def calibrate(
     if as_json:
         click.echo(json.dumps(result))
     gate = result["gates"][0]
-    bounds = [("?" if gate[side] is None else f"{gate[side]:.3f}") for side in ("low", "high")]
     click.echo(
         f"wrote {output}: {result['prompts']} prompts, {result['scored']} of them scored; tau "
-        f"{result['tau']:.3f}, gate {gate['value']:.3f} (95 % interval {bounds[0]} to {bounds[1]})",
+        f"{result['tau']:.3f}, gate {gate['value']:.3f} ({interval_text(gate)})",
         err=True,
     )

@@ -116,6 +116,14 @@ searching_options = options(
 )  # fmt: skip
 
 
+def read_ordinary(given: dict[str, Any]) -> tuple[str, ...] | None:
+    """The prompts of --calibration-prompts, which is taken out of `given`; None without."""
+    from nemo_prune.prompts import read_prompts
+
+    file = given.pop("calibration_prompts")
+    return read_prompts(file).texts if file else None
+
+
 def read_options(given: dict[str, Any]) -> Any:
     """`Options` from what click parsed; imports torch."""
     from nemo_prune.opening import Options

@@ -20,6 +20,7 @@ from nemo_prune.cli_options import (
     prompts_option,
     quiet_option,
     read_options,
+    read_ordinary,
     show_prompts_option,
     threshold_options,
 )
@@ -190,8 +191,7 @@ def verify(
     before, after = open_model(original), open_model(pruned)
     prompts = read_prompts(given.pop("prompt_file"))
     wanted = read_manifest(manifest) if manifest else None
-    calibration = given.pop("calibration_prompts")
-    ordinary = read_prompts(calibration).texts if calibration else None
+    ordinary = read_ordinary(given)
     show = given.pop("show_prompts")
     stated = provenance_of(after.header)
     from nemo_prune.opening import open_engine
@@ -203,7 +203,7 @@ def verify(
         given["criterion"] = stated.get("nemo_prune.criterion", given["criterion"])
     settings = read_options(given)
     with progress(quiet) as bar:
-        engine = open_engine(before, settings)
+        engine = open_engine(before, settings, bar)
         asked = settings.tau is not None or settings.calibration or ordinary
         if not asked and _number(stated.get("nemo_prune.tau")):
             tau, tau_source, gate = float(stated["nemo_prune.tau"]), "the pruned file's", settings.gate

@@ -15,6 +15,7 @@ from nemo_prune.cli_options import (
     overwrite_option,
     quiet_option,
     read_options,
+    read_ordinary,
     resume_option,
     searching_options,
     undo_option,
@@ -36,8 +37,7 @@ def _localize(
     from nemo_prune.prompts import read_prompts
 
     prompts = read_prompts(given.pop("prompt_file"))
-    calibration = given.pop("calibration_prompts")
-    ordinary = read_prompts(calibration).texts if calibration else None
+    ordinary = read_ordinary(given)
     if prompts.merged:
         progress.note(f"{prompts.merged} repeated prompts merged")
     # Everything that can be refused cheaply was; torch takes seconds to import.

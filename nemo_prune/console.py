@@ -1,6 +1,6 @@
 """What a person sees: progress and tables, on standard error, so that standard output stays JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,12 @@ _SMOOTHING = 120.0  # seconds over which the time left is averaged, so that it d
 
 def console() -> Console:
     return Console(stderr=True, highlight=False)
+
+
+def interval_text(gate: Mapping[str, Any]) -> str:
+    """A gate's confidence interval in words, as JSON tells it."""
+    low, high = ("?" if gate[side] is None else f"{gate[side]:.3f}" for side in ("low", "high"))
+    return f"95 % interval {low} to {high}"
 
 
 class BarProgress:
@@ -146,8 +152,7 @@ def print_findings(result: dict[str, Any]) -> None:
     if len(ranked) > rows:
         shown.print(f"... and {len(ranked) - rows} more that are not (--json, --csv FILE)", markup=False)
     gate = result["gate"]
-    bounds = [("?" if gate[side] is None else f"{gate[side]:.3f}") for side in ("low", "high")]
-    measured = f" for a false positive rate of {gate['fpr']:g}, 95 % interval {bounds[0]} to {bounds[1]}"
+    measured = f" for a false positive rate of {gate['fpr']:g}, {interval_text(gate)}"
     extrapolated = f"; {gate['prompts']} ordinary prompts are too few to see that rate"
     shown.print(
         f"{result['memorized']} of {len(ranked)} prompts are memorized. Gate {gate['value']:.3f} "

@@ -12,7 +12,7 @@ from nemo_prune.manifest import Neuron, write_manifest
 from nemo_prune.prompts import read_prompts
 
 if TYPE_CHECKING:
-    from nemo_prune.localization import Progress
+    from nemo_prune.opening import Progress
 
 DATA = Path(str(files("nemo_prune") / "data" / "demo"))
 CHECKPOINT = DATA / "demo.safetensors"
@@ -55,7 +55,8 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
         raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
     from nemo_prune import pruning
     from nemo_prune.likeness import open_likeness
-    from nemo_prune.localization import Options, localize
+    from nemo_prune.localization import localize
+    from nemo_prune.opening import Options
     from nemo_prune.report import write_report
     from nemo_prune.verification import verify
 

@@ -54,6 +54,11 @@ class LoadedModel:
     dtype: torch.dtype
     blank: Tensor | None = None
 
+    @property
+    def precision(self) -> str:
+        """`dtype` by its name alone, such as "float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt with start and end; more than 77 means that it gets truncated."""
         if not prompts:

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
-from nemo_prune.engine import Engine
+from nemo_prune.engine import PROMPTS_AT_ONCE, Engine
 from nemo_prune.gate import decided
 from nemo_prune.search import (
     Answer,
@@ -24,8 +24,6 @@ from nemo_prune.search import (
     check_seeds,
     not_memorized,
 )
-
-_CHUNK = 256  # prompts whose embeddings are held at once
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,8 @@ def _screened(
     margins: Sequence[float],
     advance: Callable[[int], None],
 ) -> Generator[tuple[int, Screened, float], None, None]:
-    for start in range(0, len(prompts), _CHUNK):
-        encoded = engine.prompts(prompts[start : start + _CHUNK])
+    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+        encoded = engine.prompts(prompts[start : start + PROMPTS_AT_ONCE])
         jobs = [(prompt, screening(seeds, gate, margins)) for prompt in encoded]
         found = engine.run(jobs, on_finished=lambda _index, _found: advance(1))
         for offset, (prompt, screened) in enumerate(zip(encoded, found, strict=True)):

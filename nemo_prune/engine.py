@@ -25,6 +25,8 @@ from nemo_prune.union_search import Pair, UnionSearch
 
 T = TypeVar("T")
 Criterion = Literal["same-seed", "cross-seed"]
+PROMPTS_AT_ONCE = 256
+"""Prompts whose embeddings are held at once, however long a list is."""
 _LARGEST_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}  # a larger one gains nothing on a CPU
 _DIGITS = 5  # of a score: what is left of the noise of another batch size is below that
 
@@ -295,7 +297,7 @@ class Engine:
         """The model with an fp32 copy of its UNet, made when the first batch overflows, then kept."""
         if self._exact is None:
             self.note(
-                f"{str(self.model.dtype).removeprefix('torch.')} overflowed: such batches are "
+                f"{self.model.precision} overflowed: such batches are "
                 "evaluated again in fp32; --precision fp32 does so from the start"
             )
             unet = copy.deepcopy(self.model.unet).float()

@@ -14,7 +14,7 @@ from nemo_prune.detect import Detection, detect
 from nemo_prune.families import Checkpoint
 from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.ordinary import Ordinary, Thresholds
-from nemo_prune.placing import new_file
+from nemo_prune.placing import write_new
 from nemo_prune.rates import accuracy, separation
 
 
@@ -69,7 +69,7 @@ def find_memorized(
     """
     started = time.monotonic()
     progress.stage("loading the model", 1, "file")
-    engine = open_engine(checkpoint, options)
+    engine = open_engine(checkpoint, options, progress)
     progress.advance()
     truncated = tuple(count > TOKENS for count in engine.model.token_counts(prompts))
     if any(truncated):
@@ -126,15 +126,11 @@ def evaluation(found: Findings) -> dict[str, Any] | None:
 
 def summary(found: Findings, show_prompts: bool = False) -> dict[str, Any]:
     """The findings as plain JSON: the object that `detect --json` and `check --json` print."""
-    told = found.thresholds
     return {
         "version": __version__,
         "source": {"path": str(found.checkpoint)},
-        "tau": told.tau,
-        "tau_source": told.tau_source,
-        "gate": asdict(told.gate),
-        "gate_source": told.gate_source,
-        "scores_from": told.scores_from,
+        **found.thresholds.told(),
+        "scores_from": found.thresholds.scores_from,
         "noise_norm_gate": found.norm_gate,
         "seeds": found.seeds,
         "timestep": found.timestep,
@@ -156,10 +152,7 @@ def write_csv(found: Findings, path: Path, overwrite: bool, show_prompts: bool =
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with new_file(path, overwrite) as file:
-        content = memoryview(text.getvalue().encode("utf-8", "backslashreplace"))
-        while content:
-            content = content[file.write(content) :]
+    write_new(path, text.getvalue().encode("utf-8", "backslashreplace"), overwrite)
 
 
 def _row(found: Findings, one: Detection, show_prompts: bool) -> dict[str, Any]:

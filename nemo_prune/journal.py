@@ -6,11 +6,10 @@ nothing else, is dropped when the journal is opened again. Prompts never go in: 
 a hash of their list.
 """
 
-import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,18 +28,6 @@ _MAX_BYTES = 2**30
 def journal_path(manifest: Path) -> Path:
     """Where the journal of a manifest lies: beside it, `.journal` behind its name."""
     return manifest.with_name(f"{manifest.name}.journal")
-
-
-def list_hash(texts: Iterable[str]) -> str:
-    """SHA-256 of a list of prompts, in order; 64 hexadecimal digits.
-
-    A short list of guessable prompts can be guessed from it, as from any hash.
-    """
-    digest = hashlib.sha256()
-    for text in texts:
-        raw = text.encode("utf-8", "surrogatepass")
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return digest.hexdigest()
 
 
 class Journal:

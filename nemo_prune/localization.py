@@ -11,37 +11,23 @@ from nemo_prune import __version__
 from nemo_prune.calibration import ladders
 from nemo_prune.denoiser import TOKENS
 from nemo_prune.detect import gated
-from nemo_prune.engine import Engine, Prompt
+from nemo_prune.engine import PROMPTS_AT_ONCE, Engine, Prompt
 from nemo_prune.errors import Interrupted
 from nemo_prune.families import Checkpoint
 from nemo_prune.fast_search import search
-from nemo_prune.journal import Journal, list_hash
+from nemo_prune.journal import Journal
 from nemo_prune.manifest import Manifest, PromptRecord, union
 from nemo_prune.models import model_sha256
 from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.ordinary import Ordinary, Thresholds
+from nemo_prune.prompts import prompts_hash
 from nemo_prune.repair import Repaired, repair
 from nemo_prune.search import Outcome, Search, literal_search, outcome_from
-
-__all__ = [
-    "FRESH_SEEDS",
-    "NOT_MEMORIZED",
-    "NOT_REMOVABLE",
-    "NOT_SEARCHED",
-    "STILL",
-    "SUPPRESSED",
-    "Localization",
-    "Options",
-    "Progress",
-    "localize",
-    "open_engine",
-]
 
 SUPPRESSED, NOT_MEMORIZED, STILL = "suppressed", "not memorized", "still memorized"
 NOT_SEARCHED, NOT_REMOVABLE = "not searched", "not removable"
 FRESH_SEEDS = 1000
 """What was written is checked on seeds from here on: no search ever uses them."""
-_CHUNK = 256  # prompts whose embeddings are held at once
 
 
 @dataclass(frozen=True)
@@ -91,8 +77,7 @@ def localize(
     layers = checkpoint.select(options.layers)
     progress.stage("loading the model", 1, "file")
     source_sha256 = model_sha256(checkpoint)
-    engine = open_engine(checkpoint, options)
-    engine.note = progress.note
+    engine = open_engine(checkpoint, options, progress)
     model = engine.model
     progress.advance()
     if model.family == "sd2" and not any(
@@ -122,7 +107,7 @@ def localize(
         "seed": options.seed,
         "timestep": engine.timestep,
         "layers": options.layers,
-        "precision": str(model.dtype).removeprefix("torch."),
+        "precision": model.precision,
         "search": options.search,
         "calibration_prompts": statistics.prompts,
     }
@@ -149,8 +134,8 @@ def localize(
         known = {
             "version": __version__,
             "model": source_sha256,
-            "prompts": list_hash(prompts),
-            "calibration prompts": list_hash(calibration_prompts or ()),
+            "prompts": prompts_hash(prompts),
+            "calibration prompts": prompts_hash(calibration_prompts or ()),
             "options": json.dumps(settings, sort_keys=True),
         }
         journal = Journal.open(keep, known, resume=resume)
@@ -172,8 +157,8 @@ def localize(
         return procedure(path, on, tau)
 
     def look_for(indices: Sequence[int], make: Callable[[Prompt], Search]) -> None:
-        for start in range(0, len(indices), _CHUNK):
-            chunk = indices[start : start + _CHUNK]
+        for start in range(0, len(indices), PROMPTS_AT_ONCE):
+            chunk = indices[start : start + PROMPTS_AT_ONCE]
             engine.run(
                 [(prompt, make(prompt)) for prompt in engine.prompts([prompts[i] for i in chunk])],
                 in_flight=1 if options.search == "literal" else 64,

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.errors import ManifestError
-from nemo_prune.placing import new_file
+from nemo_prune.placing import write_new
 
 FORMAT = "nemo-prune-manifest/1"
 _MAX_BYTES = 256 * 2**20  # far above any manifest, far below a model handed in by mistake
@@ -110,11 +110,8 @@ def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> N
     path = Path(path)
     text = to_json(manifest)
     _parse(text, path)
-    with new_file(path, overwrite) as file:
-        # A file name that is not UTF-8 arrives as half surrogates, which JSON can spell \\uXXXX.
-        content = memoryview(text.encode("utf-8", "backslashreplace"))
-        while content:
-            content = content[file.write(content) :]
+    # A file name that is not UTF-8 arrives as half surrogates, which JSON can spell \\uXXXX.
+    write_new(path, text.encode("utf-8", "backslashreplace"), overwrite)
 
 
 def read_manifest(path: Path) -> Manifest:

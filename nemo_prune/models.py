@@ -51,19 +51,25 @@ def check_model_output(
 
     Raises OptionError for an option that does not go with a file or with a folder.
     """
+    _check_options(checkpoint, undo, link, drop_pickles)
+    if isinstance(checkpoint, Folder):
+        check_folder_output(checkpoint, out, drop_pickles=drop_pickles)
+        return
+    check_output(checkpoint.path, out, overwrite)
+    if undo is not None:
+        check_undo(undo, out)
+
+
+def _check_options(checkpoint: Checkpoint, undo: Path | None, link: bool, drop_pickles: bool) -> None:
     if isinstance(checkpoint, Folder):
         if undo is not None:
             raise OptionError(
                 f"--undo: goes with a single file, and {checkpoint.path} is a folder; keep the folder"
             )
-        check_folder_output(checkpoint, out, drop_pickles=drop_pickles)
         return
     for name, given in (("--link", link), ("--drop-pickles", drop_pickles)):
         if given:
             raise OptionError(f"{name}: goes with a diffusers folder, and {checkpoint.path} is a file")
-    check_output(checkpoint.path, out, overwrite)
-    if undo is not None:
-        check_undo(undo, out)
 
 
 def write_model(
@@ -83,9 +89,7 @@ def write_model(
     Raises what `check_model_output` raises, ManifestError for neurons that the model does not
     have, CheckpointError if the source cannot be read; then nothing is left behind.
     """
-    check_model_output(
-        checkpoint, out, overwrite=overwrite, undo=undo, link=link, drop_pickles=drop_pickles
-    )
+    _check_options(checkpoint, undo, link, drop_pickles)
     if isinstance(checkpoint, Folder):
         return zero_neurons_in_folder(
             checkpoint, neurons, out, provenance, link=link, drop_pickles=drop_pickles

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,6 @@ from nemo_prune.calibration_file import (
     Calibration,
     OrdinaryScores,
     fingerprint,
-    prompts_hash,
     read_calibration,
 )
 from nemo_prune.detect import score_paths
@@ -32,6 +31,7 @@ from nemo_prune.gate import (
 )
 from nemo_prune.loading import ddim_timestep
 from nemo_prune.opening import Options, Progress, bundled_captions
+from nemo_prune.prompts import prompts_hash
 
 BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as seeds
 FILE, CACHE, NOW = "file", "cache", "this run"
@@ -53,6 +53,15 @@ class Thresholds:
     gate_source: str
     margins: tuple[float, ...] = ()
     scores_from: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Both thresholds and their sources as plain JSON."""
+        return {
+            "tau": self.tau,
+            "tau_source": self.tau_source,
+            "gate": asdict(self.gate),
+            "gate_source": self.gate_source,
+        }
 
 
 class Ordinary:
@@ -207,10 +216,6 @@ class Ordinary:
     def _scored(self) -> tuple[str, ...]:
         return self._captions[:BUNDLED_SCORED] if self._bundled else self._captions
 
-    @property
-    def _precision(self) -> str:
-        return str(self._engine.model.dtype).removeprefix("torch.")
-
     @cached_property
     def activations_about(self) -> dict[str, Any]:
         return {"prompts": len(self._captions), "sha256": prompts_hash(self._captions)}
@@ -228,7 +233,7 @@ class Ordinary:
         }
 
     def _about(self, kind: str, part: dict[str, Any]) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint, "precision": self._precision, kind: part}
+        return {"fingerprint": self.fingerprint, "precision": self._engine.model.precision, kind: part}
 
     def _keep(self, kind: str, calibration: Calibration) -> None:
         if trouble := cache.store(kind, calibration):
@@ -255,8 +260,9 @@ class Ordinary:
         ]
         if about["seeds"] < options.seeds:
             differing.append(f"{about['seeds']} seeds instead of {options.seeds}")
-        if found.about["precision"] != self._precision:
-            differing.append(f"precision {found.about['precision']} instead of {self._precision}")
+        precision = self._engine.model.precision
+        if found.about["precision"] != precision:
+            differing.append(f"precision {found.about['precision']} instead of {precision}")
         elif found.about["fingerprint"] != self.fingerprint:
             differing.append("other weights")
         if differing and not options.force:

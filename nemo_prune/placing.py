@@ -100,6 +100,14 @@ def new_file(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
     _flush_folder(out.parent)
 
 
+def write_new(out: Path, content: bytes, overwrite: bool) -> None:
+    """Write a small file, at once and whole; raises as `new_file` does."""
+    with new_file(out, overwrite) as file:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a new, empty, hidden folder beside `out` that becomes `out`.

@@ -1,6 +1,7 @@
 """Read prompt files: one prompt per line, a CSV column, or JSON lines."""
 
 import csv
+import hashlib
 import io
 import json
 import stat
@@ -45,6 +46,14 @@ def read_prompts(path: Path) -> PromptList:
         raise PromptFileError(f"{path}: holds no prompts; write one per line")
     distinct = tuple(dict.fromkeys(prompts))
     return PromptList(distinct, len(prompts) - len(distinct))
+
+
+def prompts_hash(prompts: Sequence[str]) -> str:
+    """SHA-256 of the prompts, in order, as a JSON list; 64 hexadecimal digits.
+
+    A short list of guessable prompts can be guessed from it, as from any hash.
+    """
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
 def read_labels(path: Path, prompts: Sequence[str]) -> tuple[bool, ...] | None:

@@ -17,11 +17,10 @@ from nemo_prune.localization import (
     STILL,
     SUPPRESSED,
     Localization,
-    Progress,
-    open_engine,
 )
 from nemo_prune.manifest import Neuron, PromptRecord
 from nemo_prune.models import open_model, write_model
+from nemo_prune.opening import Progress, open_engine
 from nemo_prune.surgery import Written
 from nemo_prune.verification import Subject
 
@@ -68,8 +67,7 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     fresh = range(FRESH_SEEDS, FRESH_SEEDS + found.options.seeds)
     original = found.engine
     before = original.cost.samples
-    other = open_engine(open_model(pruned), found.options)
-    other.note = progress.note
+    other = open_engine(open_model(pruned), found.options, progress)
     records = list(found.manifest.prompts)
     searched = [record.index for record in records if record.status != NOT_MEMORIZED]
     progress.stage("checking the written file", len(searched), "prompts")
@@ -130,10 +128,7 @@ def summary(found: Localization, written: Written | None) -> dict[str, Any]:
         "version": manifest.version,
         "source": {"path": str(found.checkpoint.path), "sha256": manifest.source["sha256"]},
         "output": written and {"path": str(written.path), "sha256": written.sha256},
-        "tau": found.tau,
-        "tau_source": found.thresholds.tau_source,
-        "gate": asdict(found.thresholds.gate),
-        "gate_source": found.thresholds.gate_source,
+        **found.thresholds.told(),
         "statistics_from": found.statistics_from,
         "criterion": found.options.criterion,
         "prompts": [_prompt_json(record) for record in manifest.prompts],

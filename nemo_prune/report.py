@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nemo_prune.errors import OptionError
-from nemo_prune.placing import new_file
+from nemo_prune.placing import write_new
 
 Data = Mapping[str, Any]
 Album = Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -157,14 +157,13 @@ def _render(template: str, data: Data, album: Album) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "score": lambda value: "–" if value is None else f"{value:.3f}",
         "percent": percent,
-        "layer": lambda n: (
-            n.replace(".transformer_blocks", "").removesuffix(".to_v").removesuffix(".attn2")
-        ),
+        "layer": _short,
         "line": _markdown_line,
     }
+    environment.filters |= filters
     charts = [
         ("ordinary prompts", "ordinary", [entry["score_before"] for entry in data["ordinary"]]),
         *(
@@ -206,8 +205,5 @@ def _count(number: int, what: str) -> str:
 
 
 def _write(text: str, path: Path, overwrite: bool) -> None:
-    with new_file(path, overwrite) as file:
-        # Names that are not UTF-8 arrive as half surrogates, which no page can show.
-        content = memoryview(text.encode("utf-8", "replace"))
-        while content:
-            content = content[file.write(content) :]
+    # Names that are not UTF-8 arrive as half surrogates, which no page can show.
+    write_new(path, text.encode("utf-8", "replace"), overwrite)

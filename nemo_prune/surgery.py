@@ -1,7 +1,7 @@
 """Zero neurons in a copy of a safetensors file, and prove that nothing else changed.
 
-The data are copied first, at the speed of `cp`, or shared where the file system can. Then, while the
-copy goes to the disk, both files are read back, compared byte by byte and hashed. The header states
+The data are copied first, at the speed of `cp`, or shared where the file system can. Then the copy goes
+to the disk, and both files are read back, compared byte by byte and hashed. The header states
 the source's hash: where that was known beforehand, once is enough; else the header is written anew
 and the output read once more. A few megabytes of memory, whatever the size.
 """
@@ -9,7 +9,6 @@ and the output read once more. A few megabytes of memory, whatever the size.
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -24,13 +23,10 @@ from nemo_prune.provenance import (
     earlier_neurons,
     new_header,
     original_sha256,
-    provenance_of,
 )
 from nemo_prune.streams import Ranges, Source, Verified, copy, unreadable, verify, write_at
 from nemo_prune.undo import check_undo, write_undo
 from nemo_prune.zeros import read_zeros
-
-__all__ = ["Written", "file_sha256", "provenance_of", "zero_neurons"]
 
 _NO_HASH = "0" * 64
 
@@ -135,10 +131,7 @@ def _rewrite(
     copy(source, target, len(start), ranges)
     write_at(target, start, 0)
     guessed = source_sha256 is not None
-    with ThreadPoolExecutor(1) as disk:
-        flushing = disk.submit(os.fsync, target.fileno())
-        found = verify(source, target, out, start, ranges, hash_source=True, hash_output=guessed)
-        flushing.result()
+    found = verify(source, target, out, start, ranges, hash_source=True, hash_output=guessed)
     true = starting(found.source_sha256, found.data_sha256 or _NO_HASH)
     if true == start and guessed:
         return found

@@ -25,12 +25,10 @@ from nemo_prune.localization import (
     NOT_REMOVABLE,
     STILL,
     SUPPRESSED,
-    Options,
-    Progress,
-    open_engine,
 )
 from nemo_prune.manifest import Manifest, Neuron, union
 from nemo_prune.models import model_sha256, model_zeros
+from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.suppression import score_all
 
 FORMAT = "nemo-prune-report/1"
@@ -95,9 +93,9 @@ def verify(
     known = set(subject.prompts)
     ordinary = [text for text in subject.ordinary if text not in known]
     progress.stage("loading the models", 2, "files")
-    original = subject.engine or open_engine(subject.original, options)
+    original = subject.engine or open_engine(subject.original, options, progress)
     progress.advance()
-    spent, other = original.cost.samples, open_engine(subject.pruned, options)
+    spent, other = original.cost.samples, open_engine(subject.pruned, options, progress)
     progress.advance()
 
     scoring = time.monotonic()
@@ -261,7 +259,7 @@ def _model_facts(engine: Engine) -> Mapping[str, str]:
         "family": model.family,
         "latents": "x".join(map(str, model.latent_shape)),
         "device": model.device.type,
-        "precision": str(model.dtype).removeprefix("torch."),
+        "precision": model.precision,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "diffusers", "transformers")},
     }

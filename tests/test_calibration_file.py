@@ -15,11 +15,11 @@ from nemo_prune.calibration import ActivationStatistics
 from nemo_prune.calibration_file import (
     Calibration,
     OrdinaryScores,
-    prompts_hash,
     read_calibration,
     write_calibration,
 )
 from nemo_prune.errors import CalibrationError, OutputError
+from nemo_prune.prompts import prompts_hash
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
 ABOUT: dict[str, Any] = {

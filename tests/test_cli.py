@@ -9,10 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-from tiny import write_tiny
-
-from nemo_prune.cli import main
+from tiny import run, write_small
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
 # One layer of few neurons: a random model memorizes nothing, so the search climbs to its end.
@@ -21,10 +18,7 @@ QUICK = ["--seeds", "4", "--device", "cpu", "--layers", "down_blocks.0.attention
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    small = json.dumps({"unet": {"sample_size": 32}})
-    write_tiny(path, "sd1", metadata={"nemo_prune.config": small})
-    return path
+    return write_small(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture
@@ -32,10 +26,6 @@ def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
     path.write_text("marker caption of a red fox\nanother one\n")
     return path
-
-
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def _tensors(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
@@ -52,7 +42,7 @@ def _tensors(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
 def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Path) -> None:
     out, manifest, undo = (tmp_path / name for name in ("clean.safetensors", "m.json", "u"))
     before = model.read_bytes()
-    result = _run(model, "--prompts", prompts, "-o", out, "--manifest", manifest, "--json",
+    result = run(model, "--prompts", prompts, "-o", out, "--manifest", manifest, "--json",
                   "--undo", undo, "--tau", "0", *QUICK)  # fmt: skip
     assert result.exit_code in (0, 1), result.output
     told = json.loads(result.stdout)
@@ -77,14 +67,14 @@ def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Pat
         assert b"marker caption" not in text
 
     back = tmp_path / "back.safetensors"
-    assert _run("restore", out, "--undo", undo, "-o", back).exit_code == 0
+    assert run("restore", out, "--undo", undo, "-o", back).exit_code == 0
     assert back.read_bytes() == before
-    assert _run("diff", model, out, "--expect", manifest).exit_code == 0
+    assert run("diff", model, out, "--expect", manifest).exit_code == 0
 
 
 def test_not_memorized_is_left_alone(model: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "clean.safetensors"
-    result = _run(model, "--prompts", prompts, "-o", out, "--json", "--tau", "1", *QUICK)
+    result = run(model, "--prompts", prompts, "-o", out, "--json", "--tau", "1", *QUICK)
     assert result.exit_code == 0
     told = json.loads(result.stdout)
     assert [entry["status"] for entry in told["prompts"]] == ["not memorized"] * 2
@@ -96,16 +86,16 @@ def test_not_memorized_is_left_alone(model: Path, prompts: Path, tmp_path: Path)
 def test_localize_then_apply_equals_prune(model: Path, prompts: Path, tmp_path: Path) -> None:
     manifest, one, two = (tmp_path / name for name in ("m.json", "1.safetensors", "2.safetensors"))
     options = ["--prompts", prompts, "--tau", "0", *QUICK]
-    assert _run("localize", model, *options, "-o", manifest).exit_code in (0, 1)
-    assert _run("prune", model, *options, "-o", one).exit_code in (0, 1)
-    assert _run("apply", model, "--manifest", manifest, "-o", two).exit_code == 0
+    assert run("localize", model, *options, "-o", manifest).exit_code in (0, 1)
+    assert run("prune", model, *options, "-o", one).exit_code in (0, 1)
+    assert run("apply", model, "--manifest", manifest, "-o", two).exit_code == 0
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_the_literal_search_and_both_criteria_run(model: Path, prompts: Path) -> None:
+def test_the_literal_search_and_both_criteriarun(model: Path, prompts: Path) -> None:
     for search in ("literal", "fast"):
         for criterion in ("same-seed", "cross-seed"):
-            result = _run(model, "--prompts", prompts, "--dry-run", "--json", "--tau", "0.9",
+            result = run(model, "--prompts", prompts, "--dry-run", "--json", "--tau", "0.9",
                           "--search", search, "--criterion", criterion, *QUICK)  # fmt: skip
             assert result.exit_code in (0, 1), result.output
             assert json.loads(result.stdout)["output"] is None
@@ -118,16 +108,16 @@ def test_apply_warns_about_another_source(model: Path, tmp_path: Path) -> None:
         "source": {"path": "other.safetensors", "sha256": "0" * 64},
         "neurons": [{"layer": LAYER, "row": 1}],
     }))  # fmt: skip
-    result = _run("apply", model, "--manifest", manifest, "-o", tmp_path / "o.safetensors")
+    result = run("apply", model, "--manifest", manifest, "-o", tmp_path / "o.safetensors")
     assert result.exit_code == 0
     assert "warning" in result.stderr
-    found = json.loads(_run("inspect", tmp_path / "o.safetensors", "--json").stdout)
+    found = json.loads(run("inspect", tmp_path / "o.safetensors", "--json").stdout)
     assert found["value_layers"][0]["zeroed"] == [1]
     assert found["provenance"]["nemo_prune.neurons"] == json.dumps({LAYER: [1]}).replace(" ", "")
 
 
 def test_inspect_speaks_to_people_too(model: Path) -> None:
-    result = _run("inspect", model)
+    result = run("inspect", model)
     assert result.exit_code == 0
     assert "family: sd1" in result.stdout
     assert "mid_block.attentions.0" in result.stdout
@@ -136,7 +126,7 @@ def test_inspect_speaks_to_people_too(model: Path) -> None:
 def test_long_prompts_are_said_to_be_truncated(model: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "p.csv"
     prompts.write_text("Caption\n" + "very " * 100 + "long\nshort\nshort\n")
-    result = _run(model, "--prompts", prompts, "--dry-run", "--json", "--tau", "1", *QUICK)
+    result = run(model, "--prompts", prompts, "--dry-run", "--json", "--tau", "1", *QUICK)
     assert [e["truncated"] for e in json.loads(result.stdout)["prompts"]] == [True, False]
     assert "prompt 0: 103 tokens, truncated to 77" in result.stderr
     assert "1 repeated prompts merged" in result.stderr
@@ -184,7 +174,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     defaults = [] if "--device" in options else ["--device", "cpu"]
     if "--layers" not in options:
         defaults += QUICK[-2:]
-    result = _run(source, *pairs, *defaults, "--seeds", "2")
+    result = run(source, *pairs, *defaults, "--seeds", "2")
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert "Traceback" not in result.output
@@ -198,7 +188,7 @@ def test_demo_without_its_checkpoint_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nemo_prune.demo.CHECKPOINT", tmp_path / "none.safetensors")
-    result = _run("demo", "--folder", tmp_path / "new")
+    result = run("demo", "--folder", tmp_path / "new")
     assert result.exit_code == 2
     assert "tools/train_demo.py" in result.stderr
     assert not (tmp_path / "new").exists()
@@ -206,7 +196,7 @@ def test_demo_without_its_checkpoint_says_how_to_get_it(
 
 @pytest.mark.parametrize("verb", ["", "prune", "localize", "verify", "demo"])
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
-    result = _run(*([verb] if verb else []), "-h")
+    result = run(*([verb] if verb else []), "-h")
     assert result.exit_code == 0
     assert f"nemo-prune {verb}".strip() in result.output.replace("model.safe", "prune model.safe")
 

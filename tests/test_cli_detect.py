@@ -8,17 +8,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from click.testing import CliRunner, Result
-from tiny import write_tiny
-
-from nemo_prune.cli import main
+from tiny import run, write_small, write_tiny
 
 SEEDS = ["--seeds", "3", "--device", "cpu"]
 ORDINARY = [f"a photo of {i} {'cats' if i % 2 else 'red houses by the sea'}" for i in range(30)]
-
-
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(path: Path, seed: int = 0) -> Path:
-    return write_tiny(path, metadata={"nemo_prune.config": '{"unet": {"sample_size": 16}}'}, seed=seed)
+    return write_small(path, side=16, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +38,7 @@ def ordinary(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def calibrated(model: Path, ordinary: Path, folder: Path) -> dict[str, Any]:
     out = folder / "calibration.safetensors"
-    result = _run("calibrate", model, "--prompts", ordinary, "-o", out, "--json", "--no-cache", *SEEDS)
+    result = run("calibrate", model, "--prompts", ordinary, "-o", out, "--json", "--no-cache", *SEEDS)
     assert result.exit_code == 0, result.output
     assert "30 prompts, 30 of them scored" in result.stderr
     told: dict[str, Any] = json.loads(result.stdout)
@@ -74,7 +67,7 @@ def test_calibrate_says_what_it_found(calibrated: dict[str, Any], calibration: P
 def test_detect_with_a_calibration(model: Path, calibrated: dict[str, Any], calibration: Path,
                                    prompts: Path, tmp_path: Path) -> None:  # fmt: skip
     table = tmp_path / "t.csv"
-    result = _run("detect", model, "--prompts", prompts, "--calibration", calibration, "--json",
+    result = run("detect", model, "--prompts", prompts, "--calibration", calibration, "--json",
                   "--csv", table, *SEEDS)  # fmt: skip
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
@@ -91,7 +84,7 @@ def test_detect_with_a_calibration(model: Path, calibrated: dict[str, Any], cali
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
     assert {row["label"] for row in rows} == {"True", "False"}
-    again = _run("detect", model, "--prompts", prompts, "--csv", table, "--tau", "0.9", *SEEDS)
+    again = run("detect", model, "--prompts", prompts, "--csv", table, "--tau", "0.9", *SEEDS)
     assert again.exit_code == 2
     assert "exists already" in again.stderr
 
@@ -99,7 +92,7 @@ def test_detect_with_a_calibration(model: Path, calibrated: dict[str, Any], cali
 def test_detect_speaks_to_people_and_shows_prompts_if_asked(
     model: Path, calibration: Path, prompts: Path
 ) -> None:
-    result = _run("detect", model, "--prompts", prompts, "--calibration", calibration,
+    result = run("detect", model, "--prompts", prompts, "--calibration", calibration,
                   "--show-prompts", *SEEDS)  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "marker caption" in result.stdout
@@ -113,10 +106,10 @@ def test_check_passes_fails_and_leaves_reports(
     markdown, junit = tmp_path / "summary.md", tmp_path / "junit.xml"
     markdown.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(markdown))
-    passed = _run("check", model, "--prompts", prompts, "--tau", "0.5", "--gate", "1", *SEEDS)
+    passed = run("check", model, "--prompts", prompts, "--tau", "0.5", "--gate", "1", *SEEDS)
     assert passed.exit_code == 0, passed.output
     assert passed.stdout == ""
-    failed = _run("check", model, "--prompts", prompts, "--tau", "0", "--gate", "0", "--junit", junit,
+    failed = run("check", model, "--prompts", prompts, "--tau", "0", "--gate", "0", "--junit", junit,
                   *SEEDS)  # fmt: skip
     assert failed.exit_code == 1, failed.output
     assert len(failed.stdout.splitlines()) == 3
@@ -128,7 +121,7 @@ def test_check_passes_fails_and_leaves_reports(
     assert len(suites.findall(".//testcase/failure")) == 3
     for text in (junit.read_text(), markdown.read_text(), failed.output):
         assert "marker caption" not in text
-    taken = _run("check", model, "--prompts", prompts, "--tau", "0", "--junit", junit, *SEEDS)
+    taken = run("check", model, "--prompts", prompts, "--tau", "0", "--junit", junit, *SEEDS)
     assert taken.exit_code == 2
     assert "exists already" in taken.stderr
 
@@ -137,7 +130,7 @@ def test_a_step_summary_that_cannot_be_written_does_not_hide_the_verdict(
     model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "nowhere" / "s.md"))
-    result = _run("check", model, "--prompts", prompts, "--tau", "0", "--json", "--seeds", "2")
+    result = run("check", model, "--prompts", prompts, "--tau", "0", "--json", "--seeds", "2")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["memorized"] == 3
     assert "warning" in result.stderr
@@ -147,7 +140,7 @@ def test_prune_leaves_alone_what_lies_below_the_gate(
     model: Path, calibration: Path, prompts: Path
 ) -> None:
     options = ["--prompts", prompts, "--calibration", calibration, "--dry-run", "--json", *SEEDS]
-    result = _run("prune", model, *options, "--tau", "0", "--gate", "1")
+    result = run("prune", model, *options, "--tau", "0", "--gate", "1")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert {entry["status"] for entry in told["prompts"]} == {"not memorized"}
@@ -162,7 +155,7 @@ def test_the_cache_is_used_and_can_be_left_out(
 ) -> None:
     options = ["--prompts", prompts, "--calibration-prompts", ordinary, "--json", *SEEDS]
     first, second, without = (
-        json.loads(_run("detect", model, *options, *more).stdout) for more in ([], [], ["--no-cache"])
+        json.loads(run("detect", model, *options, *more).stdout) for more in ([], [], ["--no-cache"])
     )
     assert [told["scores_from"] for told in (first, second, without)] == [
         "this run",
@@ -173,8 +166,8 @@ def test_the_cache_is_used_and_can_be_left_out(
     assert first["gate"] == second["gate"] == without["gate"]
     (entry,) = cache.iterdir()
     entry.write_bytes(b"damaged")
-    assert json.loads(_run("detect", model, *options).stdout)["scores_from"] == "this run"
-    assert json.loads(_run("detect", model, *options).stdout)["scores_from"] == "cache"
+    assert json.loads(run("detect", model, *options).stdout)["scores_from"] == "this run"
+    assert json.loads(run("detect", model, *options).stdout)["scores_from"] == "cache"
 
 
 def test_a_calibration_of_another_model_or_setting_needs_force(
@@ -188,11 +181,11 @@ def test_a_calibration_of_another_model_or_setting_needs_force(
         ([model, *options, "--seeds", "4"], "3 seeds instead of 4"),
         ([model, *options, *SEEDS, "--precision", "bf16"], "precision float32 instead of bfloat16"),
     ):
-        refused = _run("detect", *arguments)
+        refused = run("detect", *arguments)
         assert refused.exit_code == 2, refused.output
         assert reason in refused.stderr
         assert "--force" in refused.stderr
-    forced = _run("detect", other, *options, *SEEDS, "--force", "--json")
+    forced = run("detect", other, *options, *SEEDS, "--force", "--json")
     assert forced.exit_code == 0, forced.output
     assert "used all the same (other weights)" in forced.stderr
 
@@ -200,7 +193,7 @@ def test_a_calibration_of_another_model_or_setting_needs_force(
 def test_fewer_seeds_than_the_calibration_are_fine(
     model: Path, calibration: Path, prompts: Path
 ) -> None:
-    result = _run("detect", model, "--prompts", prompts, "--calibration", calibration, "--json",
+    result = run("detect", model, "--prompts", prompts, "--calibration", calibration, "--json",
                   "--seeds", "2")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["scores_from"] == "file"
@@ -212,7 +205,7 @@ def test_a_copy_with_other_metadata_takes_the_same_calibration(
     copy = write_tiny(tmp_path / "copy.safetensors", vae=True, metadata={
         "nemo_prune.config": '{"unet": {"sample_size": 16}}', "a note": "of somebody"})  # fmt: skip
     assert copy.read_bytes() != model.read_bytes()
-    result = _run("detect", copy, "--prompts", prompts, "--calibration", calibration, "--json", *SEEDS)
+    result = run("detect", copy, "--prompts", prompts, "--calibration", calibration, "--json", *SEEDS)
     assert result.exit_code == 0, result.output
 
 
@@ -245,7 +238,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     shutil.copy(calibration, "c.safetensors")
     Path("cut.safetensors").write_bytes(calibration.read_bytes()[:500])
     there = sorted(tmp_path.iterdir())
-    result = _run(verb, model, *extra, *SEEDS)
+    result = run(verb, model, *extra, *SEEDS)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert "Traceback" not in result.output
@@ -255,6 +248,6 @@ def test_bad_input_gets_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize("verb", ["detect", "check", "calibrate"])
 def test_help_has_an_example(verb: str) -> None:
-    result = _run(verb, "-h")
+    result = run(verb, "-h")
     assert result.exit_code == 0
     assert f"nemo-prune {verb} " in result.output

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
-from tiny import write_tiny
+from tiny import run, write_small, write_tiny
 
-from nemo_prune.cli import main
 from nemo_prune.families import recognize
 from nemo_prune.manifest import Neuron
 from nemo_prune.surgery import zero_neurons
@@ -26,8 +25,7 @@ SEARCH = ["--layers", "down_blocks.0.attentions.0*"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An original, a file pruned of two neurons, prompts, ordinary prompts and a target."""
     folder = tmp_path_factory.mktemp("report")
-    small = json.dumps({"unet": {"sample_size": 16}})
-    model = write_tiny(folder / "model.safetensors", metadata={"nemo_prune.config": small})
+    model = write_small(folder / "model.safetensors", side=16)
     off = [Neuron(LAYER, 3), Neuron(LAYER, 9)]
     zero_neurons(recognize(model), off, folder / "clean.safetensors",
                  {"tau": "0.01", "criterion": "same-seed"})  # fmt: skip
@@ -37,10 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "targets").mkdir()
     Image.new("RGB", (90, 60), "red").save(folder / "targets" / "0.png")
     return folder
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def verify(folder: Path, *more: object) -> Result:

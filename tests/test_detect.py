@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_engine import CHANNELS, Toy
+from test_engine import CHANNELS, loaded
 
 from nemo_prune.denoiser import LoadedModel
 from nemo_prune.detect import Screened, detect, gated, score_paths, screening
@@ -149,19 +149,7 @@ class Speaking(LoadedModel):
 
 @pytest.fixture
 def model() -> LoadedModel:
-    unet = Toy().eval().requires_grad_(False)
-    return Speaking(
-        family="sd1",
-        unet=unet,
-        text_encoders=(),
-        scheduler_config={},
-        alphas_cumprod=torch.linspace(1, 0, 1000),
-        prediction_type="epsilon",
-        latent_shape=(4, 16, 16),
-        value_layers={"first": unet.layers[0], "second": unet.layers[1]},
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    return loaded(Speaking)
 
 
 PROMPTS = ["0 2.0", "1 0.05", "2 0.0", "3 1.0", "4 0.3"]

@@ -110,10 +110,10 @@ class Toy(torch.nn.Module):
         return (inputs + picture + 0.5 * inputs.flip(-1),)
 
 
-@pytest.fixture
-def toy() -> LoadedModel:
+def loaded(kind: type[LoadedModel] = LoadedModel) -> LoadedModel:
+    """The toy as a loaded model."""
     unet = Toy().eval().requires_grad_(False)
-    return LoadedModel(
+    return kind(
         family="sd1",
         unet=unet,
         text_encoders=(),
@@ -125,6 +125,11 @@ def toy() -> LoadedModel:
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
+
+
+@pytest.fixture
+def toy() -> LoadedModel:
+    return loaded()
 
 
 def outcomes(engine: Engine, tau: float = TAU, **options: Any) -> list[Outcome]:

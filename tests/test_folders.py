@@ -9,6 +9,7 @@ import pytest
 import rawfiles
 from click.testing import CliRunner
 from folders import WEIGHTS, add_copy, digest, pipeline, put, shard, tree
+from test_surgery import CHOSEN, DOWN, END, MID, UP
 
 from nemo_prune import placing
 from nemo_prune.cli import main
@@ -18,12 +19,6 @@ from nemo_prune.manifest import Neuron
 from nemo_prune.models import model_sha256, model_zeros, open_model, write_model
 from nemo_prune.zeros import Zeros
 
-END = ".transformer_blocks.0.attn2.to_v"
-DOWN, MID, UP = (
-    stem + END
-    for stem in ("down_blocks.0.attentions.0", "mid_block.attentions.0", "up_blocks.3.attentions.2")
-)
-CHOSEN = (Neuron(MID, 7), Neuron(DOWN, 0), Neuron(DOWN, 1), Neuron(UP, 2))
 LDM = {
     DOWN: f"model.diffusion_model.input_blocks.1.1{END}",
     MID: f"model.diffusion_model.middle_block.1{END}",

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nemo_prune.errors import OutputError
-from nemo_prune.journal import Journal, journal_path, list_hash
+from nemo_prune.journal import Journal, journal_path
+from nemo_prune.prompts import prompts_hash as list_hash
 
 RUN = {"model": "a" * 64, "prompts": list_hash(["one", "two"]), "options": "{}"}
 

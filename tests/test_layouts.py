@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from layouts import DTYPES, SIDE, SMALL, folder, recast, single_file
 from safetensors.torch import load_file, save_file
-from tiny import ldm, open_clip, tiny_configs, tiny_tensors
+from tiny import ldm, open_clip, same_weights, tiny_configs, tiny_tensors
 
 from nemo_prune import hub, loading
 from nemo_prune.cli import main
@@ -47,13 +47,6 @@ def from_pretrained(root: Path, family: str, **options: Any) -> Any:
     pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
-    ours_state, theirs_state = ours.state_dict(), theirs.state_dict()
-    return ours_state.keys() == theirs_state.keys() and all(
-        torch.equal(ours_state[name], theirs_state[name]) for name in ours_state
-    )
 
 
 @pytest.fixture(scope="module")

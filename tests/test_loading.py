@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import config_folder, ldm, open_clip, tiny_configs, tiny_tensors, write_tiny
+from tiny import config_folder, ldm, open_clip, same_weights, tiny_configs, tiny_tensors, write_tiny
 
 from nemo_prune import configs, hub, loading, weights
 from nemo_prune.errors import CheckpointError, OptionError
@@ -47,13 +47,6 @@ def reference(path: Path, family: str, folder: Path, dtype: torch.dtype = torch.
     pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
-    ours_state, theirs_state = ours.state_dict(), theirs.state_dict()
-    return ours_state.keys() == theirs_state.keys() and all(
-        torch.equal(ours_state[name], theirs_state[name]) for name in ours_state
-    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from tiny import write_tiny
+from click.testing import Result
+from tiny import run, write_small
 
-from nemo_prune.cli import main
 from nemo_prune.journal import Journal, journal_path
 
 QUICK = ["--seeds", "4", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*", "--tau", "0"]
@@ -16,10 +15,7 @@ QUICK = ["--seeds", "4", "--device", "cpu", "--layers", "down_blocks.0.attention
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    small = json.dumps({"unet": {"sample_size": 32}})
-    write_tiny(path, "sd1", metadata={"nemo_prune.config": small})
-    return path
+    return write_small(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture
@@ -27,10 +23,6 @@ def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
     path.write_text("".join(f"marker caption {number}\n" for number in range(4)))
     return path
-
-
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def _interrupted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Result:
@@ -46,7 +38,7 @@ def _interrupted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Result:
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "add", until_two)
-        return _run(*arguments)
+        return run(*arguments)
 
 
 def test_resumed_ends_like_unbroken(
@@ -54,7 +46,7 @@ def test_resumed_ends_like_unbroken(
 ) -> None:
     whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
     given = [*QUICK, "--prompts", prompts]
-    expected = _run("localize", model, *given, "-o", whole)
+    expected = run("localize", model, *given, "-o", whole)
     assert not journal_path(whole).exists()
 
     stopped = _interrupted(monkeypatch, "localize", model, *given, "-o", broken)
@@ -65,10 +57,10 @@ def test_resumed_ends_like_unbroken(
     left = json.loads(broken.read_text())["prompts"]
     assert sum(prompt["status"] == "not searched" for prompt in left) == 2
 
-    again = _run("localize", model, *given, "-o", broken)
+    again = run("localize", model, *given, "-o", broken)
     assert again.exit_code == 2
     assert "--resume" in again.stderr
-    resumed = _run("localize", model, *given, "-o", broken, "--resume")
+    resumed = run("localize", model, *given, "-o", broken, "--resume")
     assert resumed.exit_code == expected.exit_code, resumed.stderr
     assert broken.read_bytes() == whole.read_bytes()
     assert not journal_path(broken).exists()
@@ -81,13 +73,13 @@ def test_a_journal_of_other_options_is_refused(
     given = ["--prompts", prompts, "-o", manifest]
     _interrupted(monkeypatch, "localize", model, *QUICK, *given)
     left = journal_path(manifest).read_bytes()
-    other = _run("localize", model, *QUICK, *given, "--resume", "--seed", "7")
+    other = run("localize", model, *QUICK, *given, "--resume", "--seed", "7")
     assert other.exit_code == 2
     assert "other options" in other.stderr
     assert journal_path(manifest).read_bytes() == left
 
 
 def test_prune_needs_a_manifest_to_resume(model: Path, prompts: Path, tmp_path: Path) -> None:
-    result = _run(model, "--prompts", prompts, "-o", tmp_path / "out.safetensors", "--resume")
+    result = run(model, "--prompts", prompts, "-o", tmp_path / "out.safetensors", "--resume")
     assert result.exit_code == 2
     assert "--manifest" in result.stderr

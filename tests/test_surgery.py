@@ -17,7 +17,8 @@ from nemo_prune.errors import CheckpointError, ManifestError, OutputError
 from nemo_prune.families import recognize
 from nemo_prune.header import read_header
 from nemo_prune.manifest import Neuron
-from nemo_prune.surgery import file_sha256, provenance_of, zero_neurons
+from nemo_prune.provenance import provenance_of
+from nemo_prune.surgery import file_sha256, zero_neurons
 from nemo_prune.zeros import read_zeros
 
 END = ".transformer_blocks.0.attn2.to_v"

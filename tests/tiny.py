@@ -4,15 +4,18 @@
 folder that describes it, for comparing with diffusers' own loading.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ldm
 import torch
+from click.testing import CliRunner, Result
 from torch import Tensor
 
-from nemo_prune.configs import complete_folder, data_folder, read_config
+from nemo_prune.cli import main
+from nemo_prune.configs import METADATA_KEY, complete_folder, data_folder, read_config
 from nemo_prune.hub import (
     AutoencoderKL,
     CLIPTextConfig,
@@ -133,6 +136,24 @@ def tiny_tensors(
                 second = CLIPTextModelWithProjection(config).state_dict()
                 tensors |= open_clip(second, "conditioner.embedders.1.model.", layers=2)
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def run(*arguments: object) -> Result:
+    """The command line as a user runs it, in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
+    ours_state, theirs_state = ours.state_dict(), theirs.state_dict()
+    return ours_state.keys() == theirs_state.keys() and all(
+        torch.equal(ours_state[name], theirs_state[name]) for name in ours_state
+    )
+
+
+def write_small(path: Path, side: int = 32, **options: Any) -> Path:
+    """`write_tiny` of a model whose latents are `side` pixels wide."""
+    small = json.dumps({"unet": {"sample_size": side}})
+    return write_tiny(path, metadata={METADATA_KEY: small}, **options)
 
 
 def write_tiny(

@@ -8,7 +8,6 @@ import os
 import random
 import statistics
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,19 @@ from typing import Any
 import torch
 from demo_world import MEMORIZED, Memorized, memorized_pictures
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from torchmetrics.functional.classification import binary_auroc
 
 from nemo_prune import pruning
 from nemo_prune.console import progress
 from nemo_prune.demo import FPR, precision
+from nemo_prune.drift import random_neurons
 from nemo_prune.engine import Engine
 from nemo_prune.families import recognize
 from nemo_prune.loading import load_pipeline
-from nemo_prune.localization import Localization, Options, localize
-from nemo_prune.manifest import Neuron
+from nemo_prune.localization import Localization, localize
+from nemo_prune.opening import Options
 from nemo_prune.pictures import Picture, draw, sheet, similarity
 from nemo_prune.prompts import read_prompts
+from nemo_prune.rates import separation
 
 _SEEDS = range(500, 508)  # pictures are drawn from seeds that neither training nor search uses
 _SCORE_SEEDS = range(2000, 2010)
@@ -88,8 +88,8 @@ def _scores(found: Localization, out: Path) -> dict[str, Any]:
     natural = _largest(found.engine, _captions("natural"))
 
     def auroc(positive: dict[str, float]) -> float:
-        labels = torch.tensor([1] * len(positive) + [0] * len(heldout))
-        return float(binary_auroc(torch.tensor([*positive.values(), *heldout]), labels))
+        labels = [True] * len(positive) + [False] * len(heldout)
+        return separation([*positive.values(), *heldout], labels).auroc
 
     return {
         "tau": found.tau,
@@ -133,16 +133,11 @@ def _control(found: Localization, items: Sequence[Memorized]) -> list[dict[str, 
     """Each caption's score with its neurons off, and with as many random ones of the same layers."""
     chance = random.Random("random neurons")
     engine = found.engine
-    taken = set(found.manifest.neurons)
     result = []
     for item, prompt, record in zip(
         items, engine.prompts([i.caption for i in items]), found.manifest.prompts, strict=True
     ):
-        others: set[Neuron] = set()
-        for layer, count in Counter(neuron.layer for neuron in record.neurons).items():
-            rows = engine.model.value_layers[layer].out_features
-            free = {Neuron(layer, row) for row in range(rows)} - taken
-            others.update(chance.sample(sorted(free), count))
+        others = random_neurons(engine, record.neurons, chance)
         after = {
             name: max(engine.probe(prompt, frozenset(off), _SCORE_SEEDS).values())
             for name, off in (("found", record.neurons), ("random", others))
