@@ -14,8 +14,7 @@ from torch import Tensor
 
 from nemo_prune.families import Checkpoint
 from nemo_prune.likeness import Described, Likeness, mean
-from nemo_prune.loading import load_pipeline, pick_device, pick_dtype
-from nemo_prune.opening import Options, Progress
+from nemo_prune.opening import Options, Progress, open_pipeline
 from nemo_prune.pictures import Picture, draw
 from nemo_prune.targets import open_target
 
@@ -69,9 +68,7 @@ def draw_and_measure(
     progress.stage("drawing pictures", 2 * (len(prompts) + len(some)), "prompts")
     drawn: list[tuple[list[list[Picture]], list[list[Picture]]]] = []
     for checkpoint in models:
-        device = pick_device(options.device)
-        dtype = pick_dtype(device, options.precision)
-        pipeline = load_pipeline(checkpoint, device=device, dtype=dtype, config=options.config)
+        pipeline = open_pipeline(checkpoint, options)
         style: dict[str, Any] = {
             "steps": settings.steps,
             "guidance": settings.guidance,

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from nemo_prune.engine import Criterion, Engine
 from nemo_prune.errors import OptionError
 from nemo_prune.families import Checkpoint
 from nemo_prune.gate import DEFAULT_FPR
-from nemo_prune.loading import ddim_timestep, load_model, pick_device, pick_dtype
+from nemo_prune.loading import ddim_timestep, load_model, load_pipeline, pick_device, pick_dtype
 from nemo_prune.prompts import read_prompts
 
 
@@ -75,34 +75,44 @@ class Options:
             )
 
 
-def open_engine(checkpoint: Checkpoint, options: Options) -> Engine:
-    """Load the model as the options say.
+def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Engine:
+    """Load the model as the options say; what it has to tell later goes to `progress`.
 
     Raises OptionError for a device or timestep that does not exist, CheckpointError.
     """
-    device = pick_device(options.device)
-    dtype = pick_dtype(device, options.precision)
-    model = load_model(
-        checkpoint,
-        device=device,
-        dtype=dtype,
-        config=options.config,
-        prediction_type=options.prediction_type,
-        text_encoder=options.text_encoder,
-    )
+    model = load_model(checkpoint, **_loading(options))
     timestep = options.timestep
     if timestep is None:
         timestep = ddim_timestep(model.scheduler_config, options.steps)
     trained = len(model.alphas_cumprod)
     if not 0 <= timestep < trained:
         raise OptionError(f"--timestep {timestep}: the model knows 0 to {trained - 1}")
-    return Engine(
+    engine = Engine(
         model,
         timestep=timestep,
         seed=options.seed,
         criterion=options.criterion,
         batch_size=options.batch_size,
     )
+    if progress is not None:
+        engine.note = progress.note
+    return engine
+
+
+def open_pipeline(checkpoint: Checkpoint, options: Options) -> Any:
+    """A diffusers pipeline of the same model, loaded as `open_engine` loads it; raises alike."""
+    return load_pipeline(checkpoint, **_loading(options))
+
+
+def _loading(options: Options) -> dict[str, Any]:
+    device = pick_device(options.device)
+    return {
+        "device": device,
+        "dtype": pick_dtype(device, options.precision),
+        "config": options.config,
+        "prediction_type": options.prediction_type,
+        "text_encoder": options.text_encoder,
+    }
 
 
 def bundled_captions() -> tuple[str, ...]:
