@@ -22,7 +22,6 @@ from typing import Any
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.peak import peak_memory, reset_peak_memory
 from benchmarks.stress import format_table, stress_table
 from nemo_prune.calibration import activation_statistics, ladders
 from nemo_prune.demo import CHECKPOINT, DATA, precision
@@ -33,6 +32,7 @@ from nemo_prune.fast_search import search
 from nemo_prune.gate import tau_from
 from nemo_prune.manifest import union
 from nemo_prune.opening import Options, open_engine
+from nemo_prune.peak import peak_memory, reset_peak_memory
 from nemo_prune.prompts import read_prompts
 from nemo_prune.search import Answer, Ladder, Outcome, Question, Search, literal_search
 

@@ -18,6 +18,7 @@ from nemo_prune.cli_options import (
     quiet_option,
     read_options,
     read_ordinary,
+    resume_option,
     show_prompts_option,
     threshold_options,
 )
@@ -34,7 +35,10 @@ _finding_options = options(
 )  # fmt: skip
 
 
-def _find(model: Path, prompt_file: Path, given: dict[str, Any], labelled: bool, quiet: bool) -> Any:
+def _find(
+    model: Path, prompt_file: Path, given: dict[str, Any], quiet: bool, *, labelled: bool,
+    keep: Path | None = None, resume: bool = False,
+) -> Any:  # fmt: skip
     """The shared half of `detect` and `check`: read everything, then score."""
     from nemo_prune.console import progress
     from nemo_prune.models import open_model
@@ -53,7 +57,7 @@ def _find(model: Path, prompt_file: Path, given: dict[str, Any], labelled: bool,
 
         return find_memorized(
             checkpoint, prompts.texts, read_options(given), bar,
-            calibration_prompts=ordinary, labels=labels, early=early,
+            calibration_prompts=ordinary, labels=labels, early=early, keep=keep, resume=resume,
         )  # fmt: skip
 
 
@@ -61,10 +65,11 @@ def _find(model: Path, prompt_file: Path, given: dict[str, Any], labelled: bool,
 @model_argument
 @prompts_option
 @click.option("--csv", "table", type=FILE, help="Also write the ranked table as CSV.")
+@resume_option
 @_finding_options
 def detect(
-    model: Path, prompt_file: Path, table: Path | None, show_prompts: bool, overwrite: bool,
-    as_json: bool, quiet: bool, **given: Any,
+    model: Path, prompt_file: Path, table: Path | None, resume: bool, show_prompts: bool,
+    overwrite: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Score prompts and say which are memorized; nothing is searched or written.
 
@@ -76,16 +81,26 @@ def detect(
     nemo-prune detect model.safetensors --prompts captions.csv
     """
     from nemo_prune.console import print_findings
+    from nemo_prune.journal import journal_path, refuse_existing
     from nemo_prune.placing import check_place
 
-    if table:
+    if resume and not table:
+        raise click.UsageError("--resume: the journal lies beside the table; give --csv")
+    journal = journal_path(table) if table else None
+    if table and journal:
         check_place(table, overwrite)
-    found = _find(model, prompt_file, given, True, quiet)
+        if not resume:
+            refuse_existing(journal)
+    found = _find(
+        model, prompt_file, given, quiet, labelled=True, keep=journal, resume=resume
+    )
     from nemo_prune.findings import summary, write_csv
 
     result = summary(found, show_prompts)
     if table:
         write_csv(found, table, overwrite, show_prompts)
+    if journal:
+        journal.unlink(missing_ok=True)  # it has served
     if as_json:
         click.echo(json.dumps(result))
     elif not quiet:
@@ -115,7 +130,7 @@ def check(
 
     if junit:
         check_place(junit, overwrite)
-    found = _find(model, prompt_file, given, False, quiet)
+    found = _find(model, prompt_file, given, quiet, labelled=False)
     from nemo_prune.check_report import append_step_summary, finding_line, write_junit
     from nemo_prune.findings import summary
 

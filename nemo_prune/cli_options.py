@@ -43,7 +43,7 @@ undo_option = click.option(
 
 resume_option = click.option(
     "--resume", is_flag=True,
-    help="Go on where an interrupted run with the same manifest stopped.",
+    help="Go on where an interrupted run with the same output stopped.",
 )  # fmt: skip
 
 prompts_option = click.option(

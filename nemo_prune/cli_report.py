@@ -176,7 +176,7 @@ def verify(
 ) -> None:  # fmt: skip
     """Compare a pruned checkpoint with its original: suppression, pictures, side effects.
 
-    tau is the pruned file's own (its metadata) unless --tau or --calibration-prompts is given.
+    tau and the gate are the pruned file's own (its metadata) unless --tau or --calibration-prompts is given.
 
     \b
     nemo-prune verify model.safetensors clean.safetensors --prompts mem.txt --report report.html
@@ -207,6 +207,8 @@ def verify(
         asked = settings.tau is not None or settings.calibration or ordinary
         if not asked and _number(stated.get("nemo_prune.tau")):
             tau, tau_source, gate = float(stated["nemo_prune.tau"]), "the pruned file's", settings.gate
+            if gate is None and _number(stated.get("nemo_prune.gate")):
+                gate = float(stated["nemo_prune.gate"])
         else:
             thresholds = Ordinary(engine, before, settings, ordinary, bar).thresholds
             tau, tau_source = thresholds.tau, thresholds.tau_source

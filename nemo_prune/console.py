@@ -99,7 +99,8 @@ def print_prompts(result: dict[str, Any]) -> None:
         f"{len(result['prompts']) - len(memorized)} not memorized; "
         f"{len(result['neurons'])} neurons in all.\n"
         f"Denoiser samples: {cost['samples']} to search, {cost['calibration_samples']} to "
-        f"calibrate, {cost['check_samples']} to check; {cost['seconds']} s."
+        f"calibrate, {cost['check_samples']} to check; {cost['seconds']} s, "
+        f"{cost['peak_memory_mb']} MB at the peak."
     )
 
 

@@ -10,10 +10,11 @@ gate by more than scores still rise; how far that is was measured on ordinary pr
 """
 
 import statistics
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from nemo_prune.engine import PROMPTS_AT_ONCE, Engine
+from nemo_prune.engine import PROMPTS_AT_ONCE, Engine, Prompt
 from nemo_prune.gate import decided
 from nemo_prune.search import (
     Answer,
@@ -100,13 +101,15 @@ def score_paths(
     advance: Callable[[int], None] = lambda _count: None,
 ) -> tuple[list[tuple[float, ...]], list[float]]:
     """Of each prompt, the score after 2, 3, ... seeds, and the mean noise norm over all seeds."""
-    engine.take_norms(seeds)
-    paths: list[tuple[float, ...]] = []
-    norms: list[float] = []
-    for _, screened, norm in _screened(engine, prompts, seeds, None, (), advance):
-        paths.append(screened.path)
-        norms.append(norm)
-    return paths, norms
+    found: dict[int, tuple[tuple[float, ...], float]] = {}
+
+    def keep(index: int, screened: Screened, norm: float) -> None:
+        found[index] = screened.path, norm
+        advance(1)
+
+    _screen(engine, prompts, range(len(prompts)), seeds, None, (), keep)
+    ordered = [found[index] for index in range(len(prompts))]
+    return [path for path, _ in ordered], [norm for _, norm in ordered]
 
 
 def detect(
@@ -117,41 +120,52 @@ def detect(
     margins: Sequence[float] = (),
     *,
     early: bool = True,
-    advance: Callable[[int], None] = lambda _count: None,
+    known: Mapping[int, Detection] | None = None,
+    on_found: Callable[[Detection], None] = lambda _found: None,
 ) -> list[Detection]:
-    """Score every prompt, in constant memory whatever their number.
+    """Score every prompt; only the findings grow with their number.
 
     gate, margins: as `screening` takes them. early: False uses all seeds for every prompt, which
-    makes the scores comparable with each other.
+    makes the scores comparable with each other. known: what an earlier run found, by index; it is
+    not scored again. on_found: told of each prompt as it is finished, in no order.
 
     Raises CheckpointError if the denoiser gives NaN.
     """
-    engine.take_norms(seeds)
-    stop = gate if early else None
-    return [
-        Detection(
+    found = dict(known or {})
+
+    def keep(index: int, screened: Screened, norm: float) -> None:
+        found[index] = Detection(
             index=index,
             score=screened.path[-1],
             noise_norm=norm,
             seeds=len(screened.scores),
             memorized=screened.path[-1] > gate,
         )
-        for index, screened, norm in _screened(engine, prompts, seeds, stop, margins, advance)
-    ]
+        on_found(found[index])
+
+    left = [index for index in range(len(prompts)) if index not in found]
+    _screen(engine, prompts, left, seeds, gate if early else None, margins, keep)
+    return [found[index] for index in range(len(prompts))]
 
 
-def _screened(
+def _screen(
     engine: Engine,
     prompts: Sequence[str],
+    indices: Sequence[int],
     seeds: Sequence[int],
     gate: float | None,
     margins: Sequence[float],
-    advance: Callable[[int], None],
-) -> Generator[tuple[int, Screened, float], None, None]:
-    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-        encoded = engine.prompts(prompts[start : start + PROMPTS_AT_ONCE])
+    keep: Callable[[int, Screened, float], None],
+) -> None:
+    """Screen the prompts at `indices`; `keep` gets the index, what was found, and the noise norm."""
+    engine.take_norms(seeds)
+
+    def finished(chunk: Sequence[int], encoded: Sequence[Prompt], place: int, found: Screened) -> None:
+        norms = encoded[place].norms
+        keep(chunk[place], found, statistics.fmean(norms[seed] for seed in found.scores))
+
+    for start in range(0, len(indices), PROMPTS_AT_ONCE):
+        chunk = indices[start : start + PROMPTS_AT_ONCE]
+        encoded = engine.prompts([prompts[index] for index in chunk])
         jobs = [(prompt, screening(seeds, gate, margins)) for prompt in encoded]
-        found = engine.run(jobs, on_finished=lambda _index, _found: advance(1))
-        for offset, (prompt, screened) in enumerate(zip(encoded, found, strict=True)):
-            norm = statistics.fmean(prompt.norms[seed] for seed in screened.scores)
-            yield start + offset, screened, norm
+        engine.run(jobs, on_finished=partial(finished, chunk, encoded))

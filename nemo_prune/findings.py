@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +13,12 @@ from nemo_prune import __version__
 from nemo_prune.denoiser import TOKENS
 from nemo_prune.detect import Detection, detect
 from nemo_prune.families import Checkpoint
+from nemo_prune.journal import Journal
+from nemo_prune.models import model_sha256
 from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.ordinary import Ordinary, Thresholds
 from nemo_prune.placing import write_new
+from nemo_prune.prompts import prompts_hash
 from nemo_prune.rates import accuracy, separation
 
 
@@ -59,13 +63,17 @@ def find_memorized(
     calibration_prompts: Sequence[str] | None = None,
     labels: tuple[bool, ...] | None = None,
     early: bool = True,
+    keep: Path | None = None,
+    resume: bool = False,
 ) -> Findings:
     """Score every prompt and decide by the gate; no search.
 
     early: False uses all seeds of every prompt. Labelled prompts always get all of them: the rates
     compare scores with each other, so all must be taken alike.
+    keep: a journal of scored prompts, for the caller to remove; `resume` takes up the one that an
+        earlier run left there.
 
-    Raises OptionError, CheckpointError, CalibrationError.
+    Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run.
     """
     started = time.monotonic()
     progress.stage("loading the model", 1, "file")
@@ -84,11 +92,43 @@ def find_memorized(
             "(nemo-prune calibrate mends that)"
         )
     calibration_samples = engine.cost.samples
+    journal = None
+    known: dict[int, Detection] = {}
+    if keep is not None:
+        settings = {
+            **thresholds.told(),
+            "margins": thresholds.margins,
+            "early": early,
+            "seeds": options.seeds,
+            "seed": options.seed,
+            "timestep": engine.timestep,
+            "precision": engine.model.precision,
+        }
+        run = {
+            "version": __version__,
+            "model": model_sha256(checkpoint),
+            "prompts": prompts_hash(prompts),
+            "calibration prompts": prompts_hash(calibration_prompts or ()),
+            "options": json.dumps(settings, sort_keys=True),
+        }
+        journal = Journal.open(keep, run, resume=resume)
+        known = {int(key): Detection(**value) for key, value in journal.entries.items()}
     progress.stage("scoring", len(prompts), "prompts")
-    detections = detect(
-        engine, prompts, range(options.seeds), thresholds.gate.value, thresholds.margins,
-        early=early, advance=progress.advance,
-    )  # fmt: skip
+    progress.advance(len(known))
+
+    def on_found(one: Detection) -> None:
+        if journal:
+            journal.add(str(one.index), asdict(one))
+        progress.advance()
+
+    try:
+        detections = detect(
+            engine, prompts, range(options.seeds), thresholds.gate.value, thresholds.margins,
+            early=early, known=known, on_found=on_found,
+        )  # fmt: skip
+    finally:
+        if journal:
+            journal.close()
     return Findings(
         checkpoint=checkpoint.path,
         prompts=tuple(prompts),

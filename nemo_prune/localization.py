@@ -20,6 +20,7 @@ from nemo_prune.manifest import Manifest, PromptRecord, union
 from nemo_prune.models import model_sha256
 from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.ordinary import Ordinary, Thresholds
+from nemo_prune.peak import peak_memory
 from nemo_prune.prompts import prompts_hash
 from nemo_prune.repair import Repaired, repair
 from nemo_prune.search import Outcome, Search, literal_search, outcome_from
@@ -192,6 +193,7 @@ def localize(
         "calibration_samples": calibration_samples,
         "check_samples": repaired.confirming,
         "neurons_dropped": len(repaired.dropped),
+        "peak_memory_mb": round(peak_memory(model.device) / 1e6),
     }
     outcomes = tuple(finished[index] for index in range(len(prompts)))
     return Localization(

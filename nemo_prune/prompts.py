@@ -77,8 +77,10 @@ def read_labels(path: Path, prompts: Sequence[str]) -> tuple[bool, ...] | None:
             continue
         word = row[column].strip().lower() if len(row) > column else ""
         if word not in _MEMORIZED | _ORDINARY:
+            # Not quoted: of a row whose columns slipped, it may be a prompt.
+            what = "another word" if word else "nothing"
             raise PromptFileError(
-                f"{path}: row {number} has {word!r} under {names[column]}; write 1 (memorized) or 0"
+                f"{path}: row {number} has {what} under {names[column]}; write 1 (memorized) or 0"
             )
         if found.setdefault(prompt, word in _MEMORIZED) != (word in _MEMORIZED):
             raise PromptFileError(f"{path}: row {number} labels a prompt otherwise than a row before")

@@ -21,6 +21,7 @@ from nemo_prune.localization import (
 from nemo_prune.manifest import Neuron, PromptRecord
 from nemo_prune.models import open_model, write_model
 from nemo_prune.opening import Progress, open_engine
+from nemo_prune.peak import peak_memory
 from nemo_prune.surgery import Written
 from nemo_prune.verification import Subject
 
@@ -41,6 +42,7 @@ def write(
     """
     provenance = {
         "tau": str(found.tau),
+        "gate": str(found.thresholds.gate.value),
         "criterion": found.options.criterion,
         "prompts": str(len(found.manifest.prompts)),
     }
@@ -87,7 +89,12 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     return replace(
         found,
         manifest=replace(found.manifest, prompts=tuple(records)),
-        cost={**found.cost, "seconds": seconds, "check_samples": samples},
+        cost={
+            **found.cost,
+            "seconds": seconds,
+            "check_samples": samples,
+            "peak_memory_mb": round(peak_memory(original.model.device) / 1e6),
+        },
     )
 
 

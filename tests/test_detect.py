@@ -8,7 +8,7 @@ import torch
 from test_engine import CHANNELS, loaded
 
 from nemo_prune.denoiser import LoadedModel
-from nemo_prune.detect import Screened, detect, gated, score_paths, screening
+from nemo_prune.detect import Detection, Screened, detect, gated, score_paths, screening
 from nemo_prune.engine import Engine, Prompt
 from nemo_prune.gate import gate_from, margins_from
 from nemo_prune.search import Answer, Ladder, Outcome, Question, literal_search, not_memorized
@@ -175,12 +175,21 @@ def test_both_measures_equal_direct_ones(model: LoadedModel) -> None:
 def test_clear_prompts_take_fewer_samples_and_decide_the_same(model: LoadedModel) -> None:
     every = detect(Engine(model, timestep=961), PROMPTS, range(6), 0.6, early=False)
     engine = Engine(model, timestep=961)
-    advanced: list[int] = []
-    early = detect(engine, PROMPTS, range(6), 0.6, (0.3,) * 4, advance=advanced.append)
+    told: list[Detection] = []
+    early = detect(engine, PROMPTS, range(6), 0.6, (0.3,) * 4, on_found=told.append)
     assert [one.memorized for one in early] == [one.memorized for one in every]
     assert min(one.seeds for one in early) == 2
     assert engine.cost.samples == 6 + sum(one.seeds for one in early)
-    assert sum(advanced) == len(PROMPTS)
+    assert sorted(told, key=lambda one: one.index) == early
+
+
+def test_what_is_known_is_not_scored_again(model: LoadedModel) -> None:
+    every = detect(Engine(model, timestep=961), PROMPTS, range(5), 0.6, early=False)
+    engine = Engine(model, timestep=961)
+    known = {1: every[1], 4: every[4]}
+    again = detect(engine, PROMPTS, range(5), 0.6, early=False, known=known)
+    assert again == every
+    assert engine.cost.samples == 5 * (len(PROMPTS) - len(known) + 1)
 
 
 def test_paths_end_at_the_score(model: LoadedModel) -> None:

@@ -83,8 +83,8 @@ def test_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("prompt,label\na cat,maybe\n", "row 2 has 'maybe' under label"),
-        ("prompt,label\na cat\n", "row 2 has ''"),
+        ("prompt,label\na cat,maybe\n", "row 2 has another word under label"),
+        ("prompt,label\na cat\n", "row 2 has nothing under label"),
         ("prompt,label\na cat,1\na dog,0\na cat,0\n", "row 4 labels a prompt otherwise"),
         ("words,label\na cat,1\n", "no column named"),
     ],

@@ -83,3 +83,35 @@ def test_prune_needs_a_manifest_to_resume(model: Path, prompts: Path, tmp_path: 
     result = run(model, "--prompts", prompts, "-o", tmp_path / "out.safetensors", "--resume")
     assert result.exit_code == 2
     assert "--manifest" in result.stderr
+
+
+def test_detect_goes_on_to_the_same_table(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["--prompts", prompts, "--seeds", "4", "--device", "cpu", "--tau", "0.4", "--gate", "0.5"]
+    whole, broken = tmp_path / "whole.csv", tmp_path / "broken.csv"
+    expected = run("detect", model, *given, "--csv", whole)
+    assert expected.exit_code == 0, expected.output
+    assert not journal_path(whole).exists()
+
+    stopped = _interrupted(monkeypatch, "detect", model, *given, "--csv", broken)
+    assert stopped.exit_code == 130
+    assert not broken.exists()
+    journal = journal_path(broken).read_text()
+    assert len(journal.splitlines()) == 3
+    assert "marker" not in journal
+
+    again = run("detect", model, *given, "--csv", broken)
+    assert (again.exit_code, "--resume" in again.stderr) == (2, True)
+    other = run("detect", model, *given, "--csv", broken, "--resume", "--gate", "0.6")
+    assert (other.exit_code, "other options" in other.stderr) == (2, True)
+    resumed = run("detect", model, *given, "--csv", broken, "--resume", "--json")
+    assert resumed.exit_code == 0, resumed.output
+    assert broken.read_bytes() == whole.read_bytes()
+    assert not journal_path(broken).exists()
+    assert json.loads(resumed.stdout)["cost"]["samples"] == 2 * 4 + 4  # two prompts, and no prompt
+
+
+def test_detect_needs_a_table_to_resume(model: Path, prompts: Path) -> None:
+    result = run("detect", model, "--prompts", prompts, "--resume")
+    assert (result.exit_code, "--csv" in result.stderr) == (2, True)
