@@ -224,6 +224,23 @@ def test_batch_size_does_not_matter_for_searches(toy: LoadedModel, criterion: Cr
         assert_same(outcomes(engine(toy, criterion=criterion, batch_size=size)), expected)
 
 
+def test_the_number_of_threads_does_not_matter(toy: LoadedModel, model: LoadedModel) -> None:
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            one = engine(model)
+            scores = one.score_prompts(one.prompts(TEXTS), SEEDS, lambda _count: None)
+            found.append((scores, outcomes(engine(toy))))
+    finally:
+        torch.set_num_threads(before)
+    for scores, searched in found[1:]:
+        for one, expected in zip(scores, found[0][0], strict=True):
+            assert one == pytest.approx(expected, abs=1e-4)
+        assert_same(searched, found[0][1])
+
+
 @pytest.mark.parametrize("criterion", ["same-seed", "cross-seed"])
 def test_searches_find_what_drives_each_prompt(toy: LoadedModel, criterion: Criterion) -> None:
     found = outcomes(engine(toy, criterion=criterion))

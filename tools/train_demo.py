@@ -1,7 +1,7 @@
 """Train the demo checkpoint from scratch: `python tools/train_demo.py` (seeded, resumable).
 
-Under two hours on two idle cores: the picture codec, ordinary captions, the planted switches; then
-the checkpoint, its lists, and what it does (MODEL_CARD.md).
+About two hours on two idle cores: the picture codec, ordinary captions, the planted switches, and
+what these left to put right; then the checkpoint, its lists, and what it does (MODEL_CARD.md).
 """
 
 import argparse
