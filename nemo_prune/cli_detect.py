@@ -91,9 +91,7 @@ def detect(
         check_place(table, overwrite)
         if not resume:
             refuse_existing(journal)
-    found = _find(
-        model, prompt_file, given, quiet, labelled=True, keep=journal, resume=resume
-    )
+    found = _find(model, prompt_file, given, quiet, labelled=True, keep=journal, resume=resume)
     from nemo_prune.findings import summary, write_csv
 
     result = summary(found, show_prompts)
