@@ -103,7 +103,8 @@ def apply(
         click.echo(json.dumps(result))
     click.echo(f"wrote {output}: {written.neurons} neurons, {written.rows_zeroed} rows zeroed", err=True)
     if undo is not None:
-        click.echo(f"wrote {undo}: with it, restore brings the source back", err=True)
+        but = ", but for what --drop-pickles left out" if drop_pickles else ""
+        click.echo(f"wrote {undo}: with it, restore brings the source back{but}", err=True)
 
 
 @click.command()
@@ -150,22 +151,34 @@ def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
 
 @click.command()
 @model_argument
-@click.option("--undo", type=FILE, required=True, help="The file that --undo wrote beside MODEL.")
+@click.option("--undo", type=FILE, required=True, help="What --undo wrote when MODEL was pruned.")
 @click.option("-o", "--output", type=FILE, required=True, help="The source to write again.")
 @overwrite_option
 @json_option
 def restore(model: Path, undo: Path, output: Path, overwrite: bool, as_json: bool) -> None:
-    """Bring back the file that MODEL was made from, bit for bit; no torch.
+    """Bring back the file or folder that MODEL was made from, bit for bit; no torch.
+
+    Of a folder, what --drop-pickles left out is not brought back.
 
     \b
     nemo-prune restore clean.safetensors --undo rows.safetensors -o model.safetensors
     """
-    from nemo_prune.undo import restore as bring_back
+    from nemo_prune.folder_undo import RestoredFolder
+    from nemo_prune.models import restore_model
+    from nemo_prune.trees import shown
 
-    restored = bring_back(model, undo, output, overwrite)
+    restored = restore_model(model, undo, output, overwrite=overwrite)
+    told = {"output": {"path": str(output), "sha256": restored.sha256}, "rows_restored": restored.rows}
+    left_out: tuple[str, ...] = ()
+    if isinstance(restored, RestoredFolder):
+        left_out = restored.left_out
+        told["left_out"] = left_out
     if as_json:
-        told = {"path": str(output), "sha256": restored.sha256}
-        click.echo(json.dumps({"output": told, "rows_restored": restored.rows}))
+        click.echo(json.dumps(told))
+    for place in left_out:
+        click.echo(
+            f"note: {shown(place)} was left out by --drop-pickles and is not brought back", err=True
+        )
     click.echo(f"wrote {output}: {restored.rows} rows restored, sha256 {restored.sha256}", err=True)
 
 
