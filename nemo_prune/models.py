@@ -5,9 +5,13 @@ What is said here of hashes and outputs, `surgery` and `folder_surgery` say in f
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from nemo_prune import diff, folder_diff
 from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.expectation import Expectation, expect
 from nemo_prune.families import Checkpoint, recognize
 from nemo_prune.folder_surgery import (
     check_folder_output,
@@ -17,11 +21,25 @@ from nemo_prune.folder_surgery import (
 )
 from nemo_prune.folder_undo import restore_folder
 from nemo_prune.folders import Folder, recognize_folder
+from nemo_prune.header import read_header
 from nemo_prune.manifest import Neuron
 from nemo_prune.placing import check_output
 from nemo_prune.surgery import Written, file_sha256, zero_neurons
 from nemo_prune.undo import Restored, check_undo, restore
 from nemo_prune.zeros import Zeros, read_zeros
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_models` found, in lines for people and as plain JSON.
+
+    `promise` says how it compares with a manifest, if one was given.
+    """
+
+    different: bool
+    lines: list[str]
+    told: dict[str, Any]
+    promise: Expectation | None
 
 
 def open_model(path: Path) -> Checkpoint:
@@ -118,6 +136,15 @@ def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = Fals
     return restore(pruned, undo, out, overwrite)
 
 
+def compare_models(a: Path, b: Path, neurons: Sequence[Neuron] | None = None) -> Comparison:
+    """Return everything that differs between two files, or two folders.
+
+    With `neurons`, also whether `b` is `a` with just these zeroed. Raises CheckpointError for what
+    cannot be read, ManifestError for neurons that `a` does not have.
+    """
+    return (_compare_folders if _are_folders(a, b) else _compare_files)(a, b, neurons)
+
+
 def _are_folders(a: Path, b: Path) -> bool:
     """Whether both are folders; CheckpointError if only one is."""
     for one, other in ((a, b), (b, a)):
@@ -126,3 +153,23 @@ def _are_folders(a: Path, b: Path) -> bool:
                 raise CheckpointError(f"{one}: no such folder; check the path")
             raise CheckpointError(f"{one}: is no folder, but {other} is; give two files or two folders")
     return _is_folder(a)
+
+
+def _compare_files(a: Path, b: Path, neurons: Sequence[Neuron] | None) -> Comparison:
+    checkpoint = recognize(a) if neurons is not None else None
+    first = read_header(a) if checkpoint is None else checkpoint.header
+    second = read_header(b)
+    found = diff.compare(first, second)
+    promise = None
+    if neurons is not None and checkpoint is not None:
+        promise = expect(checkpoint, second, found, neurons)
+    return Comparison(bool(found), diff.describe(found), diff.to_json(found), promise)
+
+
+def _compare_folders(a: Path, b: Path, neurons: Sequence[Neuron] | None) -> Comparison:
+    folder = recognize_folder(a) if neurons is not None else None
+    found = folder_diff.compare_folders(a, b)
+    promise = None
+    if neurons is not None and folder is not None:
+        promise = folder_diff.expect_folder(folder, found, neurons)
+    return Comparison(bool(found), folder_diff.describe(found), folder_diff.to_json(found), promise)
