@@ -103,7 +103,8 @@ def apply(
         click.echo(json.dumps(result))
     click.echo(f"wrote {output}: {written.neurons} neurons, {written.rows_zeroed} rows zeroed", err=True)
     if undo is not None:
-        click.echo(f"wrote {undo}: with it, restore brings the source back", err=True)
+        but = ", but for what --drop-pickles left out" if drop_pickles else ""
+        click.echo(f"wrote {undo}: with it, restore brings the source back{but}", err=True)
 
 
 @click.command()
@@ -112,60 +113,65 @@ def apply(
 @click.option("--expect", "manifest", type=FILE, help="Check that B is A with this manifest applied.")
 @json_option
 def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
-    """Say in which tensors, rows and bytes two files differ, and in what else; no torch.
+    """Say in which tensors, rows and bytes two files or folders differ, and in what else; no torch.
 
     Exit code 0 if they are the same bytes, 1 if they differ. With --expect, 0 if B is A with
-    exactly the rows of the manifest zeroed in every copy, 1 if anything else differs.
+    exactly the rows of the manifest zeroed in every copy, 1 if anything else differs. Hidden
+    folders (.git, .cache) are named and not compared.
 
     \b
     nemo-prune diff model.safetensors clean.safetensors --expect neurons.json
     """
     from dataclasses import asdict
 
-    from nemo_prune.diff import compare, describe, to_json
-    from nemo_prune.expectation import expect
-    from nemo_prune.families import recognize
-    from nemo_prune.header import read_header
     from nemo_prune.manifest import read_manifest
+    from nemo_prune.models import compare_models
 
     wanted = read_manifest(manifest) if manifest is not None else None
-    checkpoint = recognize(a) if wanted is not None else None
-    first = read_header(a) if checkpoint is None else checkpoint.header
-    second = read_header(b)
-    difference = compare(first, second)
-    promise = None
-    if wanted is not None and checkpoint is not None:
-        promise = expect(checkpoint, second, difference, wanted.neurons)
-        if promise.a_sha256 != wanted.source["sha256"]:
-            click.echo(f"warning: {manifest} was made for another file than {a}", err=True)
+    found = compare_models(a, b, wanted.neurons if wanted is not None else None)
+    promise = found.promise
+    if wanted is not None and promise is not None and promise.a_sha256 != wanted.source["sha256"]:
+        click.echo(f"warning: {manifest} was made for another model than {a}", err=True)
     if as_json:
         told = {"expected": {"holds": not promise.unexpected, **asdict(promise)}} if promise else {}
-        click.echo(json.dumps({"a": str(a), "b": str(b), **to_json(difference), **told}))
+        click.echo(json.dumps({"a": str(a), "b": str(b), **found.told, **told}))
     else:
-        for line in [*describe(difference), *(promise.describe() if promise else ())]:
+        for line in [*found.lines, *(promise.describe() if promise else ())]:
             click.echo(line)
-    holds = not difference if promise is None else not promise.unexpected
+    holds = not found.different if promise is None else not promise.unexpected
     click.get_current_context().exit(0 if holds else 1)
 
 
 @click.command()
 @model_argument
-@click.option("--undo", type=FILE, required=True, help="The file that --undo wrote beside MODEL.")
+@click.option("--undo", type=FILE, required=True, help="What --undo wrote when MODEL was pruned.")
 @click.option("-o", "--output", type=FILE, required=True, help="The source to write again.")
 @overwrite_option
 @json_option
 def restore(model: Path, undo: Path, output: Path, overwrite: bool, as_json: bool) -> None:
-    """Bring back the file that MODEL was made from, bit for bit; no torch.
+    """Bring back the file or folder that MODEL was made from, bit for bit; no torch.
+
+    Of a folder, what --drop-pickles left out is not brought back.
 
     \b
     nemo-prune restore clean.safetensors --undo rows.safetensors -o model.safetensors
     """
-    from nemo_prune.undo import restore as bring_back
+    from nemo_prune.folder_undo import RestoredFolder
+    from nemo_prune.models import restore_model
+    from nemo_prune.trees import shown
 
-    restored = bring_back(model, undo, output, overwrite)
+    restored = restore_model(model, undo, output, overwrite=overwrite)
+    told = {"output": {"path": str(output), "sha256": restored.sha256}, "rows_restored": restored.rows}
+    left_out: tuple[str, ...] = ()
+    if isinstance(restored, RestoredFolder):
+        left_out = restored.left_out
+        told["left_out"] = left_out
     if as_json:
-        told = {"path": str(output), "sha256": restored.sha256}
-        click.echo(json.dumps({"output": told, "rows_restored": restored.rows}))
+        click.echo(json.dumps(told))
+    for place in left_out:
+        click.echo(
+            f"note: {shown(place)} was left out by --drop-pickles and is not brought back", err=True
+        )
     click.echo(f"wrote {output}: {restored.rows} rows restored, sha256 {restored.sha256}", err=True)
 
 

@@ -38,7 +38,9 @@ folder_options = options(
 )  # fmt: skip
 
 undo_option = click.option(
-    "--undo", type=FILE, help="Keep the removed rows in this new file, for restore."
+    "--undo",
+    type=FILE,
+    help="Keep the removed rows in this new file (of a folder: new folder), for restore.",
 )
 
 resume_option = click.option(

@@ -176,8 +176,8 @@ def verify(
 ) -> None:  # fmt: skip
     """Compare a pruned checkpoint with its original: suppression, pictures, side effects.
 
-    tau and the gate are the pruned file's own (its metadata) unless --tau or --calibration-prompts
-    is given.
+    tau and the gate are the pruned file's own (its metadata) unless --tau or
+    --calibration-prompts is given.
 
     \b
     nemo-prune verify model.safetensors clean.safetensors --prompts mem.txt --report report.html

@@ -53,7 +53,7 @@ def expect(a: Checkpoint, b: Header, difference: Difference, neurons: Sequence[N
 
     Raises ManifestError for neurons that `a` does not have, CheckpointError if a file cannot be read.
     """
-    rows = _rows_of(a, neurons)
+    rows = rows_of(a, neurons)
     wrong = [f"only in the first file: {quoted(name)}" for name in difference.only_in_a]
     wrong += [f"only in the second file: {quoted(name)}" for name in difference.only_in_b]
     wrong += [f"of another shape or dtype: {quoted(entry.name)}" for entry in difference.retyped]
@@ -79,12 +79,11 @@ def expect(a: Checkpoint, b: Header, difference: Difference, neurons: Sequence[N
     return Expectation(count, tuple(wrong), hash_a.sha256, hash_b.sha256)
 
 
-def _may_change(key: str) -> bool:
-    return key != _CONFIG and (key.startswith(_OWN) or key in _HASHES)
+def rows_of(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> dict[str, set[int]]:
+    """The rows that `neurons` are, by tensor, in all copies, biases included.
 
-
-def _rows_of(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> dict[str, set[int]]:
-    """The rows that `neurons` are, by tensor."""
+    Raises ManifestError for neurons that the model does not have.
+    """
     layers = {layer.name: layer for layer in checkpoint.value_layers}
     found: dict[str, set[int]] = {}
     for neuron in neurons:
@@ -97,6 +96,10 @@ def _rows_of(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> dict[str, set
         for name in (*layer.tensors, *layer.biases):
             found.setdefault(name, set()).add(neuron.row)
     return found
+
+
+def _may_change(key: str) -> bool:
+    return key != _CONFIG and (key.startswith(_OWN) or key in _HASHES)
 
 
 def _outside(runs: Runs, rows: set[int]) -> Runs:

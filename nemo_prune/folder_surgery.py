@@ -4,37 +4,33 @@ Files without chosen neurons are copied as they are and compared, or hard-linked
 because neither names nor sizes of tensors change. The folder appears whole or not at all.
 """
 
-import contextlib
-import filecmp
-import hashlib
-import os
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from nemo_prune.errors import CheckpointError, OutputError
-from nemo_prune.families import Checkpoint
-from nemo_prune.folders import Folder
+from nemo_prune.errors import CheckpointError
+from nemo_prune.folder_undo import check_undo_folder, write_index
+from nemo_prune.folders import Folder, neurons_of
 from nemo_prune.manifest import Neuron
-from nemo_prune.placing import check_new_folder, new_folder
-from nemo_prune.streams import unreadable
+from nemo_prune.placing import check_new_folder, check_room, new_folder, new_folders
 from nemo_prune.surgery import Written, check_neurons, file_sha256, zero_neurons
+from nemo_prune.trees import check_apart, copy_file, weights_sha256
 from nemo_prune.zeros import Zeros, read_zeros
 
 
-def check_folder_output(folder: Folder, out: Path, *, drop_pickles: bool) -> None:
+def check_folder_output(
+    folder: Folder, out: Path, *, undo: Path | None = None, drop_pickles: bool = False
+) -> None:
     """Raise OutputError if a pruned copy of `folder` could not be written to `out`.
 
     Cheap, writes nothing. `out` must not exist, lie in the source or hold it; its disk must
-    have room. Raises CheckpointError for twins of the weights that would stay unpruned, unless
-    `drop_pickles` leaves them out.
+    have room. The same for `undo`, which must lie apart from `out` too. Raises CheckpointError for
+    twins of the weights that would stay unpruned, unless `drop_pickles` leaves them out.
     """
-    source, target = folder.path.resolve(), out.resolve()
-    if source == target:
-        raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
-    if source in target.parents or target in source.parents:
-        raise OutputError(f"{out}: lies in the model's folder or around it; choose another place")
+    check_apart(out, folder.path, "the model's folder")
     check_new_folder(out)
+    if undo is not None:
+        check_undo_folder(undo, folder.path, out)
     if folder.twins and not drop_pickles:
         named = folder.twins[0].relative_to(folder.path)
         more = f" and {len(folder.twins) - 1} more" if len(folder.twins) > 1 else ""
@@ -42,14 +38,7 @@ def check_folder_output(folder: Folder, out: Path, *, drop_pickles: bool) -> Non
             f"{folder.path}: holds {named}{more}, copies of the denoiser in a form that is not "
             f"edited, so memorization would stay in them; pass --drop-pickles to leave them out"
         )
-    with contextlib.suppress(OSError):
-        size = sum(path.stat().st_size for path in _kept(folder))
-        free = shutil.disk_usage(out.absolute().parent).free
-        if size > free:
-            raise OutputError(
-                f"{out}: needs {size / 1e6:,.0f} MB but the disk has {free / 1e6:,.0f} MB left; "
-                f"free some or choose another disk"
-            )
+    check_room(out, _kept(folder).values())
 
 
 def zero_neurons_in_folder(
@@ -58,6 +47,7 @@ def zero_neurons_in_folder(
     out: Path,
     provenance: Mapping[str, str],
     *,
+    undo: Path | None = None,
     link: bool = False,
     drop_pickles: bool = False,
 ) -> Written:
@@ -65,34 +55,62 @@ def zero_neurons_in_folder(
 
     Each file that holds chosen neurons is rewritten as `zero_neurons` does, with its own
     provenance; all others are copied and compared, or with `link` hard-linked where the disk
-    allows it. A symbolic link becomes the file that it leads to. In `Written`, hashes are those of
-    `folder_sha256` and counts are sums over all copies. The source is never changed.
+    allows it. A symbolic link becomes the file that it leads to. With `undo` the removed rows are
+    kept in that new folder, for `restore_folder`; it is there before `out` is. In `Written`, hashes
+    are those of `folder_sha256` and counts are sums over all copies. The source is never changed.
 
     Raises what `zero_neurons` and `check_folder_output` raise; then nothing is left behind.
     """
-    check_folder_output(folder, out, drop_pickles=drop_pickles)
+    check_folder_output(folder, out, undo=undo, drop_pickles=drop_pickles)
     check_neurons(folder, neurons)
+    if undo is None:
+        with new_folder(out) as temporary:
+            return replace(_fill(folder, neurons, temporary, None, provenance, link), path=out)
+    with new_folders(undo, out) as (rows, temporary):
+        return replace(_fill(folder, neurons, temporary, rows, provenance, link), path=out)
+
+
+def _fill(
+    folder: Folder,
+    neurons: Sequence[Neuron],
+    out: Path,
+    undo: Path | None,
+    provenance: Mapping[str, str],
+    link: bool,
+) -> Written:
+    """Do the work of `zero_neurons_in_folder` in folders that are empty yet."""
     parts = {part.path: part for part in folder.parts}
-    before: dict[Path, str] = {}
-    after: dict[Path, str] = {}
-    rows = changed = 0
-    with new_folder(out) as temporary:
-        for path in _kept(folder):
-            place = path.relative_to(folder.path)
-            target = temporary / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            own = _neurons_of(parts[path], neurons) if path in parts else []
-            if own:
-                written = zero_neurons(parts[path], own, target, provenance)
-                before[place], after[place] = written.source_sha256, written.sha256
-                rows += written.rows_zeroed
-                changed += written.bytes_changed
-                continue
-            if not (link and _link(path, target)):
-                _copy(path, target)
-            if path.suffix == ".safetensors":
-                before[place] = after[place] = file_sha256(target)
-    return Written(out, _digest(after), _digest(before), len(neurons), rows, changed)
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
+    edited: list[Written] = []
+    for place, path in _kept(folder).items():
+        target = out / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        own = neurons_of(parts[path], neurons) if path in parts else []
+        if own:
+            rows = undo and undo / place
+            if rows:
+                rows.parent.mkdir(parents=True, exist_ok=True)
+            written = zero_neurons(parts[path], own, target, provenance, undo=rows)
+            before[place], after[place] = written.source_sha256, written.sha256
+            edited.append(written)
+            continue
+        if not (link and _link(path, target)):
+            copy_file(path, target)
+        if path.suffix == ".safetensors":
+            before[place] = after[place] = file_sha256(target)
+    if undo is not None:
+        places = [written.path.relative_to(out).as_posix() for written in edited]
+        left_out = [path.relative_to(folder.path).as_posix() for path in folder.twins]
+        write_index(undo, weights_sha256(before), places, left_out)
+    return Written(
+        path=out,
+        sha256=weights_sha256(after),
+        source_sha256=weights_sha256(before),
+        neurons=len(neurons),
+        rows_zeroed=sum(written.rows_zeroed for written in edited),
+        bytes_changed=sum(written.bytes_changed for written in edited),
+    )
 
 
 def folder_sha256(folder: Folder) -> str:
@@ -105,8 +123,8 @@ def folder_sha256(folder: Folder) -> str:
 
     Raises CheckpointError if a file cannot be read.
     """
-    weights = (path for path in _kept(folder) if path.suffix == ".safetensors")
-    return _digest({path.relative_to(folder.path): file_sha256(path) for path in weights})
+    kept = _kept(folder).items()
+    return weights_sha256({p: file_sha256(path) for p, path in kept if path.suffix == ".safetensors"})
 
 
 def folder_zeros(folder: Folder) -> dict[str, Zeros]:
@@ -130,14 +148,10 @@ def folder_zeros(folder: Folder) -> dict[str, Zeros]:
     }
 
 
-def _kept(folder: Folder) -> Iterable[Path]:
-    """All files that go into the output, in the order of their paths."""
-    return sorted([*folder.others, *(part.path for part in folder.parts)])
-
-
-def _neurons_of(part: Checkpoint, neurons: Sequence[Neuron]) -> list[Neuron]:
-    layers = {layer.name for layer in part.value_layers}
-    return [neuron for neuron in neurons if neuron.layer in layers]
+def _kept(folder: Folder) -> dict[str, Path]:
+    """All files that go into the output, by their paths in it and in that order."""
+    paths = sorted([*folder.others, *(part.path for part in folder.parts)])
+    return {path.relative_to(folder.path).as_posix(): path for path in paths}
 
 
 def _link(source: Path, target: Path) -> bool:
@@ -147,23 +161,3 @@ def _link(source: Path, target: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        source.open("rb").close()
-    except OSError as error:
-        raise unreadable(source, error) from None
-    shutil.copyfile(source, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
-    if not filecmp.cmp(source, target, shallow=False):
-        raise OutputError(
-            f"{target.name}: what was read back is not what was written; check the disk, or try another"
-        )
-
-
-def _digest(hashes: Mapping[Path, str]) -> str:
-    lines = sorted((os.fsencode(path.as_posix()), sha256) for path, sha256 in hashes.items())
-    text = b"".join(sha256.encode() + b"  " + path + b"\n" for path, sha256 in lines)
-    return hashlib.sha256(text).hexdigest()

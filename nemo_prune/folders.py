@@ -18,6 +18,8 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.families import Checkpoint, ValueLayer, identify
 from nemo_prune.foreign import is_addition, is_value_like
 from nemo_prune.header import Header, read_header
+from nemo_prune.manifest import Neuron
+from nemo_prune.trees import entries, read_tree
 
 DENOISER = "unet"
 _USUAL = "diffusion_pytorch_model"
@@ -69,9 +71,9 @@ def recognize_folder(root: Path) -> Folder:
     # Before anything is read: any folder may be handed in, a home with broken downloads too.
     looks_right = any(
         _DENOISERS.fullmatch(path.name) if path.is_dir() else path.stem.startswith(_USUAL)
-        for path in _entries(root)
+        for path in entries(root)
     )
-    files = _walk(root, root.resolve(), ()) if looks_right else []
+    files = read_tree(root).files if looks_right else ()
     copies = _denoisers(root, files)
     if not copies:
         raise CheckpointError(f"{root}: {_without_denoiser(root, files)}")
@@ -105,6 +107,12 @@ def recognize_folder(root: Path) -> Folder:
     )
 
 
+def neurons_of(part: Checkpoint, neurons: Sequence[Neuron]) -> list[Neuron]:
+    """Those of `neurons` that lie in a part of a folder."""
+    layers = {layer.name for layer in part.value_layers}
+    return [neuron for neuron in neurons if neuron.layer in layers]
+
+
 # ----------------------------------------------------------------------------------- the tree
 
 
@@ -114,32 +122,6 @@ def _check_kind(root: Path) -> None:
             f"{root}: is an entry of Hugging Face's cache, which may hold several revisions; give "
             f"one of the folders in its snapshots/"
         )
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error})") from None
-
-
-def _walk(folder: Path, real: Path, above: tuple[Path, ...]) -> list[Path]:
-    """All files below, links followed, hidden folders left out, in the order of their names."""
-    found = []
-    for path in _entries(folder):
-        if path.is_dir():
-            inner = path.resolve()
-            if inner == real or inner in above:
-                raise CheckpointError(f"{path}: is a link to a folder that it lies in; remove it")
-            if not path.name.startswith("."):
-                found += _walk(path, inner, (*above, real))
-        elif path.is_file():
-            found.append(path)
-        elif path.is_symlink():
-            raise CheckpointError(f"{path}: is a broken link; download the folder again")
-        else:
-            raise CheckpointError(f"{path}: is not a regular file; remove it")
-    return found
 
 
 def _denoisers(root: Path, files: Sequence[Path]) -> list[tuple[Copy, Checkpoint]]:

@@ -5,9 +5,13 @@ What is said here of hashes and outputs, `surgery` and `folder_surgery` say in f
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nemo_prune.errors import OptionError
+from nemo_prune import diff, folder_diff
+from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.expectation import Expectation, expect
 from nemo_prune.families import Checkpoint, recognize
 from nemo_prune.folder_surgery import (
     check_folder_output,
@@ -15,17 +19,36 @@ from nemo_prune.folder_surgery import (
     folder_zeros,
     zero_neurons_in_folder,
 )
+from nemo_prune.folder_undo import restore_folder
 from nemo_prune.folders import Folder, recognize_folder
+from nemo_prune.header import read_header
 from nemo_prune.manifest import Neuron
 from nemo_prune.placing import check_output
 from nemo_prune.surgery import Written, file_sha256, zero_neurons
-from nemo_prune.undo import check_undo
+from nemo_prune.undo import Restored, check_undo, restore
 from nemo_prune.zeros import Zeros, read_zeros
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_models` found, in lines for people and as plain JSON.
+
+    `promise` says how it compares with a manifest, if one was given.
+    """
+
+    different: bool
+    lines: list[str]
+    told: dict[str, Any]
+    promise: Expectation | None
 
 
 def open_model(path: Path) -> Checkpoint:
     """What the file or folder at `path` holds; CheckpointError as the two recognizers raise it."""
-    return recognize_folder(path) if os.path.isdir(path) else recognize(path)  # noqa: PTH112 - unlike Path.is_dir, never raises
+    return recognize_folder(path) if _is_folder(path) else recognize(path)
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - unlike Path.is_dir, never raises
 
 
 def model_sha256(checkpoint: Checkpoint) -> str:
@@ -49,23 +72,19 @@ def check_model_output(
 ) -> None:
     """Raise OutputError if the pruned model could not be written to `out`; cheap, writes nothing.
 
-    Raises OptionError for an option that does not go with a file or with a folder.
+    Raises OptionError for an option that does not go with a file.
     """
-    _check_options(checkpoint, undo, link, drop_pickles)
+    _check_options(checkpoint, link, drop_pickles)
     if isinstance(checkpoint, Folder):
-        check_folder_output(checkpoint, out, drop_pickles=drop_pickles)
+        check_folder_output(checkpoint, out, undo=undo, drop_pickles=drop_pickles)
         return
     check_output(checkpoint.path, out, overwrite)
     if undo is not None:
         check_undo(undo, out)
 
 
-def _check_options(checkpoint: Checkpoint, undo: Path | None, link: bool, drop_pickles: bool) -> None:
+def _check_options(checkpoint: Checkpoint, link: bool, drop_pickles: bool) -> None:
     if isinstance(checkpoint, Folder):
-        if undo is not None:
-            raise OptionError(
-                f"--undo: goes with a single file, and {checkpoint.path} is a folder; keep the folder"
-            )
         return
     for name, given in (("--link", link), ("--drop-pickles", drop_pickles)):
         if given:
@@ -86,13 +105,15 @@ def write_model(
 ) -> Written:
     """Write the model, a file to a file, a folder to a folder, with `neurons` zeroed.
 
+    `undo`, which the removed rows are kept in, is a file or a folder likewise.
+
     Raises what `check_model_output` raises, ManifestError for neurons that the model does not
     have, CheckpointError if the source cannot be read; then nothing is left behind.
     """
-    _check_options(checkpoint, undo, link, drop_pickles)
+    _check_options(checkpoint, link, drop_pickles)
     if isinstance(checkpoint, Folder):
         return zero_neurons_in_folder(
-            checkpoint, neurons, out, provenance, link=link, drop_pickles=drop_pickles
+            checkpoint, neurons, out, provenance, undo=undo, link=link, drop_pickles=drop_pickles
         )
     return zero_neurons(
         checkpoint,
@@ -103,3 +124,52 @@ def write_model(
         undo=undo,
         source_sha256=source_sha256,
     )
+
+
+def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = False) -> Restored:
+    """Write to `out` the file or folder that `pruned` was made from; `undo` must be of its kind.
+
+    Raises what the two restorers raise; then nothing is left behind.
+    """
+    if _are_folders(pruned, undo):
+        return restore_folder(pruned, undo, out)
+    return restore(pruned, undo, out, overwrite)
+
+
+def compare_models(a: Path, b: Path, neurons: Sequence[Neuron] | None = None) -> Comparison:
+    """Return everything that differs between two files, or two folders.
+
+    With `neurons`, also whether `b` is `a` with just these zeroed. Raises CheckpointError for what
+    cannot be read, ManifestError for neurons that `a` does not have.
+    """
+    return (_compare_folders if _are_folders(a, b) else _compare_files)(a, b, neurons)
+
+
+def _are_folders(a: Path, b: Path) -> bool:
+    """Whether both are folders; CheckpointError if only one is."""
+    for one, other in ((a, b), (b, a)):
+        if _is_folder(other) and not _is_folder(one):
+            if not os.path.lexists(one):
+                raise CheckpointError(f"{one}: no such folder; check the path")
+            raise CheckpointError(f"{one}: is no folder, but {other} is; give two files or two folders")
+    return _is_folder(a)
+
+
+def _compare_files(a: Path, b: Path, neurons: Sequence[Neuron] | None) -> Comparison:
+    checkpoint = recognize(a) if neurons is not None else None
+    first = read_header(a) if checkpoint is None else checkpoint.header
+    second = read_header(b)
+    found = diff.compare(first, second)
+    promise = None
+    if neurons is not None and checkpoint is not None:
+        promise = expect(checkpoint, second, found, neurons)
+    return Comparison(bool(found), diff.describe(found), diff.to_json(found), promise)
+
+
+def _compare_folders(a: Path, b: Path, neurons: Sequence[Neuron] | None) -> Comparison:
+    folder = recognize_folder(a) if neurons is not None else None
+    found = folder_diff.compare_folders(a, b)
+    promise = None
+    if neurons is not None and folder is not None:
+        promise = folder_diff.expect_folder(folder, found, neurons)
+    return Comparison(bool(found), folder_diff.describe(found), folder_diff.to_json(found), promise)

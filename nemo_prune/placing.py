@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,8 +40,14 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
         if out.samefile(source):
             raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
     check_place(out, overwrite)
+    check_room(out, [source])
+
+
+def check_room(out: Path, sources: Iterable[Path]) -> None:
+    """Raise OutputError if the disk of `out` has no room for files as large as `sources`."""
     with contextlib.suppress(OSError):
-        size, free = Path(source).stat().st_size, shutil.disk_usage(out.parent).free
+        size = sum(Path(source).stat().st_size for source in sources)
+        free = shutil.disk_usage(out.absolute().parent).free
         if size > free:
             raise OutputError(
                 f"{out}: needs {_megabytes(size)} but the disk has {_megabytes(free)} left; "
@@ -133,6 +139,35 @@ def new_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
     _flush_folder(out.parent)
+
+
+@contextlib.contextmanager
+def new_folders(first: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield two new folders as `new_folder` does; `first` has its name before `out`, or neither has.
+
+    An OSError out of the block is told of `out`.
+    """
+    inodes = None
+    try:
+        with new_folder(out) as last, new_folder(first) as before:
+            inodes = before.stat().st_ino, last.stat().st_ino
+            try:
+                yield before, last
+            except OSError as error:
+                raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
+    except BaseException:
+        # An interrupt may come when `out` has its name already: then `first` is needed.
+        if inodes and is_at(first, inodes[0]) and not is_at(out, inodes[1]):
+            shutil.rmtree(first, ignore_errors=True)
+        raise
+
+
+def is_at(path: Path, inode: int) -> bool:
+    """Whether the file or folder at `path` is the one with this number."""
+    try:
+        return path.stat().st_ino == inode
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from nemo_prune.errors import ManifestError, OutputError
 from nemo_prune.families import Checkpoint, ValueLayer
 from nemo_prune.header import MAX_HEADER_BYTES, Header, quoted
 from nemo_prune.manifest import Neuron, union
-from nemo_prune.placing import check_output, new_file
+from nemo_prune.placing import check_output, is_at, new_file
 from nemo_prune.provenance import (
     check_extra,
     earlier_neurons,
@@ -105,7 +105,7 @@ def zero_neurons(
             source.check_unchanged()
     except BaseException:
         # An interrupt may come when `out` has its name already: then the rows are needed.
-        if undo is not None and inode is not None and not _is_file(out, inode):
+        if undo is not None and inode is not None and not is_at(out, inode):
             undo.unlink(missing_ok=True)
         raise
     return Written(
@@ -138,13 +138,6 @@ def _rewrite(
     write_at(target, true, 0)
     again = verify(source, target, out, true, ranges, hash_source=False, hash_output=True)
     return replace(found, sha256=again.sha256)
-
-
-def _is_file(path: Path, inode: int) -> bool:
-    try:
-        return path.stat().st_ino == inode
-    except OSError:
-        return False
 
 
 def file_sha256(path: Path) -> str:

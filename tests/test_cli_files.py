@@ -9,6 +9,7 @@ import sys
 import pytest
 import rawfiles
 from click.testing import CliRunner
+from folders import pipeline
 from rawfiles import SD1, parse, unet, write
 from test_choosing import NONE, table
 from test_surgery import DOWN, KEYS, MID, TWINS, UP, nothing_left
@@ -308,11 +309,15 @@ def test_these_verbs_never_import_torch(tmp_path, model):
     results = table(tmp_path / "r.csv", [[1], *[[]] * 6])
     path = manifest(tmp_path / "n.json", [(DOWN, 1)])
     out, undo = tmp_path / "o", tmp_path / "u"
+    folder, clean, rows = pipeline(tmp_path / "folder"), tmp_path / "clean", tmp_path / "rows"
     for arguments in (
         ["apply", model, "--import-csv", results, "-o", out, "--undo", undo],
         ["diff", model, out, "--expect", path],
         ["restore", out, "--undo", undo, "-o", tmp_path / "back"],
         ["inspect", out, "--hash"],
+        ["apply", folder, "--manifest", path, "-o", clean, "--undo", rows],
+        ["diff", folder, clean, "--expect", path],
+        ["restore", clean, "--undo", rows, "-o", tmp_path / "folder-back"],
     ):
         command = [sys.executable, "-c", code, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))

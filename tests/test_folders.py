@@ -339,7 +339,7 @@ def test_outputs_that_are_refused(tmp_path, model, where, monkeypatch):
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path, model, monkeypatch):
     add_copy(model / EMA)
     real, calls = shutil.copyfile, []
-    monkeypatch.setattr("nemo_prune.folder_surgery.shutil.copyfile", fails_at(3, real, calls))
+    monkeypatch.setattr("nemo_prune.trees.shutil.copyfile", fails_at(3, real, calls))
     with pytest.raises(OutputError, match="no space left"):
         prune(model, tmp_path / "o")
     assert len(calls) == 3
@@ -360,7 +360,7 @@ def test_a_copy_that_is_not_what_was_read_is_noticed(tmp_path, model, monkeypatc
     def damage(_source, target):
         target.write_bytes(b"something else")
 
-    monkeypatch.setattr("nemo_prune.folder_surgery.shutil.copyfile", damage)
+    monkeypatch.setattr("nemo_prune.trees.shutil.copyfile", damage)
     with pytest.raises(OutputError, match="is not what was written"):
         prune(model, tmp_path / "o")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -385,12 +385,6 @@ def test_neurons_of_another_model(tmp_path, model, neuron):
     with pytest.raises(ManifestError, match="those of another model"):
         prune(model, tmp_path / "o", [neuron])
     assert not (tmp_path / "o").exists()
-
-
-def test_rows_of_a_folder_are_not_kept_for_undoing(tmp_path, model):
-    with pytest.raises(OptionError, match="--undo"):
-        prune(model, tmp_path / "o", undo=tmp_path / "rows.safetensors")
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 def test_pruning_again_adds_to_what_is_gone(tmp_path, model):
@@ -493,6 +487,24 @@ def test_links_that_lead_nowhere_or_in_circles(model):
 def test_special_files(model):
     os.mkfifo(model / "pipe")
     assert "not a regular file" in refusal(model)
+
+
+def test_links_that_multiply_without_a_loop(tmp_path, model):
+    """Twenty folders, each holding the next one twice: a million paths."""
+    for number in range(20):
+        (tmp_path / f"{number}").mkdir()
+        for name in "ab":
+            (tmp_path / f"{number}" / name).symlink_to(f"../{number + 1}", target_is_directory=True)
+    (tmp_path / "20").mkdir()
+    (model / "more").symlink_to(tmp_path / "0", target_is_directory=True)
+    assert "more than 100000 entries" in refusal(model)
+
+
+def test_folders_nested_too_deeply(model):
+    (model / "/".join(["x"] * 100)).mkdir(parents=True)
+    assert open_model(model).family == "sd1"
+    (model / "/".join(["x"] * 101)).mkdir()
+    assert "deeper than 100 folders" in refusal(model)
 
 
 def test_a_config_that_is_not_json(model):

@@ -486,7 +486,8 @@ def expected(place: Path, single: dict[str, Path]) -> dict[str, dict[str, Any]]:
 def test_every_layout_gives_the_same_neurons_and_scores(
     place: Path, single: dict[str, Path], expected: dict[str, dict[str, Any]], layout: str
 ) -> None:
-    wanted, options = expected["sd1"], []
+    wanted = expected["sd1"]
+    options: list[object] = []
     assert wanted["neurons"], "a test that finds nothing tests nothing"
     if layout in DTYPES or layout == "EMA twin":
         model = single_file(place / f"same-{layout}.safetensors", **LAYOUTS[layout])
@@ -499,7 +500,9 @@ def test_every_layout_gives_the_same_neurons_and_scores(
     else:
         model = folder(place / f"same-{layout}", **LAYOUTS[layout])
         out = place / f"same-{layout}-clean"
-        options = ["--link"] if layout == "folder" else []
+        kept = {"--undo": place / f"same-{layout}-rows", "--manifest": place / f"same-{layout}.json"}
+        options = [*(text for pair in kept.items() for text in pair)]
+        options += ["--link"] if layout == "folder" else []
     told = prune(model, out, "sd1", *options)
     assert told["neurons"] == wanted["neurons"]
     assert told["prompts"] == wanted["prompts"]
@@ -509,6 +512,14 @@ def test_every_layout_gives_the_same_neurons_and_scores(
     assert torch.equal(noise(ours), noise(theirs))
     if out.is_dir():
         assert same_weights(from_pretrained(out, "sd1").unet, theirs.unet)
+        back = place / f"same-{layout}-back"
+        for arguments in (
+            ["diff", model, out, "--expect", kept["--manifest"]],
+            ["restore", out, "--undo", kept["--undo"], "-o", back],
+            ["diff", model, back],
+        ):
+            result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+            assert result.exit_code == 0, result.output
     else:
         found = json.loads(CliRunner().invoke(main, ["inspect", str(out), "--json"]).stdout)
         zeroed = {v["name"]: v["zeroed"] for v in found["value_layers"] if v["zeroed"]}
