@@ -164,7 +164,10 @@ def _is_twin(path: Path) -> bool:
     if path.name.endswith(".bin.index.json"):
         return True
     if any(_DENOISERS.fullmatch(part) for part in path.parent.parts):
-        return path.suffix.lower() not in _HARMLESS and not path.name.startswith(".")
+        # Weights in other letters (.SAFETENSORS) are not read as such, so they would stay unpruned.
+        weights = path.suffix.lower() == ".safetensors"
+        suffix = path.suffix if weights else path.suffix.lower()
+        return suffix not in _HARMLESS and not path.name.startswith(".")
     return path.suffix.lower() in _PICKLES
 
 

@@ -161,6 +161,7 @@ def verify(
         "options": {
             "tau": subject.tau,
             "tau_source": subject.tau_source,
+            "gate": subject.tau if subject.gate is None else subject.gate,
             "criterion": options.criterion,
             "seeds": options.seeds,
             "seed": options.seed,

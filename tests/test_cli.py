@@ -92,7 +92,7 @@ def test_localize_then_apply_equals_prune(model: Path, prompts: Path, tmp_path: 
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_the_literal_search_and_both_criteriarun(model: Path, prompts: Path) -> None:
+def test_the_literal_search_and_both_criteria_run(model: Path, prompts: Path) -> None:
     for search in ("literal", "fast"):
         for criterion in ("same-seed", "cross-seed"):
             result = run(model, "--prompts", prompts, "--dry-run", "--json", "--tau", "0.9",

@@ -279,6 +279,7 @@ def test_where_the_disk_has_no_hard_links_files_are_copied(tmp_path, model, monk
         "unet/diffusion_flax_model.msgpack",
         "unet/model.onnx",
         "unet/weights.pb",
+        "unet/diffusion_pytorch_model.SAFETENSORS",
         "unet/diffusion_pytorch_model.bin.index.json",
         "unet_ema/diffusion_pytorch_model.bin",
         "v1-5-pruned.ckpt",
