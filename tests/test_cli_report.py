@@ -99,7 +99,8 @@ def test_the_gate_of_the_run_that_pruned_decides(folder: Path, tmp_path: Path) -
     zero_neurons(recognize(folder / "model.safetensors"), [Neuron(LAYER, 3)], clean,
                  {"tau": "0.01", "gate": "1.0"})  # fmt: skip
     result = run("verify", folder / "model.safetensors", clean, "--prompts", folder / "prompts.txt",
-                 "--ordinary", folder / "ordinary.txt", "--images", "0", *QUICK[:4], "--json", "-q")  # fmt: skip
+                 "--ordinary", folder / "ordinary.txt", "--images", "0", *QUICK[:4], "--json",
+                 "-q")  # fmt: skip
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert [entry["status"] for entry in told["prompts"]] == ["not memorized"] * 2
