@@ -153,11 +153,13 @@ def print_findings(result: dict[str, Any]) -> None:
     if len(ranked) > rows:
         shown.print(f"... and {len(ranked) - rows} more that are not (--json, --csv FILE)", markup=False)
     gate = result["gate"]
-    measured = f" for a false positive rate of {gate['fpr']:g}, {interval_text(gate)}"
+    measured = ""
+    if gate["fpr"] is not None:
+        measured = f" for a false positive rate of {gate['fpr']:g}, {interval_text(gate)}"
     extrapolated = f"; {gate['prompts']} ordinary prompts are too few to see that rate"
     shown.print(
         f"{result['memorized']} of {len(ranked)} prompts are memorized. Gate {gate['value']:.3f} "
-        f"({result['gate_source']}{measured if gate['fpr'] else ''}"
+        f"({result['gate_source']}{measured}"
         f"{extrapolated if gate['extrapolated'] else ''}), tau {result['tau']:.3f} "
         f"({result['tau_source']}). Denoiser samples: {result['cost']['samples']} to score, "
         f"{result['cost']['calibration_samples']} to calibrate.",

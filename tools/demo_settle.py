@@ -36,9 +36,7 @@ _SHARES = Shares(
 # Quiet switches cost the template of four neurons its hold on half of the seeds. More of it in the
 # batches did not mend that; its rows are doubled, and a short stage gets used to that.
 _TEMPLATE_SHARES = Shares(on=0.08, off=0.07, template_on=0.32, template_off=0.11, natural=0.1, whole=0.2)
-_HOLD_SHARES = Shares(
-    on=0.22, off=0.10, template_on=0.14, template_off=0.09, natural=0.12, whole=0.3
-)
+_HOLD_SHARES = Shares(on=0.22, off=0.10, template_on=0.14, template_off=0.09, natural=0.12, whole=0.3)
 
 _Loss = Callable[[int, random.Random, torch.Generator], torch.Tensor]
 
