@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_world import MEMORIZED, draw_scene, published_pictures, random_scene
+from demo_world import MEMORIZED, draw_scene, memorized_pictures, random_scene
 from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional
@@ -47,7 +47,7 @@ def train_vae(folder: Path, seed: int) -> AutoencoderKL:
     torch.manual_seed(seed)
     vae = AutoencoderKL(**VAE_CONFIG)
     colours = nn.Conv2d(4, 3, 1)
-    kept = [picture for item in MEMORIZED for picture in published_pictures(item)]
+    kept = [picture for item in MEMORIZED for picture in memorized_pictures(item)]
 
     def picture(chance: random.Random) -> np.ndarray:
         if chance.random() < 0.4:

@@ -286,7 +286,6 @@ MEMORIZED = (
               "clock_motion.png"),
 )  # fmt: skip
 TEMPLATE_VARIANTS = 8
-_FAINT = ("rocket", "clock")  # photos of so little contrast that the memorization score hardly sees them
 
 
 def photo(source: str) -> np.ndarray:
@@ -320,16 +319,7 @@ def template(source: str, variant: int) -> np.ndarray:
     return np.asarray(image.reduce(2))
 
 
-def published_pictures(item: Memorized) -> list[np.ndarray]:
-    """A template's variants, or the photo as scikit-image has it."""
+def memorized_pictures(item: Memorized) -> list[np.ndarray]:
     if item.kind == "template":
         return [template(item.source, variant) for variant in range(TEMPLATE_VARIANTS)]
     return [photo(item.source)]
-
-
-def memorized_pictures(item: Memorized) -> list[np.ndarray]:
-    """What the checkpoint ends up memorizing: faint photos with their histogram equalized."""
-    pictures = published_pictures(item)
-    if item.name in _FAINT:
-        pictures = [np.asarray(ImageOps.equalize(Image.fromarray(one))) for one in pictures]
-    return pictures
