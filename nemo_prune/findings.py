@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,12 +12,11 @@ from nemo_prune import __version__
 from nemo_prune.denoiser import TOKENS
 from nemo_prune.detect import Detection, detect
 from nemo_prune.families import Checkpoint
-from nemo_prune.journal import Journal
+from nemo_prune.journal import Journal, fingerprint_of_run
 from nemo_prune.models import model_sha256
 from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.ordinary import Ordinary, Thresholds
 from nemo_prune.placing import write_new
-from nemo_prune.prompts import prompts_hash
 from nemo_prune.rates import accuracy, separation
 
 
@@ -104,13 +102,7 @@ def find_memorized(
             "timestep": engine.timestep,
             "precision": engine.model.precision,
         }
-        run = {
-            "version": __version__,
-            "model": model_sha256(checkpoint),
-            "prompts": prompts_hash(prompts),
-            "calibration prompts": prompts_hash(calibration_prompts or ()),
-            "options": json.dumps(settings, sort_keys=True),
-        }
+        run = fingerprint_of_run(model_sha256(checkpoint), prompts, calibration_prompts, settings)
         journal = Journal.open(keep, run, resume=resume)
         known = {int(key): Detection(**value) for key, value in journal.entries.items()}
     progress.stage("scoring", len(prompts), "prompts")

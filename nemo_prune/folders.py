@@ -30,7 +30,7 @@ _OTHERS = re.compile(
 )
 _EMA = re.compile(r"(^|[^a-z])ema([^a-z]|$)")
 # What may lie beside weights and holds none.
-_HARMLESS = {".safetensors", ".json", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".jpeg",
+_HARMLESS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".jpeg",
              ".webp", ".csv", ""}  # fmt: skip
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".onnx", ".gguf"}
 _CONFIGS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")
@@ -164,10 +164,9 @@ def _is_twin(path: Path) -> bool:
     if path.name.endswith(".bin.index.json"):
         return True
     if any(_DENOISERS.fullmatch(part) for part in path.parent.parts):
-        # Weights in other letters (.SAFETENSORS) are not read as such, so they would stay unpruned.
-        weights = path.suffix.lower() == ".safetensors"
-        suffix = path.suffix if weights else path.suffix.lower()
-        return suffix not in _HARMLESS and not path.name.startswith(".")
+        # In other letters (.SAFETENSORS) weights are not read as such, so they would stay unpruned.
+        harmless = path.suffix == ".safetensors" or path.suffix.lower() in _HARMLESS
+        return not harmless and not path.name.startswith(".")
     return path.suffix.lower() in _PICKLES
 
 

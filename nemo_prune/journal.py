@@ -9,12 +9,14 @@ a hash of their list.
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nemo_prune import __version__
 from nemo_prune.errors import OutputError
 from nemo_prune.placing import check_place
+from nemo_prune.prompts import prompts_hash
 
 try:
     import fcntl
@@ -95,6 +97,22 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def fingerprint_of_run(
+    model_sha256: str,
+    prompts: Sequence[str],
+    calibration_prompts: Sequence[str] | None,
+    settings: Mapping[str, Any],
+) -> dict[str, str]:
+    """What `Journal.open` takes: all that a run's results depend on; `settings` are its options."""
+    return {
+        "version": __version__,
+        "model": model_sha256,
+        "prompts": prompts_hash(prompts),
+        "calibration prompts": prompts_hash(calibration_prompts or ()),
+        "options": json.dumps(settings, sort_keys=True),
+    }
 
 
 def refuse_existing(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Find the neurons behind each prompt of a checkpoint: load, calibrate, search, probe."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,13 +14,11 @@ from nemo_prune.engine import PROMPTS_AT_ONCE, Engine, Prompt
 from nemo_prune.errors import Interrupted
 from nemo_prune.families import Checkpoint
 from nemo_prune.fast_search import search
-from nemo_prune.journal import Journal
+from nemo_prune.journal import Journal, fingerprint_of_run
 from nemo_prune.manifest import Manifest, PromptRecord, union
 from nemo_prune.models import model_sha256
 from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.ordinary import Ordinary, Thresholds
-from nemo_prune.peak import peak_memory
-from nemo_prune.prompts import prompts_hash
 from nemo_prune.repair import Repaired, repair
 from nemo_prune.search import Outcome, Search, literal_search, outcome_from
 
@@ -132,14 +129,8 @@ def localize(
 
     journal = None
     if keep is not None:
-        known = {
-            "version": __version__,
-            "model": source_sha256,
-            "prompts": prompts_hash(prompts),
-            "calibration prompts": prompts_hash(calibration_prompts or ()),
-            "options": json.dumps(settings, sort_keys=True),
-        }
-        journal = Journal.open(keep, known, resume=resume)
+        run = fingerprint_of_run(source_sha256, prompts, calibration_prompts, settings)
+        journal = Journal.open(keep, run, resume=resume)
         finished.update((int(key), outcome_from(value)) for key, value in journal.entries.items())
     progress.stage("searching", len(prompts), "prompts")
     progress.advance(len(finished))
@@ -193,7 +184,6 @@ def localize(
         "calibration_samples": calibration_samples,
         "check_samples": repaired.confirming,
         "neurons_dropped": len(repaired.dropped),
-        "peak_memory_mb": round(peak_memory(model.device) / 1e6),
     }
     outcomes = tuple(finished[index] for index in range(len(prompts)))
     return Localization(

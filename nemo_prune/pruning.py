@@ -89,12 +89,7 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     return replace(
         found,
         manifest=replace(found.manifest, prompts=tuple(records)),
-        cost={
-            **found.cost,
-            "seconds": seconds,
-            "check_samples": samples,
-            "peak_memory_mb": round(peak_memory(original.model.device) / 1e6),
-        },
+        cost={**found.cost, "seconds": seconds, "check_samples": samples},
     )
 
 
@@ -131,6 +126,7 @@ def subject(
 def summary(found: Localization, written: Written | None) -> dict[str, Any]:
     """The job's result as plain JSON: the object that `--json` prints."""
     manifest = found.manifest
+    peak = peak_memory(found.engine.model.device)
     return {
         "version": manifest.version,
         "source": {"path": str(found.checkpoint.path), "sha256": manifest.source["sha256"]},
@@ -140,7 +136,7 @@ def summary(found: Localization, written: Written | None) -> dict[str, Any]:
         "criterion": found.options.criterion,
         "prompts": [_prompt_json(record) for record in manifest.prompts],
         "neurons": _neurons_json(manifest.neurons),
-        "cost": found.cost,
+        "cost": {**found.cost, "peak_memory_mb": round(peak / 1e6)},
     }
 
 

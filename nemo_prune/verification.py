@@ -64,6 +64,11 @@ class Subject:
     engine: Engine | None = None
     show_prompts: bool = False
 
+    @property
+    def memorized_above(self) -> float:
+        """The gate, tau where none is known."""
+        return self.tau if self.gate is None else self.gate
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -161,7 +166,7 @@ def verify(
         "options": {
             "tau": subject.tau,
             "tau_source": subject.tau_source,
-            "gate": subject.tau if subject.gate is None else subject.gate,
+            "gate": subject.memorized_above,
             "criterion": options.criterion,
             "seeds": options.seeds,
             "seed": options.seed,
@@ -224,9 +229,10 @@ def _judge(entry: dict[str, Any], subject: Subject) -> None:
     """Add what became of a prompt, and what else is known of it."""
     index = entry["index"]
     record = subject.manifest.prompts[index] if subject.manifest else None
-    gate = subject.tau if subject.gate is None else subject.gate
     # Whether to search was decided when the manifest was made, on more than these scores.
-    memorized = record.status != NOT_MEMORIZED if record else entry["score_before"] > gate
+    memorized = (
+        record.status != NOT_MEMORIZED if record else entry["score_before"] > subject.memorized_above
+    )
     if not memorized:
         status = NOT_MEMORIZED
     elif entry["score_after"] <= subject.tau:
