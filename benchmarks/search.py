@@ -23,10 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stress import format_table, stress_table
+from nemo_prune.batches import Prompt
 from nemo_prune.calibration import activation_statistics, ladders
 from nemo_prune.demo import CHECKPOINT, DATA, precision
 from nemo_prune.detect import score_paths
-from nemo_prune.engine import Engine, Prompt
+from nemo_prune.engine import Engine
 from nemo_prune.families import recognize
 from nemo_prune.fast_search import search
 from nemo_prune.gate import tau_from

@@ -14,7 +14,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from nemo_prune.engine import PROMPTS_AT_ONCE, Engine, Prompt
+from nemo_prune.batches import Prompt
+from nemo_prune.engine import PROMPTS_AT_ONCE, Engine
 from nemo_prune.gate import decided
 from nemo_prune.search import (
     Answer,

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nemo_prune.engine import Engine, Prompt
+from nemo_prune.batches import Prompt
+from nemo_prune.engine import Engine
 from nemo_prune.manifest import Neuron
 
 CONTROLS = 3  # random draws

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from nemo_prune import __version__
+from nemo_prune.batches import Prompt
 from nemo_prune.calibration import ladders
 from nemo_prune.denoiser import TOKENS
 from nemo_prune.detect import gated
-from nemo_prune.engine import PROMPTS_AT_ONCE, Engine, Prompt
+from nemo_prune.engine import PROMPTS_AT_ONCE, Engine
 from nemo_prune.errors import Interrupted
 from nemo_prune.families import Checkpoint
 from nemo_prune.fast_search import search

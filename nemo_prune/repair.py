@@ -8,7 +8,8 @@ far, and gets further neurons; what no prompt needs any more is dropped.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nemo_prune.engine import Engine, Prompt
+from nemo_prune.batches import Prompt
+from nemo_prune.engine import Engine
 from nemo_prune.manifest import Neuron, union
 from nemo_prune.search import Outcome, Search
 from nemo_prune.union_search import reduce_union

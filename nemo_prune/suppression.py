@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from nemo_prune.engine import Engine, Prompt
+from nemo_prune.batches import Prompt
+from nemo_prune.engine import Engine
 from nemo_prune.localization import FRESH_SEEDS
 from nemo_prune.manifest import Manifest, Neuron
 from nemo_prune.opening import Options, Progress

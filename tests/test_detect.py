@@ -7,9 +7,10 @@ import pytest
 import torch
 from test_engine import CHANNELS, loaded
 
+from nemo_prune.batches import Prompt
 from nemo_prune.denoiser import LoadedModel
 from nemo_prune.detect import Detection, Screened, detect, gated, score_paths, screening
-from nemo_prune.engine import Engine, Prompt
+from nemo_prune.engine import Engine
 from nemo_prune.gate import gate_from, margins_from
 from nemo_prune.search import Answer, Ladder, Outcome, Question, literal_search, not_memorized
 from nemo_prune.similarity import noise_difference, pairwise

@@ -10,8 +10,9 @@ import torch
 from tiny import write_tiny
 from torch import Tensor
 
+from nemo_prune.batches import Prompt, Sample, masked
 from nemo_prune.denoiser import LoadedModel
-from nemo_prune.engine import Criterion, Engine, Prompt, _Sample, masked
+from nemo_prune.engine import Criterion, Engine
 from nemo_prune.errors import CheckpointError
 from nemo_prune.families import recognize
 from nemo_prune.fast_search import search
@@ -163,7 +164,7 @@ def test_masked_batch_equals_rows_zeroed_by_hand(model: LoadedModel) -> None:
     found = engine(model, batch_size=8)
     cases = [(i % 3, off, i % 2) for i, off in enumerate(sets(model))]
     prompts = found.prompts(TEXTS)
-    differences = found._differences([_Sample(prompts[t], off, seed) for t, off, seed in cases])
+    differences = found.evaluate([Sample(prompts[t], off, seed) for t, off, seed in cases])
     assert found.cost.batches == 1
     for (text, off, seed), difference in zip(cases, differences, strict=True):
         expected = plain(model, TEXTS[text], off, found.noise(seed))
@@ -184,7 +185,7 @@ def test_hooks_are_gone_after_a_pass(model: LoadedModel, monkeypatch: pytest.Mon
         return true(self, *args)
 
     monkeypatch.setattr(LoadedModel, "predict_noise", spy)
-    found._differences([_Sample(prompt, sets(model)[2], 0)])
+    found.evaluate([Sample(prompt, sets(model)[2], 0)])
     assert seen == [2]
     assert hooks(model) == 0
 
@@ -199,7 +200,7 @@ def test_hooks_are_gone_after_an_error(model: LoadedModel, monkeypatch: pytest.M
 
     monkeypatch.setattr(model.unet, "forward", broken)
     with pytest.raises(KeyboardInterrupt):
-        found._differences([_Sample(prompt, sets(model)[2], 0)])
+        found.evaluate([Sample(prompt, sets(model)[2], 0)])
     assert hooks(model) == 0
     mask = {names(model)[0]: torch.zeros(1, 1, 32)}
     with pytest.raises(ZeroDivisionError), masked(model.value_layers, mask):
@@ -430,7 +431,7 @@ def test_scores_equal_direct_similarity(model: LoadedModel, criterion: Criterion
         s: similarity(pruned[s], clean[s]) if criterion == "same-seed" else nearest(s, pruned[s])
         for s in asked
     }
-    differences = found._differences([_Sample(prompt, off, seed) for seed in asked])
+    differences = found.evaluate([Sample(prompt, off, seed) for seed in asked])
     after = found._scores(prompt, asked, list(SEEDS), differences)
     assert after == pytest.approx(expected, abs=1e-4)
 
@@ -442,7 +443,7 @@ def test_a_pruned_model_scores_as_masks_do(model: LoadedModel, criterion: Criter
     pruned = engine(zeroed(model, off), criterion=criterion)
     (prompt,), (twin,) = original.prompts(TEXTS[:1]), pruned.prompts(TEXTS[:1])
     found = original.compare(prompt, SEEDS, pruned, twin)
-    differences = original._differences([_Sample(prompt, off, seed) for seed in SEEDS])
+    differences = original.evaluate([Sample(prompt, off, seed) for seed in SEEDS])
     expected = original._scores(prompt, SEEDS, SEEDS, differences)
     assert found == pytest.approx(expected, abs=1e-4)
 

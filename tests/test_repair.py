@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_engine import CHANNELS, TAU, TIMESTEP, Toy
 
+from nemo_prune.batches import Prompt
 from nemo_prune.denoiser import LoadedModel
-from nemo_prune.engine import Criterion, Engine, Prompt
+from nemo_prune.engine import Criterion, Engine
 from nemo_prune.fast_search import search
 from nemo_prune.manifest import Neuron
 from nemo_prune.repair import Repaired, repair
