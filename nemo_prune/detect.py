@@ -78,17 +78,13 @@ def screening(
     return Screened(scores, tuple(path))
 
 
-def gated(
-    inner: Callable[[], Search], seeds: Sequence[int], tau: float, gate: float, margins: Sequence[float]
-) -> Search:
-    """A search that is only begun if the prompt is memorized by the gate.
+def gated(inner: Callable[[], Search], seeds: Sequence[int], tau: float, gate: float) -> Search:
+    """A search that is only begun if the prompt is memorized by the gate, on all seeds.
 
-    `inner` makes it; its first question is answered from the samples that screening took.
+    Nobody is left alone on a few of them: a template that shows from half of the seeds is soon
+    taken for clear. `inner` makes the search; its first question is answered from these samples.
     """
-    seeds = check_seeds(seeds)
-    # Where nothing can be clear early, one question with all seeds fills the batches better.
-    first = 2 if margins else len(seeds)
-    found = yield from screening(seeds, gate, margins, first)
+    found = yield from screening(seeds, first=len(seeds))
     if found.path[-1] <= gate:
         return not_memorized(found.scores, tau)
     outcome: Outcome = yield from inner()

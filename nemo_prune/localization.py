@@ -159,12 +159,10 @@ def localize(
                 on_finished=partial(on_finished, chunk),
             )
 
-    # The paper's procedure takes all seeds of every prompt.
-    margins = thresholds.margins if options.search == "fast" else ()
     try:
         look_for(
             [index for index in range(len(prompts)) if index not in finished],
-            lambda prompt: gated(partial(begin, prompt, seeds), seeds, tau, gate, margins),
+            lambda prompt: gated(partial(begin, prompt, seeds), seeds, tau, gate),
         )
         searched = {i: o for i, o in sorted(finished.items()) if o.status != "not memorized"}
         progress.stage("probing on more seeds", len(searched), "prompts")

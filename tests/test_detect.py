@@ -116,13 +116,26 @@ def test_a_search_is_begun_only_above_the_gate(gate: float, begun: bool) -> None
         began.append(True)
         return literal_search(ladder, SEEDS, 0.4)
 
-    search = gated(inner, SEEDS, 0.4, gate, (1.0,) * 8)  # type: ignore[arg-type]
+    search = gated(inner, SEEDS, 0.4, gate)  # type: ignore[arg-type]
     outcome = finish(search, lambda question: best(pairs, question) if not question.off else
                      dict.fromkeys(question.seeds, 0.1))  # fmt: skip
     assert bool(began) == begun
     assert outcome.status == ("localized" if begun else "not memorized")
     if not begun:
         assert outcome == not_memorized(outcome.scores_before, 0.4)
+
+
+def test_nothing_is_left_alone_before_all_seeds_are_seen() -> None:
+    """A template may show from half of the seeds, the last ones here."""
+    ladder = Ladder({"layer": [9.0, 0.0]}, {"layer": [1.0, 0.0]})
+
+    def answer(question: Question) -> Answer:
+        late = [seed for seed in question.seeds if seed >= 5]
+        shown = len(late) > 1 and not question.off
+        return {seed: 0.9 if shown and seed in late else 0.1 for seed in question.seeds}
+
+    search = gated(lambda: literal_search(ladder, tuple(range(10)), 0.4), range(10), 0.4, 0.6)
+    assert finish(search, answer).status == "localized"
 
 
 def finish(search: object, answer: Callable[[Question], Answer]) -> Outcome:
@@ -209,6 +222,6 @@ def test_the_search_reuses_the_samples_of_screening(model: LoadedModel) -> None:
     z = [9.0] + [0.0] * (CHANNELS - 1)
     ladder = Ladder(dict.fromkeys(("first", "second"), z), dict.fromkeys(("first", "second"), z))
     inner = lambda: literal_search(ladder, tuple(range(6)), 0.5)  # noqa: E731
-    (outcome,) = engine.run([(Prompt(text, None), gated(inner, range(6), 0.5, 0.6, (0.3,) * 4))])
+    (outcome,) = engine.run([(Prompt(text, None), gated(inner, range(6), 0.5, 0.6))])
     assert outcome.status == "localized"
     assert engine.cost.samples == outcome.samples
