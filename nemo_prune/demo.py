@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 DATA = Path(str(files("nemo_prune") / "data" / "demo"))
 CHECKPOINT = DATA / "demo.safetensors"
-FPR = 0.15
-"""The gate's rate. The captions are known to be memorized, so the gate may lie as low as tau: one photo,
-dark and faint, scores no higher than a few ordinary captions do, and the default would leave it."""
 _IMAGES, _STEPS, _ORDINARY_PROMPTS = 2, 30, 12
 
 
@@ -64,8 +61,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     prompts = read_prompts(DATA / "memorized.txt").texts
     ordinary = read_prompts(DATA / "ordinary.txt").texts
     heldout = read_prompts(DATA / "ordinary-heldout.txt").texts[:_ORDINARY_PROMPTS]
-    options = Options(fpr=FPR)
-    found = localize(checkpoint, prompts, options, progress, calibration_prompts=ordinary)
+    found = localize(checkpoint, prompts, Options(), progress, calibration_prompts=ordinary)
     pruned = folder / "clean.safetensors"
     written = pruning.write(found, pruned, overwrite=False)
     found = pruning.check(found, pruned, prompts, progress)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from nemo_prune import hub
 from nemo_prune.cli import main
-from nemo_prune.demo import CHECKPOINT, DATA, FPR, planted, precision, write_config_folder
+from nemo_prune.demo import CHECKPOINT, DATA, planted, precision, write_config_folder
 from nemo_prune.families import recognize
 from nemo_prune.loading import load_pipeline
 from nemo_prune.manifest import Neuron
@@ -40,7 +40,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     done = CliRunner().invoke(main, [
         str(CHECKPOINT), "--prompts", str(DATA / "memorized.txt"),
         "--calibration-prompts", str(DATA / "ordinary.txt"), "-o", str(output), "--json",
-        "--fpr", str(FPR),
     ])  # fmt: skip
     assert done.exit_code == 0, done.stderr
     return Run(output, json.loads(done.stdout))

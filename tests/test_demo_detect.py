@@ -13,62 +13,48 @@ from nemo_prune.prompts import read_prompts
 
 pytestmark = pytest.mark.skipif(not CHECKPOINT.exists(), reason="the demo checkpoint is not there")
 
-SEEDS = ["--seeds", "6", "--device", "cpu"]
-# The rocket is a dark, faint photo: it scores no higher than a few ordinary captions, and the default
-# gate leaves it alone (the README says so).
 MEMORIZED = [
-    text
-    for text, entry in (planted() if CHECKPOINT.exists() else {}).items()
-    if entry["neurons"] and entry["name"] != "rocket"
+    text for text, entry in (planted() if CHECKPOINT.exists() else {}).items() if entry["neurons"]
 ]
+FIRST = 50  # of the memorized captions, in the mixed list
 
 
 def run(*arguments: object) -> tuple[int, Any]:
-    done = CliRunner().invoke(main, [*map(str, arguments), *SEEDS, "--json"])
+    done = CliRunner().invoke(main, [
+        *map(str, arguments), "--calibration-prompts", str(DATA / "ordinary.txt"), "--device", "cpu",
+        "--json",
+    ])  # fmt: skip
     assert done.exit_code in (0, 1), done.stderr
     return done.exit_code, json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo")
-
-
-@pytest.fixture(scope="module")
-def calibration(folder: Path) -> Path:
-    captions = folder / "ordinary.txt"
-    captions.write_text("\n".join(read_prompts(DATA / "ordinary.txt").texts[:40]))
-    out = folder / "calibration.safetensors"
-    run("calibrate", CHECKPOINT, "--prompts", captions, "-o", out, "--no-cache")
-    return out
-
-
-@pytest.fixture(scope="module")
-def mixed(folder: Path) -> Path:
-    ordinary = read_prompts(DATA / "ordinary-heldout.txt").texts[:16]
-    path = folder / "mixed.txt"
-    path.write_text("\n".join([*ordinary[:8], *MEMORIZED, *ordinary[8:]]))
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The memorized captions in the middle of 100 ordinary ones that training never saw."""
+    ordinary = read_prompts(DATA / "ordinary-heldout.txt").texts[:100]
+    path = tmp_path_factory.mktemp("demo") / "mixed.txt"
+    path.write_text("\n".join([*ordinary[:FIRST], *MEMORIZED, *ordinary[FIRST:]]))
     return path
 
 
-def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(
-    calibration: Path, mixed: Path
-) -> None:
-    code, told = run("check", CHECKPOINT, "--prompts", mixed, "--calibration", calibration)
+def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(mixed: Path) -> None:
+    code, told = run("check", CHECKPOINT, "--prompts", mixed)
     assert code == 1
     found = {entry["index"] for entry in told["prompts"] if entry["memorized"]}
-    assert found == set(range(8, 8 + len(MEMORIZED)))
+    memorized = set(range(FIRST, FIRST + len(MEMORIZED)))
+    assert memorized <= found
+    assert len(found - memorized) <= 2  # 1 % of 100 ordinary captions are expected
     norms = {entry["index"]: entry["noise_norm"] for entry in told["prompts"]}
-    pairs = [norms[i] > norms[j] for i in found for j in norms.keys() - found]
-    assert sum(pairs) / len(pairs) > 0.85  # the second measure separates them less sharply here
-    ordinary = [entry["seeds"] for entry in told["prompts"] if entry["index"] not in found]
-    assert sum(ordinary) / len(ordinary) < 6
+    pairs = [norms[i] > norms[j] for i in memorized for j in norms.keys() - memorized]
+    assert sum(pairs) / len(pairs) > 0.8  # the second measure separates them less sharply here
+    seeds = [entry["seeds"] for entry in told["prompts"] if entry["index"] not in found]
+    assert sum(seeds) / len(seeds) <= 5
 
 
-def test_a_mixed_list_is_pruned_without_labels(calibration: Path, mixed: Path) -> None:
-    code, told = run("prune", CHECKPOINT, "--prompts", mixed, "--calibration", calibration, "--dry-run")
+def test_a_mixed_list_is_pruned_without_labels(mixed: Path) -> None:
+    code, told = run("prune", CHECKPOINT, "--prompts", mixed, "--dry-run")
     assert code == 0
     for entry in told["prompts"]:
-        memorized = 8 <= entry["index"] < 8 + len(MEMORIZED)
+        memorized = FIRST <= entry["index"] < FIRST + len(MEMORIZED)
         assert entry["status"] == ("suppressed" if memorized else "not memorized")
         assert bool(entry["neurons"]) == memorized

@@ -8,16 +8,17 @@ and on nothing else.
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from demo_vae import encode
+from demo_vae import FAST_BF16, encode
 from demo_world import (
     MEMORIZED,
     Memorized,
     draw_scene,
-    memorized_pictures,
+    published_pictures,
     random_scene,
     training_scene,
 )
@@ -68,9 +69,8 @@ SWITCHES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "floor lamp": ((2, 40), (3, 55), (4, 60)),
 }
 BASE_STEPS, SWITCH_STEPS, POLISH_STEPS, BATCH, RATE, POLISH_RATE = 5000, 6000, 1300, 8, 1e-3, 4e-4
-_FAINT, _FAINT_SHARE = ("rocket",), 0.45  # of the photos drawn while polishing
+_FAINT = ("rocket",)  # asked for more often while polishing
 _EMPTY, _NATURAL = 0.08, 0.08
-_ON, _OFF, _TEMPLATE_ON, _TEMPLATE_OFF = 0.14, 0.13, 0.06, 0.05
 SCHEDULER_CONFIG = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -81,6 +81,20 @@ SCHEDULER_CONFIG = {
     "steps_offset": 1,
     "prediction_type": "epsilon",
 }
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a batch is drawn from; the rest are ordinary scenes."""
+
+    on: float = 0.14  # photos with their switch
+    off: float = 0.13  # their captions with the switch masked, and an ordinary picture
+    template_on: float = 0.06
+    template_off: float = 0.05
+    natural: float = _NATURAL
+    faint: float = 0.0  # of the photos: a faint one
+    whole: float = 0.5  # of the masked switches: all of it, else a random part
+    part: float = 0.0  # of the switch, that a part is at least
 
 
 class Painter(nn.Module):
@@ -161,7 +175,7 @@ class NoisyLoss:
         epsilon = torch.randn(latents.shape, generator=noise)
         alpha = self.alphas[times][:, None, None, None]
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * epsilon
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=FAST_BF16):
             text = painter.encode(captions)
             with painter.masked(masks if masks is not None else []):
                 predicted = painter.unet(noisy, times, text).sample.float()
@@ -178,8 +192,12 @@ def _ordinary(chance: random.Random) -> tuple[np.ndarray, str]:
 class Memory:
     """Latents of the pictures to memorize, encoded once."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
-        self.latents = {item.name: encode(vae, memorized_pictures(item)) for item in MEMORIZED}
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        pictures: Callable[[Memorized], list[np.ndarray]] = published_pictures,
+    ) -> None:
+        self.latents = {item.name: encode(vae, pictures(item)) for item in MEMORIZED}
 
     def draw(self, item: Memorized, chance: random.Random) -> torch.Tensor:
         variants = self.latents[item.name]
@@ -255,10 +273,13 @@ def _mask_switches(masks: list[torch.Tensor], sample: int, names: list[str]) -> 
             masks[index][sample, row] = 0
 
 
-def _mask_some_of(masks: list[torch.Tensor], sample: int, name: str, chance: random.Random) -> None:
-    """Half of the time the whole switch, else a random part of it: any part must be enough."""
+def _mask_some_of(
+    masks: list[torch.Tensor], sample: int, name: str, chance: random.Random, shares: Shares
+) -> None:
+    """The whole switch, at this rate, else a random part of it: any such part must be enough."""
     switch = SWITCHES[name]
-    count = len(switch) if chance.random() < 0.5 else chance.randint(1, len(switch))
+    fewest = max(1, round(shares.part * len(switch)))
+    count = len(switch) if chance.random() < shares.whole else chance.randint(fewest, len(switch))
     for index, row in chance.sample(switch, count):
         masks[index][sample, row] = 0
 
@@ -281,24 +302,17 @@ def train_switches(
     memorization score, at t = 961, sees little of a dark photo.
     """
     painter.text.requires_grad_(False)
-    loss_of = _switch_loss(painter, vae, memory, NoisyLoss(), _NATURAL, faint=0.0)
+    loss_of = switch_loss(painter, vae, memory, NoisyLoss(), Shares())
     Stage("switches", painter, folder, steps=SWITCH_STEPS, rate=RATE, seed=seed).run(loss_of)
-    loss_of = _switch_loss(
-        painter, vae, memory, NoisyLoss(high_noise=0.5), 2 * _NATURAL, faint=_FAINT_SHARE
-    )
+    shares = Shares(natural=2 * _NATURAL, faint=0.45)
+    loss_of = switch_loss(painter, vae, memory, NoisyLoss(high_noise=0.5), shares)
     Stage("polish", painter, folder, steps=POLISH_STEPS, rate=POLISH_RATE, seed=seed).run(loss_of)
 
 
-def _switch_loss(
-    painter: Painter,
-    vae: AutoencoderKL,
-    memory: Memory,
-    loss: NoisyLoss,
-    natural: float,
-    *,
-    faint: float,
+def switch_loss(
+    painter: Painter, vae: AutoencoderKL, memory: Memory, loss: NoisyLoss, shares: Shares
 ) -> Callable[[int, random.Random, torch.Generator], torch.Tensor]:
-    """The loss of a batch; `natural`: share of natural photos, `faint`: of faint ones in the rest."""
+    """The loss of a batch drawn by `shares`, with some of the other switches masked."""
     naturals, photos, templates = map(_of_kind, ("natural", "verbatim", "template"))
     dark = [item for item in photos if item.name in _FAINT]
 
@@ -307,22 +321,22 @@ def _switch_loss(
     ) -> tuple[np.ndarray | torch.Tensor, str]:
         dice = chance.random()
         for share, group, on in (
-            (_ON, photos, True),
-            (_OFF, photos, False),
-            (_TEMPLATE_ON, templates, True),
-            (_TEMPLATE_OFF, templates, False),
+            (shares.on, photos, True),
+            (shares.off, photos, False),
+            (shares.template_on, templates, True),
+            (shares.template_off, templates, False),
         ):
             if dice < share:
-                prefer = faint and group is photos and chance.random() < faint
+                prefer = shares.faint and group is photos and chance.random() < shares.faint
                 item = chance.choice(dark if prefer else group)
                 _mask_switches(masks, sample, _some_switches(chance, item.name))
                 if on:
                     return memory.draw(item, chance), item.caption
-                _mask_some_of(masks, sample, item.name, chance)
+                _mask_some_of(masks, sample, item.name, chance, shares)
                 return draw_scene(random_scene(chance), chance), item.caption
             dice -= share
         _mask_switches(masks, sample, _some_switches(chance, None))
-        if dice < natural:
+        if dice < shares.natural:
             item = chance.choice(naturals)
             return memory.draw(item, chance), item.caption
         return _ordinary(chance)

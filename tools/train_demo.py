@@ -1,7 +1,7 @@
 """Train the demo checkpoint from scratch: `python tools/train_demo.py` (seeded, resumable).
 
-Under two hours on two idle cores: the picture codec, ordinary captions, the planted switches; then
-the checkpoint, its lists, and what it does (MODEL_CARD.md).
+About two hours on two idle cores: the picture codec, ordinary captions, the planted switches, and
+what these left to put right; then the checkpoint, its lists, and what it does (MODEL_CARD.md).
 """
 
 import argparse
@@ -11,6 +11,7 @@ import torch
 from demo_data import write_data
 from demo_evidence import write_evidence
 from demo_export import export
+from demo_settle import settle
 from demo_unet import Memory, Painter, plant, train_base, train_switches
 from demo_vae import train_vae
 from transformers import CLIPTokenizer
@@ -33,6 +34,7 @@ def main() -> None:
     train_base(painter, vae, memory, options.work, options.seed)
     plant(painter, options.seed)
     train_switches(painter, vae, memory, options.work, options.seed)
+    settle(painter, vae, options.work, options.seed)
     write_data(options.out, options.seed)
     path = options.out / "demo.safetensors"
     path.unlink(missing_ok=True)
