@@ -35,11 +35,11 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, demo_calibration: Path) -> Run:
     output = tmp_path_factory.mktemp("demo") / "clean.safetensors"
     done = CliRunner().invoke(main, [
         str(CHECKPOINT), "--prompts", str(DATA / "memorized.txt"),
-        "--calibration-prompts", str(DATA / "ordinary.txt"), "-o", str(output), "--json",
+        "--calibration", str(demo_calibration), "-o", str(output), "--json",
     ])  # fmt: skip
     assert done.exit_code == 0, done.stderr
     return Run(output, json.loads(done.stdout))

@@ -20,10 +20,7 @@ FIRST = 50  # of the memorized captions, in the mixed list
 
 
 def run(*arguments: object) -> tuple[int, Any]:
-    done = CliRunner().invoke(main, [
-        *map(str, arguments), "--calibration-prompts", str(DATA / "ordinary.txt"), "--device", "cpu",
-        "--json",
-    ])  # fmt: skip
+    done = CliRunner().invoke(main, [*map(str, arguments), "--device", "cpu", "--json"])
     assert done.exit_code in (0, 1), done.stderr
     return done.exit_code, json.loads(done.stdout)
 
@@ -37,8 +34,10 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(mixed: Path) -> None:
-    code, told = run("check", CHECKPOINT, "--prompts", mixed)
+def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(
+    mixed: Path, demo_calibration: Path
+) -> None:
+    code, told = run("check", CHECKPOINT, "--prompts", mixed, "--calibration", demo_calibration)
     assert code == 1
     found = {entry["index"] for entry in told["prompts"] if entry["memorized"]}
     memorized = set(range(FIRST, FIRST + len(MEMORIZED)))
@@ -48,11 +47,13 @@ def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(mixed: 
     pairs = [norms[i] > norms[j] for i in memorized for j in norms.keys() - memorized]
     assert sum(pairs) / len(pairs) > 0.8  # the second measure separates them less sharply here
     seeds = [entry["seeds"] for entry in told["prompts"] if entry["index"] not in found]
-    assert sum(seeds) / len(seeds) <= 5
+    assert sum(seeds) / len(seeds) < 5.5  # half of all ten, give or take a few captions
 
 
-def test_a_mixed_list_is_pruned_without_labels(mixed: Path) -> None:
-    code, told = run("prune", CHECKPOINT, "--prompts", mixed, "--dry-run")
+def test_a_mixed_list_is_pruned_without_labels(mixed: Path, demo_calibration: Path) -> None:
+    code, told = run(
+        "prune", CHECKPOINT, "--prompts", mixed, "--calibration", demo_calibration, "--dry-run"
+    )
     assert code == 0
     for entry in told["prompts"]:
         memorized = FIRST <= entry["index"] < FIRST + len(MEMORIZED)
