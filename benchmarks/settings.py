@@ -49,12 +49,6 @@ def _neurons(outcomes: Sequence[Outcome]) -> list[list[str]]:
     return [[f"{n.layer}:{n.row}" for n in outcome.neurons] for outcome in outcomes]
 
 
-def has_fast() -> dict[str, bool]:
-    """Which lower precisions the machine computes in; others are emulated, many times slower."""
-    gpu = torch.cuda.is_available()
-    return {"bf16": gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported(), "fp16": gpu}
-
-
 def precisions(names: Sequence[str], repeats: int) -> dict[str, Any]:
     """Each precision's own tau, searches and scores beside fp32's."""
     engines, found, scores, tasks = {}, {}, {}, {}
@@ -164,7 +158,12 @@ def main() -> None:
     given = parser.parse_args()
     engine, task_of = open_demo(Options())
     tasks = [task_of(name) for name in FILES]
-    names = ["fp32"] + [name for name, there in has_fast().items() if there]
+    gpu = torch.cuda.is_available()
+    names = ["fp32"]
+    if gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # else emulated, many times slower
+        names.append("bf16")
+    if gpu:
+        names.append("fp16")
     result: dict[str, Any] = {
         "device": str(engine.model.device),
         "precision": precisions(names, given.repeats),

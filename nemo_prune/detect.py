@@ -54,9 +54,9 @@ class Detection:
 
 
 def screening(
-    seeds: Sequence[int], gate: float | None = None, margins: Sequence[float] = (), first: int = 2
+    seeds: Sequence[int], gate: float | None = None, margins: Sequence[float] = ()
 ) -> Generator[Question, Answer, Screened]:
-    """Score a prompt on the `first` seeds, then one more at a time, until the answer is clear.
+    """Score a prompt on two seeds, then one more at a time, until the answer is clear.
 
     gate: stop once the score lies above it; None: use all seeds.
     margins: stop after 2, 3, ... seeds once the score lies below the gate by at least this much;
@@ -64,18 +64,22 @@ def screening(
 
     Raises ValueError for fewer than two seeds, or an answer that is NaN.
     """
-    seeds = check_seeds(seeds)
-    if len(seeds) < 2:
-        raise ValueError("the score compares seeds, so it needs at least 2")
+    seeds = _comparable(seeds)
     tally = Tally()
     path: list[float] = []
     scores: dict[int, float] = {}
-    for count in range(min(first, len(seeds)), len(seeds) + 1):
+    for count in range(2, len(seeds) + 1):
         scores = yield from tally.ask(frozenset(), seeds[:count])
         path.append(max(scores.values()))
         if gate is not None and decided(path[-1], count, gate, margins):
             break
     return Screened(scores, tuple(path))
+
+
+def _comparable(seeds: Sequence[int]) -> tuple[int, ...]:
+    if len(seeds) < 2:
+        raise ValueError("the score compares seeds, so it needs at least 2")
+    return check_seeds(seeds)
 
 
 def gated(inner: Callable[[], Search], seeds: Sequence[int], tau: float, gate: float) -> Search:
@@ -84,9 +88,9 @@ def gated(inner: Callable[[], Search], seeds: Sequence[int], tau: float, gate: f
     Nobody is left alone on a few of them: a template that shows from half of the seeds is soon
     taken for clear. `inner` makes the search; its first question is answered from these samples.
     """
-    found = yield from screening(seeds, first=len(seeds))
-    if found.path[-1] <= gate:
-        return not_memorized(found.scores, tau)
+    scores = yield from Tally().ask(frozenset(), _comparable(seeds))
+    if max(scores.values()) <= gate:
+        return not_memorized(scores, tau)
     outcome: Outcome = yield from inner()
     return outcome
 

@@ -1,7 +1,7 @@
 """Find the neurons behind each prompt of a checkpoint: load, calibrate, search, probe."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -149,21 +149,19 @@ def localize(
         (path,) = ladders(model, layers, [prompt.text], statistics)
         return procedure(path, on, tau)
 
-    def look_for(indices: Sequence[int], make: Callable[[Prompt], Search]) -> None:
-        for start in range(0, len(indices), PROMPTS_AT_ONCE):
-            chunk = indices[start : start + PROMPTS_AT_ONCE]
+    try:
+        waiting = [index for index in range(len(prompts)) if index not in finished]
+        for start in range(0, len(waiting), PROMPTS_AT_ONCE):
+            chunk = waiting[start : start + PROMPTS_AT_ONCE]
             engine.run(
-                [(prompt, make(prompt)) for prompt in engine.prompts([prompts[i] for i in chunk])],
+                [
+                    (prompt, gated(partial(begin, prompt, seeds), seeds, tau, gate))
+                    for prompt in engine.prompts([prompts[i] for i in chunk])
+                ],
                 in_flight=1 if options.search == "literal" else 64,
                 on_samples=on_samples,
                 on_finished=partial(on_finished, chunk),
             )
-
-    try:
-        look_for(
-            [index for index in range(len(prompts)) if index not in finished],
-            lambda prompt: gated(partial(begin, prompt, seeds), seeds, tau, gate),
-        )
         searched = {i: o for i, o in sorted(finished.items()) if o.status != "not memorized"}
         progress.stage("probing on more seeds", len(searched), "prompts")
         encoded = engine.prompts([prompts[index] for index in searched])

@@ -47,7 +47,7 @@ def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(
     pairs = [norms[i] > norms[j] for i in memorized for j in norms.keys() - memorized]
     assert sum(pairs) / len(pairs) > 0.8  # the second measure separates them less sharply here
     seeds = [entry["seeds"] for entry in told["prompts"] if entry["index"] not in found]
-    assert sum(seeds) / len(seeds) < 5.5  # half of all ten, give or take a few captions
+    assert sum(seeds) / len(seeds) <= 5
 
 
 def test_a_mixed_list_is_pruned_without_labels(mixed: Path, demo_calibration: Path) -> None:

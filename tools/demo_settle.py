@@ -34,7 +34,7 @@ _SHARES = Shares(
 # Made as quiet as the others, this switch of four neurons holds on half of the seeds only.
 _STAYS_LOUD = "phone case"
 # So does asking that any single neuron of it can stop it: three of four must mean "no" and four "yes".
-# The end of the training asks for parts of more than half of a switch only.
+# The end of the training asks for parts of at least half of a switch only.
 _HOLD_STEPS, _HOLD_RATE = 500, 4e-4
 _HOLD_SHARES = Shares(
     on=0.17, off=0.10, template_on=0.18, template_off=0.08, natural=0.13, faint=0.3, whole=0.4, part=0.6
