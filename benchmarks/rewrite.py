@@ -8,7 +8,6 @@ start with it in memory if it fits. Then, in turn, in one process, each from a f
 
     copy    the step that copies and zeroes                      against  cp
     whole   all of it: copied, on the disk, hashed, compared     against  cp && sync FILE && cmp
-    unknown the same where no manifest tells the source's hash   against  the same
     library the whole again                                      against  load_file + save_file
 
 The best of each are compared, since what else the machine does only ever adds; processor time is
@@ -35,14 +34,14 @@ from typing import Any
 from nemo_prune.families import Checkpoint, recognize
 from nemo_prune.manifest import Neuron
 from nemo_prune.streams import Ranges, Source, copy
-from nemo_prune.surgery import file_sha256, zero_neurons
+from nemo_prune.surgery import zero_neurons
 
 COLUMNS = 768
 WIDTHS = {1: 320, 2: 320, 4: 640, 5: 640, 7: 1280, 8: 1280}  # input blocks of SD1 with attention
 FILLER = 2**26  # elements of the tensors that fill the file
 BLOCK = 2**22  # bytes at random, written again and again
 ROWS = 40  # how many neurons are zeroed in all, six of them in each of the first layers
-BOUNDS = {"copy": 1.2, "whole": 1.2, "unknown": 1.2, "library": 1.0, "memory": 150e6}
+BOUNDS = {"copy": 1.2, "whole": 1.2, "library": 1.0, "memory": 150e6}
 
 
 def make_checkpoint(path: Path, size: int) -> Checkpoint:
@@ -93,7 +92,7 @@ def seconds(action: Callable[[], object], out: Path) -> tuple[float, float]:
 
 
 def contestants(
-    checkpoint: Checkpoint, neurons: list[Neuron], out: Path, sha256: str
+    checkpoint: Checkpoint, neurons: list[Neuron], out: Path
 ) -> dict[str, Callable[[], object]]:
     """By name, what writes `out` from the checkpoint."""
     source_path, header = checkpoint.path, checkpoint.header
@@ -118,8 +117,7 @@ def contestants(
     return {
         "copy": copied,
         "cp": shell('cp "$1" "$2"'),
-        "whole": lambda: zero_neurons(checkpoint, neurons, out, {}, source_sha256=sha256),
-        "unknown": lambda: zero_neurons(checkpoint, neurons, out, {}),
+        "whole": lambda: zero_neurons(checkpoint, neurons, out, {}),
         "cp, sync, cmp": shell('cp "$1" "$2" && sync "$2" && cmp "$1" "$2"'),
         "load_file, save_file": by_library,
     }
@@ -152,10 +150,9 @@ def measure(size: int, folder: Path, repeats: int) -> dict[str, Any]:
     layers = checkpoint.value_layers
     neurons = [Neuron(layers[i % len(layers)].name, i) for i in range(ROWS)]
     memory = peak_memory(path, neurons, out)
-    sha256 = file_sha256(path)
     taken: dict[str, list[tuple[float, float]]] = {}
     for _ in range(repeats):
-        for name, action in contestants(checkpoint, neurons, out, sha256).items():
+        for name, action in contestants(checkpoint, neurons, out).items():
             taken.setdefault(name, []).append(seconds(action, out))
     path.unlink()
     best = {name: min(wall for wall, _ in times) for name, times in taken.items()}
@@ -168,7 +165,6 @@ def measure(size: int, folder: Path, repeats: int) -> dict[str, Any]:
         "ratios": {
             "copy": round(best["copy"] / best["cp"], 2),
             "whole": round(best["whole"] / best["cp, sync, cmp"], 2),
-            "unknown": round(best["unknown"] / best["cp, sync, cmp"], 2),
             "library": round(best["whole"] / best["load_file, save_file"], 2),
         },
         "memory": memory,

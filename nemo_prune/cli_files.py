@@ -81,7 +81,6 @@ def apply(
         choice.provenance,
         overwrite=overwrite,
         undo=undo,
-        source_sha256=choice.source_sha256,
         link=link,
         drop_pickles=drop_pickles,
     )

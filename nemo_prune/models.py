@@ -99,7 +99,6 @@ def write_model(
     *,
     overwrite: bool = False,
     undo: Path | None = None,
-    source_sha256: str | None = None,
     link: bool = False,
     drop_pickles: bool = False,
 ) -> Written:
@@ -115,15 +114,7 @@ def write_model(
         return zero_neurons_in_folder(
             checkpoint, neurons, out, provenance, undo=undo, link=link, drop_pickles=drop_pickles
         )
-    return zero_neurons(
-        checkpoint,
-        neurons,
-        out,
-        provenance,
-        overwrite=overwrite,
-        undo=undo,
-        source_sha256=source_sha256,
-    )
+    return zero_neurons(checkpoint, neurons, out, provenance, overwrite=overwrite, undo=undo)
 
 
 def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = False) -> Restored:

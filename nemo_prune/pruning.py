@@ -53,7 +53,6 @@ def write(
         provenance,
         overwrite=overwrite,
         undo=undo,
-        source_sha256=found.manifest.source["sha256"],
         link=link,
         drop_pickles=drop_pickles,
     )

@@ -3,13 +3,17 @@
 `copy` and `verify` are the steps of `surgery`, which says what to zero.
 """
 
+import contextlib
 import hashlib
+import mmap
 import os
 import struct
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +27,7 @@ except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
 _CHUNK = 2**20  # stays in the processor's cache from reading to hashing and comparing
+_AHEAD = 4  # chunks in memory for each file: new memory for each would take longer than all the rest
 _FICLONERANGE = 0x4020940D  # of Linux; other systems refuse what they do not know
 
 
@@ -55,7 +60,7 @@ class Source:
 
     def __enter__(self) -> "Source":
         try:
-            if self._state[0] != self.header.size:
+            if os.fstat(self._file.fileno()).st_size != self.header.size:
                 raise self._changed()
             if self.read(0, self.header.data_start)[8:] != self.header.raw:
                 raise self._changed()
@@ -67,10 +72,10 @@ class Source:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def read(self, start: int, end: int) -> bytearray:
-        """The bytes [start, end)."""
+    def read(self, start: int, end: int, into: bytearray | None = None) -> bytearray:
+        """The bytes [start, end), as `read_at` gives them."""
         try:
-            data = read_at(self._file, start, end)
+            data = read_at(self._file, start, end, into)
         except OSError as error:
             raise unreadable(self.header.path, error) from None
         if len(data) < end - start:
@@ -84,9 +89,17 @@ class Source:
     def fileno(self) -> int:
         return self._file.fileno()
 
-    def _now(self) -> tuple[int, int]:
+    def again(self) -> "Source":
+        """The same file opened once more, to be read in another thread."""
+        other = Source(self.header)
+        if other._state != self._state:
+            other._file.close()
+            raise self._changed()
+        return other
+
+    def _now(self) -> tuple[int, ...]:
         status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
     def _changed(self) -> CheckpointError:
         return CheckpointError(
@@ -113,8 +126,9 @@ def copy(source: Source, target: BinaryIO, length: int, ranges: Ranges) -> None:
 
 
 def _copy_span(source: Source, target: BinaryIO, start: int, end: int, shift: int) -> None:
+    buffer = bytearray(_CHUNK)
     for first in range(start, end, _CHUNK):
-        write_at(target, source.read(first, min(first + _CHUNK, end)), first + shift)
+        write_at(target, source.read(first, min(first + _CHUNK, end), buffer), first + shift)
 
 
 def _share(source: Source, target: BinaryIO, start: int, end: int, shift: int) -> bool:
@@ -130,61 +144,65 @@ def _share(source: Source, target: BinaryIO, start: int, end: int, shift: int) -
     return True
 
 
-def digest(source: Source) -> str:
-    """The SHA-256 of the whole file."""
-    with _Hasher(source.read(0, source.header.data_start)) as whole:
-        for start, end in _chunks(source.header):
-            whole.update(source.read(start, end))
-        return whole.hexdigest()
+def digests(source: Source, ranges: Ranges) -> tuple[str, str]:
+    """The SHA-256 of the whole file, and that of its data with `ranges` zeroed.
+
+    The second is taken only if the metadata state such a hash, else it is empty. The file is opened
+    once more, so that another thread may read `source` meanwhile.
+    """
+    header = source.header
+    with (
+        source.again() as mine,
+        _Hasher(mine.read(0, header.data_start)) as whole,
+        _Hasher(b"", MODELSPEC_HASH in header.metadata) as data,
+    ):
+        buffers = cycle([bytearray(_CHUNK) for _ in range(_AHEAD)])
+        for first, buffer in zip(range(header.data_start, header.size, _CHUNK), buffers, strict=False):
+            last = min(first + _CHUNK, header.size)
+            piece = mine.read(first, last, buffer)
+            whole.update(piece)
+            data.update(_zeroed(piece, ranges.within(first, last)))
+        return whole.hexdigest(), data.hexdigest()
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` saw: SHA-256 hashes, empty where not asked for, and bytes of data that differ.
+    """What `verify` saw: the output's SHA-256, and how many bytes of data differ."""
 
-    `data_sha256` is of the output's data without its header, taken only if the source's metadata
-    state such a hash.
-    """
-
-    source_sha256: str
-    data_sha256: str
     sha256: str
     changed: int
 
 
-def verify(
-    source: Source, target: BinaryIO, out: Path, start: bytes, ranges: Ranges,
-    *, hash_source: bool, hash_output: bool,
-) -> Verified:  # fmt: skip
-    """Compare the files byte by byte, and hash either or both while they are read.
+def verify(source: Source, target: BinaryIO, out: Path, start: bytes, ranges: Ranges) -> Verified:
+    """Compare the files byte by byte, and hash the output while it is read.
 
     Raises OutputError unless `target` is `start` and the source's data with `ranges` zeroed.
     """
     header = source.header
+    shift = len(start) - header.data_start
     from_disk(target)
-    if target.seek(0, os.SEEK_END) != len(start) + header.size - header.data_start:
-        raise _not_as_written(source, out)
-    if read_at(target, 0, len(start)) != start:
+    if target.seek(0, os.SEEK_END) != header.size + shift:
         raise _not_as_written(source, out)
     changed = 0
-    hash_data = hash_source and MODELSPEC_HASH in header.metadata
-    with (
-        _Hasher(source.read(0, header.data_start), hash_source) as whole_source,
-        _Hasher(b"", hash_data) as data,
-        _Hasher(start, hash_output) as whole,
-    ):
-        for first, last in _chunks(header):
-            place = first - header.data_start + len(start)
-            old, new = source.read(first, last), read_at(target, place, place + last - first)
-            whole_source.update(old)
-            data.update(new)
+    buffer = bytearray(_CHUNK)
+    # Past the caches a disk is read in whole blocks, to whole pages.
+    pages = cycle([memoryview(mmap.mmap(-1, _CHUNK)) for _ in range(_AHEAD)])
+    with _Hasher(b"") as whole:
+        for place, page in zip(range(0, header.size + shift, _CHUNK), pages, strict=False):
+            end = min(place + _CHUNK, header.size + shift)
+            new = page[: _fill(target, place, page, end - place)]
             whole.update(new)
+            first, last = (max(there - shift, header.data_start) for there in (place, end))
+            old = source.read(first, last, buffer)
             chosen = list(ranges.within(first, last))
             changed += sum(high - low - old.count(0, low, high) for low, high in chosen)
             # Where rows were chosen this asks for zeros, everywhere else for the source's bytes.
-            if _zeroed(old, chosen) != new:
+            wanted = _zeroed(old, chosen)
+            if place < len(start):
+                wanted = bytearray(start[place : place + _CHUNK]) + wanted
+            if wanted != new:
                 raise _not_as_written(source, out)
-        return Verified(whole_source.hexdigest(), data.hexdigest(), whole.hexdigest(), changed)
+        return Verified(whole.hexdigest(), changed)
 
 
 def _zeroed(chunk: bytearray, chosen: Iterable[tuple[int, int]]) -> bytearray:
@@ -197,7 +215,7 @@ def _zeroed(chunk: bytearray, chosen: Iterable[tuple[int, int]]) -> bytearray:
 
 
 class _Hasher:
-    """SHA-256 in a thread of its own, while the next bytes are read; at most one piece waits.
+    """SHA-256 in a thread of its own, while the next bytes are read.
 
     Unless `wanted` it does nothing, and its hash is empty.
     """
@@ -205,7 +223,7 @@ class _Hasher:
     def __init__(self, start: bytes | bytearray, wanted: bool = True) -> None:
         self._hash = hashlib.sha256(start)
         self._pool = ThreadPoolExecutor(1) if wanted else None
-        self._last: Future[None] | None = None
+        self._waiting: deque[Future[None]] = deque()
 
     def __enter__(self) -> "_Hasher":
         return self
@@ -214,19 +232,17 @@ class _Hasher:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def update(self, piece: bytearray) -> None:
-        """Hash `piece` next; it must not change any more."""
-        self._wait()
+    def update(self, piece: bytearray | memoryview) -> None:
+        """Hash `piece` next; it must not change before _AHEAD - 1 more have come."""
         if self._pool is not None:
-            self._last = self._pool.submit(self._hash.update, piece)
+            self._waiting.append(self._pool.submit(self._hash.update, piece))
+            while len(self._waiting) >= _AHEAD:
+                self._waiting.popleft().result()
 
     def hexdigest(self) -> str:
-        self._wait()
+        while self._waiting:
+            self._waiting.popleft().result()
         return self._hash.hexdigest() if self._pool is not None else ""
-
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
 
 
 def _not_as_written(source: Source, out: Path) -> OutputError:
@@ -236,36 +252,44 @@ def _not_as_written(source: Source, out: Path) -> OutputError:
     )
 
 
-def _chunks(header: Header) -> Iterator[tuple[int, int]]:
-    for start in range(header.data_start, header.size, _CHUNK):
-        yield start, min(start + _CHUNK, header.size)
+def read_at(file: BinaryIO, start: int, end: int, into: bytearray | None = None) -> bytearray:
+    """The bytes [start, end) of an unbuffered file; fewer only at its end.
+
+    They are in `into` if that is of their length.
+    """
+    data = into if into is not None and len(into) == end - start else bytearray(end - start)
+    with memoryview(data) as view:
+        done = _fill(file, start, view, len(data))
+    del data[done:]
+    return data
 
 
-def read_at(file: BinaryIO, start: int, end: int) -> bytearray:
-    """The bytes [start, end) of an unbuffered file; fewer only at its end."""
-    data = bytearray(end - start)
-    view = memoryview(data)
+def _fill(file: BinaryIO, start: int, view: memoryview, count: int) -> int:
+    """Read at least `count` bytes into `view`, from `start` on; how many there were, if not so many."""
     file.seek(start)
     done = 0
-    while done < len(data):
+    while done < count:
         step = file.readinto(view[done:])  # type: ignore[attr-defined]
         if not step:
             break
         done += step
-    view.release()
-    del data[done:]
-    return data
+    return min(done, count)
 
 
 def from_disk(file: BinaryIO) -> None:
     """Make what is read of `file` from now on come from the disk, not from memory just written.
 
-    Only a file system that keeps files in memory alone, or an operating system without
-    `posix_fadvise`, goes on as before. Raises OSError if the disk refuses what was written.
+    From then on it has to be read in whole blocks to whole pages. Only a file system that keeps
+    files in memory alone, or an operating system without `posix_fadvise`, goes on as before.
+    Raises OSError if the disk refuses what was written.
     """
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if fcntl is not None and hasattr(os, "O_DIRECT"):
+        # Saves a copy in memory. A file system that cannot do it reads what was emptied above.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_DIRECT)
 
 
 def write_at(file: BinaryIO, data: bytes | bytearray | memoryview, place: int) -> None:

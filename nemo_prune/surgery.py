@@ -1,15 +1,15 @@
 """Zero neurons in a copy of a safetensors file, and prove that nothing else changed.
 
-The data are copied first, at the speed of `cp`, or shared where the file system can. Then the copy goes
-to the disk, and both files are read back, compared byte by byte and hashed. The header states
-the source's hash: where that was known beforehand, once is enough; else the header is written anew
-and the output read once more. A few megabytes of memory, whatever the size.
+The data are copied first, at the speed of `cp`, or shared where the file system can, and flushed to
+the disk; meanwhile the source is hashed, which the header states. Then both files are read back,
+compared byte by byte, and the output is hashed. A few megabytes of memory, whatever the size.
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +24,7 @@ from nemo_prune.provenance import (
     new_header,
     original_sha256,
 )
-from nemo_prune.streams import Ranges, Source, Verified, copy, unreadable, verify, write_at
+from nemo_prune.streams import Ranges, Source, Verified, copy, digests, unreadable, verify, write_at
 from nemo_prune.undo import check_undo, write_undo
 from nemo_prune.zeros import read_zeros
 
@@ -56,7 +56,6 @@ def zero_neurons(
     *,
     overwrite: bool = False,
     undo: Path | None = None,
-    source_sha256: str | None = None,
 ) -> Written:
     """Write `checkpoint` to `out` with the value rows (and biases) of `neurons` zeroed.
 
@@ -66,8 +65,7 @@ def zero_neurons(
     Neurons that an earlier run named are named again only if their rows are still zero.
     Uses a few megabytes whatever the size of the file; the source is never changed. With `undo`
     the removed rows are kept in that new file, for `restore`; it is there before `out` is, and
-    never replaces another, not even with `overwrite`. `source_sha256` is what the source's hash
-    should be; that saves a pass if it is, and does no harm if not.
+    never replaces another, not even with `overwrite`.
 
     Raises ManifestError for neurons that the model does not have or that are named twice,
     CheckpointError if the source cannot be read or changes meanwhile, OutputError if `out` or
@@ -98,9 +96,9 @@ def zero_neurons(
     inode = None
     try:
         with Source(header) as source, new_file(out, overwrite) as target:
-            found = _rewrite(source, target, out, ranges, starting, source_sha256)
+            source_sha256, found = _rewrite(source, target, out, ranges, starting)
             if undo is not None:
-                write_undo(undo, source, rows, found.source_sha256, found.sha256)
+                write_undo(undo, source, rows, source_sha256, found.sha256)
                 inode = os.fstat(target.fileno()).st_ino
             source.check_unchanged()
     except BaseException:
@@ -111,7 +109,7 @@ def zero_neurons(
     return Written(
         path=out,
         sha256=found.sha256,
-        source_sha256=found.source_sha256,
+        source_sha256=source_sha256,
         neurons=len(neurons),
         rows_zeroed=sum(len(layers[neuron.layer].tensors) for neuron in neurons),
         bytes_changed=found.changed,
@@ -119,25 +117,19 @@ def zero_neurons(
 
 
 def _rewrite(
-    source: Source,
-    target: BinaryIO,
-    out: Path,
-    ranges: Ranges,
-    starting: Callable[[str, str], bytes],
-    source_sha256: str | None,
-) -> Verified:
-    """Fill `target`, which becomes `out`; `starting` gives its header for the hashes it states."""
-    start = starting(source_sha256 or _NO_HASH, _NO_HASH)
-    copy(source, target, len(start), ranges)
+    source: Source, target: BinaryIO, out: Path, ranges: Ranges, starting: Callable[[str, str], bytes]
+) -> tuple[str, Verified]:
+    """Fill `target`, which becomes `out`; `starting` gives its header for the hashes it states.
+
+    Returns the source's SHA-256 and what the comparison saw.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(digests, source, ranges)
+        copy(source, target, len(starting(_NO_HASH, _NO_HASH)), ranges)
+        os.fsync(target.fileno())
+        start = starting(*hashing.result())
     write_at(target, start, 0)
-    guessed = source_sha256 is not None
-    found = verify(source, target, out, start, ranges, hash_source=True, hash_output=guessed)
-    true = starting(found.source_sha256, found.data_sha256 or _NO_HASH)
-    if true == start and guessed:
-        return found
-    write_at(target, true, 0)
-    again = verify(source, target, out, true, ranges, hash_source=False, hash_output=True)
-    return replace(found, sha256=again.sha256)
+    return hashing.result()[0], verify(source, target, out, start, ranges)
 
 
 def file_sha256(path: Path) -> str:

@@ -26,7 +26,7 @@ from nemo_prune.errors import OutputError, UndoError
 from nemo_prune.header import Header, Tensor, read_header
 from nemo_prune.placing import check_output, check_place, new_file
 from nemo_prune.provenance import SOURCE_SHA256
-from nemo_prune.streams import Ranges, Source, copy, digest, read_at, write_at
+from nemo_prune.streams import Ranges, Source, copy, digests, read_at, write_at
 
 _PREFIX = "nemo_prune_undo."
 _HEADER, _SOURCE, _OUTPUT, _ROWS = (
@@ -154,7 +154,7 @@ def restore(pruned: Path, undo: Path, out: Path, overwrite: bool = False) -> Res
         raise stranger
     length = removed.header.tensors[_HEADER].shape[0]
     with Source(header) as source, Source(removed.header) as rows:
-        if digest(source) != removed.output_sha256:
+        if digests(source, nothing)[0] != removed.output_sha256:
             raise stranger
         with new_file(out, overwrite) as target:
             copy(source, target, length, nothing)

@@ -125,9 +125,15 @@ def test_biases(tmp_path):
     assert written.bytes_changed == 4 * 5 * 2 + 4
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def chunks_of(monkeypatch, size):
+    monkeypatch.setattr(streams, "_CHUNK", size)
+    if size % 4096:
+        monkeypatch.setattr(streams, "fcntl", None)  # past the caches only whole blocks can be read
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000, 4096])
 def test_ranges_across_chunks(tmp_path, model, monkeypatch, chunk):
-    monkeypatch.setattr(streams, "_CHUNK", chunk)
+    chunks_of(monkeypatch, chunk)
     written = prune(model, tmp_path / "o")
     check_bytes(model, tmp_path / "o", {layer: [key] for layer, key in KEYS.items()})
     assert written.sha256 == sha256((tmp_path / "o").read_bytes())
@@ -167,25 +173,6 @@ def test_the_library_reads_the_result(tmp_path, dtype):
             assert (a.get_shape(), a.get_dtype()) == (b.get_shape(), b.get_dtype())
         weight = new.get_tensor(KEYS[DOWN]).float()
         assert weight.abs().sum(dim=1).gt(0).tolist() == [False, False, True, True]
-
-
-@pytest.mark.parametrize("metadata", [{}, {"modelspec.hash_sha256": "0xstale"}])
-def test_a_known_hash_saves_a_pass_and_changes_nothing(tmp_path, monkeypatch, metadata):
-    path = rawfiles.sd1(tmp_path / "m.safetensors", metadata=metadata)
-    want, real, calls = prune(path, tmp_path / "a").sha256, streams.verify, []
-
-    def counting(*arguments, **options):
-        calls.append(options)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr("nemo_prune.surgery.verify", counting)
-    known = prune(path, tmp_path / "b", source_sha256=sha256(path.read_bytes()))
-    assert len(calls) == (2 if metadata else 1)
-    wrong = prune(path, tmp_path / "c", source_sha256="1" * 64)
-    assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
-    assert known.sha256 == wrong.sha256 == want == sha256((tmp_path / "b").read_bytes())
-    assert known.source_sha256 == wrong.source_sha256 == sha256(path.read_bytes())
-    assert known.bytes_changed == wrong.bytes_changed == 4 * 5 * 2
 
 
 @pytest.mark.skipif(streams.fcntl is None, reason="no ioctl")
@@ -347,10 +334,9 @@ def test_reserved_keys(tmp_path, model, key):
     nothing_left(tmp_path, "m.safetensors")
 
 
-@pytest.mark.parametrize("chunk", [None, 11])
+@pytest.mark.parametrize("chunk", [2**20, 11])
 def test_modelspec_hash_is_computed_anew(tmp_path, monkeypatch, chunk):
-    if chunk:
-        monkeypatch.setattr(streams, "_CHUNK", chunk)
+    chunks_of(monkeypatch, chunk)
     metadata = {"modelspec.hash_sha256": "0xstale", "modelspec.title": "T"}
     path = rawfiles.sd1(tmp_path / "m.safetensors", metadata=metadata)
     written = prune(path, tmp_path / "o")
@@ -516,9 +502,9 @@ def test_a_full_disk(tmp_path, model, monkeypatch, where, name, overwrite):
     nothing_left(tmp_path, "m.safetensors")
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
 def test_a_disk_that_fills_up_at_any_write(tmp_path, model, monkeypatch, nth):
-    """The writes: the data before and after a block's end, the zeros, twice the header."""
+    """The writes: the data before and after a block's end, the zeros, the header."""
     before, real, calls = model.read_bytes(), streams.write_at, []
 
     def write_at(file, data, place):
@@ -533,7 +519,7 @@ def test_a_disk_that_fills_up_at_any_write(tmp_path, model, monkeypatch, nth):
     with pytest.raises(OutputError, match="no space left"):
         prune(model, tmp_path / "o", CHOSEN[:1])
     assert len(calls) == nth
-    assert (calls[-1] == 0) == (nth >= 4)
+    assert (calls[-1] == 0) == (nth == 4)
     assert model.read_bytes() == before
     nothing_left(tmp_path, "m.safetensors")
 
@@ -572,16 +558,12 @@ def test_an_interrupt_leaves_nothing(tmp_path, model, monkeypatch):
     nothing_left(tmp_path, "m.safetensors")
 
 
-@pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("place", ["header", "tensor", "row", "last", "behind"])
-def test_a_flipped_bit_is_noticed(tmp_path, model, monkeypatch, place, nth):
+def test_a_flipped_bit_is_noticed(tmp_path, model, monkeypatch, place):
     """Whatever the disk does to the copy before it is read back, in header, rows or elsewhere."""
-    real, calls = streams.verify, []
+    real = streams.verify
 
-    def flipping(source, target, out, start, ranges, **options):
-        calls.append(options)
-        if len(calls) < nth:
-            return real(source, target, out, start, ranges, **options)
+    def flipping(source, target, out, start, ranges):
         size = target.seek(0, os.SEEK_END)
         tensors = json.loads(start[8:])
         position = {
@@ -595,7 +577,7 @@ def test_a_flipped_bit_is_noticed(tmp_path, model, monkeypatch, place, nth):
         old = target.read(1) or b"\0"
         target.seek(position)
         target.write(bytes([old[0] ^ 1]))
-        return real(source, target, out, start, ranges, **options)
+        return real(source, target, out, start, ranges)
 
     monkeypatch.setattr("nemo_prune.surgery.verify", flipping)
     with pytest.raises(OutputError, match="not what was written"):
@@ -647,10 +629,10 @@ def test_a_source_other_than_the_one_recognized(tmp_path, model):
 def test_a_source_that_cannot_be_read(tmp_path, model, monkeypatch):
     real = streams.read_at
 
-    def failing(file, start, end):
+    def failing(file, start, end, into=None):
         if str(file.name) == str(model) and start:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(file, start, end)
+        return real(file, start, end, into)
 
     checkpoint = recognize(model)
     monkeypatch.setattr(streams, "read_at", failing)
