@@ -28,6 +28,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +186,9 @@ def main() -> None:
             size = int(gigabytes * 1e9)
             if shutil.disk_usage(folder).free < 2 * size + 2**30:
                 sys.exit(f"{folder}: has no room for twice {gigabytes:g} GB; choose another --folder")
-            result = measure(size, Path(folder), options.repeats)
+            # In a new process: the peak of the next size must not be that of this one's library.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                result = pool.submit(measure, size, Path(folder), options.repeats).result()
             results.append(result)
             if options.json:
                 continue

@@ -8,7 +8,19 @@ import pytest
 import rawfiles
 from rawfiles import SD1, assemble, parse, unet, write
 from safetensors import safe_open
-from test_surgery import CHOSEN, DOWN, KEYS, MID, TWINS, UP, no_space, nothing_left, prune, sha256
+from test_surgery import (
+    CHOSEN,
+    DOWN,
+    KEYS,
+    MID,
+    TWINS,
+    UP,
+    chunks_of,
+    no_space,
+    nothing_left,
+    prune,
+    sha256,
+)
 
 from nemo_prune import placing, streams
 from nemo_prune import undo as module
@@ -44,7 +56,7 @@ def rewrite(path, change):
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"])
 def test_there_and_back(tmp_path, monkeypatch, dtype, chunk, pad):
     if chunk:
-        monkeypatch.setattr(streams, "_CHUNK", chunk)
+        chunks_of(monkeypatch, chunk)
     metadata = {"modelspec.hash_sha256": "0xstale", "sshs_model_hash": "stale", "zeta": "\u4e2d"}
     path = rawfiles.sd1(tmp_path / "m", dtype, True, "F32", metadata, pad)
     prune(path, tmp_path / "o", undo=tmp_path / "u")
