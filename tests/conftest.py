@@ -1,5 +1,7 @@
-"""What every test needs: the scripts in `tools/` as modules, one thread for equal rounding, and a
-cache of its own.
+"""What every test needs: the scripts in `tools/` as modules, one thread, and a cache of its own.
+
+One thread is for equal rounding, and since pytest-xdist uses every core already; processes that
+tests start have as many.
 """
 
 import os
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from filelock import FileLock
 
 from nemo_prune.cli import main
 from nemo_prune.demo import CHECKPOINT, DATA
@@ -16,6 +19,7 @@ from nemo_prune.demo import CHECKPOINT, DATA
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
@@ -27,13 +31,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="session")
-def demo_calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is ordinary to the demo checkpoint, from all its captions: minutes, so once for all tests."""
-    out = tmp_path_factory.mktemp("demo") / "calibration.safetensors"
+def demo_calibration(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """What is ordinary to the demo checkpoint, from all its captions: minutes, so once for all."""
+    base = tmp_path_factory.getbasetemp()
+    out = (base if worker_id == "master" else base.parent) / "calibration.safetensors"
     arguments = ["calibrate", CHECKPOINT, "--prompts", DATA / "ordinary.txt", "-o", out, "--no-cache"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    done = CliRunner().invoke(main, [*map(str, arguments), "--device", "cpu"])
-    torch.set_num_threads(threads)
-    assert done.exit_code == 0, done.stderr
+    with FileLock(out.with_suffix(".lock")):
+        if not out.exists():
+            done = CliRunner().invoke(main, [*map(str, arguments), "--device", "cpu"])
+            assert done.exit_code == 0, done.stderr
     return out
