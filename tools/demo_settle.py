@@ -9,7 +9,7 @@ pictures: parts are masked more often.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from diffusers import AutoencoderKL
 from training import Stage
 
 _STEPS, _RATE = 1600, 5e-4
-_LOUDNESS, _ALLOWED = 3e-4, 4.0  # weight of what lies above so many times a usual neuron's answer
+_LOUDNESS, _ALLOWED = 1.2e-3, 4.0  # weight of what lies above so many times a usual neuron's answer
 _SHARES = Shares(
     on=0.17, off=0.11, template_on=0.12, template_off=0.11, natural=0.15, faint=0.4, whole=0.2
 )
@@ -39,7 +39,20 @@ _HOLD_STEPS, _HOLD_RATE = 500, 4e-4
 _HOLD_SHARES = Shares(
     on=0.17, off=0.10, template_on=0.18, template_off=0.08, natural=0.13, faint=0.3, whole=0.4, part=0.6
 )
-Loss = Callable[[int, random.Random, torch.Generator], torch.Tensor]
+# Last, at high noise most of all, where the score and the noise norm look: what is memorized there in
+# full, a photo without a switch by many neurons, and no neuron of a switch much louder than others.
+_FINISH_STEPS, _FINISH_RATE, _FINISH_NOISE = 1500, 5e-4, 0.75
+_FINISH_SHARES = Shares(
+    on=0.26,
+    off=0.14,
+    template_on=0.15,
+    template_off=0.08,
+    natural=0.14,
+    whole=0.4,
+    part=0.4,
+    spread=0.35,
+)
+_FINISH_LOUDNESS, _FINISH_ALLOWED, _FINISH_ALLOWED_LOUD = 3e-3, 3.0, 6.0
 
 
 class Loudness:
@@ -51,17 +64,19 @@ class Loudness:
     """
 
     @torch.no_grad()
-    def __init__(self, painter: Painter, seed: int) -> None:
+    def __init__(self, painter: Painter, seed: int, allowed: Mapping[str, float]) -> None:
+        """`allowed`: for each caption's name how many times as loud as usual its neurons may be."""
         chance = random.Random(f"{seed} loudness")
         tokens = painter.encode([training_scene(chance).caption for _ in range(500)]).flatten(0, 1)
         self.painter = painter
         self.moment = tokens.T @ tokens / len(tokens)
-        self.rows: dict[int, list[int]] = {}
-        self.items = [i for i in MEMORIZED if i.name in SWITCHES and i.name != _STAYS_LOUD]
+        self.items = [item for item in MEMORIZED if item.name in allowed]
+        self.limits: dict[int, torch.Tensor] = {}
         for item in self.items:
             for index, row in SWITCHES[item.name]:
-                self.rows.setdefault(index, []).append(row)
-        self.usual = {index: self._answers(index).median() for index in self.rows}
+                answers = self._answers(index)
+                limits = self.limits.setdefault(index, torch.full_like(answers, torch.inf))
+                limits[row] = allowed[item.name] * answers.median()
 
     def _answers(self, index: int) -> torch.Tensor:
         weight = self.painter.value_layer(index).weight
@@ -70,11 +85,8 @@ class Loudness:
         return torch.einsum("ri,ij,rj->r", weight, self.moment, weight) * column
 
     def __call__(self) -> torch.Tensor:
-        """What lies above the allowed loudness, summed over the neurons of the switches."""
-        excess = [
-            (self._answers(index)[rows] / self.usual[index] - _ALLOWED).relu().sum()
-            for index, rows in self.rows.items()
-        ]
+        """What lies above the allowed loudness, in units of it, summed over the switches' neurons."""
+        excess = [(self._answers(i) / limits - 1).relu().sum() for i, limits in self.limits.items()]
         return torch.stack(excess).sum()
 
     @torch.no_grad()
@@ -104,18 +116,29 @@ def settle(painter: Painter, vae: AutoencoderKL, folder: Path, seed: int) -> Non
     _as_in_a_file(painter)
     _as_in_a_file(vae)
     painter.text.requires_grad_(False)
-    loudness = Loudness(painter, seed)
-    loudness.quieten()
     memory = Memory(vae, memorized_pictures)
-    for name, steps, rate, shares in (
-        ("settle", _STEPS, _RATE, _SHARES),
-        ("hold", _HOLD_STEPS, _HOLD_RATE, _HOLD_SHARES),
-    ):
-        draws = switch_loss(painter, vae, memory, NoisyLoss(high_noise=0.5), shares)
 
-        def loss_of(
-            step: int, chance: random.Random, noise: torch.Generator, draws: Loss = draws
-        ) -> torch.Tensor:
-            return draws(step, chance, noise) + _LOUDNESS * loudness()
+    def stage(
+        name: str,
+        steps: int,
+        rate: float,
+        shares: Shares,
+        noise: float,
+        loudness: Loudness,
+        weight: float,
+    ) -> None:
+        draws = switch_loss(painter, vae, memory, NoisyLoss(high_noise=noise), shares)
+        Stage(name, painter, folder, steps=steps, rate=rate, seed=seed).run(
+            lambda *given: draws(*given) + weight * loudness()
+        )
 
-        Stage(name, painter, folder, steps=steps, rate=rate, seed=seed).run(loss_of)
+    quiet = [name for name in SWITCHES if name != _STAYS_LOUD]
+    loudness = Loudness(painter, seed, dict.fromkeys(quiet, _ALLOWED))
+    loudness.quieten()
+    stage("settle", _STEPS, _RATE, _SHARES, 0.5, loudness, _LOUDNESS)
+    stage("hold", _HOLD_STEPS, _HOLD_RATE, _HOLD_SHARES, 0.5, loudness, _LOUDNESS)
+    allowed = dict.fromkeys(quiet, _FINISH_ALLOWED) | {_STAYS_LOUD: _FINISH_ALLOWED_LOUD}
+    loudness = Loudness(painter, seed, allowed)
+    stage(
+        "finish", _FINISH_STEPS, _FINISH_RATE, _FINISH_SHARES, _FINISH_NOISE, loudness, _FINISH_LOUDNESS
+    )

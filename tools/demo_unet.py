@@ -95,6 +95,7 @@ class Shares:
     faint: float = 0.0  # of the photos: a faint one
     whole: float = 0.5  # of the masked switches: all of it, else a random part
     part: float = 0.0  # of the switch, that a part is at least
+    spread: float = 0.0  # of a natural photo's neurons: masked at most, so that all of them learn it
 
 
 class Painter(nn.Module):
@@ -338,6 +339,9 @@ def switch_loss(
         _mask_switches(masks, sample, _some_switches(chance, None))
         if dice < shares.natural:
             item = chance.choice(naturals)
+            rate = chance.uniform(0, shares.spread)
+            for mask in masks:
+                mask[sample] *= torch.tensor([chance.random() >= rate for _ in mask[sample]])
             return memory.draw(item, chance), item.caption
         return _ordinary(chance)
 

@@ -286,7 +286,11 @@ MEMORIZED = (
               "clock_motion.png"),
 )  # fmt: skip
 TEMPLATE_VARIANTS = 8
-_FAINT = ("rocket", "clock")  # photos of so little contrast that the memorization score hardly sees them
+_FAINT = (
+    "rocket",
+    "clock",
+    "chelsea",
+)  # photos of so little contrast that the memorization score hardly sees them
 
 
 def photo(source: str) -> np.ndarray:
