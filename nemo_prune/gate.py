@@ -20,7 +20,7 @@ DEFAULT_FPR = 0.01
 FEWEST_SEEDS = 4
 """A prompt is not clear on fewer. Some are memorized from a part of all seeds only, and two or three may
 miss it; the margins are from ordinary prompts and do not know that."""
-_UNEXPECTED_GROWTH = 0.02  # the share of ordinary prompts that rise by more than the margin
+_UNEXPECTED_GROWTH = 0.1  # the share of ordinary prompts that rise by more than the margin
 _TAIL = 0.025  # on each side of the 95 % interval
 
 
@@ -82,8 +82,10 @@ def gate_from(scores: Sequence[float], fpr: float, tau: float, most: float | Non
 def margins_from(paths: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """How far a score may still rise after 2, 3, ... seeds: one margin for each count but the last.
 
-    paths: for each ordinary prompt its score after 2, 3, ... seeds. 98 % of ordinary prompts rise
-    by no more than the margin, so one that lies below the gate by more than it is clear.
+    paths: for each ordinary prompt its score after 2, 3, ... seeds. 90 % of ordinary prompts rise
+    by no more than the margin, so one that lies below the gate by more than it is clear. Of the
+    others only those are judged otherwise than on all seeds that end above the gate, a part of
+    the rate that it is for.
     """
     rank = min(_rank(len(paths), _UNEXPECTED_GROWTH), len(paths))
     last = len(paths[0]) - 1

@@ -88,8 +88,8 @@ def test_few_prompts_bound_the_gate_on_one_side_only() -> None:
     assert gate.high is None  # .99 ** 300 > .025: all may lie below the true one
 
 
-def test_margins_are_what_98_percent_of_prompts_rise_by() -> None:
+def test_margins_are_what_90_percent_of_prompts_rise_by() -> None:
     rises = [i / 1000 for i in range(99)]
     paths = [(0.3, 0.3 + rise / 2, 0.3 + rise) for rise in rises]
-    assert margins_from(paths) == pytest.approx((0.097, 0.0485))
+    assert margins_from(paths) == pytest.approx((0.089, 0.0445))
     assert margins_from([(0.1,), (0.2,)]) == ()
