@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from threading import Event
 from typing import BinaryIO
 
 from nemo_prune.errors import CheckpointError, OutputError
@@ -144,11 +145,12 @@ def _share(source: Source, target: BinaryIO, start: int, end: int, shift: int) -
     return True
 
 
-def digests(source: Source, ranges: Ranges) -> tuple[str, str]:
+def digests(source: Source, ranges: Ranges, stop: Event | None = None) -> tuple[str, str]:
     """The SHA-256 of the whole file, and that of its data with `ranges` zeroed.
 
     The second is taken only if the metadata state such a hash, else it is empty. The file is opened
-    once more, so that another thread may read `source` meanwhile.
+    once more, so that another thread may read `source` meanwhile; it sets `stop` when nobody waits
+    for the hashes any more.
     """
     header = source.header
     with (
@@ -158,6 +160,8 @@ def digests(source: Source, ranges: Ranges) -> tuple[str, str]:
     ):
         buffers = cycle([bytearray(_CHUNK) for _ in range(_AHEAD)])
         for first, buffer in zip(range(header.data_start, header.size, _CHUNK), buffers, strict=False):
+            if stop is not None and stop.is_set():
+                break
             last = min(first + _CHUNK, header.size)
             piece = mine.read(first, last, buffer)
             whole.update(piece)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import BinaryIO
 
 from nemo_prune.errors import ManifestError, OutputError
@@ -123,11 +124,15 @@ def _rewrite(
 
     Returns the source's SHA-256 and what the comparison saw.
     """
+    stop = Event()
     with ThreadPoolExecutor(1) as pool:
-        hashing = pool.submit(digests, source, ranges)
-        copy(source, target, len(starting(_NO_HASH, _NO_HASH)), ranges)
-        os.fsync(target.fileno())
-        start = starting(*hashing.result())
+        hashing = pool.submit(digests, source, ranges, stop)
+        try:
+            copy(source, target, len(starting(_NO_HASH, _NO_HASH)), ranges)
+            os.fsync(target.fileno())
+            start = starting(*hashing.result())
+        finally:
+            stop.set()  # an interrupt must not wait for a large file's hash
     write_at(target, start, 0)
     return hashing.result()[0], verify(source, target, out, start, ranges)
 

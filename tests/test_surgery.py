@@ -6,6 +6,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 import rawfiles
@@ -555,6 +556,26 @@ def test_an_interrupt_leaves_nothing(tmp_path, model, monkeypatch):
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prune(model, tmp_path / "o")
+    nothing_left(tmp_path, "m.safetensors")
+
+
+def test_an_interrupt_does_not_wait_for_the_hash(tmp_path, model, monkeypatch):
+    real, reads = streams.Source.read, []
+
+    def slowly(self, start, end, into=None):
+        reads.append(start)
+        time.sleep(0.01)
+        return real(self, start, end, into)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    chunks_of(monkeypatch, 64)
+    monkeypatch.setattr(streams.Source, "read", slowly)
+    monkeypatch.setattr("nemo_prune.surgery.copy", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, tmp_path / "o")
+    assert len(reads) < model.stat().st_size / 64 / 2
     nothing_left(tmp_path, "m.safetensors")
 
 
