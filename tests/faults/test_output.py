@@ -33,10 +33,11 @@ def test_reading_back_asks_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     real, seen = streams.from_disk, []
 
     def watched(file):
-        os.preadv(file.fileno(), [bytearray(16)], 0)
-        before = in_memory(file.fileno())
-        real(file)
-        seen.append((before, in_memory(file.fileno())))
+        with Path(file.name).open("rb") as other:  # asked past the caches, `file` itself cannot tell
+            os.preadv(other.fileno(), [bytearray(16)], 0)
+            before = in_memory(other.fileno())
+            real(file)
+            seen.append((before, in_memory(other.fileno())))
 
     monkeypatch.setattr(streams, "from_disk", watched)
     zero_neurons(recognize(model), [Neuron(LAYER, 0)], tmp_path / "o", {})
