@@ -204,19 +204,20 @@ def verify(
         given["criterion"] = stated.get("nemo_prune.criterion", given["criterion"])
     settings = read_options(given)
     with progress(quiet) as bar:
-        engine = open_engine(before, settings, bar)
         asked = settings.tau is not None or settings.calibration or ordinary
         if not asked and _number(stated.get("nemo_prune.tau")):
             tau, tau_source, gate = float(stated["nemo_prune.tau"]), "the pruned file's", settings.gate
             if gate is None and _number(stated.get("nemo_prune.gate")):
                 gate = float(stated["nemo_prune.gate"])
         else:
+            engine = open_engine(before, settings, bar)
             thresholds = Ordinary(engine, before, settings, ordinary, bar).thresholds
             tau, tau_source = thresholds.tau, thresholds.tau_source
             gate = thresholds.gate.value
+            engine.model.release()
         subject = Subject(
             before, after, prompts.texts, reporting.some_ordinary(), settings, tau, tau_source,
-            gate, wanted, engine, show,
+            gate, wanted, show,
         )  # fmt: skip
         found = reporting.verify(subject, bar)
     if not quiet:

@@ -59,6 +59,11 @@ class LoadedModel:
         """`dtype` by its name alone, such as "float32"."""
         return str(self.dtype).removeprefix("torch.")
 
+    def release(self) -> None:
+        """Give the weights' memory back; nothing can be predicted any more."""
+        for module in (self.unet, *(encoder.model for encoder in self.text_encoders)):
+            module.to("meta")
+
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt with start and end; more than 77 means that it gets truncated."""
         if not prompts:

@@ -67,11 +67,15 @@ class Engine(Batches):
 
         `twin` is the prompt as the pruned model's engine encodes it; both draw the same noise.
         """
+        self.remember(prompt, seeds)
+        found = pruned.evaluate([Sample(twin, frozenset(), seed) for seed in seeds])
+        return self._scores(prompt, seeds, seeds, found)
+
+    def remember(self, prompt: Prompt, seeds: Sequence[int]) -> None:
+        """Have the prompt's own noise differences at hand for `compare`."""
         missing = [seed for seed in seeds if seed not in prompt.clean]
         samples = [Sample(prompt, frozenset(), seed) for seed in missing]
         prompt.clean.update(zip(missing, self.evaluate(samples), strict=True))
-        found = pruned.evaluate([Sample(twin, frozenset(), seed) for seed in seeds])
-        return self._scores(prompt, seeds, seeds, found)
 
     def probe(self, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int]) -> dict[int, float]:
         """The criterion's scores on seeds that no search used: two samples a seed."""

@@ -62,19 +62,23 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     """Load the written file and score every memorized prompt against the original.
 
     The seeds are ones that the search did not use. The records' `score_after` and `status` become
-    what this check says: it sees the union of all neurons, in the file itself.
+    what this check says: it sees the union of all neurons, in the file itself. The original's
+    weights are given back before the written ones are loaded, so memory holds one model at a time.
     """
     started = time.monotonic()
     fresh = range(FRESH_SEEDS, FRESH_SEEDS + found.options.seeds)
     original = found.engine
     before = original.cost.samples
-    other = open_engine(open_model(pruned), found.options, progress)
     records = list(found.manifest.prompts)
     searched = [record.index for record in records if record.status != NOT_MEMORIZED]
     progress.stage("checking the written file", len(searched), "prompts")
     texts = [prompts[index] for index in searched]
-    pairs = zip(searched, original.prompts(texts), other.prompts(texts), strict=True)
-    for index, prompt, twin in pairs:
+    before_pruning = original.prompts(texts)
+    for prompt in before_pruning:
+        original.remember(prompt, fresh)
+    original.model.release()
+    other = open_engine(open_model(pruned), found.options, progress)
+    for index, prompt, twin in zip(searched, before_pruning, other.prompts(texts), strict=True):
         after = max(original.compare(prompt, fresh, other, twin).values())
         if after <= found.tau:
             status = SUPPRESSED
@@ -117,7 +121,6 @@ def subject(
         tau_source=found.thresholds.tau_source,
         gate=found.thresholds.gate.value,
         manifest=found.manifest,
-        engine=found.engine,
         show_prompts=any(record.text is not None for record in found.manifest.prompts),
     )
 

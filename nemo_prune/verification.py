@@ -45,7 +45,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Subject:
-    """What is verified. `engine`: the original, if it is loaded already.
+    """What is verified.
 
     gate: the score above which a prompt is memorized, where no manifest says so; None: tau.
 
@@ -61,7 +61,6 @@ class Subject:
     tau_source: str
     gate: float | None = None
     manifest: Manifest | None = None
-    engine: Engine | None = None
     show_prompts: bool = False
 
     @property
@@ -98,9 +97,9 @@ def verify(
     known = set(subject.prompts)
     ordinary = [text for text in subject.ordinary if text not in known]
     progress.stage("loading the models", 2, "files")
-    original = subject.engine or open_engine(subject.original, options, progress)
+    original = open_engine(subject.original, options, progress)
     progress.advance()
-    spent, other = original.cost.samples, open_engine(subject.pruned, options, progress)
+    other = open_engine(subject.pruned, options, progress)
     progress.advance()
 
     scoring = time.monotonic()
@@ -109,7 +108,7 @@ def verify(
     unmemorized = score_all(original, other, ordinary, options, None, progress)
     for entry in prompts:
         _judge(entry, subject)
-    samples = original.cost.samples - spent + other.cost.samples
+    samples = original.cost.samples + other.cost.samples
     per_sample = (time.monotonic() - scoring) / max(1, samples)
 
     progress.stage("measuring drift", len(ordinary), "ordinary prompts")
@@ -117,7 +116,7 @@ def verify(
         original, original.prompts(ordinary), removed, seed=FRESH_SEEDS,
         pruned=(other, other.prompts(ordinary)), advance=progress.advance,
     ) if ordinary else None  # fmt: skip
-    samples = original.cost.samples - spent + other.cost.samples
+    samples = original.cost.samples + other.cost.samples
     del other  # its memory is needed for drawing
 
     memorized = {
