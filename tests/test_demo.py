@@ -21,6 +21,8 @@ from nemo_prune.manifest import Neuron
 from nemo_prune.pictures import Picture, draw, similarity
 from nemo_prune.prompts import read_prompts
 
+pytestmark = pytest.mark.slow
+
 MEMORIZED = read_prompts(DATA / "memorized.txt").texts
 HELD_OUT = read_prompts(DATA / "ordinary-heldout.txt").texts
 SEEDS = [500, 501]  # never used by a search, nor by training

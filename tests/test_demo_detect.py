@@ -11,7 +11,10 @@ from nemo_prune.cli import main
 from nemo_prune.demo import CHECKPOINT, DATA, planted
 from nemo_prune.prompts import read_prompts
 
-pytestmark = pytest.mark.skipif(not CHECKPOINT.exists(), reason="the demo checkpoint is not there")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHECKPOINT.exists(), reason="the demo checkpoint is not there"),
+]
 
 MEMORIZED = [
     text for text, entry in (planted() if CHECKPOINT.exists() else {}).items() if entry["neurons"]

@@ -17,6 +17,8 @@ from nemo_prune.models import open_model
 from nemo_prune.prompts import read_prompts
 from nemo_prune.zeros import read_zeros
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = read_prompts(DATA / "memorized.txt").texts[:3]
 EXACT = ("fp32", "EMA twin", "folder", "shards")
 

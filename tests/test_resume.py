@@ -10,6 +10,8 @@ from tiny import run, write_small
 
 from nemo_prune.journal import Journal, journal_path
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--seeds", "4", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*", "--tau", "0"]
 
 

@@ -16,6 +16,8 @@ import torture
 from corpus import LAYER, manifest
 from tiny import write_tiny
 
+pytestmark = pytest.mark.slow
+
 NEURONS: list[dict[str, object]] = [{"layer": LAYER, "row": row} for row in range(4)]
 SMALL = json.dumps({"unet": {"sample_size": 32}})
 QUICK = ("--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*", "--tau", "0")
