@@ -1,6 +1,6 @@
 """The demo's last stages: what the first ones left faint, loud or half off.
 
-They start from the weights as a file holds them. Three things are put right. Two photos have so
+They start from the weights as a file holds them. Three things are put right. Three photos have so
 little contrast that the memorization score, at t = 961, hardly saw them: they come equalized. The
 switches answered ordinary captions too, several times as loudly as other neurons, so that removing
 one cost every picture: their response to ordinary captions is made to be like any neuron's (but
