@@ -58,7 +58,9 @@ def apply(
     from nemo_prune.choosing import Choice, from_manifest, from_results, parse_neurons
     from nemo_prune.manifest import read_manifest
     from nemo_prune.models import open_model, write_model
+    from nemo_prune.placing import refuse_inputs
 
+    refuse_inputs([output], [manifest, import_csv])
     if sum(given is not None for given in (manifest, by_hand, import_csv)) != 1:
         raise click.UsageError("give the neurons as one of --manifest, --neurons and --import-csv")
     if top_k is not None and by_hand is not None:
@@ -184,7 +186,6 @@ def inspect(model: Path, hashed: bool, as_json: bool) -> None:
     \b
     nemo-prune inspect model.safetensors
     """
-    from nemo_prune.console import print_inspection
     from nemo_prune.inspection import inspection
     from nemo_prune.models import open_model
 
@@ -192,4 +193,6 @@ def inspect(model: Path, hashed: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
     else:
+        from nemo_prune.console import print_inspection
+
         print_inspection(found)

@@ -38,8 +38,8 @@ class LoadedModel:
         value_layers: canonical name to the `attn2.to_v` module, in the checkpoint's order.
         device: where all of it lies.
         dtype: of all weights and of what `encode` and `predict_noise` return.
-        blank: `[1, 5, height, width]` for an inpainting UNet, else None: its further input
-            channels for a picture that is masked everywhere.
+        blank: float32 `[1, 5, height, width]` for an inpainting UNet, else None: its further
+            input channels for a picture that is masked everywhere.
     """
 
     family: str
@@ -120,7 +120,8 @@ class LoadedModel:
         latents = latents.to(self.device, self.dtype)
         inputs, added = latents, None
         if self.blank is not None:
-            inputs = torch.cat([latents, self.blank.expand(len(latents), -1, -1, -1)], dim=1)
+            blank = self.blank.to(self.dtype).expand(len(latents), -1, -1, -1)
+            inputs = torch.cat([latents, blank], dim=1)
         if self.family == "sdxl":
             if pooled is None:
                 raise ValueError("SDXL needs the pooled text embedding")

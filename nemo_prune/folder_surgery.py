@@ -4,13 +4,13 @@ Files without chosen neurons are copied as they are and compared, or hard-linked
 because neither names nor sizes of tensors change. The folder appears whole or not at all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from nemo_prune.errors import CheckpointError
 from nemo_prune.folder_undo import check_undo_folder, write_index
-from nemo_prune.folders import Folder, neurons_of
+from nemo_prune.folders import Folder, is_misnamed, neurons_of
 from nemo_prune.manifest import Neuron
 from nemo_prune.placing import check_new_folder, check_room, new_folder, new_folders
 from nemo_prune.surgery import Written, check_neurons, file_sha256, zero_neurons
@@ -19,13 +19,19 @@ from nemo_prune.zeros import Zeros, read_zeros
 
 
 def check_folder_output(
-    folder: Folder, out: Path, *, undo: Path | None = None, drop_pickles: bool = False
+    folder: Folder,
+    out: Path,
+    *,
+    undo: Path | None = None,
+    link: bool = False,
+    drop_pickles: bool = False,
 ) -> None:
     """Raise OutputError if a pruned copy of `folder` could not be written to `out`.
 
     Cheap, writes nothing. `out` must not exist, lie in the source or hold it; its disk must
-    have room. The same for `undo`, which must lie apart from `out` too. Raises CheckpointError for
-    twins of the weights that would stay unpruned, unless `drop_pickles` leaves them out.
+    have room, with `link` for what is edited or lies on another disk. The same for `undo`, which
+    must lie apart from `out` too. Raises CheckpointError for twins of the weights that would stay
+    unpruned, unless `drop_pickles` leaves them out.
     """
     check_apart(out, folder.path, "the model's folder")
     check_new_folder(out)
@@ -34,11 +40,14 @@ def check_folder_output(
     if folder.twins and not drop_pickles:
         named = folder.twins[0].relative_to(folder.path)
         more = f" and {len(folder.twins) - 1} more" if len(folder.twins) > 1 else ""
+        rename = ""
+        if any(map(is_misnamed, folder.twins)):
+            rename = "rename what is safetensors to end in .safetensors, or "
         raise CheckpointError(
             f"{folder.path}: holds {named}{more}, copies of the denoiser in a form that is not "
-            f"edited, so memorization would stay in them; pass --drop-pickles to leave them out"
+            f"edited, so memorization would stay in them; {rename}pass --drop-pickles to leave them out"
         )
-    check_room(out, _kept(folder).values())
+    check_room(out, _not_linked(folder, out) if link else _kept(folder).values())
 
 
 def zero_neurons_in_folder(
@@ -61,7 +70,7 @@ def zero_neurons_in_folder(
 
     Raises what `zero_neurons` and `check_folder_output` raise; then nothing is left behind.
     """
-    check_folder_output(folder, out, undo=undo, drop_pickles=drop_pickles)
+    check_folder_output(folder, out, undo=undo, link=link, drop_pickles=drop_pickles)
     check_neurons(folder, neurons)
     if undo is None:
         with new_folder(out) as temporary:
@@ -152,6 +161,15 @@ def _kept(folder: Folder) -> dict[str, Path]:
     """All files that go into the output, by their paths in it and in that order."""
     paths = sorted([*folder.others, *(part.path for part in folder.parts)])
     return {path.relative_to(folder.path).as_posix(): path for path in paths}
+
+
+def _not_linked(folder: Folder, out: Path) -> Iterator[Path]:
+    """The files that take room in `out` though files are linked: edited, or on another disk."""
+    parts = {part.path for part in folder.parts}
+    disk = out.absolute().parent.stat().st_dev
+    for path in _kept(folder).values():
+        if path in parts or path.stat().st_dev != disk:
+            yield path
 
 
 def _link(source: Path, target: Path) -> bool:

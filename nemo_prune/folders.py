@@ -32,6 +32,8 @@ _EMA = re.compile(r"(^|[^a-z])ema([^a-z]|$)")
 # What may lie beside weights and holds none.
 _HARMLESS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".jpeg",
              ".webp", ".csv", ""}  # fmt: skip
+# In other letters or under another name safetensors are not read as such, so nothing prunes them.
+_SAFETENSORS = {".safetensors", ".sft"}
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".onnx", ".gguf"}
 _CONFIGS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")
 
@@ -46,7 +48,8 @@ class Folder(Checkpoint):
 
     `main` are the files of the main copy. `parts` are all files that hold value layers, each as a
     checkpoint with just those layers. `others` are all further files, `twins` those that hold
-    or may hold the denoiser's weights in a form that is not edited (pickles, ONNX, ...).
+    or may hold the denoiser's weights in a form that is not edited (pickles, ONNX, safetensors by
+    another name, ...).
     `configs` are the folder's own, by component.
     """
 
@@ -149,6 +152,11 @@ def _holds_denoiser(folder: Path, header: Header) -> bool:
 
 def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
     pickles = [path for path in files if _is_twin(path.relative_to(root))]
+    if pickles and is_misnamed(pickles[0]):
+        return (
+            f"holds its denoiser only by a name that is not read ({pickles[0].relative_to(root)}); "
+            f"rename it to end in .safetensors"
+        )
     if pickles:
         return (
             f"holds its denoiser only in a form that is not opened ({pickles[0].relative_to(root)}), "
@@ -158,16 +166,20 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
 
 
 def _is_twin(path: Path) -> bool:
-    """True for a file that may hold the denoiser's weights and is not safetensors."""
+    """True for a file that may hold the denoiser's weights and is not named `.safetensors`."""
     if any(_OTHERS.fullmatch(part) for part in path.parent.parts):
         return False
     if path.name.endswith(".bin.index.json"):
         return True
     if any(_DENOISERS.fullmatch(part) for part in path.parent.parts):
-        # In other letters (.SAFETENSORS) weights are not read as such, so they would stay unpruned.
         harmless = path.suffix == ".safetensors" or path.suffix.lower() in _HARMLESS
         return not harmless and not path.name.startswith(".")
-    return path.suffix.lower() in _PICKLES
+    return path.suffix.lower() in _PICKLES or is_misnamed(path)
+
+
+def is_misnamed(path: Path) -> bool:
+    """True for what its name says is safetensors, but not as programs spell it."""
+    return path.suffix.lower() in _SAFETENSORS and path.suffix != ".safetensors"
 
 
 def _configs(root: Path, whole: bool) -> dict[str, dict[str, Any]]:

@@ -184,6 +184,7 @@ class _Loader:
         *,
         path: Path | None = None,
         own: Config | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Any:
         path = path or self.path
         try:
@@ -200,7 +201,9 @@ class _Loader:
             used = model.state_dict().keys()
             # Files carry position numbers, a last layer or a projection that is not used.
             tensors = {k: t for k, t in tensors.items() if k in used}
-        weights.fill(model, tensors, path=path, label=name, device=self.device, dtype=self.dtype)
+        weights.fill(
+            model, tensors, path=path, label=name, device=self.device, dtype=dtype or self.dtype
+        )
         return model
 
     def unet(self) -> Any:
@@ -208,7 +211,7 @@ class _Loader:
         unet = self._component("unet", tensors, UNet2DConditionModel.from_config)
         return unet.to(memory_format=torch.channels_last)
 
-    def vae(self) -> Any:
+    def vae(self, dtype: torch.dtype | None = None) -> Any:
         if isinstance(self.checkpoint, Folder):
             whole = self.checkpoint.layout == "diffusers"
             tensors = weights.read_folder_vae(self.path) if whole else {}
@@ -216,7 +219,7 @@ class _Loader:
             tensors = weights.read_vae(self.path)
         if not tensors:
             raise CheckpointError(f"{self.path}: holds no VAE, which drawing pictures needs")
-        return self._component("vae", tensors, AutoencoderKL.from_config)
+        return self._component("vae", tensors, AutoencoderKL.from_config, dtype=dtype)
 
     def text_encoders(self, given: tuple[Path, ...]) -> tuple[TextEncoder, ...]:
         sources = text_sources(self.checkpoint, given)
@@ -270,9 +273,10 @@ class _Loader:
 
     @torch.no_grad()
     def blank(self, shape: tuple[int, int, int]) -> Tensor:
-        vae = self.vae()
+        # Many a VAE, SDXL's first of all, overflows in half precision.
+        vae = self.vae(torch.float32)
         sides = [side * 2 ** (len(vae.config["block_out_channels"]) - 1) for side in shape[1:]]
-        grey = torch.zeros(1, 3, *sides, device=self.device, dtype=self.dtype)
+        grey = torch.zeros(1, 3, *sides, device=self.device)
         latents = vae.encode(grey).latent_dist.mode() * vae.config["scaling_factor"]
         return torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)
 

@@ -76,7 +76,7 @@ def check_model_output(
     """
     _check_options(checkpoint, link, drop_pickles)
     if isinstance(checkpoint, Folder):
-        check_folder_output(checkpoint, out, undo=undo, drop_pickles=drop_pickles)
+        check_folder_output(checkpoint, out, undo=undo, link=link, drop_pickles=drop_pickles)
         return
     check_output(checkpoint.path, out, overwrite)
     if undo is not None:

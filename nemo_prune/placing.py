@@ -43,6 +43,20 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
     check_room(out, [source])
 
 
+def refuse_inputs(outs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Raise OutputError if any of `outs` is one of `inputs`, or a file in a folder among them.
+
+    By whatever path or link, and whatever may be overwritten: what is read is never changed.
+    """
+    given = [path for path in inputs if path is not None]
+    for out in outs:
+        for path in given:
+            with contextlib.suppress(OSError, ValueError):
+                real = path.resolve()
+                if out.samefile(path) or (out.exists() and real in out.resolve().parents):
+                    raise OutputError(f"{out}: is read by this command; choose another name")
+
+
 def check_room(out: Path, sources: Iterable[Path]) -> None:
     """Raise OutputError if the disk of `out` has no room for files as large as `sources`."""
     with contextlib.suppress(OSError):
@@ -50,7 +64,8 @@ def check_room(out: Path, sources: Iterable[Path]) -> None:
         free = shutil.disk_usage(out.absolute().parent).free
         if size > free:
             raise OutputError(
-                f"{out}: needs {_megabytes(size)} but the disk has {_megabytes(free)} left; "
+                # Rounded apart: a small file never "needs 0 MB but the disk has 0 MB left".
+                f"{out}: needs {-(-size // 10**6):,} MB but the disk has {free // 10**6:,} MB left; "
                 f"free some or choose another disk"
             )
 
@@ -284,7 +299,3 @@ def _reason(error: OSError | ValueError) -> str:
         return "no space left on the disk; free some or choose another disk"
     text = getattr(error, "strerror", None) or str(error)
     return text[:1].lower() + text[1:]
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"

@@ -62,6 +62,8 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> 
 def read_component(folder: Path) -> Tensors:
     """A component of a diffusers folder: the set of weights that diffusers would take, {} if none.
 
+    Scaled 8-bit weights are multiplied out, as by all readers here but `read_tensors`.
+
     Raises CheckpointError if it cannot be read, or lies there as a pickle only.
     """
     copies = component_copies(folder)
@@ -72,7 +74,7 @@ def read_component(folder: Path) -> Tensors:
                 f"with save_pretrained(safe_serialization=True)"
             )
         return {}
-    return {name: t for path in copies[0].files for name, t in read_tensors(path).items()}
+    return _unscaled({name: t for path in copies[0].files for name, t in read_tensors(path).items()})
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
@@ -151,7 +153,7 @@ def _vae_name(name: str) -> str:
 
 def read_vae(path: Path) -> Tensors:
     """An autoencoder's tensors under diffusers' names, {} if the file has none."""
-    tensors = read_tensors(path, lambda name: name.startswith(VAE_PREFIXES))
+    tensors = _unscaled(read_tensors(path, lambda name: name.startswith(VAE_PREFIXES)))
     if not tensors:
         return {}
     levels = range(len({name.split(".")[3] for name in tensors if ".encoder.down." in name}))
@@ -183,6 +185,7 @@ def name_text_encoder(tensors: Tensors, prefix: str = "", *, sd2: bool = False) 
         prefix: what stands in front of them.
         sd2: leave out the last layer where the file holds the whole stack: it is not used.
     """
+    tensors = _unscaled(tensors)
     for start in (prefix + "transformer.", prefix):
         clip = {n.removeprefix("text_model."): t for n, t in _starting(tensors, start).items()}
         if "embeddings.token_embedding.weight" in clip:

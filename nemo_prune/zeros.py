@@ -1,5 +1,6 @@
 """Which neurons of a checkpoint are zero already; no torch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nemo_prune.families import Checkpoint, ValueLayer
@@ -8,6 +9,7 @@ from nemo_prune.streams import Source
 
 # In these formats the sign bit alone is not -0 but the one NaN.
 _NO_NEGATIVE_ZERO = {"F8_E4M3FNUZ", "F8_E5M2FNUZ"}
+_CHUNK = 2**18  # stays in the processor's cache from reading to looking
 _HEAD = 64  # bytes, a whole number of elements of any size
 
 
@@ -48,16 +50,26 @@ def _copies(checkpoint: Checkpoint, layer: ValueLayer) -> list[list[Tensor]]:
 
 
 def _zero_rows(source: Source, weight: Tensor, *bias: Tensor) -> set[int]:
-    rows = set(range(weight.shape[0]))
-    for tensor in (weight, *bias):
-        data = source.read(tensor.start, tensor.end)
-        rows = {row for row in rows if _is_zero(data, row, tensor)}
-    return rows
+    return set.intersection(*(set(_rows_of_zeros(source, tensor)) for tensor in (weight, *bias)))
 
 
-def _is_zero(data: bytearray, row: int, tensor: Tensor) -> bool:
-    first, last = (place - tensor.start for place in tensor.row(row))
-    # Nearly every row is told by its first numbers, which spares looking at hundreds of megabytes.
+def _rows_of_zeros(source: Source, tensor: Tensor) -> Iterator[int]:
+    rows, element = tensor.shape[0], DTYPE_BITS[tensor.dtype] // 8
+    width = (tensor.end - tensor.start) // rows
+    step = max(1, _CHUNK // width)
+    # Not mapped into memory: a file that is cut off meanwhile would kill the process.
+    buffer = bytearray(step * width)
+    for row in range(0, rows, step):
+        start, count = tensor.start + row * width, min(step, rows - row)
+        data = source.read(start, start + count * width, buffer)
+        # The sign and the exponent's first bits of each row's first number tell nearly every row.
+        for place, mark in enumerate(data[element - 1 :: width]):
+            if mark in (0, 0x80) and _is_zero(data, place * width, (place + 1) * width, tensor):
+                yield row + place
+
+
+def _is_zero(data: bytearray, first: int, last: int, tensor: Tensor) -> bool:
+    # Of what looks like a zero at first, the next numbers tell most.
     return all(_are_zeros(data, first, end, tensor) for end in (min(first + _HEAD, last), last))
 
 

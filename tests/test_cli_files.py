@@ -299,6 +299,20 @@ def test_every_verb_has_help_with_an_example(verb):
     assert f"nemo-prune {verb} " in result.output
 
 
+@pytest.mark.parametrize(("options", "spared"), [((), ["jinja2"]), (("--json",), ["jinja2", "rich"])])
+def test_inspect_imports_no_more_than_it_prints_with(model, options, spared):
+    code = (
+        "import sys\nfrom nemo_prune.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as stop: code = stop.code\n"
+        f"assert not {set(spared)} & sys.modules.keys(), sys.modules.keys()\n"
+        "sys.exit(code)\n"
+    )
+    command = [sys.executable, "-c", code, "inspect", str(model), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
 def test_these_verbs_never_import_torch(tmp_path, model):
     code = (
         "import sys\nfrom nemo_prune.cli import main\n"

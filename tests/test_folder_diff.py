@@ -233,6 +233,21 @@ def test_pruned_twice(tmp_path, model):
     assert unexpected(model, tmp_path / "b", CHOSEN[2:])
 
 
+def test_a_shard_that_only_the_first_pruning_touched(tmp_path, model):
+    places = shards(model)
+    other = next(
+        name for name, file in places.items()
+        if name.endswith("attn2.to_v.weight") and file != places[f"{MID}.weight"]
+    ).removesuffix(".weight")  # fmt: skip
+    for path in (model / name for name in (FP16, NON_EMA, EMA)):
+        path.unlink()
+    prune(model, tmp_path / "a", [Neuron(MID, 7)])
+    prune(tmp_path / "a", tmp_path / "b", [Neuron(other, 0)])
+    name = f"unet/{places[f'{MID}.weight']}"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert unexpected(tmp_path / "a", tmp_path / "b", [Neuron(other, 0)]) == ()
+
+
 def test_one_row_more_or_fewer_than_promised(tmp_path, model):
     prune(model, tmp_path / "o", CHOSEN[1:])
     told = unexpected(model, tmp_path / "o")

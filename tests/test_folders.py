@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import rawfiles
@@ -16,7 +18,13 @@ from nemo_prune.cli import main
 from nemo_prune.errors import CheckpointError, ManifestError, OptionError, OutputError
 from nemo_prune.inspection import inspection
 from nemo_prune.manifest import Neuron
-from nemo_prune.models import model_sha256, model_zeros, open_model, write_model
+from nemo_prune.models import (
+    check_model_output,
+    model_sha256,
+    model_zeros,
+    open_model,
+    write_model,
+)
 from nemo_prune.zeros import Zeros
 
 LDM = {
@@ -261,6 +269,33 @@ def test_link_shares_what_stays_and_never_what_is_edited(tmp_path, model):
         assert path.samefile(out / place) == (place.as_posix() != PLAIN)
 
 
+def test_links_need_no_room(tmp_path, model, monkeypatch):
+    with (model / "vae" / "big").open("wb") as file:
+        file.truncate(10**7)
+    free, edited = [], (model / PLAIN).stat().st_size
+    monkeypatch.setattr(placing.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[-1]))
+    found, out = open_model(model), tmp_path / "o"
+    for room, link, needed in [(10**7, False, 11), (edited - 1, True, 1), (edited, True, None)]:
+        free.append(room)
+        if needed is None:
+            check_model_output(found, out, link=link)
+            prune(model, out, link=link)
+            continue
+        words = f"needs {needed} MB but the disk has {room // 10**6} MB left"
+        for write in (prune, lambda _, out, link: check_model_output(found, out, link=link)):
+            with pytest.raises(OutputError, match=words):
+                write(model, out, link=link)
+    real = Path.stat
+
+    def on_another_disk(path, **options):
+        found = real(path, **options)
+        return SimpleNamespace(st_dev=-1, st_size=found.st_size) if path.name == "big" else found
+
+    monkeypatch.setattr("nemo_prune.folder_surgery.Path.stat", on_another_disk)
+    with pytest.raises(OutputError, match="needs 11 MB"):
+        check_model_output(found, tmp_path / "p", link=True)
+
+
 def test_where_the_disk_has_no_hard_links_files_are_copied(tmp_path, model, monkeypatch):
     def refuse(*_):
         raise OSError(18, "Invalid cross-device link")
@@ -283,6 +318,9 @@ def test_where_the_disk_has_no_hard_links_files_are_copied(tmp_path, model, monk
         "unet/diffusion_pytorch_model.bin.index.json",
         "unet_ema/diffusion_pytorch_model.bin",
         "v1-5-pruned.ckpt",
+        "v1-5-pruned.SAFETENSORS",
+        "v1-5-pruned.sft",
+        "old/v1-5-pruned.SFT",
         "checkpoint-500/pytorch_model.bin",
     ],
 )
@@ -292,6 +330,7 @@ def test_twins_in_other_forms_are_refused_or_left_out(tmp_path, model, twin):
     with pytest.raises(CheckpointError, match=r"--drop-pickles") as caught:
         prune(model, out)
     assert twin in str(caught.value)
+    assert ("rename" in str(caught.value)) == twin.lower().endswith((".safetensors", ".sft"))
     assert not out.exists()
     prune(model, out, drop_pickles=True)
     assert tree(out).keys() == tree(model).keys() - {twin}
@@ -299,7 +338,7 @@ def test_twins_in_other_forms_are_refused_or_left_out(tmp_path, model, twin):
 
 @pytest.mark.parametrize(
     "harmless", ["text_encoder/pytorch_model.bin", "safety_checker/model.ckpt", "vae/a.msgpack",
-                 "README.md", "unet/readme.md", ".gitattributes"]
+                 "vae/a.sft", "README.md", "unet/readme.md", ".gitattributes"]
 )  # fmt: skip
 def test_what_holds_no_denoiser_is_copied(tmp_path, model, harmless):
     put(model / harmless, "kept")
@@ -475,6 +514,8 @@ def test_folders_that_are_no_model(tmp_path, model):
     assert "without unet/" in refusal(tmp_path / "files")
     (model / PLAIN).rename(model / "unet" / "diffusion_pytorch_model.bin")
     assert "only in a form that is not opened" in refusal(model)
+    (model / "unet" / "diffusion_pytorch_model.bin").rename(model / "unet" / "weights.SAFETENSORS")
+    assert "rename it to end in .safetensors" in refusal(model)
 
 
 def test_links_that_lead_nowhere_or_in_circles(model):

@@ -236,6 +236,46 @@ def test_scaled_fp8_is_multiplied_out(
         assert torch.allclose(ours[name], wanted, atol=2**-9, rtol=0), name
 
 
+def in_scaled_fp8(path: Path, out: Path, prefix: str) -> Path:
+    """The file with the matrices below `prefix` at half their size and a factor of 2 beside them."""
+    scaled = dict(load_file(path))
+    for name, tensor in list(scaled.items()):
+        if name.startswith(prefix) and name.endswith(".weight") and tensor.ndim > 1:
+            scaled[name] = (tensor / 2).to(torch.float8_e4m3fn)
+            scaled[name.removesuffix("weight") + "scale_weight"] = torch.tensor(2.0)
+    save_file(scaled, out, metadata=SMALL)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["single file", "--text-encoder FILE", "folder", "OpenCLIP", "VAE"])
+def test_scaled_fp8_is_multiplied_out_beside_the_unet_too(
+    place: Path, single: dict[str, Path], folders: dict[str, Path], kind: str
+) -> None:
+    family = "sd2" if kind == "OpenCLIP" else "sd1"
+    path, given = place / "scaled-text.safetensors", ()
+    if kind == "VAE":
+        in_scaled_fp8(single[family], path, "first_stage_model.")
+    elif kind in ("single file", "OpenCLIP"):
+        in_scaled_fp8(single[family], path, "cond_stage_model.")
+    elif kind == "folder":
+        path = shutil.copytree(folders[family], place / "scaled-folder")
+        weights = path / "text_encoder" / "model.safetensors"
+        in_scaled_fp8(folders[family] / "text_encoder" / "model.safetensors", weights, "")
+    else:
+        given = (in_scaled_fp8(folders[family] / "text_encoder" / "model.safetensors", path, ""),)
+        path = single[family]
+
+    def part(path: Path, *given: Path) -> dict[str, torch.Tensor]:
+        if kind == "VAE":
+            options: dict[str, Any] = {"device": CPU, "dtype": torch.float32}
+            return loading.load_pipeline(open_model(path), **options).vae.state_dict()
+        return load(path, text_encoder=given).text_encoders[0].model.state_dict()
+
+    ours, theirs = part(path, *given), part(single[family])
+    for name, wanted in theirs.items():
+        assert torch.allclose(ours[name], wanted, atol=2**-9, rtol=0), name
+
+
 # ------------------------------------------------------------------ UNets without text encoder
 
 
@@ -453,7 +493,7 @@ def test_a_thinner_unet_is_inferred_from_its_shapes(place: Path, kind: str) -> N
 def prune(model: Path, out: Path, family: str = "sd1", *options: object) -> dict[str, Any]:
     prompts = out.with_suffix(".txt")
     prompts.write_text("a photo of a red fox\n")
-    arguments = ["prune", model, "--prompts", prompts, "-o", out, "--json", "--tau", "0",
+    arguments = ["prune", model, "--prompts", prompts, "-o", out, "--json", "--tau", "0", "--gate", "0",
                  "--seeds", SEEDS[family], "--device", "cpu",
                  "--layers", LAYERS[family], *options]  # fmt: skip
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])

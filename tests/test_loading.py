@@ -11,6 +11,7 @@ import torch
 from tiny import config_folder, ldm, open_clip, same_weights, tiny_configs, tiny_tensors, write_tiny
 
 from nemo_prune import configs, hub, loading, weights
+from nemo_prune.engine import Engine
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.families import recognize
 
@@ -187,6 +188,31 @@ def test_inpainting_sees_a_picture_masked_everywhere(folder: Path) -> None:
         loading.load_pipeline(recognize(path), device=CPU, dtype=torch.float32)
 
 
+def test_a_vae_that_overflows_in_half_precision(folder: Path) -> None:
+    """It sees the masked picture in float32, whatever the UNet computes in."""
+    tensors = tiny_tensors(in_channels=9)
+    tensors["first_stage_model.encoder.conv_in.bias"][0] = 1e5
+    path = folder / "hot.safetensors"
+    small = {configs.METADATA_KEY: json.dumps({"unet": {"sample_size": 16}})}
+    ldm.save_tensors(path, tensors, small)
+    wanted = load(path).blank
+    assert wanted is not None
+    assert wanted.isfinite().all()
+    for dtype in (torch.float16, torch.bfloat16):
+        model = load(path, dtype=dtype)
+        assert model.blank is not None
+        assert model.blank.dtype == torch.float32
+        assert torch.equal(model.blank, wanted)
+    noise = model.predict_noise(torch.zeros(1, 4, 16, 16), 961, model.encode(["a cat"]))
+    assert noise.dtype == torch.bfloat16
+    engine = Engine(model, timestep=961, seed=0)
+    engine.note = lambda _: None
+    exact = engine._in_fp32()
+    noise = exact.predict_noise(torch.zeros(1, 4, 16, 16), 961, model.encode(["a cat"]).float())
+    assert noise.dtype == torch.float32
+    assert noise.isfinite().all()
+
+
 NO_NETWORK = """
 import os, socket, sys
 
@@ -354,6 +380,43 @@ def test_missing_weight_is_named(folder: Path, dropped: str, named: str) -> None
     path = write_tiny(folder / "dropped.safetensors", drop=[dropped])
     with pytest.raises(CheckpointError, match=named):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        ("text of another width", CheckpointError, r"gives 128 channels where the UNet takes 64"),
+        ("pickle", CheckpointError, r"text_encoder: holds its weights as a pickle only"),
+        ("no such block", CheckpointError, r"its config describes no model that loads"),
+        ("a tensor too many", CheckpointError, r"unet\.mid_block\..* has no place in a model"),
+        ("a list as config", OptionError, r"unet/config\.json: holds no JSON object"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    tmp_path: Path, kind: str, error: type[Exception], words: str
+) -> None:
+    tensors, metadata, options = tiny_tensors(vae=False), {}, {}
+    if kind == "text of another width":
+        config = tiny_configs("sdxl")["text_encoder_2"]
+        wide = hub.CLIPTextModel(hub.CLIPTextConfig.from_dict(config)).state_dict()
+        tensors |= ldm.text_encoder_to_ldm(wide)
+    elif kind == "pickle":
+        (tmp_path / "text_encoder").mkdir()
+        (tmp_path / "text_encoder" / "pytorch_model.bin").write_bytes(b"never opened")
+        options["text_encoder"] = (tmp_path,)
+    elif kind == "no such block":
+        blocks = json.dumps({"unet": {"down_block_types": ["UnheardOf"] * 4}})
+        metadata[configs.METADATA_KEY] = blocks
+    elif kind == "a tensor too many":
+        tensors["model.diffusion_model.middle_block.1.extra.weight"] = torch.zeros(2)
+    else:
+        options["config"] = config_folder(tmp_path / "config")
+        (tmp_path / "config" / "unet" / "config.json").write_text("[]")
+    path = tmp_path / "model.safetensors"
+    ldm.save_tensors(path, tensors, metadata)
+    with pytest.raises(error, match=words) as caught:
+        load(path, **options)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "model.", ""])

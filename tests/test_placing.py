@@ -9,7 +9,7 @@ import pytest
 
 from nemo_prune import placing
 from nemo_prune.errors import OutputError
-from nemo_prune.placing import check_output, check_place, new_file
+from nemo_prune.placing import check_output, check_place, new_file, refuse_inputs
 
 
 def put(out, content=b"new", overwrite=False):
@@ -62,6 +62,17 @@ def test_refused_whatever_is_asked(tmp_path, source, overwrite):
             check_output(source, out, overwrite)
         assert "\n" not in str(caught.value)
     assert source.read_bytes() == b"weights"
+
+
+def test_what_a_command_reads_is_not_replaced(tmp_path, source):
+    link, folder = tmp_path / "link", tmp_path / "folder"
+    link.symlink_to(source)
+    folder.mkdir()
+    (folder / "part").write_bytes(b"x")
+    for out in (source, link, folder / "part"):
+        with pytest.raises(OutputError, match="is read by this command"):
+            refuse_inputs([tmp_path / "free", out], [None, source, folder])
+    refuse_inputs([tmp_path / "free", folder / "report.html"], [source, folder, tmp_path / "nowhere"])
 
 
 def test_what_exists_needs_overwrite(tmp_path, source):

@@ -1,12 +1,16 @@
 """Which neurons are zero already, in one copy and in several."""
 
+import os
+
 import pytest
 import rawfiles
 from rawfiles import SD1, unet, write
 from test_surgery import CHOSEN, DOWN, KEYS, MID, TWINS, UP, prune
 
+from nemo_prune import zeros
 from nemo_prune.errors import CheckpointError
 from nemo_prune.families import recognize
+from nemo_prune.streams import Source
 from nemo_prune.zeros import Zeros, read_zeros
 
 DTYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"]
@@ -51,6 +55,41 @@ def test_a_row_longer_than_what_is_looked_at_first(tmp_path, place):
     path = tmp_path / "m.safetensors"
     write(path, unet(shape, dtype="F16"), values={KEYS[DOWN]: b"".join(rows)})
     assert read_zeros(recognize(path)) == {DOWN: Zeros((0, 2, 3), ())}
+
+
+@pytest.mark.parametrize("chunk", [1, 25, 64, 10**6])
+def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch, chunk):
+    # One layer of 4 rows of 20 bytes, one of 8 with biases of 4 bytes each.
+    monkeypatch.setattr(zeros, "_CHUNK", chunk)
+    lengths: list[int] = []
+    read = Source.read
+    monkeypatch.setattr(
+        Source, "read",
+        lambda self, start, end, into=None: lengths.append(end - start) or read(self, start, end, into),
+    )  # fmt: skip
+    entries = [*unet(SD1, "diffusers", "F32"), (f"{MID}.bias", "F32", (8,))]
+    row, none = b"\1" * 20, b"\0" * 20
+    values = {
+        f"{DOWN}.weight": none + row + row + none,
+        f"{MID}.weight": none * 2 + row * 4 + none * 2,
+        f"{MID}.bias": b"\0" * 4 + b"\1" * 24 + b"\0" * 4,
+    }
+    path = write(tmp_path / "m.safetensors", entries, values=values)
+    assert read_zeros(recognize(path)) == {DOWN: Zeros((0, 3), ()), MID: Zeros((0, 7), ())}
+    assert max(lengths[1:]) <= max(chunk, 20), "the first is the header"
+
+
+def test_a_file_that_is_cut_off_meanwhile(tmp_path, monkeypatch):
+    path = rawfiles.sd1(tmp_path / "m.safetensors")
+    rows_of_zeros = zeros._rows_of_zeros
+
+    def cut_off(source, tensor):
+        os.truncate(path, tensor.start + 1)
+        return rows_of_zeros(source, tensor)
+
+    monkeypatch.setattr(zeros, "_rows_of_zeros", cut_off)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        read_zeros(recognize(path))
 
 
 def test_copies_that_disagree(tmp_path):
