@@ -76,7 +76,7 @@ class Batches:
         self._noise: dict[int, Tensor] = {}
         self._unconditional: dict[int, Tensor] = {}
         self.note: Callable[[str], None] = _warn
-        self._exact: LoadedModel | None = None
+        self.exact: LoadedModel | None = None  # in fp32, once half precision overflowed
 
     def prompts(self, texts: Sequence[str]) -> list[Prompt]:
         """Encode prompts, once."""
@@ -88,8 +88,7 @@ class Batches:
     def noise(self, seed: int) -> Tensor:
         """The starting noise x_T of one seed, `[c, h, w]`, drawn once, on the CPU."""
         if seed not in self._noise:
-            # Two numbers into one, so that --seed 1 shares no noise with --seed 0.
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + seed)
+            generator = torch.Generator().manual_seed(noise_seed(self.seed, seed))
             self._noise[seed] = torch.randn(self.model.latent_shape, generator=generator)
         return self._noise[seed]
 
@@ -138,21 +137,23 @@ class Batches:
 
     def _in_fp32(self) -> LoadedModel:
         """The model with an fp32 copy of its UNet, made when the first batch overflows, then kept."""
-        if self._exact is None:
+        if self.exact is None:
             self.note(
                 f"{self.model.precision} overflowed: such batches are "
                 "evaluated again in fp32; --precision fp32 does so from the start"
             )
             unet = copy.deepcopy(self.model.unet).float()
+            for module in unet.modules():
+                module._forward_hooks.clear()  # whoever watches the model does not watch its copy
             blank = self.model.blank
-            self._exact = replace(
+            self.exact = replace(
                 self.model,
                 unet=unet,
                 value_layers={name: unet.get_submodule(name) for name in self.model.value_layers},
                 dtype=torch.float32,
                 blank=None if blank is None else blank.float(),
             )
-        return self._exact
+        return self.exact
 
     @torch.inference_mode()
     def _forward(self, model: LoadedModel, batch: Sequence[Sample]) -> Tensor:
@@ -189,6 +190,11 @@ class Batches:
             norms = (noise[[i for i, _ in kept]].float() - empty).flatten(1).norm(dim=1).tolist()
             for (_, sample), norm in zip(kept, norms, strict=True):
                 sample.prompt.norms[sample.seed] = norm
+
+
+def noise_seed(base: int, seed: int) -> int:
+    """Two numbers as the one that a generator takes: --seed 1 shares no noise with --seed 0."""
+    return base * 1_000_003 + seed
 
 
 def _warn(message: str) -> None:

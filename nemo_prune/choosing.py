@@ -41,7 +41,7 @@ Groups = tuple[tuple[Neuron, ...], ...]
 def from_manifest(manifest: Manifest, top_k: int | None = None) -> Choice:
     """The neurons of a manifest, or the `top_k` of them that most of its prompts share."""
     groups = tuple(record.neurons for record in manifest.prompts)
-    stated = [key for key in ("tau", "gate", "criterion") if key in manifest.options]
+    stated = [key for key in ("tau", "gate", "criterion", "timestep") if key in manifest.options]
     told = {key: str(manifest.options[key]) for key in stated}
     choice = _choice(manifest.neurons, groups, top_k)
     return replace(

@@ -61,6 +61,7 @@ class Reporting:
     card: Path | None
     overwrite: bool
     ordinary: Sequence[str] | None
+    ordinary_from: str
     settings: "PictureSettings"
     likeness: "Likeness"
     command: str
@@ -91,15 +92,21 @@ class Reporting:
         return [*self.reports, *([self.card] if self.card else [])]
 
 
-def check_report_places(given: dict[str, Any], overwrite: bool, taken: Sequence[Path]) -> None:
-    """Refuse early what could not be written late; imports no torch."""
-    from nemo_prune.placing import check_place
+def check_report_places(
+    given: dict[str, Any], overwrite: bool, taken: Sequence[Path], inputs: Sequence[Path | None]
+) -> None:
+    """Refuse early what could not be written late; imports no torch.
+
+    `taken`: other outputs of the same command. `inputs`: what it reads, which no report replaces.
+    """
+    from nemo_prune.placing import check_place, refuse_inputs
     from nemo_prune.report import check_format
 
     for path in given["reports"]:
         check_format(path)
     places = [*given["reports"], *([given["card"]] if given["card"] else [])]
     named: set[Path] = {path.absolute() for path in taken}
+    refuse_inputs(places, inputs)
     for path in places:
         check_place(path, overwrite)
         if path.absolute() in named:
@@ -125,6 +132,7 @@ def read_reporting(given: dict[str, Any], prompts: Sequence[str], overwrite: boo
         card=given.pop("card"),
         overwrite=overwrite,
         ordinary=texts,
+        ordinary_from=ordinary.name if ordinary else f"the first {_BUNDLED} of the bundled list",
         settings=PictureSettings(
             images=given.pop("images"),
             steps=given.pop("picture_steps"),
@@ -153,6 +161,8 @@ def command_line(context: click.Context) -> str:
             else:
                 values = value if parameter.multiple else (value,)
                 words += [word for one in values for word in (option, str(one))]
+    if "overwrite" in context.params and "--overwrite" not in words:
+        words.append("--overwrite")  # what the first run wrote is there
     return shlex.join(words)
 
 
@@ -176,8 +186,8 @@ def verify(
 ) -> None:  # fmt: skip
     """Compare a pruned checkpoint with its original: suppression, pictures, side effects.
 
-    tau and the gate are the pruned file's own (its metadata) unless --tau or
-    --calibration-prompts is given.
+    tau, the gate, the criterion and the timestep are the pruned file's own (its metadata), unless
+    options say otherwise.
 
     \b
     nemo-prune verify model.safetensors clean.safetensors --prompts mem.txt --report report.html
@@ -188,7 +198,8 @@ def verify(
     from nemo_prune.prompts import read_prompts
     from nemo_prune.provenance import provenance_of
 
-    check_report_places(given, overwrite, [])
+    inputs = [original, pruned, manifest, given["prompt_file"], given["ordinary"]]
+    check_report_places(given, overwrite, [], inputs)
     before, after = open_model(original), open_model(pruned)
     prompts = read_prompts(given.pop("prompt_file"))
     wanted = read_manifest(manifest) if manifest else None
@@ -200,13 +211,18 @@ def verify(
     from nemo_prune.verification import Subject
 
     reporting = read_reporting(given, prompts.texts, overwrite)
-    if click.get_current_context().get_parameter_source("criterion") is ParameterSource.DEFAULT:
+    source = click.get_current_context().get_parameter_source
+    if source("criterion") is ParameterSource.DEFAULT:
         given["criterion"] = stated.get("nemo_prune.criterion", given["criterion"])
+    timestep = stated.get("nemo_prune.timestep", "")
+    if source("steps") is ParameterSource.DEFAULT and given["timestep"] is None and timestep.isdigit():
+        given["timestep"] = int(timestep)
     settings = read_options(given)
     with progress(quiet) as bar:
         asked = settings.tau is not None or settings.calibration or ordinary
         if not asked and _number(stated.get("nemo_prune.tau")):
             tau, tau_source, gate = float(stated["nemo_prune.tau"]), "the pruned file's", settings.gate
+            settings.check_gate(tau)
             if gate is None and _number(stated.get("nemo_prune.gate")):
                 gate = float(stated["nemo_prune.gate"])
         else:
@@ -217,7 +233,7 @@ def verify(
             engine.model.release()
         subject = Subject(
             before, after, prompts.texts, reporting.some_ordinary(), settings, tau, tau_source,
-            gate, wanted, show,
+            gate, wanted, show, reporting.ordinary_from,
         )  # fmt: skip
         found = reporting.verify(subject, bar)
     if not quiet:

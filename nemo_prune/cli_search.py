@@ -110,6 +110,7 @@ def prune(
     from nemo_prune.console import progress
     from nemo_prune.journal import journal_path
     from nemo_prune.models import check_model_output, open_model
+    from nemo_prune.placing import refuse_inputs
 
     if output is None and not dry_run:
         raise click.UsageError("give -o OUT, the checkpoint to write, or --dry-run")
@@ -120,7 +121,9 @@ def prune(
     if resume and not manifest:
         raise click.UsageError("--resume: the journal lies beside the manifest; give --manifest")
     replace = _check_manifest(manifest, overwrite, resume) if manifest else False
-    check_report_places(given, overwrite, [path for path in (output, manifest, undo) if path])
+    inputs = [model, given["prompt_file"], given["ordinary"], given["calibration_prompts"]]
+    refuse_inputs([path for path in (output, manifest) if path], inputs)
+    check_report_places(given, overwrite, [path for path in (output, manifest, undo) if path], inputs)
     if dry_run and (given["reports"] or given["card"]):
         raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
     with progress(quiet) as bar:
@@ -131,7 +134,7 @@ def prune(
 
         if max_drift is not None:
             drift = pruning.expected_drift(found, reporting.some_ordinary(), bar)
-            if drift > max_drift:
+            if not drift <= max_drift:
                 if manifest:
                     journal_path(manifest).unlink(missing_ok=True)
                 click.echo(
@@ -147,7 +150,9 @@ def prune(
     # Told, and the manifest kept, before pictures that may take hours.
     _tell(found, written, manifest, replace, as_json, quiet)
     if written is not None and reporting.wanted:
-        subject = pruning.subject(found, written.path, prompts, reporting.some_ordinary())
+        subject = pruning.subject(
+            found, written.path, prompts, reporting.some_ordinary(), reporting.ordinary_from
+        )
         try:
             with progress(quiet) as bar:
                 reporting.verify(subject, bar)
@@ -179,7 +184,9 @@ def localize(
     """
     from nemo_prune.console import progress
     from nemo_prune.models import open_model
+    from nemo_prune.placing import refuse_inputs
 
+    refuse_inputs([manifest], [model, given["prompt_file"], given["calibration_prompts"]])
     replace = _check_manifest(manifest, overwrite, resume)
     checkpoint = open_model(model)
     with progress(quiet) as bar:

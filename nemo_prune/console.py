@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
-from nemo_prune.report import verdict
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 _STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red",
            "not removable": "bold red"}  # fmt: skip
@@ -31,9 +30,10 @@ def interval_text(gate: Mapping[str, Any]) -> str:
 class BarProgress:
     """`Progress` as one bar for the current stage."""
 
-    def __init__(self, bar: Bar) -> None:
+    def __init__(self, bar: "Bar") -> None:
         self._bar = bar
         self._task: Any = None
+        self._noted: set[str] = set()
 
     def stage(self, name: str, total: int, unit: str) -> None:
         if self._task is not None:
@@ -47,22 +47,28 @@ class BarProgress:
         self._bar.update(self._task, detail=text)
 
     def note(self, text: str) -> None:
+        """Print the line, once: a run that opens a model and its pruned copy hears it of both."""
+        if text in self._noted:
+            return
+        self._noted.add(text)
         self._bar.console.print(f"note: {text}", markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[BarProgress]:
     """A progress bar on standard error; nothing moves if quiet or not a terminal."""
+    from rich import progress as bars  # which a table needs no time for
+
     shown = console()
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeRemainingColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[detail]}"),
+        bars.TimeRemainingColumn(),
     )
     disable = quiet or not shown.is_terminal
-    with Bar(
+    with bars.Progress(
         *columns, console=shown, transient=True, disable=disable,
         speed_estimate_period=_SMOOTHING,
     ) as bar:  # fmt: skip
@@ -106,6 +112,8 @@ def print_prompts(result: dict[str, Any]) -> None:
 
 def print_verification(data: dict[str, Any]) -> None:
     """The table of prompts and the verdict of a `Verification`."""
+    from nemo_prune.report import verdict  # and with it jinja2, which no other table needs
+
     shown = console()
     table = Table(header_style="bold")
     for name in ("prompt", "status", "score before", "score after", "pictures near the target"):

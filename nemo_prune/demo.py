@@ -1,6 +1,7 @@
 """The main job on the checkpoint that comes with the package, with a report on it."""
 
 import json
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,9 +68,9 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     found = pruning.check(found, pruned, prompts, progress)
     write_manifest(found.manifest, folder / "manifest.json")
     _write_configs(folder / "config")
-    subject = pruning.subject(found, pruned, prompts, heldout)
+    subject = pruning.subject(found, pruned, prompts, heldout, "ordinary-heldout.txt")
     verified = verify(subject, open_likeness(), _picture_settings(prompts), progress)
-    verified.data["command"] = "nemo-prune demo"
+    verified.data["command"] = shlex.join(["nemo-prune", "demo", "--folder", str(folder)])
     write_report(verified.data, verified.album, folder / "report.html")
     rates = [
         rate

@@ -50,14 +50,12 @@ def measure(
     sums: dict[str, list[float]] = {}
     for place, prompt in enumerate(prompts):
         noise = seed + place
-        with recorded(engine.model.unet) as before:
-            engine.differences(prompt, [noise])
+        before = _outputs(engine, prompt, noise, frozenset())
         other, twin = (pruned[0], pruned[1][place]) if pruned else (engine, prompt)
         variants = [(other, twin, frozenset[Neuron]() if pruned else removed)]
         variants += [(engine, prompt, draw) for draw in draws]
         for column, (model, text, switched) in enumerate(variants):
-            with recorded(model.model.unet) as after:
-                model.differences(text, [noise], switched)
+            after = _outputs(model, text, noise, switched)
             for layer, output in before.items():
                 change = (after[layer] - output).norm() / output.norm().clamp_min(1e-12)
                 sums.setdefault(layer, [0.0] * len(variants))[column] += float(change)
@@ -82,6 +80,16 @@ def measure(
         "random_draws": [round(value, _DIGITS) for value in by_draw[1:]],
         "ratio": round(drift / control, 3) if control > 0 else None,
     }
+
+
+def _outputs(engine: Engine, prompt: Prompt, noise: int, off: frozenset[Neuron]) -> dict[str, Tensor]:
+    """The cross-attention outputs of one sample, of the model that answered in the end."""
+    with recorded(engine.model.unet) as found:
+        engine.differences(prompt, [noise], off)
+    if engine.exact is not None and not all(bool(o.isfinite().all()) for o in found.values()):
+        with recorded(engine.exact.unet) as found:
+            engine.differences(prompt, [noise], off)
+    return found
 
 
 @contextmanager

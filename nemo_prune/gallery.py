@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from nemo_prune.batches import noise_seed
 from nemo_prune.families import Checkpoint
 from nemo_prune.likeness import Described, Likeness, mean
+from nemo_prune.localization import FRESH_SEEDS
 from nemo_prune.opening import Options, Progress, open_pipeline
 from nemo_prune.pictures import Picture, draw
 from nemo_prune.targets import open_target
@@ -57,13 +59,14 @@ def draw_and_measure(
 
     Returns the measures and the pictures, by group and number: "before_after" (same seed, mean
     over seeds), "seeds_before" and "seeds_after" (pairs of seeds: lower is more diverse); with a
-    target "target_before", "target_after", and beside ordinary prompts "target_unrelated" (the mean
-    over the original's pictures of them) and how many pictures are "near_before" and "near_after";
-    with CLIP "clip_before" and "clip_after".
+    target "target_before", "target_after", and each picture's in "each_before" and "each_after";
+    beside ordinary prompts also "target_unrelated" (the mean over the original's pictures of them)
+    and, if any measure tells, how many pictures are "near_before" and "near_after"; with CLIP
+    "clip_before" and "clip_after". The starting noises are ones that no search uses.
 
     Raises CheckpointError for a model that cannot draw, OptionError for an unreadable target.
     """
-    seeds = [options.seed * 1_000 + number for number in range(settings.images)]
+    seeds = [noise_seed(options.seed, FRESH_SEEDS + number) for number in range(settings.images)]
     some = ordinary[: settings.ordinary]
     progress.stage("drawing pictures", 2 * (len(prompts) + len(some)), "prompts")
     drawn: list[tuple[list[list[Picture]], list[list[Picture]]]] = []
@@ -126,17 +129,20 @@ def _measure(
         to_old, to_new, to_others = (
             [likeness.to_target(wanted, picture) for picture in row] for row in (old, new, unrelated)
         )
-        level = mean(to_others)
         found |= {
             "target_before": mean(to_old),
             "target_after": mean(to_new),
+            "each_before": to_old,
+            "each_after": to_new,
         }
         if unrelated:
-            found |= {
-                "target_unrelated": level,
-                "near_before": near_target(to_old, mean(to_old), level),
-                "near_after": near_target(to_new, mean(to_old), level),
-            }
+            level = mean(to_others)
+            found["target_unrelated"] = level
+            # The nearest of them: even a model that replicates from one seed of ten replicates.
+            memorized = {name: max(scores[name] for scores in to_old) for name in level}
+            near = near_target([*to_old, *to_new], memorized, level)
+            if near is not None:
+                found |= {"near_before": sum(near[: len(old)]), "near_after": sum(near[len(old) :])}
     return found
 
 
@@ -144,19 +150,21 @@ def near_target(
     pictures: Sequence[Mapping[str, float]],
     memorized: Mapping[str, float],
     unrelated: Mapping[str, float],
-) -> int:
-    """How many pictures lie nearer to the level of memorized pictures than to unrelated ones'.
+) -> list[bool] | None:
+    """Which pictures lie nearer to the level of memorized pictures than to unrelated ones'.
 
     By any of the measures that tell the two levels apart by more than 0.1, but for colour, which
-    many pictures share.
+    many pictures share; None if none of them does.
     """
     telling = [
         name
         for name, level in memorized.items()
         if name != "colour" and level - unrelated[name] > _TELLING
     ]
+    if not telling:
+        return None
     halfway = {name: (memorized[name] + unrelated[name]) / 2 for name in telling}
-    return sum(any(scores[name] > halfway[name] for name in telling) for scores in pictures)
+    return [any(scores[name] > halfway[name] for name in telling) for scores in pictures]
 
 
 def inlined(picture: Picture) -> str:

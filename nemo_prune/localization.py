@@ -15,17 +15,18 @@ from nemo_prune.engine import PROMPTS_AT_ONCE, Engine
 from nemo_prune.errors import Interrupted
 from nemo_prune.families import Checkpoint
 from nemo_prune.fast_search import search
+from nemo_prune.gate import Thresholds
 from nemo_prune.journal import Journal, fingerprint_of_run
 from nemo_prune.manifest import Manifest, PromptRecord, union
 from nemo_prune.models import model_sha256
 from nemo_prune.opening import Options, Progress, open_engine
-from nemo_prune.ordinary import Ordinary, Thresholds
+from nemo_prune.ordinary import Ordinary
 from nemo_prune.repair import Repaired, repair
 from nemo_prune.search import Outcome, Search, literal_search, outcome_from
 
 SUPPRESSED, NOT_MEMORIZED, STILL = "suppressed", "not memorized", "still memorized"
 NOT_SEARCHED, NOT_REMOVABLE = "not searched", "not removable"
-FRESH_SEEDS = 1000
+FRESH_SEEDS = 10_000
 """What was written is checked on seeds from here on: no search ever uses them."""
 
 
@@ -79,13 +80,6 @@ def localize(
     engine = open_engine(checkpoint, options, progress)
     model = engine.model
     progress.advance()
-    if model.family == "sd2" and not any(
-        (checkpoint.prediction_type, options.prediction_type, options.config)
-    ):
-        progress.note(
-            "nothing says whether this Stable Diffusion 2 predicts epsilon or v: taken as epsilon "
-            "(512-base); for a 768-v model give --prediction-type v"
-        )
     counts = model.token_counts(prompts)
     for index, count in enumerate(counts):
         if count > TOKENS:
@@ -130,7 +124,8 @@ def localize(
 
     journal = None
     if keep is not None:
-        run = fingerprint_of_run(source_sha256, prompts, calibration_prompts, settings)
+        all_settings = settings | {"scored by": ordinary.scored_by}
+        run = fingerprint_of_run(source_sha256, prompts, calibration_prompts, all_settings)
         journal = Journal.open(keep, run, resume=resume)
         finished.update((int(key), outcome_from(value)) for key, value in journal.entries.items())
     progress.stage("searching", len(prompts), "prompts")

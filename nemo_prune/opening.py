@@ -1,5 +1,6 @@
 """What a run of the model may be told, and opening a model as told."""
 
+import math
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -34,7 +35,7 @@ class Options:
     prediction_type, text_encoder, config: what the model does not say of itself, or lacks.
     steps, timestep: scores are taken at `timestep`, or at the second of `steps` DDIM steps.
 
-    Raises OptionError for a gate below tau, or fewer than 2 seeds.
+    Raises OptionError for a gate below tau, one of them that is no number, or fewer than 2 seeds.
     """
 
     seeds: int = 10
@@ -63,6 +64,10 @@ class Options:
             raise OptionError("--seeds: the score compares seeds, so it needs at least 2")
         if not 0 < self.fpr < 1:
             raise OptionError(f"--fpr {self.fpr}: is a rate between 0 and 1, such as 0.01")
+        for name, value in (("tau", self.tau), ("gate", self.gate)):
+            # NaN passes every comparison that a range is checked by, and no score exceeds it.
+            if value is not None and not math.isfinite(value):
+                raise OptionError(f"--{name} {value}: is no number; give one between 0 and 1")
         if self.tau is not None:
             self.check_gate(self.tau)
 
@@ -76,7 +81,7 @@ class Options:
 
 
 def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Engine:
-    """Load the model as the options say; what it has to tell later goes to `progress`.
+    """Load the model as the options say; what it has to tell, now or later, goes to `progress`.
 
     Raises OptionError for a device or timestep that does not exist, CheckpointError.
     """
@@ -96,6 +101,13 @@ def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | N
     )
     if progress is not None:
         engine.note = progress.note
+        if model.family == "sd2" and not any(
+            (checkpoint.prediction_type, options.prediction_type, options.config)
+        ):
+            progress.note(
+                "nothing says whether this Stable Diffusion 2 predicts epsilon or v: taken as epsilon "
+                "(512-base); for a 768-v model give --prediction-type v"
+            )
     return engine
 
 

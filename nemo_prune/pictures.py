@@ -23,15 +23,31 @@ def draw(
     guidance: float = 7.0,
     advance: Callable[[int], None] = lambda _count: None,
 ) -> list[list[Picture]]:
-    """One row of pictures per prompt, one picture per seed; a seed's noise is always the same."""
-    rows = []
-    for prompt in prompts:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    """One row of pictures per prompt, one picture per seed; a seed's noise is always the same.
+
+    All seeds of a prompt at once, or in as many parts as the device's memory asks for; raises
+    torch.OutOfMemoryError where it does not hold one.
+    """
+
+    def some(prompt: str, part: Sequence[int]) -> list[Picture]:
         drawn = pipeline(
-            [prompt] * len(seeds), generator=generators, num_inference_steps=steps,
-            guidance_scale=guidance, output_type="np",
+            [prompt] * len(part), generator=[torch.Generator().manual_seed(seed) for seed in part],
+            num_inference_steps=steps, guidance_scale=guidance, output_type="np",
         ).images  # fmt: skip
-        rows.append([(picture * 255).round().astype(np.uint8) for picture in drawn])
+        return [(picture * 255).round().astype(np.uint8) for picture in drawn]
+
+    rows: list[list[Picture]] = []
+    at_once = max(1, len(seeds))
+    while len(rows) < len(prompts):
+        prompt = prompts[len(rows)]
+        parts = [seeds[i : i + at_once] for i in range(0, len(seeds), at_once)]
+        try:
+            rows.append([picture for part in parts for picture in some(prompt, part)])
+        except torch.OutOfMemoryError:
+            if at_once == 1:
+                raise
+            at_once = (at_once + 1) // 2
+            continue
         advance(1)
     return rows
 

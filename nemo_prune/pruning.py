@@ -44,6 +44,7 @@ def write(
         "tau": str(found.tau),
         "gate": str(found.thresholds.gate.value),
         "criterion": found.options.criterion,
+        "timestep": str(found.engine.timestep),
         "prompts": str(len(found.manifest.prompts)),
     }
     return write_model(
@@ -108,7 +109,11 @@ def expected_drift(found: Localization, ordinary: Sequence[str], progress: Progr
 
 
 def subject(
-    found: Localization, pruned: Path, prompts: Sequence[str], ordinary: Sequence[str]
+    found: Localization,
+    pruned: Path,
+    prompts: Sequence[str],
+    ordinary: Sequence[str],
+    ordinary_from: str,
 ) -> Subject:
     """What `verify` needs to look at the file that was just written."""
     return Subject(
@@ -122,6 +127,9 @@ def subject(
         gate=found.thresholds.gate.value,
         manifest=found.manifest,
         show_prompts=any(record.text is not None for record in found.manifest.prompts),
+        ordinary_from=ordinary_from,
+        # Without what depends on the cache: two runs alike must give the same report.
+        searched={name: found.cost[name] for name in ("samples", "check_samples")},
     )
 
 

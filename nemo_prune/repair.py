@@ -70,7 +70,7 @@ def repair(
                 hopeful.discard(index)  # more neurons off, and still there: not worth the damage
             else:
                 result.neurons[index] = union(result.neurons[index], found.neurons)
-    if len(prompts) > 1 and result.off:
+    if result.off and (len(prompts) > 1 or result.samples):
         stage("dropping neurons that are not needed", len(prompts))
         _reduce(engine, prompts, known, range(fresh.stop, fresh.stop + seeds), tau, result)
     return result
@@ -104,7 +104,7 @@ def _reduce(
     before, scores = dict(result.neurons), dict(result.scores)
     result.neurons = {i: tuple(n for n in own if n in kept) for i, own in before.items()}
     _probe(engine, prompts, fresh, result)
-    for index, score in result.scores.items():
-        if score > tau >= scores[index]:  # fresh seeds miss what the probed ones did not
-            result.neurons[index], result.scores[index] = before[index], scores[index]
+    if any(score > tau >= scores[index] for index, score in result.scores.items()):
+        # Fresh seeds miss what the probed ones did not; whose neurons they miss is not known.
+        result.neurons, result.scores = before, scores
     result.dropped = tuple(n for n in union(*before.values()) if n not in result.off)

@@ -48,7 +48,7 @@ def score(
     options: Options,
     own: frozenset[Neuron],
 ) -> dict[str, Any]:
-    """The scores of one prompt in both models, on seeds from 1,000 on.
+    """The scores of one prompt in both models, on seeds from FRESH_SEEDS on.
 
     "score_before", "within_after": the best pairwise score within the original, within the pruned
     model; "score_after": the criterion's, pruned against original; "same_seed": mean score of the

@@ -24,7 +24,8 @@ def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
         holds just one; else a picture belongs to the prompt whose number (`3.png`, `003.png`) or
         text is its name; of the text only letters and digits count, in any case.
 
-    Raises OptionError, one line, if nothing there belongs to any prompt or a file is missing.
+    Raises OptionError, one line, if nothing there belongs to any prompt, or a file is missing or no
+    readable picture.
     """
     if place.is_dir():
         tables = sorted(place.glob("*.csv"))
@@ -40,6 +41,8 @@ def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
             f"--targets {place}: no picture belongs to a prompt; name the pictures by the prompts' "
             f"numbers from 0, or give a CSV with columns prompt and file"
         )
+    for path in found.values():
+        open_target(path, 64, 64)  # now rather than after hours of drawing
     return found
 
 

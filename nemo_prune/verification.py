@@ -13,21 +13,25 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
+
 from nemo_prune import __version__, drift
 from nemo_prune.engine import Engine
-from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.errors import CheckpointError, NemoPruneError, OptionError
 from nemo_prune.families import Checkpoint
 from nemo_prune.gallery import Album, PictureSettings, draw_and_measure, inlined_difference
+from nemo_prune.header import quoted
 from nemo_prune.likeness import Likeness
 from nemo_prune.localization import (
     FRESH_SEEDS,
     NOT_MEMORIZED,
     NOT_REMOVABLE,
+    NOT_SEARCHED,
     STILL,
     SUPPRESSED,
 )
 from nemo_prune.manifest import Manifest, Neuron, union
-from nemo_prune.models import model_sha256, model_zeros
+from nemo_prune.models import compare_models, model_sha256, model_zeros
 from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.suppression import score_all
 
@@ -48,8 +52,9 @@ class Subject:
     """What is verified.
 
     gate: the score above which a prompt is memorized, where no manifest says so; None: tau.
-
     manifest: which prompt asked for which neuron; its prompts are numbered like `prompts`.
+    ordinary_from: where the ordinary prompts come from, for the report.
+    searched: what finding the neurons cost, where that is known.
     """
 
     original: Checkpoint
@@ -62,6 +67,8 @@ class Subject:
     gate: float | None = None
     manifest: Manifest | None = None
     show_prompts: bool = False
+    ordinary_from: str = "the bundled list"
+    searched: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def memorized_above(self) -> float:
@@ -87,13 +94,20 @@ def verify(
 ) -> Verification:
     """Measure suppression, pictures and side effects.
 
-    Raises OptionError for options that do not fit, CheckpointError for models that are not the
-    same but for zeroed rows, or that cannot be loaded.
+    Raises OptionError for options that do not fit, CheckpointError for models whose value layers
+    are not the same, or that cannot be loaded. Whether more than rows of those was changed is told.
     """
     started = time.monotonic()
     options = subject.options
     removed = removed_neurons(subject.original, subject.pruned)
-    _check_manifest(subject)
+    _check_manifest(subject, removed)
+    promise = compare_models(subject.original.path, subject.pruned.path, removed).promise
+    only_rows = promise is not None and not promise.unexpected
+    if not only_rows:
+        progress.note(
+            f"{subject.pruned.path}: differs from the original in more than zeroed rows, so what is "
+            f"measured is not the pruning alone (nemo-prune diff tells what)"
+        )
     known = set(subject.prompts)
     ordinary = [text for text in subject.ordinary if text not in known]
     progress.stage("loading the models", 2, "files")
@@ -117,7 +131,8 @@ def verify(
         pruned=(other, other.prompts(ordinary)), advance=progress.advance,
     ) if ordinary else None  # fmt: skip
     samples = original.cost.samples + other.cost.samples
-    del other  # its memory is needed for drawing
+    facts, timestep = _model_facts(original), original.timestep
+    del original, other  # their memory is needed for drawing
 
     memorized = {
         e["index"]: subject.prompts[e["index"]] for e in prompts if e["status"] != NOT_MEMORIZED
@@ -130,7 +145,7 @@ def verify(
     album: Album = {"prompts": {}, "ordinary": {}}
     if settings.images:
         expected = per_sample * settings.passes(len(memorized), len(ordinary))
-        if original.model.device.type != "cuda" and expected > _LONG:
+        if facts["device"] != "cuda" and expected > _LONG:
             progress.note(
                 f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
                 f"(--images 0 skips them)"
@@ -140,10 +155,11 @@ def verify(
             measures, album = draw_and_measure(
                 models, options, settings, memorized, ordinary, likeness, progress
             )
-        except CheckpointError as error:
+        except (NemoPruneError, torch.OutOfMemoryError) as error:
             # The scores stand without pictures, and may have taken hours.
-            progress.note(f"no pictures: {error}")
-            pictures["skipped"] = str(error)
+            reason = str(error).partition("\n")[0]
+            progress.note(f"no pictures: {reason}")
+            pictures["skipped"] = reason
         else:
             for group, entries in (("prompts", prompts), ("ordinary", unmemorized)):
                 for entry in entries:
@@ -170,8 +186,13 @@ def verify(
             "seeds": options.seeds,
             "seed": options.seed,
             "first_seed": FRESH_SEEDS,
-            "timestep": original.timestep,
-            **_model_facts(original),
+            "timestep": timestep,
+            "fpr": options.fpr,
+            "layers": options.layers,
+            "search": options.search,
+            "rounds": options.rounds,
+            "ordinary_from": subject.ordinary_from,
+            **facts,
         },
         "prompts": prompts,
         "ordinary": unmemorized,
@@ -187,18 +208,39 @@ def verify(
             for layer in subject.original.value_layers
         ],
         "neurons": len(removed),
+        "only_rows": only_rows,
         "shared": _shared(subject.manifest),
-        "cost": {"samples": samples},
+        "cost": {
+            **{f"search_{name}": value for name, value in subject.searched.items()},
+            "samples": samples,
+            "picture_samples": settings.passes(len(memorized), len(ordinary)) if album["prompts"] else 0,
+        },
         "limits": list(LIMITS),
     }
     return Verification(data, album)
 
 
-def _check_manifest(subject: Subject) -> None:
-    if subject.manifest and len(subject.manifest.prompts) != len(subject.prompts):
+def _check_manifest(subject: Subject, removed: Sequence[Neuron]) -> None:
+    """Raise OptionError for a manifest of other prompts, or of neurons that are not zeroed."""
+    if subject.manifest is None:
+        return
+    records = subject.manifest.prompts
+    if len(records) != len(subject.prompts):
         raise OptionError(
-            f"--manifest: is about {len(subject.manifest.prompts)} prompts, the prompt file holds "
+            f"--manifest: is about {len(records)} prompts, the prompt file holds "
             f"{len(subject.prompts)} different ones; give the two that belong together"
+        )
+    for record, prompt in zip(records, subject.prompts, strict=True):
+        if record.text is not None and record.text != prompt:
+            raise OptionError(
+                f"--manifest: its prompt {record.index} is another than the prompt file's; give the "
+                f"two that belong together"
+            )
+    strange = sorted(set(subject.manifest.neurons) - set(removed))
+    if strange:
+        raise OptionError(
+            f"--manifest: names row {strange[0].row} of {quoted(strange[0].layer)}, which is not "
+            f"zeroed in {subject.pruned.path}; give the manifest that it was pruned by"
         )
 
 
@@ -230,7 +272,9 @@ def _judge(entry: dict[str, Any], subject: Subject) -> None:
     record = subject.manifest.prompts[index] if subject.manifest else None
     # Whether to search was decided when the manifest was made, on more than these scores.
     memorized = (
-        record.status != NOT_MEMORIZED if record else entry["score_before"] > subject.memorized_above
+        record.status != NOT_MEMORIZED
+        if record and record.status != NOT_SEARCHED
+        else entry["score_before"] > subject.memorized_above
     )
     if not memorized:
         status = NOT_MEMORIZED
@@ -267,7 +311,7 @@ def _model_facts(engine: Engine) -> Mapping[str, str]:
         "device": model.device.type,
         "precision": model.precision,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+        **{name: version(name) for name in ("torch", "diffusers", "transformers", "scikit-image")},
     }
 
 

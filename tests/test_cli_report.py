@@ -4,15 +4,23 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from click.testing import Result
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import run, write_small, write_tiny
 
+from nemo_prune.batches import noise_seed
 from nemo_prune.families import recognize
-from nemo_prune.manifest import Neuron
+from nemo_prune.localization import FRESH_SEEDS
+from nemo_prune.manifest import Manifest, Neuron, PromptRecord, write_manifest
+from nemo_prune.pictures import draw
 from nemo_prune.surgery import zero_neurons
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -190,6 +198,107 @@ def test_bad_input_gets_one_line_before_any_work(
     assert "Traceback" not in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "taken.html"]
     assert (tmp_path / "taken.html").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("place", ["model.safetensors", "clean.safetensors", "prompts.txt", "m.json"])
+@pytest.mark.parametrize("option", ["--card", "--report"])
+def test_what_is_read_is_never_replaced(folder: Path, place: str, option: str) -> None:
+    """Not even with --overwrite, and by whatever name."""
+    write_manifest_of(folder, [Neuron(LAYER, 3)])
+    before = (folder / place).read_bytes()
+    link = folder / f"{place}{option}.json"
+    link.symlink_to(folder / place)
+    result = verify(folder, "--manifest", folder / "m.json", option, link, "--overwrite")
+    assert result.exit_code == 2, result.output
+    assert "is read by this command" in " ".join(result.stderr.split())
+    assert (folder / place).read_bytes() == before
+
+
+def write_manifest_of(folder: Path, neurons: list[Neuron], text: str | None = None) -> None:
+    records = tuple(
+        PromptRecord(i, "suppressed", 0.9, 0.2, neurons=tuple(neurons), text=text if i == 0 else None)
+        for i in range(2)
+    )
+    source = {"path": "model.safetensors", "sha256": "0" * 64}
+    write_manifest(Manifest("0.1.0", source, {}, records, tuple(neurons)), folder / "m.json", True)
+
+
+@pytest.mark.parametrize(
+    ("neurons", "text", "message"),
+    [
+        ([Neuron(LAYER, 5)], None, "names row 5"),
+        ([Neuron("no.such.layer", 0)], None, "is not zeroed in"),
+        ([Neuron(LAYER, 3)], "another caption", "its prompt 0 is another"),
+    ],
+)
+def test_a_manifest_of_another_pruning_is_refused(
+    folder: Path, neurons: list[Neuron], text: str | None, message: str
+) -> None:
+    write_manifest_of(folder, neurons, text)
+    result = verify(folder, "--manifest", folder / "m.json", "--images", "0")
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_a_file_with_more_than_zeroed_rows_is_said_to_be_one(folder: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned.safetensors"
+    with safe_open(folder / "clean.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    name = next(name for name in tensors if name.endswith("out.2.weight"))
+    tensors[name] = tensors[name] * 1.01
+    save_file(tensors, tuned, metadata)
+    card = tmp_path / "card.md"
+    result = run("verify", folder / "model.safetensors", tuned, "--prompts", folder / "prompts.txt",
+                 "--ordinary", folder / "ordinary.txt", "--images", "0", *QUICK[:4], "--json",
+                 "--card", card)  # fmt: skip
+    assert "differs from the original in more than zeroed rows" in " ".join(result.stderr.split())
+    assert json.loads(result.stdout)["only_rows"] is False
+    assert "Other tensors differ" in card.read_text()
+
+
+def test_pictures_start_from_noises_that_no_search_uses(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(
+        "nemo_prune.gallery.draw",
+        lambda _pipeline, prompts, some, **_style: (
+            seeds.extend(some) or [[np.zeros((16, 16, 3), np.uint8)] * len(some) for _ in prompts]
+        ),
+    )
+    assert verify(folder, "--targets", folder / "targets").exit_code == 1
+    largest_search = 200 * (10 + 3)  # --seeds by the probes of --rounds, at most
+    assert set(seeds) == {noise_seed(0, FRESH_SEEDS), noise_seed(0, FRESH_SEEDS + 1)}
+    assert noise_seed(0, largest_search) < min(seeds)
+
+
+def test_an_unreadable_target_is_refused_before_any_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_prune.opening.open_engine", lambda *_: pytest.fail("loaded the model"))
+    (tmp_path / "0.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    result = verify(folder, "--targets", tmp_path)
+    assert result.exit_code == 2
+    assert "0.jpg" in result.stderr
+
+
+def test_pictures_that_do_not_fit_are_drawn_in_parts() -> None:
+    calls: list[int] = []
+
+    def pipeline(prompts: list[str], *, generator: list[torch.Generator], **_style: Any) -> Any:
+        calls.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        noise = [torch.rand(4, 4, 3, generator=one).numpy() for one in generator]
+        return SimpleNamespace(images=np.stack(noise))
+
+    found = draw(pipeline, ["a", "b"], range(5))
+    assert calls == [5, 3, 2, 2, 1, 2, 2, 1]
+    alone = [draw(pipeline, ["a"], [seed])[0][0] for seed in range(5)]
+    for row in found:
+        assert np.array_equal(np.stack(row), np.stack(alone))
 
 
 def test_files_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Drift of cross-attention outputs: against a model whose rows are zero, and the control."""
 
+import copy
 import dataclasses
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +63,34 @@ def test_one_layer_is_the_relative_change_of_its_output(model: LoadedModel) -> N
     expected = float((after[name] - before[name]).norm() / before[name].norm())
     found = measure(one, [prompt], off, seed=7)
     assert found["layers"][0]["pruned"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_that_overflows_is_measured_in_fp32(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = rows(model, 1, 0, 1)
+    exact = engine(model)
+    expected = measure(exact, exact.prompts(TEXTS), off, seed=7)
+    unet = copy.deepcopy(model.unet).bfloat16()
+    layers = {name: unet.get_submodule(name) for name in model.value_layers}
+    half = dataclasses.replace(model, unet=unet, value_layers=layers, dtype=torch.bfloat16)
+    unet.up_blocks[0].register_forward_hook(
+        lambda module, _inputs, output: output * (float("nan") if module.training else 1.0)
+    )
+    unet.train()  # tells the hook which of the two models it is in; nothing here has dropout
+    copied = copy.deepcopy
+
+    def calm(module: Any) -> Any:
+        return copied(module).eval()
+
+    monkeypatch.setattr("nemo_prune.batches.copy.deepcopy", calm)
+    one = engine(half)
+    one.note = lambda _text: None
+    found = measure(one, one.prompts(TEXTS), off, seed=7)
+    assert found["pruned"] == pytest.approx(expected["pruned"], rel=0.05)
+    assert found["random_draws"] == pytest.approx(expected["random_draws"], rel=0.05)
+    assert one.exact is not None
+    assert all(not module._forward_hooks for module in one.exact.unet.modules())
 
 
 def test_removing_nothing_drifts_nothing(model: LoadedModel) -> None:

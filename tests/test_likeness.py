@@ -74,7 +74,12 @@ def test_near_the_target_counts_pictures_by_measures_that_tell() -> None:
     )
     near = {"ms_ssim": 0.6, "region": 0.5, "colour": 0.1}
     far = {"ms_ssim": 0.4, "region": 0.9, "colour": 0.9}  # region tells nothing here, colour never does
-    assert near_target([near, far, near], memorized, unrelated) == 2
+    assert near_target([near, far, near], memorized, unrelated) == [True, False, True]
+
+
+def test_near_the_target_is_unknown_where_no_measure_tells() -> None:
+    assert near_target([{"ms_ssim": 0.9, "colour": 1}], {"ms_ssim": 0.3, "colour": 1},
+                       {"ms_ssim": 0.25, "colour": 0}) is None  # fmt: skip
 
 
 def test_means_are_by_measure() -> None:

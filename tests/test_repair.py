@@ -108,5 +108,27 @@ def test_what_fresh_seeds_miss_is_put_back(engine: Engine, monkeypatch: pytest.M
     assert found.dropped == ()
 
 
+def test_what_another_prompt_misses_is_put_back_too(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompt 0 needs a neuron that only prompt 1 brought; the reduction was fooled into dropping it."""
+    prompts = {0: prompt(c0=2.0, c1=2.0), 1: prompt(c2=2.0)}
+    outcomes = {0: outcome("localized", 0), 1: outcome("localized", 1, 2)}
+    keep = tuple(n for n in (*outcomes[0].neurons, *outcomes[1].neurons) if n.row != 1)
+    monkeypatch.setattr(Engine, "run_union", lambda *_arguments: keep)
+    found = fixed(engine, outcomes, prompts)
+    assert found.dropped == ()
+    for index, one in prompts.items():
+        assert max(engine.probe(one, found.off, range(500, 510)).values()) <= TAU, index
+
+
+def test_a_single_prompt_loses_what_a_second_search_made_superfluous(engine: Engine) -> None:
+    prompts = {3: prompt(c0=2.0, c1=2.0)}
+    found = fixed(engine, {3: outcome("localized", 1, 4)}, prompts)
+    assert {n.row for n in found.off} <= {0, 1}
+    assert {n.row for n in found.dropped} >= {4}
+    assert max(engine.probe(prompts[3], found.off, range(500, 510)).values()) <= TAU
+
+
 def test_a_union_of_nothing_is_fine(engine: Engine) -> None:
     assert fixed(engine, {}, {}).off == frozenset()

@@ -66,7 +66,8 @@ def make_data(text: str | None = None, status: str = "suppressed") -> dict[str, 
         "measures": [{"name": name, "meaning": "x"} for name in target]
         + [{"name": "sscd", "meaning": "y", "file": "s.pt", "sha256": "c" * 64}],
         "layers": [{"layer": f"{LAYER}.to_v", "rows": 320, "removed": [3]}],
-        "neurons": 1, "shared": [{"layer": f"{LAYER}.to_v", "row": 3, "prompts": [0, 1]}],
+        "neurons": 1, "only_rows": True,
+        "shared": [{"layer": f"{LAYER}.to_v", "row": 3, "prompts": [0, 1]}],
         "cost": {"samples": 400}, "limits": ["It is not erased."],
         "command": "nemo-prune verify 'a b' c",
     }  # fmt: skip
