@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from nemo_prune.calibration_file import Calibration, read_calibration, write_cal
 from nemo_prune.errors import CalibrationError, OutputError
 
 ENVIRONMENT = "NEMO_PRUNE_CACHE"
+SCORING = 1
+"""The way in which scores, norms and activations are taken. Raise it with every change after which the
+same model, prompts and settings give other numbers (the similarity, the noise of a seed, the
+scaling of differences, the tokens that are averaged): entries of another way are not used."""
 
 
 def cache_folder() -> Path:
@@ -29,19 +34,19 @@ def cache_folder() -> Path:
 
 def entry(kind: str, about: Mapping[str, Any]) -> Path:
     """The file that holds the calibration `about` these settings, whether it exists or not."""
-    key = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(_stamped(about), sort_keys=True).encode()).hexdigest()
     return cache_folder() / f"{kind}-{key[:32]}.safetensors"
 
 
 def load(kind: str, about: Mapping[str, Any]) -> Calibration | None:
     """The calibration kept for exactly these settings; None if there is none that can be used."""
-    path = entry(kind, about)
-    if not path.exists():
-        return None
-    with contextlib.suppress(CalibrationError):
-        found = read_calibration(path)
-        if found.about == about:
-            return found
+    # OSError: before Python 3.12 even exists() raises where a folder must not be looked into.
+    with contextlib.suppress(CalibrationError, OSError):
+        path = entry(kind, about)
+        if path.exists():
+            found = read_calibration(path)
+            if found.about == _stamped(about):
+                return replace(found, about=about)
     return None
 
 
@@ -50,7 +55,11 @@ def store(kind: str, calibration: Calibration) -> str | None:
     path = entry(kind, calibration.about)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_calibration(calibration, path, overwrite=True)
+        write_calibration(replace(calibration, about=_stamped(calibration.about)), path, overwrite=True)
     except (OSError, OutputError) as error:
         return f"the calibration could not be kept for the next run ({error})"
     return None
+
+
+def _stamped(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {**about, "scoring": SCORING}

@@ -27,12 +27,12 @@ def calibrate(
     captions: ordinary prompts; None: the bundled ones. "gates" holds one for each of some rates,
     the default rate first.
 
-    Raises OptionError, CheckpointError, CalibrationError (fewer than 30 prompts), OutputError.
+    Raises OptionError, CheckpointError, CalibrationError (too few prompts), OutputError.
     """
     progress.stage("loading the model", 1, "file")
     engine = open_engine(checkpoint, options, progress)
     progress.advance()
-    ordinary = Ordinary(engine, checkpoint, options, captions, progress)
+    ordinary = Ordinary(engine, checkpoint, options, captions, progress, calibrating=True)
     calibration = ordinary.calibration()
     thresholds = ordinary.from_scores()
     scores = [path[-1] for path in ordinary.scores[0].paths]

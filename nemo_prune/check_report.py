@@ -1,6 +1,7 @@
 """What `check` leaves behind for continuous integration: JUnit XML, and Markdown for GitHub."""
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
@@ -12,9 +13,12 @@ _SHOWN = 50  # rows of the Markdown table: GitHub stops at 1 MiB, people long be
 
 
 def finding_line(entry: dict[str, Any], result: dict[str, Any], prompts: Path) -> str:
-    """One line for one memorized prompt; with its text only if `entry` has it."""
+    """One line for one memorized prompt; with its text only if `entry` has it.
+
+    One line whatever the text holds: a second one could be a command to the CI that reads the log.
+    """
     text = f": {entry['text']}" if "text" in entry else ""
-    return (
+    return _one_line(
         f"{prompts}: prompt {entry['index']} is memorized (score {entry['score']:.3f}, gate "
         f"{result['gate']['value']:.3f}){text}"
     )
@@ -88,9 +92,15 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _one_line(text: str) -> str:
+    """The text without control characters, white space of any kind as single spaces."""
+    printed = (" " if unicodedata.category(letter) == "Cc" else letter for letter in text)
+    return " ".join("".join(printed).split())
+
+
 def _cell(text: str) -> str:
     """Text that stays text in a Markdown table."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", _one_line(text))
 
 
 def _xml_text(text: str) -> str:

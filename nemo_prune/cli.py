@@ -1,11 +1,15 @@
 """The command line: parse, call the library, print. Nothing here knows how anything is done.
 
 Exit codes: 0 all suppressed or not memorized; 1 something is still memorized (check: is memorized,
-diff: the files differ); 2 bad usage or input; 130 interrupted;
+diff: the files differ); 2 bad usage or input, or an error of the program itself; 130 interrupted;
 143 terminated.
 """
 
+import contextlib
+import os
 import signal
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +20,7 @@ from click_default_group import DefaultGroup
 from nemo_prune import __version__, cli_detect, cli_files, cli_report, cli_search
 from nemo_prune.errors import Interrupted, NemoPruneError
 
+DEBUG = "NEMO_PRUNE_DEBUG"  # set: the traceback of an internal error is shown
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -52,7 +57,32 @@ class Group(DefaultGroup):  # type: ignore[misc]
             except KeyboardInterrupt:
                 click.echo("nemo-prune: interrupted", err=True)
                 stopped = True
+            except (click.exceptions.Exit, click.Abort, click.ClickException):
+                raise
+            except (BrokenPipeError, SystemExit):  # the latter is how rich answers the former
+                _leave_the_pipe()
+                stopped = False
+            except Exception as error:
+                # Left to the interpreter it would exit with 1, which says "memorized" or "they differ".
+                if os.environ.get(DEBUG):
+                    click.echo(traceback.format_exc(), err=True, nl=False)
+                click.echo(f"nemo-prune: {_unexpected(error)}", err=True)
+                stopped = False
         return ctx.exit(128 + (came or [signal.SIGINT])[0] if stopped else 2)
+
+
+def _unexpected(error: Exception) -> str:
+    """One line about an error that nobody raised on purpose."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for its name
+        return "the device is out of memory; give a smaller --batch-size, or --device cpu"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"internal error: {text.removesuffix(':')}; please report it"
+
+
+def _leave_the_pipe() -> None:
+    """Whoever read standard output is gone: what is still to be flushed must not fail once more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=Group, default="prune", default_if_no_args=False, context_settings=CONTEXT)

@@ -16,6 +16,7 @@ from nemo_prune.cli_options import (
     overwrite_option,
     prompts_option,
     quiet_option,
+    read_files,
     read_options,
     read_ordinary,
     resume_option,
@@ -82,12 +83,13 @@ def detect(
     """
     from nemo_prune.console import print_findings
     from nemo_prune.journal import journal_path, refuse_existing
-    from nemo_prune.placing import check_place
+    from nemo_prune.placing import check_place, refuse_inputs
 
     if resume and not table:
         raise click.UsageError("--resume: the journal lies beside the table; give --csv")
     journal = journal_path(table) if table else None
     if table and journal:
+        refuse_inputs([table], read_files(model, prompt_file, given))
         check_place(table, overwrite)
         if not resume:
             refuse_existing(journal)
@@ -124,9 +126,10 @@ def check(
     \b
     nemo-prune check clean.safetensors --prompts captions.txt --junit memorization.xml
     """
-    from nemo_prune.placing import check_place
+    from nemo_prune.placing import check_place, refuse_inputs
 
     if junit:
+        refuse_inputs([junit], read_files(model, prompt_file, given))
         check_place(junit, overwrite)
     found = _find(model, prompt_file, given, quiet, labelled=False)
     from nemo_prune.check_report import append_step_summary, finding_line, write_junit
@@ -174,10 +177,11 @@ def calibrate(
     """
     from nemo_prune.console import interval_text, progress
     from nemo_prune.models import open_model
-    from nemo_prune.placing import check_output
+    from nemo_prune.placing import check_place, refuse_inputs
     from nemo_prune.prompts import read_prompts
 
-    check_output(model, output, overwrite)
+    refuse_inputs([output], read_files(model, prompt_file, given))
+    check_place(output, overwrite)
     checkpoint = open_model(model)
     captions = read_prompts(prompt_file).texts if prompt_file else None
     with progress(quiet) as bar:

@@ -34,7 +34,7 @@ folder_options = options(
                  help="Of a diffusers folder, hard-link the files that stay as they are."),
     click.option("--drop-pickles", is_flag=True,
                  help="Of a diffusers folder, leave out copies of the denoiser that are not "
-                      "safetensors (.bin, .ckpt, ONNX, ...), which would stay unpruned."),
+                      "named .safetensors (.bin, .ckpt, .sft, ONNX, ...), which would stay unpruned."),
 )  # fmt: skip
 
 undo_option = click.option(
@@ -91,8 +91,8 @@ threshold_options = options(
                  help="Which seeds count as memorized, and what a suppressed prompt stays below. "
                       "Default: calibrated, or .428 where published."),
     click.option("--gate", type=click.FloatRange(0, 1),
-                 help="A prompt above it is memorized. Default: calibrated to --fpr, or .5 where "
-                      "published; at least tau."),
+                 help="A prompt above it is memorized. Default: calibrated to --fpr, also if only "
+                      "--tau is given; .5 where published, at the default --fpr. At least tau."),
     click.option("--fpr", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01,
                  show_default=True, help="Rate at which ordinary prompts may exceed the gate."),
 )  # fmt: skip
@@ -116,6 +116,12 @@ searching_options = options(
     model_options,
     show_prompts_option,
 )  # fmt: skip
+
+
+def read_files(model: Path, prompt_file: Path | None, given: dict[str, Any]) -> list[Path | None]:
+    """All that a verb reads, for `refuse_inputs`; `given` as click parsed it."""
+    named = (given.get(name) for name in ("calibration", "calibration_prompts", "config"))
+    return [model, prompt_file, *named, *given["text_encoder"]]
 
 
 def read_ordinary(given: dict[str, Any]) -> tuple[str, ...] | None:

@@ -12,10 +12,11 @@ from nemo_prune import __version__
 from nemo_prune.denoiser import TOKENS
 from nemo_prune.detect import Detection, detect
 from nemo_prune.families import Checkpoint
+from nemo_prune.gate import Thresholds
 from nemo_prune.journal import Journal, fingerprint_of_run
 from nemo_prune.models import model_sha256
 from nemo_prune.opening import Options, Progress, open_engine
-from nemo_prune.ordinary import Ordinary, Thresholds
+from nemo_prune.ordinary import Ordinary
 from nemo_prune.placing import write_new
 from nemo_prune.rates import accuracy, separation
 
@@ -102,6 +103,7 @@ def find_memorized(
             "timestep": engine.timestep,
             "precision": engine.model.precision,
         }
+        settings["scored by"] = ordinary.scored_by
         run = fingerprint_of_run(model_sha256(checkpoint), prompts, calibration_prompts, settings)
         journal = Journal.open(keep, run, resume=resume)
         known = {int(key): Detection(**value) for key, value in journal.entries.items()}

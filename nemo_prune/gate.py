@@ -9,7 +9,8 @@ prompts exceed at a rate that the user chooses. Pure arithmetic, no torch.
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 FEWEST_PROMPTS = 30
 PUBLISHED_TAU = 0.428
@@ -17,6 +18,8 @@ PUBLISHED_TAU = 0.428
 PUBLISHED_GATE = 0.5
 """What the paper calls the naive value, for the same setting."""
 DEFAULT_FPR = 0.01
+HIGHEST_GATE = 0.999
+"""Of a gate this high or higher nobody could say that anything failed it: scores end at 1."""
 FEWEST_SEEDS = 4
 """A prompt is not clear on fewer. Some are memorized from a part of all seeds only, and two or three may
 miss it; the margins are from ordinary prompts and do not know that."""
@@ -43,6 +46,33 @@ class Gate:
     prompts: int = 0
     extrapolated: bool = False
     raised: bool = False
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The two thresholds, where they come from, and when a prompt is clear early.
+
+    tau_source: "given", "published", or what ordinary prompts the scores are of: "calibrated" (the
+        user's), "calibration file" or "bundled captions". gate_source: the same, or "tau".
+    margins: of `screening`; empty where no ordinary scores are known.
+    scores_from: "file", "cache", "this run", or None where none were needed.
+    """
+
+    tau: float
+    tau_source: str
+    gate: Gate
+    gate_source: str
+    margins: tuple[float, ...] = ()
+    scores_from: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Both thresholds and their sources as plain JSON."""
+        return {
+            "tau": self.tau,
+            "tau_source": self.tau_source,
+            "gate": asdict(self.gate),
+            "gate_source": self.gate_source,
+        }
 
 
 def tau_from(scores: Sequence[float]) -> float:
@@ -77,6 +107,11 @@ def gate_from(scores: Sequence[float], fpr: float, tau: float, most: float | Non
         extrapolated=extrapolated,
         raised=value < tau,
     )
+
+
+def prompts_for(fpr: float) -> int:
+    """How many ordinary prompts show the rate `fpr`, so that `gate_from` extrapolates nothing."""
+    return max(FEWEST_PROMPTS, math.ceil(round(1 / fpr - 1, 9)))
 
 
 def margins_from(paths: Sequence[Sequence[float]]) -> tuple[float, ...]:

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,47 +20,25 @@ from nemo_prune.engine import Engine
 from nemo_prune.errors import CalibrationError, OptionError
 from nemo_prune.families import Checkpoint
 from nemo_prune.gate import (
+    DEFAULT_FPR,
     FEWEST_PROMPTS,
+    HIGHEST_GATE,
     PUBLISHED_GATE,
     PUBLISHED_TAU,
     Gate,
+    Thresholds,
     gate_from,
     margins_from,
+    prompts_for,
     tau_from,
 )
 from nemo_prune.loading import ddim_timestep
 from nemo_prune.opening import Options, Progress, bundled_captions
 from nemo_prune.prompts import prompts_hash
 
+PUBLISHED_SEEDS = 10  # of the paper; the score is a maximum over pairs, so more seeds raise it
 BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as seeds
 FILE, CACHE, NOW = "file", "cache", "this run"
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The two thresholds, where they come from, and when a prompt is clear early.
-
-    tau_source: "given", "published", or what ordinary prompts the scores are of: "calibrated" (the
-        user's), "calibration file" or "bundled captions". gate_source: the same, or "tau".
-    margins: of `screening`; empty where no ordinary scores are known.
-    scores_from: "file", "cache", "this run", or None where none were needed.
-    """
-
-    tau: float
-    tau_source: str
-    gate: Gate
-    gate_source: str
-    margins: tuple[float, ...] = ()
-    scores_from: str | None = None
-
-    def told(self) -> dict[str, Any]:
-        """Both thresholds and their sources as plain JSON."""
-        return {
-            "tau": self.tau,
-            "tau_source": self.tau_source,
-            "gate": asdict(self.gate),
-            "gate_source": self.gate_source,
-        }
 
 
 class Ordinary:
@@ -73,6 +50,7 @@ class Ordinary:
         options: calibration, force, cache, tau, gate, fpr, seeds.
         captions: the user's ordinary prompts; None: the bundled ones.
         progress: is told what takes long.
+        calibrating: for `calibrate`, which has other options to recommend.
 
     Raises CalibrationError for a calibration file that was made for something else, unless
     `options.force`, and for fewer than 30 prompts; OptionError for both a file and prompts.
@@ -85,6 +63,7 @@ class Ordinary:
         options: Options,
         captions: Sequence[str] | None,
         progress: Progress,
+        calibrating: bool = False,
     ) -> None:
         if options.calibration and captions is not None:
             raise OptionError("--calibration and --calibration-prompts: give one of them")
@@ -99,11 +78,20 @@ class Ordinary:
         self._bundled = captions is None
         self._captions = bundled_captions() if captions is None else tuple(captions)
         self._progress = progress
+        self._calibrating = calibrating
         self._file = self._checked(options) if options.calibration else None
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self._engine.model)
+
+    @property
+    def scored_by(self) -> dict[str, Any]:
+        """The model as loaded, as plain JSON: the checkpoint's own hash knows of no option."""
+        model = self._engine.model
+        schedule = dict(model.scheduler_config)
+        shape = list(model.latent_shape)
+        return {"fingerprint": self.fingerprint, "latents": shape, "scheduler": schedule}
 
     @cached_property
     def statistics(self) -> tuple[ActivationStatistics, str]:
@@ -130,10 +118,7 @@ class Ordinary:
         if about and (kept := cache.load("scores", about)) and kept.scores:
             return kept.scores, CACHE
         if self._bundled:
-            self._progress.note(
-                "no published threshold fits this model: measuring what is ordinary on bundled "
-                "captions (--calibration-prompts FILE is better; --tau X skips it)"
-            )
+            self._progress.note(self._why_bundled())
         self._progress.stage("scoring ordinary prompts", len(self._scored), "prompts")
         paths, norms = score_paths(
             self._engine, self._scored, range(self._options.seeds), self._progress.advance
@@ -148,35 +133,44 @@ class Ordinary:
         """tau and the gate: as given, from ordinary scores, or published.
 
         Without a calibration file or the user's prompts, a Stable Diffusion 1 model at its
-        published setting has tau .428 and the gate .5 (or tau, if --tau is higher). Another model
-        with --tau has its gate at tau. Whatever else is missing comes from bundled captions.
+        published setting has tau .428 and, for the default rate, the gate .5 (or tau, if --tau is
+        higher). Whatever else is not given comes from bundled captions: also the gate where only
+        --tau is given, and where --fpr asks for another rate than the published gate is for.
 
-        Raises OptionError for a given gate below tau.
+        Raises OptionError for a given gate below tau; CalibrationError as `from_scores`.
         """
         options = self._options
-        given = options.tau is not None
-        if not (self._file or not self._bundled) and (given or self._published):
-            tau = PUBLISHED_TAU if options.tau is None else options.tau
-            gate = Gate(max(tau, PUBLISHED_GATE) if self._published else tau)
-            source = "published" if gate.value > tau or not given else "tau"
-            return self._told(tau, "given" if given else "published", gate, source)
         if options.tau is not None and options.gate is not None and not self._file:
             return self._told(options.tau, "given", Gate(options.gate), "given")
-        return self.from_scores()
+        if self._file or not self._bundled or not self._published:
+            return self.from_scores()
+        tau, source = (PUBLISHED_TAU, "published") if options.tau is None else (options.tau, "given")
+        if options.gate is None and options.fpr != DEFAULT_FPR:
+            return self.from_scores((tau, source))
+        gate = Gate(max(tau, PUBLISHED_GATE))
+        return self._told(tau, source, gate, "tau" if gate.value == options.tau else "published")
 
-    def from_scores(self) -> Thresholds:
-        """`thresholds` from ordinary prompts' scores, even where published ones hold."""
+    def from_scores(self, known: tuple[float, str] | None = None) -> Thresholds:
+        """`thresholds` from ordinary prompts' scores, even where published ones hold.
+
+        known: a tau that does not come from them, and its source; default: --tau, if given.
+
+        Raises CalibrationError for a gate that hardly any score could exceed.
+        """
         options = self._options
-        given = options.tau is not None
+        if options.tau is not None:
+            known = options.tau, "given"
         source = (
             "calibration file" if self._file else "bundled captions" if self._bundled else "calibrated"
         )
         scores, whence = self.scores
         paths = [path[: options.seeds - 1] for path in scores.paths]
         last = [path[-1] for path in paths]
-        tau = tau_from(last) if options.tau is None else options.tau
+        tau, tau_source = known or (tau_from(last), source)
         found = gate_from(last, options.fpr, tau)
-        return self._told(tau, "given" if given else source, found, source, margins_from(paths), whence)
+        if options.gate is None:
+            self._judge(found, tau_source)
+        return self._told(tau, tau_source, found, source, margins_from(paths), whence)
 
     def calibration(self) -> Calibration:
         """Both parts at once, as `calibrate` writes them."""
@@ -202,12 +196,44 @@ class Ordinary:
             gate, gate_source = Gate(self._options.gate), "given"
         return Thresholds(tau, tau_source, gate, gate_source, margins, scores_from)
 
+    def _judge(self, gate: Gate, tau_source: str) -> None:
+        """Say that a gate is extrapolated; refuse one that would let everything pass."""
+        rate = f"a rate of {gate.fpr:g}" if self._calibrating else f"--fpr {gate.fpr:g}"
+        needed = prompts_for(self._options.fpr)
+        # A --tau that high is what the user asked for.
+        if gate.value >= HIGHEST_GATE and not (gate.raised and tau_source == "given"):
+            few = gate.extrapolated and not gate.raised
+            what = "too few ordinary prompts" if few else "ordinary prompts score too high"
+            cure = f"give at least {needed}" if few else "give other ones"
+            raise CalibrationError(
+                f"{what} for {rate}: from {gate.prompts} of them the gate is {gate.value:.3f}, and "
+                f"hardly any score exceeds that; {cure}{'' if self._calibrating else ', or --gate'}"
+            )
+        if gate.extrapolated and not gate.raised:
+            self._progress.note(
+                f"{gate.prompts} ordinary prompts are too few to see {rate}: the gate "
+                f"{gate.value:.3f} is extrapolated; at least {needed} prompts would be needed"
+            )
+
+    def _why_bundled(self) -> str:
+        """The note of a first run: why the bundled captions are scored, and what to do instead."""
+        doing = "measuring what is ordinary on bundled captions"
+        if self._calibrating:
+            return f"{doing} (--prompts FILE is better)"
+        why, instead = "no published threshold fits this model and setting", "--gate X"
+        if self._published:
+            why = f"the published gate is not for --fpr {self._options.fpr:g}"
+        elif self._options.tau is None:
+            instead = "--tau X with --gate X"
+        return f"{why}: {doing} (--calibration-prompts FILE is better; {instead} skips it)"
+
     @property
     def _published(self) -> bool:
-        """Whether the paper's thresholds hold: its family, size of latents and timestep."""
+        """Whether the paper's thresholds hold: its family, size of latents, timestep and seeds."""
         model = self._engine.model
         return (
-            model.family == "sd1"
+            self._options.seeds <= PUBLISHED_SEEDS
+            and model.family == "sd1"
             and model.latent_shape[1:] == (64, 64)
             and self._engine.timestep == ddim_timestep(model.scheduler_config)
         )

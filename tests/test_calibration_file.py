@@ -149,6 +149,28 @@ def test_a_cache_that_cannot_be_made_is_said(cache: Path, monkeypatch: pytest.Mo
     assert "could not be kept" in str(kept.store("scores", calibration()))
 
 
+def test_a_cache_that_must_not_be_looked_into_is_as_good_as_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept.store("scores", calibration())
+
+    def closed(path: Path, **_: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", closed)  # as Python 3.11 does
+    assert kept.load("scores", ABOUT) is None
+
+
+def test_an_entry_of_another_way_of_scoring_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.store("scores", calibration())
+    path = kept.entry("scores", ABOUT)
+    assert read_calibration(path).about == ABOUT | {"scoring": kept.SCORING}
+    monkeypatch.setattr(kept, "SCORING", kept.SCORING + 1)
+    assert kept.load("scores", ABOUT) is None
+    path.rename(kept.entry("scores", ABOUT))  # not even under the new name
+    assert kept.load("scores", ABOUT) is None
+
+
 def test_the_platforms_folder_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NEMO_PRUNE_CACHE")
     assert kept.cache_folder().name == "nemo-prune"

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import run, write_small
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -43,7 +44,7 @@ def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Pat
     out, manifest, undo = (tmp_path / name for name in ("clean.safetensors", "m.json", "u"))
     before = model.read_bytes()
     result = run(model, "--prompts", prompts, "-o", out, "--manifest", manifest, "--json",
-                  "--undo", undo, "--tau", "0", *QUICK)  # fmt: skip
+                  "--undo", undo, "--tau", "0", "--gate", "0", *QUICK)  # fmt: skip
     assert result.exit_code in (0, 1), result.output
     told = json.loads(result.stdout)
     assert set(told) >= {"version", "source", "output", "tau", "prompts", "neurons", "cost"}
@@ -74,7 +75,7 @@ def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Pat
 
 def test_not_memorized_is_left_alone(model: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "clean.safetensors"
-    result = run(model, "--prompts", prompts, "-o", out, "--json", "--tau", "1", *QUICK)
+    result = run(model, "--prompts", prompts, "-o", out, "--json", "--tau", "1", "--gate", "1", *QUICK)
     assert result.exit_code == 0
     told = json.loads(result.stdout)
     assert [entry["status"] for entry in told["prompts"]] == ["not memorized"] * 2
@@ -85,7 +86,7 @@ def test_not_memorized_is_left_alone(model: Path, prompts: Path, tmp_path: Path)
 
 def test_localize_then_apply_equals_prune(model: Path, prompts: Path, tmp_path: Path) -> None:
     manifest, one, two = (tmp_path / name for name in ("m.json", "1.safetensors", "2.safetensors"))
-    options = ["--prompts", prompts, "--tau", "0", *QUICK]
+    options = ["--prompts", prompts, "--tau", "0", "--gate", "0", *QUICK]
     assert run("localize", model, *options, "-o", manifest).exit_code in (0, 1)
     assert run("prune", model, *options, "-o", one).exit_code in (0, 1)
     assert run("apply", model, "--manifest", manifest, "-o", two).exit_code == 0
@@ -96,6 +97,7 @@ def test_the_literal_search_and_both_criteria_run(model: Path, prompts: Path) ->
     for search in ("literal", "fast"):
         for criterion in ("same-seed", "cross-seed"):
             result = run(model, "--prompts", prompts, "--dry-run", "--json", "--tau", "0.9",
+                          "--gate", "0.9",
                           "--search", search, "--criterion", criterion, *QUICK)  # fmt: skip
             assert result.exit_code in (0, 1), result.output
             assert json.loads(result.stdout)["output"] is None
@@ -126,7 +128,7 @@ def test_inspect_speaks_to_people_too(model: Path) -> None:
 def test_long_prompts_are_said_to_be_truncated(model: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "p.csv"
     prompts.write_text("Caption\n" + "very " * 100 + "long\nshort\nshort\n")
-    result = run(model, "--prompts", prompts, "--dry-run", "--json", "--tau", "1", *QUICK)
+    result = run(model, "--prompts", prompts, "--dry-run", "--json", "--tau", "1", "--gate", "1", *QUICK)
     assert [e["truncated"] for e in json.loads(result.stdout)["prompts"]] == [True, False]
     assert "prompt 0: 103 tokens, truncated to 77" in result.stderr
     assert "1 repeated prompts merged" in result.stderr
@@ -192,6 +194,55 @@ def test_demo_without_its_checkpoint_says_how_to_get_it(
     assert result.exit_code == 2
     assert "tools/train_demo.py" in result.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("shapes\ndo not\tmatch"), "internal error: RuntimeError: shapes do not match; pl"),
+        (KeyError(), "internal error: KeyError; please report it"),
+        (PermissionError(13, "Permission denied", "x"), "PermissionError: [Errno 13] Permission denied"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "smaller --batch-size, or --device cpu"),
+    ],
+)
+def test_an_error_of_the_program_is_no_verdict(
+    prompts: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    """An exception that nobody caught would exit with 1: to `check`, something is memorized."""
+
+    def broken(_path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("nemo_prune.models.open_model", broken)
+    result = run("check", "m.safetensors", "--prompts", prompts)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("nemo-prune: ")
+    assert line in result.stderr
+    monkeypatch.setenv("NEMO_PRUNE_DEBUG", "1")
+    told = run("check", "m.safetensors", "--prompts", prompts).stderr
+    assert told.startswith("Traceback (most recent call last)")
+    assert told.endswith(result.stderr)
+
+
+def test_bad_usage_keeps_its_own_words(model: Path) -> None:
+    result = run("check", model)
+    assert result.exit_code == 2
+    assert "Missing option '--prompts'" in result.stderr
+    assert "internal error" not in result.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_reader_that_left_is_no_verdict(model: Path, more: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", "from nemo_prune.cli import main; main()", "inspect", str(model)]
+    done = subprocess.run(
+        [*command, *more], stdout=writing, stderr=subprocess.PIPE, env=dict(os.environ)
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (2, b"")
 
 
 @pytest.mark.parametrize("verb", ["", "prune", "localize", "verify", "demo"])

@@ -1,14 +1,24 @@
 """detect, check and calibrate as a user runs them, on a tiny random checkpoint."""
 
 import csv
+import hashlib
 import json
 import shutil
+import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
+from safetensors import safe_open
 from tiny import run, write_small, write_tiny
+
+from nemo_prune.calibration_file import fingerprint
+from nemo_prune.families import recognize
+from nemo_prune.loading import load_model
+from nemo_prune.opening import bundled_captions
 
 SEEDS = ["--seeds", "3", "--device", "cpu"]
 ORDINARY = [f"a photo of {i} {'cats' if i % 2 else 'red houses by the sea'}" for i in range(30)]
@@ -41,6 +51,8 @@ def calibrated(model: Path, ordinary: Path, folder: Path) -> dict[str, Any]:
     result = run("calibrate", model, "--prompts", ordinary, "-o", out, "--json", "--no-cache", *SEEDS)
     assert result.exit_code == 0, result.output
     assert "30 prompts, 30 of them scored" in result.stderr
+    assert "too few to see a rate of 0.01" in result.stderr
+    assert "at least 99 prompts would be needed" in result.stderr
     told: dict[str, Any] = json.loads(result.stdout)
     return told
 
@@ -89,6 +101,100 @@ def test_detect_with_a_calibration(model: Path, calibrated: dict[str, Any], cali
     assert "exists already" in again.stderr
 
 
+def test_the_file_says_what_it_is_about(
+    model: Path, calibrated: dict[str, Any], calibration: Path
+) -> None:
+    with safe_open(calibration, "pt") as file:
+        entry = json.loads(file.metadata()["nemo_prune.calibration"])
+        scores = sorted(file.get_tensor("paths")[:, -1].tolist())
+    loaded = load_model(recognize(model), device=torch.device("cpu"), dtype=torch.float32)
+    ordinary = {"prompts": 30, "sha256": hashlib.sha256(json.dumps(ORDINARY).encode()).hexdigest()}
+    assert entry["about"] == {
+        "fingerprint": fingerprint(loaded),
+        "precision": "float32",
+        "activations": ordinary,
+        "scores": ordinary | {"seeds": 3, "seed": 0, "timestep": 961, "guidance": 0,
+                              "latents": [4, 16, 16]},
+    }  # fmt: skip
+    tau = statistics.mean(scores) + statistics.stdev(scores)
+    normal = statistics.NormalDist(statistics.mean(scores), statistics.stdev(scores))
+    # Of 31 prompts that are alike 5 % are 1.55: the highest of 30 is exceeded by less than that.
+    expected = {0.05: (scores[29], False), 0.1: (scores[27], False)} | {
+        rate: (max(scores[29], normal.inv_cdf(1 - rate)), True) for rate in (0.01, 0.001, 0.02)
+    }
+    assert entry["thresholds"] == {name: calibrated[name] for name in ("tau", "gates")}
+    assert calibrated["tau"] == pytest.approx(tau, abs=1e-4)
+    assert [gate["fpr"] for gate in calibrated["gates"]] == [0.01, 0.001, 0.02, 0.05, 0.1]
+    for gate in calibrated["gates"]:
+        value, extrapolated = expected[gate["fpr"]]
+        assert gate["value"] == pytest.approx(min(1, max(value, calibrated["tau"])), abs=1e-5)
+        assert (gate["extrapolated"], gate["prompts"]) == (extrapolated, 30)
+
+
+def test_a_calibration_needs_no_room_for_a_model(
+    model: Path, ordinary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Measured(Exception):
+        pass
+
+    def measure(*_: object) -> None:
+        raise Measured
+
+    monkeypatch.setattr("nemo_prune.calibrating.calibrate", measure)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=10**5))
+    result = run("calibrate", model, "--prompts", ordinary, "-o", tmp_path / "c.safetensors")
+    assert "Measured" in result.stderr  # it came that far
+    for other in (model, ordinary):
+        refused = run("calibrate", model, "--prompts", ordinary, "-o", other, "--overwrite")
+        assert refused.exit_code == 2
+        assert "is read by this command" in refused.stderr
+
+
+def test_calibrate_without_prompts_takes_the_bundled_captions(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = bundled_captions()[:40]
+    monkeypatch.setattr("nemo_prune.ordinary.bundled_captions", lambda: some)
+    out = tmp_path / "c.safetensors"
+    result = run("calibrate", model, "-o", out, "--json", "--seeds", "2", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["prompts"] == 40
+    assert "note: measuring what is ordinary on bundled captions (--prompts FILE is" in result.stderr
+    assert "published" not in result.stderr
+
+
+def test_the_rate_chooses_the_gate(
+    model: Path, calibrated: dict[str, Any], calibration: Path, prompts: Path
+) -> None:
+    options = ["--prompts", prompts, "--calibration", calibration, "--json", *SEEDS]
+    for rate, gate, few in (("0.01", 0, True), ("0.02", 2, True), ("0.1", 4, False)):
+        result = run("check", model, *options, "--fpr", rate)
+        assert json.loads(result.stdout)["gate"] == calibrated["gates"][gate]
+        assert (f"too few to see --fpr {rate}: the gate" in result.stderr) == few
+    for rate in ("0", "1", "nan"):
+        assert run("check", model, *options, "--fpr", rate).exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["--tau", "--gate"])
+def test_a_threshold_that_is_no_number_is_refused(model: Path, prompts: Path, name: str) -> None:
+    result = run("check", model, "--prompts", prompts, name, "nan")
+    assert result.exit_code == 2
+    assert f"{name} nan: is no number" in result.stderr
+
+
+def test_all_seeds_are_taken_if_asked_for(model: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "unlabelled.txt"
+    prompts.write_text("\n".join(ORDINARY[:4]))
+    options = ["--prompts", prompts, "--tau", "0", "--gate", "0", "--json", *SEEDS]
+    early, every = (
+        json.loads(run("detect", model, *options, *more).stdout) for more in ([], ["--all-seeds"])
+    )
+    assert {entry["seeds"] for entry in early["prompts"]} == {2}  # above the gate already
+    assert {entry["seeds"] for entry in every["prompts"]} == {3}
+    for one, other in zip(early["prompts"], every["prompts"], strict=True):
+        assert one["score"] <= other["score"]
+
+
 def test_detect_speaks_to_people_and_shows_prompts_if_asked(
     model: Path, calibration: Path, prompts: Path
 ) -> None:
@@ -130,7 +236,8 @@ def test_a_step_summary_that_cannot_be_written_does_not_hide_the_verdict(
     model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "nowhere" / "s.md"))
-    result = run("check", model, "--prompts", prompts, "--tau", "0", "--json", "--seeds", "2")
+    result = run("check", model, "--prompts", prompts, "--tau", "0", "--gate", "0", "--json",
+                  "--seeds", "2")  # fmt: skip
     assert result.exit_code == 1
     assert json.loads(result.stdout)["memorized"] == 3
     assert "warning" in result.stderr
@@ -168,6 +275,36 @@ def test_the_cache_is_used_and_can_be_left_out(
     entry.write_bytes(b"damaged")
     assert json.loads(run("detect", model, *options).stdout)["scores_from"] == "this run"
     assert json.loads(run("detect", model, *options).stdout)["scores_from"] == "cache"
+
+
+def test_lists_of_ordinary_prompts_share_a_cache_but_no_entry(
+    model: Path, ordinary: Path, prompts: Path, tmp_path: Path, cache: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(f"{caption} behind a broken fence" for caption in ORDINARY))
+    told = [
+        json.loads(run("detect", model, "--prompts", prompts, "--calibration-prompts", file, "--json",
+                       *SEEDS).stdout)
+        for file in (ordinary, other, ordinary, other)
+    ]  # fmt: skip
+    assert [one["scores_from"] for one in told] == ["this run", "this run", "cache", "cache"]
+    gates = [(one["tau"], one["gate"], one["noise_norm_gate"]) for one in told]
+    assert gates[:2] == gates[2:]
+    assert gates[0] != gates[1]
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_prune_says_where_its_statistics_come_from(
+    model: Path, ordinary: Path, prompts: Path, cache: Path
+) -> None:
+    options = ["--prompts", prompts, "--calibration-prompts", ordinary, "--tau", "1", "--gate", "1",
+               "--dry-run", *SEEDS]  # fmt: skip
+    for whence in ("this run", "cache"):
+        result = run("prune", model, *options, "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["statistics_from"] == whence
+        assert f"ordinary activations from {whence}," in " ".join(result.stderr.split())
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_a_calibration_of_another_model_or_setting_needs_force(
@@ -222,6 +359,12 @@ def test_a_copy_with_other_metadata_takes_the_same_calibration(
                     "--calibration-prompts", "p.txt"], "give one of them"),
         ("detect", ["--prompts", "p.txt", "--calibration-prompts", "p.txt"], "at least 30"),
         ("detect", ["--prompts", "p.txt", "--tau", "0.5", "--gate", "0.4"], "lies below tau"),
+        ("detect", ["--prompts", "p.txt", "--calibration", "c.safetensors", "--csv", "c.safetensors",
+                    "--overwrite"], "is read by this command"),
+        ("check", ["--prompts", "odd.csv", "--calibration-prompts", "p.txt", "--junit", "p.txt",
+                   "--overwrite"], "is read by this command"),
+        ("check", ["--prompts", "p.txt", "--text-encoder", "c.safetensors", "--junit",
+                   "c.safetensors", "--overwrite"], "is read by this command"),
         ("check", ["--prompts", "p.txt", "--junit", "nowhere/j.xml"], "does not exist"),
         ("calibrate", ["--prompts", "p.txt", "-o", "new.safetensors"], "at least 30"),
         ("calibrate", ["--prompts", "p.txt", "-o", "c.safetensors"], "exists already"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_prune.gate import gate_from, margins_from, tau_from
+from nemo_prune.gate import gate_from, margins_from, prompts_for, tau_from
 
 SCORES = st.lists(st.floats(0, 1), min_size=30, max_size=300)
 RATES = st.sampled_from([0.001, 0.01, 0.02, 0.05, 0.1, 0.5])
@@ -68,6 +68,13 @@ def test_too_few_prompts_for_the_rate_are_extrapolated_and_say_so() -> None:
     assert gate.high is None
     assert gate_from([*scores, 0.9], 0.001, 0).value >= 0.9  # never below one that was seen
     assert gate_from([0.3] * 30, 0.01, 0).value == pytest.approx(0.3, abs=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.1, 0.05, 0.03, 0.02, 0.01, 0.007, 0.003, 0.001])
+def test_so_many_prompts_are_enough_and_one_less_is_not(rate: float) -> None:
+    needed = prompts_for(rate)
+    assert not gate_from([i / 2000 for i in range(needed)], rate, 0).extrapolated
+    assert needed == 30 or gate_from([i / 2000 for i in range(needed - 1)], rate, 0).extrapolated
 
 
 @pytest.mark.parametrize(("count", "rate"), [(300, 0.05), (1000, 0.01), (500, 0.01), (200, 0.02)])

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from tiny import run, write_small
+from tiny import config_folder, run, write_small
 
 from nemo_prune.journal import Journal, journal_path
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["--seeds", "4", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*", "--tau", "0"]
+QUICK = ["--seeds", "4", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
+         "--tau", "0", "--gate", "0"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,40 @@ def test_a_journal_of_other_options_is_refused(
     assert other.exit_code == 2
     assert "other options" in other.stderr
     assert journal_path(manifest).read_bytes() == left
+
+
+@pytest.mark.parametrize("verb", ["localize", "detect"])
+def test_a_journal_of_the_same_file_but_another_model_is_refused(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """The checkpoint's own hash does not know what the command line adds to it."""
+    model = write_small(tmp_path / "without.safetensors", text_encoder=False)
+    one, another = (write_small(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (0, 1))
+    configs = config_folder(tmp_path / "configs")  # of 64x64 latents
+    schedule = config_folder(tmp_path / "schedule")
+    for folder, part, change in (
+        (configs, "scheduler/scheduler_config.json", {}),
+        (schedule, "unet/config.json", {"sample_size": 32}),
+        (schedule, "scheduler/scheduler_config.json", {"beta_end": 0.013}),
+    ):
+        path = folder / part
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    out = tmp_path / "out"
+    given = [verb, model, "--prompts", prompts, "-o" if verb == "localize" else "--csv", out,
+             "--seeds", "2", "--device", "cpu", "--tau", "0", "--gate", "0", *QUICK[4:6]]  # fmt: skip
+    if verb == "detect":
+        given = given[:-2]
+    _interrupted(monkeypatch, *given, "--text-encoder", one)
+    for other in (
+        ["--text-encoder", another],
+        ["--text-encoder", one, "--prediction-type", "v"],
+        ["--text-encoder", one, "--config", configs],
+        ["--text-encoder", one, "--config", schedule],
+    ):
+        refused = run(*given, *other, "--resume")
+        assert refused.exit_code == 2, refused.output
+        assert "belongs to a run with other options" in refused.stderr
+    assert run(*given, "--text-encoder", one, "--resume").exit_code in (0, 1)
 
 
 def test_prune_needs_a_manifest_to_resume(model: Path, prompts: Path, tmp_path: Path) -> None:

@@ -130,7 +130,10 @@ def main(kills: int, fuzz_seconds: int, seed: int, model: Path, prompts: Path) -
         folder = Path(name)
         for verb, victim in (
             ("apply", applying(model, folder, neurons)),
-            ("prune", pruning(model, folder, prompts, "--tau", "0.5", "--seeds", "3", "-q")),
+            (
+                "prune",
+                pruning(model, folder, prompts, "--tau", "0.5", "--gate", "0.5", "--seeds", "3", "-q"),
+            ),
         ):
             killed = torture(victim, kills // 2, chance)
             click.echo(f"{verb}: {killed} of {kills // 2} runs killed before their end, no damage")

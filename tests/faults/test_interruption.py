@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 
 NEURONS: list[dict[str, object]] = [{"layer": LAYER, "row": row} for row in range(4)]
 SMALL = json.dumps({"unet": {"sample_size": 32}})
-QUICK = ("--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*", "--tau", "0")
+QUICK = ("--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
+         "--tau", "0", "--gate", "0")  # fmt: skip
 namespaces = pytest.mark.skipif(
     not shutil.which("unshare")
     or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,

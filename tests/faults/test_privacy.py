@@ -15,7 +15,8 @@ from nemo_prune.cli import main
 
 SMALL = json.dumps({"unet": {"sample_size": 32}})
 MARKER = "zebrafish marker caption"
-QUICK = ("--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*", "--tau", "0")
+QUICK = ("--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
+         "--tau", "0", "--gate", "0")  # fmt: skip
 
 # Raises at the first attempt to name or reach another machine, whoever makes it.
 SEALED = """
