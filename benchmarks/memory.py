@@ -76,9 +76,9 @@ def main(precision: str, folder: Path | None) -> None:
         weights = int(made.stdout) * BYTES[precision]
         prompts.write_text("a red fox\n")
         command = [sys.executable, "-c", PROGRAM, str(told), "prune", str(model), "--prompts",
-                   str(prompts), "-o", f"{name}/out.safetensors", "--seeds", "2", "--tau", "0", "--gate", "0",
-                   "--layers", "mid", "--batch-size", "1", "--device", "cpu",
-                   "--precision", precision, "-q"]  # fmt: skip
+                   str(prompts), "-o", f"{name}/out.safetensors", "--seeds", "2",
+                   "--tau", "0", "--gate", "0", "--layers", "mid", "--batch-size", "1",
+                   "--device", "cpu", "--precision", precision, "-q"]  # fmt: skip
         done = subprocess.run(command)
         if done.returncode not in (0, 1):
             sys.exit(done.returncode)

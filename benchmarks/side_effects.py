@@ -53,7 +53,7 @@ def measure(folder: Path, ordinary: int, settings: PictureSettings, bar: Progres
     found = localize(checkpoint, prompts, Options(), bar, calibration_prompts=calibration)
     pruned = folder / "union.safetensors"
     pruning.write(found, pruned, overwrite=False)
-    subject = pruning.subject(found, pruned, prompts, captions)
+    subject = pruning.subject(found, pruned, prompts, captions, "ordinary-heldout.txt")
     verified = verify(subject, Likeness(), PictureSettings(images=0), bar).data
     likeness = open_likeness()
     prompts_table = _prompts(found, folder, pruned, prompts, likeness, settings, bar)
@@ -96,7 +96,7 @@ def _prompts(
 ) -> list[dict[str, Any]]:
     """Each memorized caption's similarity to its training picture: before, own off, union off."""
     truth = demo.planted()
-    seeds = range(settings.images)
+    seeds = range(FRESH_SEEDS, FRESH_SEEDS + settings.images)
     bar.stage("drawing memorized captions", len(prompts), "captions")
     rows = []
     for text, record in zip(prompts, found.manifest.prompts, strict=True):

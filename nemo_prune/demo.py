@@ -55,7 +55,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     from nemo_prune.likeness import open_likeness
     from nemo_prune.localization import localize
     from nemo_prune.opening import Options
-    from nemo_prune.report import write_report
+    from nemo_prune.report import pictures_near, write_report
     from nemo_prune.verification import verify
 
     checkpoint = recognize(CHECKPOINT)
@@ -72,6 +72,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     verified = verify(subject, open_likeness(), _picture_settings(prompts), progress)
     verified.data["command"] = shlex.join(["nemo-prune", "demo", "--folder", str(folder)])
     write_report(verified.data, verified.album, folder / "report.html")
+    near = pictures_near(verified.data)
     rates = [
         rate
         for caption, record in zip(prompts, found.manifest.prompts, strict=True)
@@ -83,7 +84,9 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
             "target_similarity_before": _mean(verified.data["prompts"], "target_before"),
             "target_similarity_after": _mean(verified.data["prompts"], "target_after"),
             "target_similarity_unrelated": _mean(verified.data["prompts"], "target_unrelated"),
+            "pictures_near_target": near[0] if near else None,
             "ordinary_similarity": _mean(verified.data["ordinary"], "before_after"),
+            "drift_ratio": verified.data["drift"]["ratio"],
         }
     }
 
@@ -144,7 +147,8 @@ def demo_lines(folder: Path, demo: dict[str, Any]) -> list[str]:
         f"similarity to the training pictures (MS-SSIM): {demo['target_similarity_before']} before, "
         f"{demo['target_similarity_after']} after; unrelated pictures: "
         f"{demo['target_similarity_unrelated']}",
-        f"ordinary captions, same seed before and after: {demo['ordinary_similarity']}",
+        f"ordinary captions, same seed before and after: {demo['ordinary_similarity']}; drift of their "
+        f"cross-attention outputs: {demo['drift_ratio']:.2f} times that of as many random neurons",
         f"{folder / 'report.html'}: pictures before and after, side effects; look at it",
         f"{folder / 'clean.safetensors'}: the pruned checkpoint",
         f"{folder / 'config'}: its config folder, for diffusers' from_single_file(..., config=)",

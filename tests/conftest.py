@@ -4,9 +4,12 @@ One thread is for equal rounding, and since pytest-xdist uses every core already
 tests start have as many.
 """
 
+import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,13 +34,43 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="session")
-def demo_calibration(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """What is ordinary to the demo checkpoint, from all its captions: minutes, so once for all."""
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all worker processes see."""
     base = tmp_path_factory.getbasetemp()
-    out = (base if worker_id == "master" else base.parent) / "calibration.safetensors"
-    arguments = ["calibrate", CHECKPOINT, "--prompts", DATA / "ordinary.txt", "-o", out, "--no-cache"]
-    with FileLock(out.with_suffix(".lock")):
-        if not out.exists():
-            done = CliRunner().invoke(main, [*map(str, arguments), "--device", "cpu"])
+    return base if worker_id == "master" else base.parent
+
+
+def _once(out: Path, shared: Path, *arguments: object) -> str:
+    """Run a command that makes `out`, once for all workers; what it printed. They share a cache."""
+    printed = out.with_suffix(".stdout")
+    with FileLock(out.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
+        if not printed.exists():
+            done = CliRunner().invoke(main, [str(argument) for argument in arguments])
             assert done.exit_code == 0, done.stderr
+            printed.write_text(done.stdout)
+    return printed.read_text()
+
+
+@pytest.fixture(scope="session")
+def demo_calibration(shared: Path) -> Path:
+    """What is ordinary to the demo checkpoint, from all its captions: minutes, so once for all."""
+    out = shared / "calibration.safetensors"
+    _once(out, shared, "calibrate", CHECKPOINT, "--prompts", DATA / "ordinary.txt", "-o", out)
     return out
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What `nemo-prune demo` left in its folder, and printed with --json."""
+
+    folder: Path
+    result: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def demo(shared: Path, demo_calibration: Path) -> Demo:
+    """The demo as a user runs it; the calibration before it has filled the cache."""
+    assert demo_calibration.exists()
+    folder = shared / "demo"
+    return Demo(folder, json.loads(_once(folder, shared, "demo", "--folder", folder, "--json")))

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from conftest import Demo
 from PIL import Image
 
 from nemo_prune import hub
-from nemo_prune.cli import main
 from nemo_prune.demo import CHECKPOINT, DATA, planted, precision, write_config_folder
 from nemo_prune.families import recognize
 from nemo_prune.loading import load_pipeline
@@ -30,21 +29,15 @@ SEEDS = [500, 501]  # never used by a search, nor by training
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the command, as a user would make it."""
+    """The demo's pruned checkpoint, and what the command told."""
 
     output: Path
     result: dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, demo_calibration: Path) -> Run:
-    output = tmp_path_factory.mktemp("demo") / "clean.safetensors"
-    done = CliRunner().invoke(main, [
-        str(CHECKPOINT), "--prompts", str(DATA / "memorized.txt"),
-        "--calibration", str(demo_calibration), "-o", str(output), "--json",
-    ])  # fmt: skip
-    assert done.exit_code == 0, done.stderr
-    return Run(output, json.loads(done.stdout))
+@pytest.fixture
+def run(demo: Demo) -> Run:
+    return Run(demo.folder / "clean.safetensors", demo.result)
 
 
 def header(path: Path) -> tuple[dict[str, Any], int]:
@@ -124,14 +117,22 @@ def test_pictures_stop_replicating_and_diffusers_agrees(run: Run, tmp_path: Path
     assert all(similarity(a, b) > 0.99 for a, b in zip(drawn, after, strict=True))
 
 
+def test_no_picture_is_near_its_training_picture_any_more(run: Run) -> None:
+    told = run.result["demo"]
+    assert told["target_similarity_before"] > 0.7
+    assert told["target_similarity_after"] <= told["target_similarity_unrelated"] + 0.05
+    assert told["pictures_near_target"] == 0
+
+
 def test_ordinary_captions_keep_their_pictures(run: Run) -> None:
-    rows = [pictures(path, HELD_OUT[:6]) for path in (CHECKPOINT, run.output)]
-    pairs = [
-        similarity(a, b)
-        for left, right in zip(*rows, strict=True)
-        for a, b in zip(left, right, strict=True)
-    ]
-    assert np.mean(pairs) >= 0.9
+    assert run.result["demo"]["ordinary_similarity"] >= 0.9
+    assert run.result["demo"]["drift_ratio"] <= 1.5, "of as many random neurons"
+
+
+def test_the_report_is_there_and_small(demo: Demo) -> None:
+    names = {path.name for path in demo.folder.iterdir()}
+    assert names == {"clean.safetensors", "config", "manifest.json", "report.html"}
+    assert 50_000 < (demo.folder / "report.html").stat().st_size < 8e6
 
 
 def test_the_lists_keep_apart() -> None:

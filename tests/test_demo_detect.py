@@ -1,5 +1,6 @@
 """Detection and the gate on the demo checkpoint: memorized captions among ordinary ones, unlabelled."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,18 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def labelled(mixed: Path) -> Path:
+    path = mixed.with_suffix(".csv")
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["prompt", "memorized"])
+        rows.writerows((text, int(text in MEMORIZED)) for text in mixed.read_text().splitlines())
+    return path
+
+
 def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(
-    mixed: Path, demo_calibration: Path
+    mixed: Path, labelled: Path, demo_calibration: Path
 ) -> None:
     code, told = run("check", CHECKPOINT, "--prompts", mixed, "--calibration", demo_calibration)
     assert code == 1
@@ -46,17 +57,27 @@ def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(
     memorized = set(range(FIRST, FIRST + len(MEMORIZED)))
     assert memorized <= found
     assert len(found - memorized) <= 2  # 1 % of 100 ordinary captions are expected
-    norms = {entry["index"]: entry["noise_norm"] for entry in told["prompts"]}
-    pairs = [norms[i] > norms[j] for i in memorized for j in norms.keys() - memorized]
-    assert sum(pairs) / len(pairs) > 0.8  # the second measure separates them less sharply here
     seeds = [entry["seeds"] for entry in told["prompts"] if entry["index"] not in found]
     assert sum(seeds) / len(seeds) <= 5
 
+    # Labels ask for all ten seeds: what stopping early decided must be what they decide.
+    _, full = run("detect", CHECKPOINT, "--prompts", labelled, "--calibration", demo_calibration)
+    assert all(entry["seeds"] == 10 for entry in full["prompts"])
+    decided = {entry["index"] for entry in full["prompts"] if entry["memorized"]}
+    assert len(found ^ decided) <= 1  # of 108
+    for measure in ("score", "noise_norm"):
+        assert full["evaluation"][measure]["auroc"] >= 0.99
+        assert full["evaluation"][measure]["tpr_at_fpr_1"] >= 0.95
+    assert full["evaluation"]["false_findings_at_gate"] <= 0.02
 
-def test_a_mixed_list_is_pruned_without_labels(mixed: Path, demo_calibration: Path) -> None:
+
+def test_a_mixed_list_is_pruned_without_labels(
+    mixed: Path, demo_calibration: Path, tmp_path: Path
+) -> None:
     code, told = run(
-        "prune", CHECKPOINT, "--prompts", mixed, "--calibration", demo_calibration, "--dry-run"
-    )
+        "prune", CHECKPOINT, "--prompts", mixed, "--calibration", demo_calibration,
+        "-o", tmp_path / "clean.safetensors",
+    )  # fmt: skip
     assert code == 0
     for entry in told["prompts"]:
         memorized = FIRST <= entry["index"] < FIRST + len(MEMORIZED)

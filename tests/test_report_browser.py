@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,25 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@dataclass(frozen=True)
+class Page:
+    """A report, and how many pictures it must show."""
+
+    path: Path
+    pictures: int
+
+
+@pytest.fixture(scope="module", params=["made up", pytest.param("demo", marks=pytest.mark.slow)])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The demo's own report, and one with all that a user may put into one."""
+    if request.param == "demo":
+        # Eight captions: target, two seeds before and after, noise differences; twelve ordinary ones.
+        folder: Path = request.getfixturevalue("demo").folder
+        return Page(folder / "report.html", 8 * (1 + 2 + 2 + 2) + 12 * 2)
+    return Page(_made_up(tmp_path_factory), 12 * 11 + 2)
+
+
+def _made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve prompts with pictures of 256 pixels, and long words wherever a user may put them."""
     buffer = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(buffer, "PNG")
@@ -92,7 +110,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
-def test_the_page_is_whole_and_readable(browser: Any, report: Path, width: int, scheme: str) -> None:
+def test_the_page_is_whole_and_readable(browser: Any, report: Page, width: int, scheme: str) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.set_default_timeout(_PATIENCE)
     heard: list[str] = []
@@ -100,12 +118,12 @@ def test_the_page_is_whole_and_readable(browser: Any, report: Path, width: int, 
     page.on("pageerror", lambda error: heard.append(str(error)))
     page.on("dialog", lambda dialog: (heard.append("a dialog"), dialog.dismiss()))
     page.on("request", lambda request: heard.append(request.url))
-    page.goto(report.as_uri())
-    assert [one for one in heard if not one.startswith("data:")] == [report.as_uri()]
+    page.goto(report.path.as_uri())
+    assert [one for one in heard if not one.startswith("data:")] == [report.path.as_uri()]
     counts = page.evaluate(_COUNTS)
     assert counts["width"] <= width, "the page itself must not scroll sideways"
     assert counts["broken"] == 0
-    assert counts["images"] == 12 * 11 + 2
+    assert counts["images"] == report.pictures
     texts = page.evaluate(_TEXTS)
     assert len(texts) > 200
     for text in texts:
@@ -113,4 +131,6 @@ def test_the_page_is_whole_and_readable(browser: Any, report: Path, width: int, 
         assert text["size"] >= 8, text
     background = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(252, 252, 250)") == (scheme == "light")
+    if (width, scheme) == (1400, "light"):
+        assert len(page.pdf(prefer_css_page_size=True)) > 100_000, "printed with its pictures"
     page.close()
