@@ -223,17 +223,18 @@ def verify(
         if not asked and _number(stated.get("nemo_prune.tau")):
             tau, tau_source, gate = float(stated["nemo_prune.tau"]), "the pruned file's", settings.gate
             settings.check_gate(tau)
+            gate_source = "given" if gate is not None else "tau"
             if gate is None and _number(stated.get("nemo_prune.gate")):
-                gate = float(stated["nemo_prune.gate"])
+                gate, gate_source = float(stated["nemo_prune.gate"]), tau_source
         else:
             engine = open_engine(before, settings, bar)
             thresholds = Ordinary(engine, before, settings, ordinary, bar).thresholds
             tau, tau_source = thresholds.tau, thresholds.tau_source
-            gate = thresholds.gate.value
+            gate, gate_source = thresholds.gate.value, thresholds.gate_source
             engine.model.release()
         subject = Subject(
             before, after, prompts.texts, reporting.some_ordinary(), settings, tau, tau_source,
-            gate, wanted, show, reporting.ordinary_from,
+            gate, gate_source, wanted, show, reporting.ordinary_from,
         )  # fmt: skip
         found = reporting.verify(subject, bar)
     if not quiet:

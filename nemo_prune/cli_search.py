@@ -142,6 +142,8 @@ def prune(
                     f"{max_drift}; nothing was written",
                     err=True,
                 )
+                if as_json:
+                    click.echo(json.dumps({**pruning.summary(found, None), "drift": drift}))
                 click.get_current_context().exit(1)
         written = None
         if output is not None and not dry_run:

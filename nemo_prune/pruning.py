@@ -125,6 +125,7 @@ def subject(
         tau=found.tau,
         tau_source=found.thresholds.tau_source,
         gate=found.thresholds.gate.value,
+        gate_source=found.thresholds.gate_source,
         manifest=found.manifest,
         show_prompts=any(record.text is not None for record in found.manifest.prompts),
         ordinary_from=ordinary_from,

@@ -65,6 +65,7 @@ class Subject:
     tau: float
     tau_source: str
     gate: float | None = None
+    gate_source: str = "tau"
     manifest: Manifest | None = None
     show_prompts: bool = False
     ordinary_from: str = "the bundled list"
@@ -182,6 +183,7 @@ def verify(
             "tau": subject.tau,
             "tau_source": subject.tau_source,
             "gate": subject.memorized_above,
+            "gate_source": subject.gate_source,
             "criterion": options.criterion,
             "seeds": options.seeds,
             "seed": options.seed,

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tiny import run, write_small, write_tiny
 
 from nemo_prune.batches import noise_seed
+from nemo_prune.errors import CheckpointError
 from nemo_prune.families import recognize
 from nemo_prune.localization import FRESH_SEEDS
 from nemo_prune.manifest import Manifest, Neuron, PromptRecord, write_manifest
@@ -160,9 +161,13 @@ def test_too_much_drift_stops_before_anything_is_written(folder: Path, tmp_path:
               "--ordinary", folder / "ordinary.txt", *QUICK[:4], *SEARCH, "--rounds", "0",
               "--calibration-prompts", folder / "calibration.txt"]  # fmt: skip
     result = run(
-        *common, "--max-drift", "0", "--report", tmp_path / "r.html", "--manifest", tmp_path / "m"
-    )
+        *common, "--max-drift", "0", "--report", tmp_path / "r.html", "--manifest", tmp_path / "m",
+        "--json",
+    )  # fmt: skip
     assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert told["drift"] > 0
+    assert told["output"] is None
     assert "would drift" in result.stderr
     assert list(tmp_path.iterdir()) == []
     assert "would drift" not in run(*common, "--max-drift", "100").stderr
@@ -301,6 +306,20 @@ def test_pictures_that_do_not_fit_are_drawn_in_parts() -> None:
         assert np.array_equal(np.stack(row), np.stack(alone))
 
 
+def test_who_must_wait_for_pictures_hears_how_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise CheckpointError("enough")
+
+    monkeypatch.setattr("nemo_prune.verification.draw_and_measure", stop)
+    assert "drawing the pictures will take" not in verify(folder).stderr, "a second or two"
+    monkeypatch.setattr("nemo_prune.verification._LONG", 0)
+    stderr = " ".join(verify(folder).stderr.split())
+    assert "drawing the pictures will take about" in stderr
+    assert stderr.index("will take about") < stderr.index("no pictures: enough")
+
+
 def test_files_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Path) -> None:
     other = write_tiny(tmp_path / "sd2.safetensors", "sd2", vae=False)
     result = run("verify", folder / "model.safetensors", other, "--prompts", folder / "prompts.txt",
@@ -314,8 +333,8 @@ def test_a_model_that_cannot_draw_is_reported_without_pictures(tmp_path: Path, f
     model = write_tiny(tmp_path / "m.safetensors", vae=False, metadata={"nemo_prune.config": small})
     zero_neurons(recognize(model), [Neuron(LAYER, 3)], tmp_path / "c.safetensors", {})
     result = run("verify", model, tmp_path / "c.safetensors", "--prompts", folder / "prompts.txt",
-                 "--ordinary", folder / "ordinary.txt", "--tau", "0.01", *QUICK,
-                 "--report", tmp_path / "r.html")  # fmt: skip
+                 "--ordinary", folder / "ordinary.txt", "--tau", "0.01", "--gate", "0.01",
+                 *QUICK, "--report", tmp_path / "r.html")  # fmt: skip
     assert result.exit_code == 1
     assert "no pictures" in result.stderr
     assert "holds no VAE" in (tmp_path / "r.html").read_text()
