@@ -39,7 +39,7 @@ SKIES = {
 GROUNDS = {
     "in a meadow": (105, 165, 75),
     "in the desert": (215, 180, 120),
-    "in the snow": (228, 234, 242),
+    "in the snow": (194, 202, 216),
     "by the sea": (50, 105, 150),
     "on a ploughed field": (120, 88, 62),
 }

@@ -8,11 +8,13 @@ import argparse
 from pathlib import Path
 
 import torch
+from demo_batches import Memory
 from demo_data import write_data
 from demo_evidence import write_evidence
 from demo_export import export
 from demo_settle import settle
-from demo_unet import Memory, Painter, plant, train_base, train_switches
+from demo_switches import plant, train_base, train_switches
+from demo_unet import Painter
 from demo_vae import train_vae
 from transformers import CLIPTokenizer
 
