@@ -51,8 +51,8 @@ def refuse_inputs(outs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
     given = [path for path in inputs if path is not None]
     for out in outs:
         for path in given:
-            with contextlib.suppress(OSError, ValueError):
-                real = path.resolve()
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                real = path.resolve()  # RuntimeError: links in a loop
                 if out.samefile(path) or (out.exists() and real in out.resolve().parents):
                     raise OutputError(f"{out}: is read by this command; choose another name")
 
