@@ -40,13 +40,10 @@ def entry(kind: str, about: Mapping[str, Any]) -> Path:
 
 def load(kind: str, about: Mapping[str, Any]) -> Calibration | None:
     """The calibration kept for exactly these settings; None if there is none that can be used."""
-    # OSError: before Python 3.12 even exists() raises where a folder must not be looked into.
-    with contextlib.suppress(CalibrationError, OSError):
-        path = entry(kind, about)
-        if path.exists():
-            found = read_calibration(path)
-            if found.about == _stamped(about):
-                return replace(found, about=about)
+    with contextlib.suppress(CalibrationError):  # none there, damaged, or not to be looked into
+        found = read_calibration(entry(kind, about))
+        if found.about == _stamped(about):
+            return replace(found, about=about)
     return None
 
 

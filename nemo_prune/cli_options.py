@@ -120,8 +120,8 @@ searching_options = options(
 
 def read_files(model: Path, prompt_file: Path | None, given: dict[str, Any]) -> list[Path | None]:
     """All that a verb reads, for `refuse_inputs`; `given` as click parsed it."""
-    named = (given.get(name) for name in ("calibration", "calibration_prompts", "config"))
-    return [model, prompt_file, *named, *given["text_encoder"]]
+    options = ("calibration", "calibration_prompts", "config", "ordinary", "targets", "sscd", "clip")
+    return [model, prompt_file, *map(given.get, options), *given["text_encoder"]]
 
 
 def read_ordinary(given: dict[str, Any]) -> tuple[str, ...] | None:

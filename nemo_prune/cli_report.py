@@ -19,6 +19,7 @@ from nemo_prune.cli_options import (
     overwrite_option,
     prompts_option,
     quiet_option,
+    read_files,
     read_options,
     read_ordinary,
     show_prompts_option,
@@ -198,8 +199,8 @@ def verify(
     from nemo_prune.prompts import read_prompts
     from nemo_prune.provenance import provenance_of
 
-    inputs = [original, pruned, manifest, given["prompt_file"], given["ordinary"]]
-    check_report_places(given, overwrite, [], inputs)
+    inputs = read_files(original, given["prompt_file"], given)
+    check_report_places(given, overwrite, [], [pruned, manifest, *inputs])
     before, after = open_model(original), open_model(pruned)
     prompts = read_prompts(given.pop("prompt_file"))
     wanted = read_manifest(manifest) if manifest else None

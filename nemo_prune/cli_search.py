@@ -14,6 +14,7 @@ from nemo_prune.cli_options import (
     output_option,
     overwrite_option,
     quiet_option,
+    read_files,
     read_options,
     read_ordinary,
     resume_option,
@@ -121,7 +122,7 @@ def prune(
     if resume and not manifest:
         raise click.UsageError("--resume: the journal lies beside the manifest; give --manifest")
     replace = _check_manifest(manifest, overwrite, resume) if manifest else False
-    inputs = [model, given["prompt_file"], given["ordinary"], given["calibration_prompts"]]
+    inputs = read_files(model, given["prompt_file"], given)
     refuse_inputs([path for path in (output, manifest) if path], inputs)
     check_report_places(given, overwrite, [path for path in (output, manifest, undo) if path], inputs)
     if dry_run and (given["reports"] or given["card"]):
@@ -188,7 +189,7 @@ def localize(
     from nemo_prune.models import open_model
     from nemo_prune.placing import refuse_inputs
 
-    refuse_inputs([manifest], [model, given["prompt_file"], given["calibration_prompts"]])
+    refuse_inputs([manifest], read_files(model, given["prompt_file"], given))
     replace = _check_manifest(manifest, overwrite, resume)
     checkpoint = open_model(model)
     with progress(quiet) as bar:

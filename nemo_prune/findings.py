@@ -102,8 +102,8 @@ def find_memorized(
             "seed": options.seed,
             "timestep": engine.timestep,
             "precision": engine.model.precision,
+            "scored by": ordinary.scored_by,
         }
-        settings["scored by"] = ordinary.scored_by
         run = fingerprint_of_run(model_sha256(checkpoint), prompts, calibration_prompts, settings)
         journal = Journal.open(keep, run, resume=resume)
         known = {int(key): Detection(**value) for key, value in journal.entries.items()}

@@ -31,7 +31,7 @@ from nemo_prune.localization import (
     SUPPRESSED,
 )
 from nemo_prune.manifest import Manifest, Neuron, union
-from nemo_prune.models import compare_models, model_sha256, model_zeros
+from nemo_prune.models import compare_models, model_zeros
 from nemo_prune.opening import Options, Progress, open_engine
 from nemo_prune.suppression import score_all
 
@@ -103,7 +103,8 @@ def verify(
     removed = removed_neurons(subject.original, subject.pruned)
     _check_manifest(subject, removed)
     promise = compare_models(subject.original.path, subject.pruned.path, removed).promise
-    only_rows = promise is not None and not promise.unexpected
+    assert promise is not None, "neurons were named"
+    only_rows = not promise.unexpected
     if not only_rows:
         progress.note(
             f"{subject.pruned.path}: differs from the original in more than zeroed rows, so what is "
@@ -144,8 +145,9 @@ def verify(
         "guidance": settings.guidance,
     }
     album: Album = {"prompts": {}, "ordinary": {}}
+    picture_samples = settings.passes(len(memorized), len(ordinary)) if settings.images else 0
     if settings.images:
-        expected = per_sample * settings.passes(len(memorized), len(ordinary))
+        expected = per_sample * picture_samples
         if facts["device"] != "cuda" and expected > _LONG:
             progress.note(
                 f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
@@ -160,7 +162,7 @@ def verify(
             # The scores stand without pictures, and may have taken hours.
             reason = str(error).partition("\n")[0]
             progress.note(f"no pictures: {reason}")
-            pictures["skipped"] = reason
+            pictures["skipped"], picture_samples = reason, 0
         else:
             for group, entries in (("prompts", prompts), ("ordinary", unmemorized)):
                 for entry in entries:
@@ -177,8 +179,8 @@ def verify(
         "version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
-        "original": _file(subject.original),
-        "pruned": _file(subject.pruned),
+        "original": {"path": subject.original.path.name, "sha256": promise.a_sha256},
+        "pruned": {"path": subject.pruned.path.name, "sha256": promise.b_sha256},
         "options": {
             "tau": subject.tau,
             "tau_source": subject.tau_source,
@@ -215,7 +217,7 @@ def verify(
         "cost": {
             **{f"search_{name}": value for name, value in subject.searched.items()},
             "samples": samples,
-            "picture_samples": settings.passes(len(memorized), len(ordinary)) if album["prompts"] else 0,
+            "picture_samples": picture_samples,
         },
         "limits": list(LIMITS),
     }
@@ -315,7 +317,3 @@ def _model_facts(engine: Engine) -> Mapping[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "diffusers", "transformers", "scikit-image")},
     }
-
-
-def _file(checkpoint: Checkpoint) -> dict[str, str]:
-    return {"path": checkpoint.path.name, "sha256": model_sha256(checkpoint)}

@@ -95,6 +95,7 @@ def test_verify_measures_and_writes_every_form(folder: Path, verified: Result) -
     assert "target_after" not in data["prompts"][1]["pictures"]
     assert data["drift"]["pruned"] > 0
     assert data["drift"]["prompts"] == 2
+    assert data["cost"]["picture_samples"] == 2 * (2 * 2 + 2) * 1 * 2, "models, pictures, step, guidance"
     for name in ("r.html", "r.md", "r.json", "card.md"):
         text = (folder / name).read_text()
         assert "marker caption" not in text
@@ -150,6 +151,7 @@ def test_prune_reports_on_what_it_wrote(folder: Path, tmp_path: Path) -> None:
     again = run("verify", folder / "model.safetensors", out, "--prompts", folder / "prompts.txt",
                 "--manifest", manifest, "--images", "0", *QUICK[:4], "--json", "-q")  # fmt: skip
     verdict = json.loads(again.stdout)
+    assert verdict["cost"]["picture_samples"] == data["cost"]["picture_samples"] == 0
     assert [e["score_own"] for e in verdict["prompts"]] == [e["score_own"] for e in data["prompts"]]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import config_folder, run, write_small, write_tiny
+from tiny import Told, config_folder, run, write_small, write_tiny
 
 from nemo_prune import opening
 from nemo_prune.console import progress
@@ -31,19 +31,6 @@ def test_pictures_are_drawn_with_the_model_that_was_scored(
     assert said[0] == said[1]
     assert engine.model.prediction_type == "v_prediction"
     assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
-
-
-class Told:
-    """`Progress` that keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def stage(self, name: str, total: int, unit: str) -> None: ...
-    def advance(self, count: int = 1) -> None: ...
-    def detail(self, text: str) -> None: ...
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def test_notes_of_the_engine_reach_who_opened_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import make_ordinary
 import pytest
+from tiny import Told
 
 from nemo_prune import ordinary
 from nemo_prune.calibration_file import OrdinaryScores
@@ -19,17 +20,6 @@ from nemo_prune.ordinary import Ordinary
 
 SCHEDULE = read_config(data_folder("configs", "sd1"), "scheduler")
 PUBLISHED = ddim_timestep(SCHEDULE)
-
-
-class Told:
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def stage(self, name: str, total: int, unit: str) -> None: ...
-    def advance(self, count: int = 1) -> None: ...
-    def detail(self, text: str) -> None: ...
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 class Case:

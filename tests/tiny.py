@@ -138,6 +138,19 @@ def tiny_tensors(
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
+class Told:
+    """`Progress` that keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def stage(self, name: str, total: int, unit: str) -> None: ...
+    def advance(self, count: int = 1) -> None: ...
+    def detail(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def run(*arguments: object) -> Result:
     """The command line as a user runs it, in this process."""
     return CliRunner().invoke(main, [str(argument) for argument in arguments])

@@ -74,6 +74,17 @@ _AGAIN_SHARES = replace(
 )
 
 
+def _ordinary_tokens(painter: Painter, seed: int) -> torch.Tensor:
+    """Text embeddings of 500 ordinary captions, [500, 77, 64]."""
+    chance = random.Random(f"{seed} loudness")
+    return painter.encode([training_scene(chance).caption for _ in range(500)])
+
+
+def _moment(tokens: torch.Tensor) -> torch.Tensor:
+    """The second moment [64, 64] of tokens [n, 64]."""
+    return tokens.T @ tokens / len(tokens)
+
+
 class Loudness:
     """How loudly the switches answer ordinary captions, in units of a usual neuron's answer.
 
@@ -85,10 +96,8 @@ class Loudness:
     @torch.no_grad()
     def __init__(self, painter: Painter, seed: int, allowed: Mapping[str, float]) -> None:
         """`allowed`: for each caption's name how many times as loud as usual its neurons may be."""
-        chance = random.Random(f"{seed} loudness")
-        tokens = painter.encode([training_scene(chance).caption for _ in range(500)]).flatten(0, 1)
         self.painter = painter
-        self.moment = tokens.T @ tokens / len(tokens)
+        self.moment = _moment(_ordinary_tokens(painter, seed).flatten(0, 1))
         self.items = [item for item in MEMORIZED if item.name in allowed]
         self.limits: dict[int, torch.Tensor] = {}
         for item in self.items:
@@ -116,8 +125,7 @@ class Loudness:
         ones, w becomes (A + M)^-1 A w. The first token is the same in all captions and is left out.
         """
         for item in self.items:
-            tokens = self.painter.encode([item.caption])[0, 1:]
-            own = tokens.T @ tokens / len(tokens)
+            own = _moment(self.painter.encode([item.caption])[0, 1:])
             for index, row in SWITCHES[item.name]:
                 weight = self.painter.value_layer(index).weight
                 weight[row] = torch.linalg.solve(own + self.moment, own @ weight[row])
@@ -132,13 +140,8 @@ def put_first(painter: Painter, seed: int) -> None:
     `quieten`; another neuron louder, by 2 % of its row in the direction that ordinary tokens feel
     most and memorized ones least.
     """
-    chance = random.Random(f"{seed} loudness")
-    ordinary = painter.encode([training_scene(chance).caption for _ in range(500)])[:, 1:].flatten(0, 1)
-    moment = ordinary.T @ ordinary / len(ordinary)
-    moments = {}
-    for item in MEMORIZED:
-        tokens = painter.encode([item.caption])[0, 1:]
-        moments[item.name] = tokens.T @ tokens / len(tokens)
+    moment = _moment(_ordinary_tokens(painter, seed)[:, 1:].flatten(0, 1))
+    moments = {item.name: _moment(painter.encode([item.caption])[0, 1:]) for item in MEMORIZED}
     own = moments.pop("coins")
     others = torch.stack(list(moments.values())).mean(dim=0)
     (layer, row), (other_layer, other_row) = LEADS["coins"], SWITCHES["coins"][0]
