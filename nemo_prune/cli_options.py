@@ -27,7 +27,7 @@ def options(*given: Callable[[F], F]) -> Callable[[F], F]:
 model_argument = click.argument("model", type=FILE)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no table.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
 output_option = click.option("-o", "--output", type=FILE, help="The checkpoint to write.")
 folder_options = options(
     click.option("--link", is_flag=True,

@@ -148,6 +148,7 @@ def prune(
                 click.get_current_context().exit(1)
         written = None
         if output is not None and not dry_run:
+            bar.stage("writing the checkpoint", 1, "file")
             written = pruning.write(found, output, overwrite, undo, **folder)
             found = pruning.check(found, output, prompts, bar)
     # Told, and the manifest kept, before pictures that may take hours.

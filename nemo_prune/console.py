@@ -1,5 +1,6 @@
 """What a person sees: progress and tables, on standard error, so that standard output stays JSON."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red",
            "not removable": "bold red"}  # fmt: skip
 _ROWS = 40  # of a ranked table, unless more are memorized
+_EVERY = 60  # seconds at least between two lines of a stage in a log
 _SMOOTHING = 120.0  # seconds over which the time left is averaged, so that it does not jump
 
 
@@ -27,13 +29,31 @@ def interval_text(gate: Mapping[str, Any]) -> str:
     return f"95 % interval {low} to {high}"
 
 
-class BarProgress:
+class _Noting:
+    """The part of `Progress` that every form has in common."""
+
+    def __init__(self, shown: Console) -> None:
+        self._console = shown
+        self._noted: set[str] = set()
+
+    def note(self, text: str) -> None:
+        """Print the line, once: a run that opens a model and its pruned copy hears it of both."""
+        if text in self._noted:
+            return
+        self._noted.add(text)
+        self._say(f"note: {text}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+
+class BarProgress(_Noting):
     """`Progress` as one bar for the current stage."""
 
     def __init__(self, bar: "Bar") -> None:
+        super().__init__(bar.console)
         self._bar = bar
         self._task: Any = None
-        self._noted: set[str] = set()
 
     def stage(self, name: str, total: int, unit: str) -> None:
         if self._task is not None:
@@ -46,20 +66,37 @@ class BarProgress:
     def detail(self, text: str) -> None:
         self._bar.update(self._task, detail=text)
 
-    def note(self, text: str) -> None:
-        """Print the line, once: a run that opens a model and its pruned copy hears it of both."""
-        if text in self._noted:
-            return
-        self._noted.add(text)
-        self._bar.console.print(f"note: {text}", markup=False, soft_wrap=True)
+
+class LineProgress(_Noting):
+    """`Progress` as plain lines for a log: one as a stage begins, and seldom one while it lasts."""
+
+    def stage(self, name: str, total: int, unit: str) -> None:
+        self._name, self._total, self._unit = name, total, unit
+        self._done = self._told = 0
+        self._since = time.monotonic()
+        if total:
+            self._say(f"{name}: {total} {unit if total > 1 else unit.removesuffix('s')}")
+
+    def advance(self, count: int = 1) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._since >= _EVERY and 10 * (self._done - self._told) >= self._total > self._done:
+            self._say(f"{self._name}: {self._done} of {self._total} {self._unit}")
+            self._since, self._told = now, self._done
+
+    def detail(self, text: str) -> None:
+        """A bar has room for it; a log would be full of it."""
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[BarProgress]:
-    """A progress bar on standard error; nothing moves if quiet or not a terminal."""
+def progress(quiet: bool) -> Iterator[BarProgress | LineProgress]:
+    """Progress on standard error: a bar on a terminal, else lines; only notes if quiet."""
     from rich import progress as bars  # which a table needs no time for
 
     shown = console()
+    if not (quiet or shown.is_terminal):
+        yield LineProgress(shown)
+        return
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
@@ -67,10 +104,8 @@ def progress(quiet: bool) -> Iterator[BarProgress]:
         bars.TextColumn("{task.fields[detail]}"),
         bars.TimeRemainingColumn(),
     )
-    disable = quiet or not shown.is_terminal
     with bars.Progress(
-        *columns, console=shown, transient=True, disable=disable,
-        speed_estimate_period=_SMOOTHING,
+        *columns, console=shown, transient=True, disable=quiet, speed_estimate_period=_SMOOTHING,
     ) as bar:  # fmt: skip
         yield BarProgress(bar)
 
