@@ -7,7 +7,7 @@ of the tool, and `about`, which says what all of it depends on. No prompt is in 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,33 @@ def read_calibration(path: Path) -> Calibration:
         return _calibration(entry["about"], tensors)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
         raise CalibrationError(f"{path}: is damaged; make it anew with nemo-prune calibrate") from None
+
+
+def misfits(
+    found: Calibration,
+    model: LoadedModel,
+    scores_about: Mapping[str, Any],
+    seeds: int,
+    weights: Callable[[], str],
+) -> list[str]:
+    """What a calibration with both parts was made for that is not so here, in words.
+
+    scores_about: what the scores of `seeds` seeds would depend on here. weights: the model's
+    `fingerprint`, which takes long and is asked for only where the precision is the same.
+    """
+    about = found.about["scores"]
+    differing = [
+        f"{key} {about[key]} instead of {scores_about[key]}"
+        for key in ("timestep", "latents")
+        if about[key] != scores_about[key]
+    ]
+    if about["seeds"] < seeds:
+        differing.append(f"{about['seeds']} seeds instead of {seeds}")
+    if found.about["precision"] != model.precision:
+        differing.append(f"precision {found.about['precision']} instead of {model.precision}")
+    elif found.about["fingerprint"] != weights():
+        differing.append("other weights")
+    return differing
 
 
 def _calibration(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Calibration:

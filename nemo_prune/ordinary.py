@@ -13,6 +13,7 @@ from nemo_prune.calibration_file import (
     Calibration,
     OrdinaryScores,
     fingerprint,
+    misfits,
     read_calibration,
 )
 from nemo_prune.detect import score_paths
@@ -278,19 +279,9 @@ class Ordinary:
                 f"{path}: is for a model with other value layers; make one for this model with "
                 f"nemo-prune calibrate"
             )
-        about, here = found.about["scores"], self.scores_about
-        differing = [
-            f"{key} {about[key]} instead of {here[key]}"
-            for key in ("timestep", "latents")
-            if about[key] != here[key]
-        ]
-        if about["seeds"] < options.seeds:
-            differing.append(f"{about['seeds']} seeds instead of {options.seeds}")
-        precision = self._engine.model.precision
-        if found.about["precision"] != precision:
-            differing.append(f"precision {found.about['precision']} instead of {precision}")
-        elif found.about["fingerprint"] != self.fingerprint:
-            differing.append("other weights")
+        differing = misfits(
+            found, self._engine.model, self.scores_about, options.seeds, lambda: self.fingerprint
+        )
         if differing and not options.force:
             raise CalibrationError(
                 f"{path}: was made for another model or setting ({', '.join(differing)}); make one "

@@ -1,15 +1,12 @@
 """Put a new file in its place whole or not at all, never over something by accident.
 
-The file is written under a hidden name in the folder it is meant for, flushed to the disk, and
-only then given its name. The hidden name ``.NAME.PID-XXXXXXXX.tmp`` carries the writer's process
-id, so that what a killed run left behind can be told from what a living one is writing.
+The file is written under a hidden name (see `leftovers`) in the folder it is meant for, flushed to
+the disk, and only then given its name.
 """
 
 import contextlib
 import errno
 import os
-import re
-import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
@@ -17,14 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import OutputError
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows
-    fcntl = None  # type: ignore[assignment]
-
-_TEMPORARY = re.compile(r"\.(?P<name>.*)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
-_NAME_BYTES = 200  # of OUT's name in the hidden one: file systems stop at 255 in all
+from nemo_prune.leftovers import held_folder, hidden_name, hold, remove_leftovers
 
 
 def check_output(source: Path, out: Path, overwrite: bool) -> None:
@@ -102,14 +92,12 @@ def new_file(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
     new file. An OSError out of the block or of the disk becomes OutputError.
     """
     check_place(out, overwrite)
-    _remove_stale(out)
-    temporary = out.with_name(_temporary_name(out.name))
+    remove_leftovers(out)
+    temporary = out.with_name(hidden_name(out.name))
     try:
         try:
             with temporary.open("x+b", buffering=0) as file:
-                if fcntl is not None:
-                    with contextlib.suppress(OSError):
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                hold(file.fileno())
                 yield file
                 os.fsync(file.fileno())
             _take_name(temporary, out, overwrite)
@@ -138,12 +126,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     exists is never replaced: OutputError. An OSError out of the block becomes OutputError.
     """
     check_new_folder(out)
-    _remove_stale(out)
-    temporary = out.with_name(_temporary_name(out.name))
+    remove_leftovers(out)
+    temporary = out.with_name(hidden_name(out.name))
     try:
         try:
             temporary.mkdir()
-            with _lock(temporary):
+            with held_folder(temporary):
                 yield temporary
             for folder, _, _ in os.walk(temporary):
                 _flush_folder(Path(folder))
@@ -185,21 +173,6 @@ def is_at(path: Path, inode: int) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder, so that no other run takes it for what a killed one left behind."""
-    if fcntl is None:  # pragma: no cover - Windows
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def check_new_folder(out: Path) -> None:
     """Raise OutputError if no new folder could be made at `out`."""
     if out.exists() or out.is_symlink():
@@ -230,58 +203,6 @@ def _take_name(temporary: Path, out: Path, overwrite: bool) -> None:
         raise OutputError(
             f"{out}: was written by another process meanwhile; choose another name, or pass --overwrite"
         ) from None
-
-
-def _temporary_name(name: str) -> str:
-    return f".{_shortened(name)}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-
-
-def _shortened(name: str) -> str:
-    return os.fsdecode(os.fsencode(name)[:_NAME_BYTES])
-
-
-def _remove_stale(out: Path) -> None:
-    """Remove what killed runs left behind while they wrote this same `out`."""
-    with contextlib.suppress(OSError):
-        for path in out.parent.iterdir():
-            match = _TEMPORARY.fullmatch(path.name)
-            if (
-                match
-                and match["name"] == _shortened(out.name)
-                and not _alive(int(match["pid"]))
-                and not _locked(path)
-            ):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # pragma: no cover - there, signal 0 is not a question but Ctrl-C
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _locked(path: Path) -> bool:
-    """True while its writer holds it: in another container, process ids say nothing."""
-    if fcntl is None:  # pragma: no cover - Windows
-        return True
-    try:
-        # Not open(): that does not take folders.
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _flush_folder(folder: Path) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nemo_prune.dtypes import DTYPE_BITS
 from nemo_prune.families import Checkpoint, ValueLayer
-from nemo_prune.header import DTYPE_BITS, Tensor
+from nemo_prune.header import Tensor
 from nemo_prune.streams import Source
 
 # In these formats the sign bit alone is not -0 but the one NaN.

@@ -17,6 +17,7 @@ from nemo_prune import placing
 from nemo_prune.cli import main
 from nemo_prune.errors import CheckpointError, ManifestError, OptionError, OutputError
 from nemo_prune.inspection import inspection
+from nemo_prune.leftovers import held_folder
 from nemo_prune.manifest import Neuron
 from nemo_prune.models import (
     check_model_output,
@@ -409,7 +410,7 @@ def test_a_copy_that_is_not_what_was_read_is_noticed(tmp_path, model, monkeypatc
 def test_a_killed_runs_remains_are_removed(tmp_path, model):
     left = tmp_path / ".o.999999999-0123abcd.tmp"
     put(left / "unet" / "half", "half a file")
-    with placing._lock(left):
+    with held_folder(left):
         # One that lives in another container, where process ids say nothing.
         prune(model, tmp_path / "o")
         assert left.exists()
