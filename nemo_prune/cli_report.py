@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from nemo_prune.gallery import PictureSettings
     from nemo_prune.likeness import Likeness
     from nemo_prune.opening import Progress
-    from nemo_prune.verification import Subject, Verification
+    from nemo_prune.subject import Subject
+    from nemo_prune.verification import Verification
 
 _BUNDLED = 20  # ordinary captions: each costs twice as many samples as seeds
 
@@ -45,6 +46,8 @@ report_options = options(
                       "(columns prompt, file)."),
     click.option("--images", type=click.IntRange(0, 100), default=4, show_default=True,
                  help="Pictures per memorized prompt and model; 0 skips pictures."),
+    click.option("--ordinary-images", type=click.IntRange(0, 100), default=2, show_default=True,
+                 help="Pictures per ordinary prompt and model, for the first 6 of them."),
     click.option("--picture-steps", type=click.IntRange(1, 1000), default=50, show_default=True,
                  help="DDIM steps of a picture."),
     click.option("--guidance", type=click.FloatRange(0, 100), default=7.0, show_default=True,
@@ -136,6 +139,7 @@ def read_reporting(given: dict[str, Any], prompts: Sequence[str], overwrite: boo
         ordinary_from=ordinary.name if ordinary else f"the first {_BUNDLED} of the bundled list",
         settings=PictureSettings(
             images=given.pop("images"),
+            ordinary_images=given.pop("ordinary_images"),
             steps=given.pop("picture_steps"),
             guidance=given.pop("guidance"),
             targets=read_targets(targets, prompts) if targets else {},
@@ -209,7 +213,7 @@ def verify(
     stated = provenance_of(after.header)
     from nemo_prune.opening import open_engine
     from nemo_prune.ordinary import Ordinary
-    from nemo_prune.verification import Subject
+    from nemo_prune.subject import Subject
 
     reporting = read_reporting(given, prompts.texts, overwrite)
     source = click.get_current_context().get_parameter_source

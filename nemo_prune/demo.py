@@ -84,6 +84,11 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
             "target_similarity_before": _mean(verified.data["prompts"], "target_before"),
             "target_similarity_after": _mean(verified.data["prompts"], "target_after"),
             "target_similarity_unrelated": _mean(verified.data["prompts"], "target_unrelated"),
+            "pictures_near_target_before": sum(
+                entry["pictures"].get("near_before", 0)
+                for entry in verified.data["prompts"]
+                if entry["pictures"]
+            ),
             "pictures_near_target": near[0] if near else None,
             "ordinary_similarity": _mean(verified.data["ordinary"], "before_after"),
             "drift_ratio": verified.data["drift"]["ratio"],
@@ -96,7 +101,7 @@ def _picture_settings(prompts: tuple[str, ...]) -> Any:
 
     truth = planted()
     targets = {i: DATA / "targets" / truth[caption]["target"] for i, caption in enumerate(prompts)}
-    return PictureSettings(images=_IMAGES, steps=_STEPS, ordinary=_ORDINARY_PROMPTS, targets=targets)
+    return PictureSettings(images=_IMAGES, steps=_STEPS, targets=targets)
 
 
 def _write_configs(folder: Path) -> None:

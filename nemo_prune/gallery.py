@@ -16,33 +16,40 @@ from nemo_prune.batches import noise_seed
 from nemo_prune.families import Checkpoint
 from nemo_prune.likeness import Described, Likeness, mean
 from nemo_prune.localization import FRESH_SEEDS
+from nemo_prune.nearness import is_near, near_levels
 from nemo_prune.opening import Options, Progress, open_pipeline
 from nemo_prune.pictures import Picture, draw
 from nemo_prune.targets import open_target
 
 Album = dict[str, dict[int, dict[str, Any]]]
 """Group ("prompts", "ordinary") -> number -> name -> data URI, or a list of them."""
+Measures = dict[str, dict[int, dict[str, Any]]]
+"""Group -> number -> what its pictures' comparisons came to, plain JSON."""
 _INLINED_SIDE = 256  # pixels: a report is looked at, not printed in a magazine
-_TELLING = 0.1  # a measure that sets memorized and unrelated pictures no further apart says nothing
 
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """How pictures are drawn; `images` are seeds per memorized prompt, 0 for no pictures.
+    """How pictures are drawn.
 
-    Ordinary prompts get one picture each, of at most `ordinary` of them. `targets`: prompt number
-    -> training picture.
+    images: seeds per memorized prompt; 0 for no pictures at all.
+    ordinary: so many ordinary prompts at most get pictures, `ordinary_images` seeds each; the
+        diversity among seeds takes two.
+    targets: prompt number -> training picture.
     """
 
     images: int = 4
     steps: int = 50
     guidance: float = 7.0
-    ordinary: int = 12
+    ordinary: int = 6
+    ordinary_images: int = 2
     targets: Mapping[int, Path] = field(default_factory=dict)
 
     def passes(self, prompts: int, ordinary: int) -> int:
         """Denoiser samples that both models' pictures take."""
-        pictures = prompts * self.images + min(ordinary, self.ordinary)
+        if not self.images:
+            return 0
+        pictures = prompts * self.images + min(ordinary, self.ordinary) * self.ordinary_images
         return 2 * pictures * self.steps * (2 if self.guidance > 1 else 1)
 
 
@@ -54,20 +61,22 @@ def draw_and_measure(
     ordinary: Sequence[str],
     likeness: Likeness,
     progress: Progress,
-) -> tuple[dict[str, dict[int, dict[str, Any]]], Album]:
+) -> tuple[Measures, Album]:
     """Draw the prompts' and the ordinary prompts' pictures with both models; compare them.
 
     Returns the measures and the pictures, by group and number: "before_after" (same seed, mean
     over seeds), "seeds_before" and "seeds_after" (pairs of seeds: lower is more diverse); with a
     target "target_before", "target_after", and each picture's in "each_before" and "each_after";
-    beside ordinary prompts also "target_unrelated" (the mean over the original's pictures of them)
-    and, if any measure tells, how many pictures are "near_before" and "near_after"; with CLIP
-    "clip_before" and "clip_after". The starting noises are ones that no search uses.
+    beside ordinary prompts also "target_unrelated" (the mean over both models' pictures of them) and,
+    if any measure tells, how many pictures are "near_before" and "near_after", and from where on
+    "near_above" (see `near_levels`); with CLIP "clip_before" and "clip_after". The starting noises
+    are ones that no search uses.
 
     Raises CheckpointError for a model that cannot draw, OptionError for an unreadable target.
     """
-    seeds = [noise_seed(options.seed, FRESH_SEEDS + number) for number in range(settings.images)]
-    some = ordinary[: settings.ordinary]
+    most = max(settings.images, settings.ordinary_images)
+    seeds = [noise_seed(options.seed, FRESH_SEEDS + number) for number in range(most)]
+    some = ordinary[: settings.ordinary] if settings.ordinary_images else ()
     progress.stage("drawing pictures", 2 * (len(prompts) + len(some)), "prompts")
     drawn: list[tuple[list[list[Picture]], list[list[Picture]]]] = []
     for checkpoint in models:
@@ -79,14 +88,14 @@ def draw_and_measure(
         }
         drawn.append(
             (
-                draw(pipeline, list(prompts.values()), seeds, **style),
-                draw(pipeline, some, seeds[:1], **style),
+                draw(pipeline, list(prompts.values()), seeds[: settings.images], **style),
+                draw(pipeline, some, seeds[: settings.ordinary_images], **style),
             )
         )
         del pipeline  # two do not fit where one does
     measures: dict[str, dict[int, dict[str, Any]]] = {"prompts": {}, "ordinary": {}}
     album: Album = {"prompts": {}, "ordinary": {}}
-    unrelated = [likeness.describe(row[0]) for row in drawn[0][1]]
+    unrelated = [likeness.describe(picture) for _, rows in drawn for row in rows for picture in row]
     progress.stage("comparing pictures", len(prompts) + len(some), "prompts")
     for group, part, texts in (("prompts", 0, prompts), ("ordinary", 1, dict(enumerate(some)))):
         pairs = zip(texts.items(), drawn[0][part], drawn[1][part], strict=True)
@@ -136,35 +145,14 @@ def _measure(
             "each_after": to_new,
         }
         if unrelated:
-            level = mean(to_others)
-            found["target_unrelated"] = level
-            # The nearest of them: even a model that replicates from one seed of ten replicates.
-            memorized = {name: max(scores[name] for scores in to_old) for name in level}
-            near = near_target([*to_old, *to_new], memorized, level)
-            if near is not None:
-                found |= {"near_before": sum(near[: len(old)]), "near_after": sum(near[len(old) :])}
+            found["target_unrelated"] = mean(to_others)
+        if levels := near_levels(to_old, to_others):
+            found |= {
+                "near_above": levels,
+                "near_before": sum(is_near(scores, levels) for scores in to_old),
+                "near_after": sum(is_near(scores, levels) for scores in to_new),
+            }
     return found
-
-
-def near_target(
-    pictures: Sequence[Mapping[str, float]],
-    memorized: Mapping[str, float],
-    unrelated: Mapping[str, float],
-) -> list[bool] | None:
-    """Which pictures lie nearer to the level of memorized pictures than to unrelated ones'.
-
-    By any of the measures that tell the two levels apart by more than 0.1, but for colour, which
-    many pictures share; None if none of them does.
-    """
-    telling = [
-        name
-        for name, level in memorized.items()
-        if name != "colour" and level - unrelated[name] > _TELLING
-    ]
-    if not telling:
-        return None
-    halfway = {name: (memorized[name] + unrelated[name]) / 2 for name in telling}
-    return [any(scores[name] > halfway[name] for name in telling) for scores in pictures]
 
 
 def inlined(picture: Picture) -> str:

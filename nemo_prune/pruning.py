@@ -22,8 +22,8 @@ from nemo_prune.manifest import Neuron, PromptRecord
 from nemo_prune.models import open_model, write_model
 from nemo_prune.opening import Progress, open_engine
 from nemo_prune.peak import peak_memory
+from nemo_prune.subject import Subject
 from nemo_prune.surgery import Written
-from nemo_prune.verification import Subject
 
 
 def write(

@@ -177,6 +177,7 @@ def _render(template: str, data: Data, album: Album) -> str:
         data=data,
         album=album,
         verdict=verdict(data),
+        near=pictures_near(data),
         settled=settled(data),
         histograms=[(title, kind, histogram(scores)) for title, kind, scores in charts if scores],
         memorized=averages([e for e in data["prompts"] if e["status"] != _NOT_MEMORIZED]),

@@ -19,6 +19,7 @@ from tiny import run, write_small, write_tiny
 from nemo_prune.batches import noise_seed
 from nemo_prune.errors import CheckpointError
 from nemo_prune.families import recognize
+from nemo_prune.gallery import PictureSettings
 from nemo_prune.localization import FRESH_SEEDS
 from nemo_prune.manifest import Manifest, Neuron, PromptRecord, write_manifest
 from nemo_prune.pictures import draw
@@ -93,9 +94,14 @@ def test_verify_measures_and_writes_every_form(folder: Path, verified: Result) -
         "region",
     }
     assert "target_after" not in data["prompts"][1]["pictures"]
+    for entry in data["ordinary"]:
+        assert set(entry["pictures"]) == {"before_after", "seeds_before", "seeds_after"}
+        assert all(0 <= entry["pictures"][when]["ms_ssim"] <= 1 for when in entry["pictures"])
     assert data["drift"]["pruned"] > 0
     assert data["drift"]["prompts"] == 2
-    assert data["cost"]["picture_samples"] == 2 * (2 * 2 + 2) * 1 * 2, "models, pictures, step, guidance"
+    assert data["cost"]["picture_samples"] == 2 * (2 * 2 + 2 * 2) * 1 * 2, (
+        "models, pictures, step, guidance"
+    )
     for name in ("r.html", "r.md", "r.json", "card.md"):
         text = (folder / name).read_text()
         assert "marker caption" not in text
@@ -126,7 +132,7 @@ def test_the_command_in_the_report_gives_the_same_report(folder: Path, verified:
     assert timeless(before) == timeless((folder / "r.json").read_text())
     html = (folder / "r.html").read_text()
     assert without_time(html) == without_time(page)
-    assert html.count('src="data:image/') == 1 + 2 * 2 * 2 + 2 * 2 + 2 * 2
+    assert html.count('src="data:image/') == 1 + 2 * 2 * 2 + 2 * 2 * 2 + 2 * 2
 
 
 def test_prune_reports_on_what_it_wrote(folder: Path, tmp_path: Path) -> None:
@@ -320,6 +326,19 @@ def test_who_must_wait_for_pictures_hears_how_long(
     stderr = " ".join(verify(folder).stderr.split())
     assert "drawing the pictures will take about" in stderr
     assert stderr.index("will take about") < stderr.index("no pictures: enough")
+
+
+def test_what_pictures_take_counts_the_ordinary_ones() -> None:
+    assert PictureSettings(images=4).passes(3, 20) == 2 * (3 * 4 + 6 * 2) * 50 * 2
+    assert PictureSettings(images=4, guidance=1, steps=10).passes(0, 3) == 2 * 3 * 2 * 10
+    assert PictureSettings(images=0).passes(3, 20) == 0
+
+
+def test_ordinary_prompts_need_no_pictures(folder: Path) -> None:
+    data = json.loads(verify(folder, "--ordinary-images", 0, "--json", "-q").stdout)
+    assert data["cost"]["picture_samples"] == 2 * 2 * 2 * 1 * 2
+    assert [entry["pictures"] for entry in data["ordinary"]] == [None, None]
+    assert data["drift"]["prompts"] == 2
 
 
 def test_files_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from skimage import data
 
 from nemo_prune.errors import OptionError
-from nemo_prune.gallery import inlined_difference, near_target
+from nemo_prune.gallery import inlined_difference
 from nemo_prune.hub import CLIPModel, CLIPTextConfig
 from nemo_prune.likeness import Likeness, mean, open_likeness
 from nemo_prune.pictures import Picture
@@ -65,21 +65,6 @@ def test_flat_pictures_have_scores(likeness: Likeness) -> None:
     for one in (white, black):
         for two in (white, black):
             assert all(np.isfinite(list(likeness.to_target(one, two).values())))
-
-
-def test_near_the_target_counts_pictures_by_measures_that_tell() -> None:
-    memorized, unrelated = (
-        {"ms_ssim": 0.8, "region": 0.6, "colour": 0.9},
-        {"ms_ssim": 0.2, "region": 0.55, "colour": 0.1},
-    )
-    near = {"ms_ssim": 0.6, "region": 0.5, "colour": 0.1}
-    far = {"ms_ssim": 0.4, "region": 0.9, "colour": 0.9}  # region tells nothing here, colour never does
-    assert near_target([near, far, near], memorized, unrelated) == [True, False, True]
-
-
-def test_near_the_target_is_unknown_where_no_measure_tells() -> None:
-    assert near_target([{"ms_ssim": 0.9, "colour": 1}], {"ms_ssim": 0.3, "colour": 1},
-                       {"ms_ssim": 0.25, "colour": 0}) is None  # fmt: skip
 
 
 def test_means_are_by_measure() -> None:

@@ -35,6 +35,7 @@ def make_data(text: str | None = None, status: str = "suppressed") -> dict[str, 
     pictures = {
         "before_after": scores, "seeds_before": scores, "seeds_after": scores, "target_before": target,
         "target_after": target, "target_unrelated": target, "near_before": 2, "near_after": 1,
+        "near_above": {"ms_ssim": 0.55},
     }  # fmt: skip
     one = {"score_before": 0.9, "score_after": 0.1, "within_after": 0.2, "same_seed": 0.15}
     memorized = one | {
@@ -57,13 +58,14 @@ def make_data(text: str | None = None, status: str = "suppressed") -> dict[str, 
                    "neurons": [], "pictures": None},
         ],
         "ordinary": [one | {"index": 0, "score_own": None, "pictures": {"before_after": scores,
-                     "seeds_before": {}, "seeds_after": {}}}],
+                     "seeds_before": scores | {"edges": 0.321},
+                     "seeds_after": scores | {"edges": 0.123}}}],
         "drift": {
             "layers": [{"layer": LAYER, "removed": 1, "pruned": 0.02, "random": 0.01}],
             "prompts": 20, "pruned": 0.02, "random": 0.016, "random_draws": [0.015, 0.017],
             "ratio": 1.25,
         },
-        "pictures": {"images": 2, "steps": 50, "guidance": 7.0},
+        "pictures": {"images": 2, "ordinary_images": 2, "steps": 50, "guidance": 7.0},
         "measures": [{"name": name, "meaning": "x"} for name in target]
         + [{"name": "sscd", "meaning": "y", "file": "s.pt", "sha256": "c" * 64}],
         "layers": [{"layer": f"{LAYER}.to_v", "rows": 320, "removed": [3]}],
@@ -77,7 +79,7 @@ def make_data(text: str | None = None, status: str = "suppressed") -> dict[str, 
 ALBUM: dict[str, Any] = {
     "prompts": {0: {"target": DOT, "before": [DOT, DOT], "after": [DOT, DOT], "noise_before": DOT,
                     "noise_after": DOT}},
-    "ordinary": {0: {"before": [DOT], "after": [DOT]}},
+    "ordinary": {0: {"before": [DOT, DOT], "after": [DOT, DOT]}},
 }  # fmt: skip
 
 
@@ -120,7 +122,7 @@ def test_the_page_needs_nothing_from_outside() -> None:
     assert "url(" not in html
     assert "@import" not in html
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 9
+    assert len(images) == 11
     assert all(image["alt"] for image in images)
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert {a["href"] for tag, a in page.tags if tag == "a"} <= {f"#{name}" for name in ids}
@@ -130,7 +132,7 @@ def test_a_prompts_text_is_shown_only_if_it_is_there_and_never_acts() -> None:
     page = Page(to_html(make_data(EVIL), ALBUM))
     assert EVIL in page.text
     assert "script" not in {tag for tag, _ in page.tags}
-    assert len([1 for tag, _ in page.tags if tag == "img"]) == 9
+    assert len([1 for tag, _ in page.tags if tag == "img"]) == 11
     text = to_markdown(make_data(EVIL), ALBUM)
     assert "<script" not in text
     assert "<img" not in text
@@ -146,7 +148,9 @@ def test_every_form_tells_the_same(write: Any) -> None:
     text = re.sub(r"\s+", " ", write(data, ALBUM)).replace("\\", "")
     assert verdict(data) in text
     for wanted in ("0.900", "suppressed", "not memorized", "2.00 %", "a" * 64, "b" * 64, "c" * 64,
-                   "It is not erased.", "0.428", "12.5 s", "down_blocks.0.attentions.0"):  # fmt: skip
+                   "It is not erased.", "0.428", "12.5 s", "down_blocks.0.attentions.0",
+                   "more like the original's nearest picture", "among seeds, before", "0.321",
+                   "0.123"):  # fmt: skip
         assert wanted in text, wanted
     assert "verify" in text
 
@@ -184,7 +188,8 @@ def test_settled_needs_scores_and_pictures() -> None:
 def test_without_pictures_drift_or_ordinary_prompts_it_still_is_a_report() -> None:
     data = make_data() | {"drift": None, "ordinary": [], "measures": [], "layers": [], "shared": [],
                           "neurons": 0,
-                          "pictures": {"images": 0, "steps": 50, "guidance": 7.0}}  # fmt: skip
+                          "pictures": {"images": 0, "ordinary_images": 0, "steps": 50,
+                                       "guidance": 7.0}}  # fmt: skip
     del data["command"]
     for entry in data["prompts"]:
         entry["pictures"] = None

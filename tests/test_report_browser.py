@@ -81,10 +81,10 @@ class Page:
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Page:
     """The demo's own report, and one with all that a user may put into one."""
     if request.param == "demo":
-        # Eight captions: target, two seeds before and after, noise differences; twelve ordinary ones.
+        # Eight captions: target, two seeds before and after, noise differences; six ordinary ones.
         folder: Path = request.getfixturevalue("demo").folder
-        return Page(folder / "report.html", 8 * (1 + 2 + 2 + 2) + 12 * 2)
-    return Page(_made_up(tmp_path_factory), 12 * 11 + 2)
+        return Page(folder / "report.html", 8 * (1 + 2 + 2 + 2) + 6 * 2 * 2)
+    return Page(_made_up(tmp_path_factory), 12 * 11 + 4)
 
 
 def _made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
