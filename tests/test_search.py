@@ -4,14 +4,15 @@ import math
 import random
 import statistics
 import zlib
+from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.stress import TAU, format_table, make_case, stress_row
+from benchmarks.stress import TAU, bits, format_table, make_case, stress_row
 from nemo_prune.fast_search import group_size, search
 from nemo_prune.manifest import Neuron
 from nemo_prune.search import LAST_RUNG, Ladder, Outcome, Question, Search, literal_search, run
@@ -392,9 +393,23 @@ def test_small_prompts_stay_near_the_floor_of_twenty(agreement: float) -> None:
 
 def test_the_papers_sizes() -> None:
     verbatim, template = stress_row(27, 4), stress_row(675, 21, repeats=2)
-    assert verbatim["search"] <= verbatim["floor_with_proof"] + 8
+    assert verbatim["floor"] <= verbatim["search"] <= verbatim["floor_with_proof"] + 8
+    assert verbatim["ratio"] >= 5
     assert template["search"] <= 1.2 * template["floor_with_proof"]
     assert template["ratio"] >= 20
+
+
+@pytest.mark.parametrize(("candidates", "added", "needed"), [(6, 2, 3), (6, 6, 2), (5, 4, 5), (7, 1, 1)])
+def test_the_floor_counts_every_way_to_draw_what_is_needed(
+    candidates: int, added: int, needed: int
+) -> None:
+    drawn = Counter(
+        frozenset([first, *rest])
+        for first in range(added)
+        for rest in combinations([i for i in range(candidates) if i != first], needed - 1)
+    )
+    shares = [count / drawn.total() for count in drawn.values()]
+    assert bits(candidates, added, needed) == pytest.approx(-sum(p * math.log2(p) for p in shares))
 
 
 def test_growth_is_logarithmic_in_candidates_and_linear_in_needed() -> None:
