@@ -24,11 +24,11 @@ from benchmarks.search import SEEDS
 from nemo_prune import drift
 from nemo_prune.calibrating import calibrate
 from nemo_prune.calibration_file import read_calibration
-from nemo_prune.console import progress
 from nemo_prune.demo import CHECKPOINT, DATA
 from nemo_prune.families import recognize
 from nemo_prune.localization import FRESH_SEEDS, Localization, localize
 from nemo_prune.opening import Options
+from nemo_prune.progress import progress
 from nemo_prune.prompts import read_prompts
 
 _SHIFTS = (("mean - sd", -1), ("mean", 0), ("mean + sd", 1), ("mean + 2 sd", 2))

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 
 from nemo_prune import demo, pruning
-from nemo_prune.console import progress
 from nemo_prune.drift import random_neurons
 from nemo_prune.families import Checkpoint, recognize
 from nemo_prune.gallery import PictureSettings
@@ -35,6 +34,7 @@ from nemo_prune.localization import FRESH_SEEDS, Localization, localize
 from nemo_prune.manifest import Neuron
 from nemo_prune.opening import Options, Progress
 from nemo_prune.pictures import Picture, draw
+from nemo_prune.progress import progress
 from nemo_prune.prompts import read_prompts
 from nemo_prune.surgery import zero_neurons
 from nemo_prune.targets import open_target

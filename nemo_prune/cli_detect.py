@@ -41,8 +41,8 @@ def _find(
     keep: Path | None = None, resume: bool = False,
 ) -> Any:  # fmt: skip
     """The shared half of `detect` and `check`: read everything, then score."""
-    from nemo_prune.console import progress
     from nemo_prune.models import open_model
+    from nemo_prune.progress import progress
     from nemo_prune.prompts import read_labels, read_prompts
 
     checkpoint = open_model(model)
@@ -175,9 +175,10 @@ def calibrate(
     \b
     nemo-prune calibrate model.safetensors --prompts ordinary.txt -o calibration.safetensors
     """
-    from nemo_prune.console import interval_text, progress
+    from nemo_prune.console import interval_text
     from nemo_prune.models import open_model
     from nemo_prune.placing import check_place, refuse_inputs
+    from nemo_prune.progress import progress
     from nemo_prune.prompts import read_prompts
 
     refuse_inputs([output], read_files(model, prompt_file, given))

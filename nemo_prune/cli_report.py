@@ -197,9 +197,10 @@ def verify(
     \b
     nemo-prune verify model.safetensors clean.safetensors --prompts mem.txt --report report.html
     """
-    from nemo_prune.console import print_verification, progress
+    from nemo_prune.console import print_verification
     from nemo_prune.manifest import read_manifest
     from nemo_prune.models import open_model
+    from nemo_prune.progress import progress
     from nemo_prune.prompts import read_prompts
     from nemo_prune.provenance import provenance_of
 

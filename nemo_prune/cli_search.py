@@ -108,10 +108,10 @@ def prune(
     nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
     nemo-prune diffusers-folder --prompts mem.txt -o clean-folder --link
     """
-    from nemo_prune.console import progress
     from nemo_prune.journal import journal_path
     from nemo_prune.models import check_model_output, open_model
     from nemo_prune.placing import refuse_inputs
+    from nemo_prune.progress import progress
 
     if output is None and not dry_run:
         raise click.UsageError("give -o OUT, the checkpoint to write, or --dry-run")
@@ -186,9 +186,9 @@ def localize(
     \b
     nemo-prune localize model.safetensors --prompts mem.txt -o neurons.json
     """
-    from nemo_prune.console import progress
     from nemo_prune.models import open_model
     from nemo_prune.placing import refuse_inputs
+    from nemo_prune.progress import progress
 
     refuse_inputs([manifest], read_files(model, given["prompt_file"], given))
     replace = _check_manifest(manifest, overwrite, resume)
@@ -242,8 +242,9 @@ def demo(folder: Path, as_json: bool, quiet: bool) -> None:  # fmt: skip
     \b
     nemo-prune demo
     """
-    from nemo_prune.console import print_prompts, progress
+    from nemo_prune.console import print_prompts
     from nemo_prune.demo import demo_lines, run_demo
+    from nemo_prune.progress import progress
 
     with progress(quiet) as bar:
         result = run_demo(folder, bar)

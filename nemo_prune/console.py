@@ -1,22 +1,15 @@
-"""What a person sees: progress and tables, on standard error, so that standard output stays JSON."""
+"""What a person sees: tables, on standard error, so that standard output stays JSON."""
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-
 _STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red",
            "not removable": "bold red"}  # fmt: skip
 _ROWS = 40  # of a ranked table, unless more are memorized
-_EVERY = 60  # seconds at least between two lines of a stage in a log
-_SMOOTHING = 120.0  # seconds over which the time left is averaged, so that it does not jump
 
 
 def console() -> Console:
@@ -27,87 +20,6 @@ def interval_text(gate: Mapping[str, Any]) -> str:
     """A gate's confidence interval in words, as JSON tells it."""
     low, high = ("?" if gate[side] is None else f"{gate[side]:.3f}" for side in ("low", "high"))
     return f"95 % interval {low} to {high}"
-
-
-class _Noting:
-    """The part of `Progress` that every form has in common."""
-
-    def __init__(self, shown: Console) -> None:
-        self._console = shown
-        self._noted: set[str] = set()
-
-    def note(self, text: str) -> None:
-        """Print the line, once: a run that opens a model and its pruned copy hears it of both."""
-        if text in self._noted:
-            return
-        self._noted.add(text)
-        self._say(f"note: {text}")
-
-    def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, soft_wrap=True)
-
-
-class BarProgress(_Noting):
-    """`Progress` as one bar for the current stage."""
-
-    def __init__(self, bar: "Bar") -> None:
-        super().__init__(bar.console)
-        self._bar = bar
-        self._task: Any = None
-
-    def stage(self, name: str, total: int, unit: str) -> None:
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(name, total=total, detail=unit)
-
-    def advance(self, count: int = 1) -> None:
-        self._bar.advance(self._task, count)
-
-    def detail(self, text: str) -> None:
-        self._bar.update(self._task, detail=text)
-
-
-class LineProgress(_Noting):
-    """`Progress` as plain lines for a log: one as a stage begins, and seldom one while it lasts."""
-
-    def stage(self, name: str, total: int, unit: str) -> None:
-        self._name, self._total, self._unit = name, total, unit
-        self._done = self._told = 0
-        self._since = time.monotonic()
-        if total:
-            self._say(f"{name}: {total} {unit if total > 1 else unit.removesuffix('s')}")
-
-    def advance(self, count: int = 1) -> None:
-        self._done += count
-        now = time.monotonic()
-        if now - self._since >= _EVERY and 10 * (self._done - self._told) >= self._total > self._done:
-            self._say(f"{self._name}: {self._done} of {self._total} {self._unit}")
-            self._since, self._told = now, self._done
-
-    def detail(self, text: str) -> None:
-        """A bar has room for it; a log would be full of it."""
-
-
-@contextmanager
-def progress(quiet: bool) -> Iterator[BarProgress | LineProgress]:
-    """Progress on standard error: a bar on a terminal, else lines; only notes if quiet."""
-    from rich import progress as bars  # which a table needs no time for
-
-    shown = console()
-    if not (quiet or shown.is_terminal):
-        yield LineProgress(shown)
-        return
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[detail]}"),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(
-        *columns, console=shown, transient=True, disable=quiet, speed_estimate_period=_SMOOTHING,
-    ) as bar:  # fmt: skip
-        yield BarProgress(bar)
 
 
 def print_prompts(result: dict[str, Any]) -> None:

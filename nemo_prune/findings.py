@@ -107,8 +107,7 @@ def find_memorized(
         run = fingerprint_of_run(model_sha256(checkpoint), prompts, calibration_prompts, settings)
         journal = Journal.open(keep, run, resume=resume)
         known = {int(key): Detection(**value) for key, value in journal.entries.items()}
-    progress.stage("scoring", len(prompts), "prompts")
-    progress.advance(len(known))
+    progress.stage("scoring", len(prompts), "prompts", done=len(known))
 
     def on_found(one: Detection) -> None:
         if journal:

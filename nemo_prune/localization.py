@@ -128,8 +128,7 @@ def localize(
         run = fingerprint_of_run(source_sha256, prompts, calibration_prompts, all_settings)
         journal = Journal.open(keep, run, resume=resume)
         finished.update((int(key), outcome_from(value)) for key, value in journal.entries.items())
-    progress.stage("searching", len(prompts), "prompts")
-    progress.advance(len(finished))
+    progress.stage("searching", len(prompts), "prompts", done=len(finished))
 
     def on_samples(_count: int) -> None:
         progress.detail(f"{engine.cost.samples - calibration_samples} samples")

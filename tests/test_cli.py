@@ -50,6 +50,7 @@ def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Pat
     assert set(told) >= {"version", "source", "output", "tau", "prompts", "neurons", "cost"}
     assert told["output"]["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert told["source"]["sha256"] == hashlib.sha256(before).hexdigest()
+    assert told["cost"]["peak_memory_mb"] > 50  # torch alone takes more
     assert told["neurons"], "a threshold of 0 makes every prompt memorized"
     still = any(entry["status"] in ("still memorized", "not removable") for entry in told["prompts"])
     assert result.exit_code == (1 if still else 0)

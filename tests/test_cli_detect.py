@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import run, write_small, write_tiny
 
 from nemo_prune.calibration_file import fingerprint
@@ -387,6 +388,22 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert "Traceback" not in result.output
     assert len([line for line in result.stderr.splitlines() if line.startswith("nemo-prune:")]) == 1
     assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize("verb", ["detect", "check", "calibrate"])
+def test_scores_that_are_no_numbers_are_no_verdict(
+    model: Path, ordinary: Path, tmp_path: Path, verb: str
+) -> None:
+    tensors = load_file(model)
+    tensors["model.diffusion_model.out.2.bias"][:] = torch.nan
+    broken, out = tmp_path / "broken.safetensors", tmp_path / "c.safetensors"
+    with safe_open(model, "pt") as file:
+        save_file(tensors, broken, file.metadata())
+    more = ["-o", out] if verb == "calibrate" else ["--tau", "0.4", "--gate", "0.5"]
+    result = run(verb, broken, "--prompts", ordinary, "--seeds", "2", "--device", "cpu", *more)
+    assert result.exit_code == 2, result.output
+    assert "the denoiser gave NaN or infinity" in result.stderr
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("verb", ["detect", "check", "calibrate"])

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from nemo_prune import console
-from nemo_prune.console import LineProgress, print_findings, progress
+from nemo_prune.console import print_findings
 
 
 def _result(scores: list[float], gate: float) -> dict[str, Any]:
@@ -45,56 +44,3 @@ def test_a_long_table_is_cut_below_what_is_memorized(capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     assert len(_rows(printed)) == 50
     assert "... and 9 more that are not" in printed
-
-
-class Clock:
-    """Time that passes only when told."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        monkeypatch.setattr(console.time, "monotonic", lambda: self.now)
-
-
-def _lines(seconds: float, clock: Clock, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What a stage of 100 prompts prints that takes so long for each."""
-    with progress(quiet=False) as shown:
-        assert isinstance(shown, LineProgress)
-        shown.stage("searching", 100, "prompts")
-        for _ in range(100):
-            clock.now += seconds
-            shown.advance()
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err.splitlines()
-
-
-def test_without_a_terminal_a_stage_is_a_line_and_a_long_one_a_few(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = Clock(monkeypatch)
-    assert _lines(0.1, clock, capsys) == ["searching: 100 prompts"]
-    tenths = [f"searching: {tenth} of 100 prompts" for tenth in range(10, 100, 10)]
-    assert _lines(600, clock, capsys) == ["searching: 100 prompts", *tenths]
-    minutes = [f"searching: {minute} of 100 prompts" for minute in (20, 40, 60, 80)]
-    assert _lines(3, clock, capsys) == ["searching: 100 prompts", *minutes]
-
-
-def test_lines_keep_notes_and_say_nothing_of_empty_stages(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress(quiet=False) as shown:
-        shown.stage("searching", 0, "prompts")
-        shown.stage("loading the model", 1, "file")
-        shown.stage("scoring", 1, "prompts")
-        for _ in range(2):
-            shown.note("[bold]odd[/] " + "long " * 40)
-    assert capsys.readouterr().err.splitlines() == [
-        "loading the model: 1 file", "scoring: 1 prompt", "note: [bold]odd[/] " + "long " * 40
-    ]  # fmt: skip
-
-
-def test_quiet_leaves_the_notes_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress(quiet=True) as shown:
-        shown.stage("searching", 5, "prompts")
-        shown.advance()
-        shown.detail("3 samples")
-        shown.note("heard")
-    assert capsys.readouterr().err == "note: heard\n"

@@ -7,9 +7,9 @@ import pytest
 from tiny import Told, config_folder, run, write_small, write_tiny
 
 from nemo_prune import opening
-from nemo_prune.console import progress
 from nemo_prune.errors import OptionError
 from nemo_prune.families import recognize
+from nemo_prune.progress import progress
 
 
 def test_pictures_are_drawn_with_the_model_that_was_scored(

@@ -69,6 +69,17 @@ def test_resumed_ends_like_unbroken(
     assert not journal_path(broken).exists()
 
 
+def test_an_interrupted_prune_keeps_what_was_finished_and_writes_no_checkpoint(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, manifest = tmp_path / "clean.safetensors", tmp_path / "m.json"
+    given = [*QUICK, "--prompts", prompts, "-o", out, "--manifest", manifest]
+    assert _interrupted(monkeypatch, model, *given).exit_code == 130
+    assert not out.exists()
+    kept = [prompt["status"] for prompt in json.loads(manifest.read_text())["prompts"]]
+    assert kept.count("not searched") == 2
+
+
 def test_a_journal_of_other_options_is_refused(
     model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

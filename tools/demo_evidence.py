@@ -17,7 +17,6 @@ from demo_world import MEMORIZED, Memorized, memorized_pictures
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nemo_prune import pruning
-from nemo_prune.console import progress
 from nemo_prune.demo import precision
 from nemo_prune.drift import random_neurons
 from nemo_prune.engine import Engine
@@ -27,6 +26,7 @@ from nemo_prune.loading import load_pipeline
 from nemo_prune.localization import Localization, localize
 from nemo_prune.opening import Options
 from nemo_prune.pictures import Picture, draw, sheet, similarity
+from nemo_prune.progress import progress
 from nemo_prune.prompts import read_prompts
 from nemo_prune.rates import separation
 
