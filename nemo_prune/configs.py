@@ -1,27 +1,23 @@
 """Diffusers configs for a checkpoint that carries none: bundled per family, adjusted to its shapes.
 
-A single file holds weights only. Most of its architecture can be read off the tensors' shapes;
-what shapes cannot tell (attention heads, latent size, noise schedule) comes from the family's
-bundled config, then from the file's own `nemo_prune.config` metadata. A diffusers folder named by
-the user replaces all of it. Imports no torch.
+A single file holds weights only. Most of its architecture can be read off the tensors' shapes (see
+`inference`); what shapes cannot tell (attention heads, latent size, noise schedule) comes from the
+family's bundled config, then from the file's own `nemo_prune.config` metadata. A diffusers folder
+named by the user replaces all of it. Imports no torch.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from nemo_prune.errors import CheckpointError, OptionError
-
-Config = dict[str, Any]
-Shapes = Mapping[str, tuple[int, ...]]
+from nemo_prune.inference import Config, Shapes, infer_text, infer_unet, infer_vae
 
 METADATA_KEY = "nemo_prune.config"
+_VOCABULARIES = ("vocab.json", "tokenizer.json")
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
-# Every CLIP text encoder that Stable Diffusion uses has heads of this many channels.
-_TEXT_HEAD = 64
 # The side of SD2's latents where it predicts v (768 px pictures); the bundled 64 is for epsilon.
 _SD2_V_SAMPLE_SIZE = 96
 # Below the score's window, or above what any such model draws and memory holds.
@@ -40,6 +36,11 @@ _CLASSES = {
 def data_folder(*parts: str) -> Path:
     """A folder among the bundled data, e.g. `data_folder("configs", "sd1")`."""
     return Path(str(files("nemo_prune"))).joinpath("data", *parts)
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a vocabulary, in either of the forms that tokenizers are kept in."""
+    return any((folder / name).is_file() for name in _VOCABULARIES)
 
 
 def config_file(component: str) -> str:
@@ -103,106 +104,6 @@ def metadata_overrides(metadata: Mapping[str, str], path: Path) -> dict[str, Con
     return found
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
-    """How many indices the pattern's group takes in the names: the largest plus one, or 0."""
-    found = [int(match[1]) for name in names if (match := re.match(pattern, name))]
-    return max(found, default=-1) + 1
-
-
-def infer_unet(base: Config, shapes: Shapes) -> Config:
-    """`base` with everything that a UNet's shapes tell.
-
-    Args:
-        base: the family's config; its attention heads are kept if they are one number (SD1) and
-            follow from the widths if they are listed per level (SD2, SDXL: 64 channels a head).
-        shapes: diffusers tensor names to shapes.
-
-    Raises:
-        KeyError: with the name of a tensor that every such UNet has and this one lacks.
-    """
-    levels = _count(shapes, r"down_blocks\.(\d+)\.")
-    widths = [shapes[f"down_blocks.{n}.resnets.0.conv1.weight"][0] for n in range(levels)]
-
-    def blocks(side: str) -> list[str]:
-        kinds = []
-        for n in range(levels):
-            attends = any(name.startswith(f"{side}_blocks.{n}.attentions.") for name in shapes)
-            kinds.append(f"{'CrossAttn' if attends else ''}{side.title()}Block2D")
-        return kinds
-
-    def depth(n: int) -> int:
-        # Blocks without attention ignore it, but the list needs an entry for them.
-        start = rf"down_blocks\.{n}\.attentions\.0\.transformer_blocks\.(\d+)\."
-        return max(1, _count(shapes, start))
-
-    config = {
-        **base,
-        "block_out_channels": widths,
-        "down_block_types": blocks("down"),
-        "up_block_types": blocks("up"),
-        "layers_per_block": _count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
-        "transformer_layers_per_block": [depth(n) for n in range(levels)],
-        "in_channels": shapes["conv_in.weight"][1],
-        "out_channels": shapes["conv_out.weight"][0],
-    }
-    if not any(name.startswith("mid_block.") for name in shapes):
-        config["mid_block_type"] = None
-    if isinstance(base.get("attention_head_dim"), list):
-        config["attention_head_dim"] = [max(1, width // _TEXT_HEAD) for width in widths]
-    values = [name for name in shapes if name.endswith(".attn2.to_v.weight")]
-    if values:
-        config["cross_attention_dim"] = shapes[values[0]][1]
-        entrance = values[0].split(".transformer_blocks.")[0] + ".proj_in.weight"
-        config["use_linear_projection"] = len(shapes[entrance]) == 2
-    if "add_embedding.linear_1.weight" in shapes:
-        config["projection_class_embeddings_input_dim"] = shapes["add_embedding.linear_1.weight"][1]
-    return config
-
-
-def infer_text(base: Config, shapes: Shapes) -> Config:
-    """`base` with everything that a CLIP text encoder's shapes tell.
-
-    Args:
-        base: the family's config.
-        shapes: transformers' tensor names, without `text_model.` in front, to shapes.
-
-    Raises:
-        KeyError: with the name of a tensor that every such encoder has and this one lacks.
-    """
-    vocabulary, width = shapes["embeddings.token_embedding.weight"]
-    config = {
-        **base,
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
-        "num_hidden_layers": _count(shapes, r"encoder\.layers\.(\d+)\."),
-        "num_attention_heads": max(1, width // _TEXT_HEAD),
-        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
-    }
-    if "text_projection.weight" in shapes:
-        config["projection_dim"] = shapes["text_projection.weight"][0]
-    return config
-
-
-def infer_vae(base: Config, shapes: Shapes) -> Config:
-    """`base` with everything that an autoencoder's shapes (diffusers names) tell.
-
-    Raises KeyError with the name of a tensor that every such autoencoder has and this one lacks.
-    """
-    levels = _count(shapes, r"encoder\.down_blocks\.(\d+)\.")
-    widths = [shapes[f"encoder.down_blocks.{n}.resnets.0.conv1.weight"][0] for n in range(levels)]
-    return {
-        **base,
-        "block_out_channels": widths,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": _count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
-        "in_channels": shapes["encoder.conv_in.weight"][1],
-        "out_channels": shapes["decoder.conv_out.weight"][0],
-        "latent_channels": shapes["decoder.conv_in.weight"][1],
-    }
-
-
 class Configs:
     """Where each component's config comes from, for one checkpoint.
 
@@ -235,7 +136,8 @@ class Configs:
 
         `own` is the component's, where it comes from elsewhere than the model.
 
-        Raises KeyError, naming the tensor, if the shapes lack one that inference needs.
+        Raises KeyError, naming the tensor, if the shapes lack one that inference needs, and
+        NotDescribed for a UNet that no config describes.
         """
         if self.folder is not None:
             return read_config(self.folder, name)
@@ -293,6 +195,18 @@ class Configs:
                 f"{_SIDES[0]} to {_SIDES[-1]} is due"
             )
         return side
+
+    def tokenizer_folder(self, name: str) -> Path | None:
+        """`tokenizer` or `tokenizer_2` of the user's folder, None if it has none.
+
+        Raises OptionError if it lies there without a vocabulary.
+        """
+        place = self.folder / name if self.folder is not None else None
+        if place is None or not place.is_dir():
+            return None
+        if not holds_tokenizer(place):
+            raise OptionError(f"{place}: holds neither vocab.json nor tokenizer.json; add one")
+        return place
 
     def tokenizer(self, name: str) -> Config:
         """Settings of `tokenizer` or `tokenizer_2`; only the padding token differs by family."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemo_prune.configs import Config
+from nemo_prune.inference import Config
 
 TOKENS = 77
 _ENCODE_BATCH = 64

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_prune.blocks import DIFFUSERS_VALUE, Blocks
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.foreign import is_value_like, refuse_whole, refuse_without_values
 from nemo_prune.header import Header, Tensor, quoted, read_header
@@ -23,15 +24,7 @@ ZERO_IS_ZERO = frozenset(
 
 # Of neurons in a layer, and of channels of its text; the largest known are 1280 and 2048.
 _MOST = 4096
-_NUMBER = r"(0|[1-9]\d{0,3})"
-_END = rf"transformer_blocks\.{_NUMBER}\.attn2\.to_v\.weight"
 _LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
-_LDM_VALUE = re.compile(rf"(?:(in|out)put_blocks\.{_NUMBER}|middle_block)\.1\.{_END}")
-_LDM_DOWNSAMPLER = re.compile(rf"input_blocks\.{_NUMBER}\.0\.op\.weight")
-_LDM_UPSAMPLER = re.compile(rf"output_blocks\.{_NUMBER}\.\d\.conv\.weight")
-_DIFFUSERS_VALUE = re.compile(
-    rf"(?:(?:down|up)_blocks\.{_NUMBER}\.attentions\.{_NUMBER}|mid_block\.attentions\.0)\.{_END}"
-)
 SHARD = re.compile(r"-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors$")
 # Factors beside an 8-bit weight: whatever they are, zero times them is zero.
 SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", ".comfy_quant")
@@ -186,34 +179,10 @@ def _find(header: Header) -> tuple[bool, str, dict[str, str]]:
     """(LDM names?, their prefix, canonical layer name -> key of its main weight)."""
     for prefix in _LDM_PREFIXES:
         names = [n[len(prefix) :] for n in header.tensors if n.startswith(prefix)]
-        if found := dict(_ldm_values(names)):
+        if found := dict(Blocks(names).values()):
             return True, prefix, {layer: prefix + name for layer, name in found.items()}
-    plain = [n for n in header.tensors if _DIFFUSERS_VALUE.fullmatch(n)]
+    plain = [n for n in header.tensors if DIFFUSERS_VALUE.fullmatch(n)]
     return False, "", {name.removesuffix(".weight"): name for name in plain}
-
-
-def _ldm_values(names: list[str]) -> Iterator[tuple[str, str]]:
-    """(canonical layer name, LDM key without prefix) of the value layers among `names`.
-
-    LDM numbers all blocks through; diffusers starts again at each resolution. A downsampler is an
-    input block of its own, an upsampler belongs to the last output block of its resolution.
-    """
-    downs = sorted(int(m[1]) for n in names if (m := _LDM_DOWNSAMPLER.fullmatch(n)))
-    ups = sorted(int(m[1]) for n in names if (m := _LDM_UPSAMPLER.fullmatch(n)))
-    for name in names:
-        match = _LDM_VALUE.fullmatch(name)
-        if not match:
-            continue
-        way, number, depth = match.groups()
-        if way is None:
-            place = "mid_block.attentions.0"
-        elif way == "in":
-            before = [0, *(d for d in downs if d < int(number))]
-            place = f"down_blocks.{len(before) - 1}.attentions.{int(number) - before[-1] - 1}"
-        else:
-            before = [-1, *(u for u in ups if u < int(number))]
-            place = f"up_blocks.{len(before) - 1}.attentions.{int(number) - before[-1] - 1}"
-        yield f"{place}.transformer_blocks.{depth}.attn2.to_v", name
 
 
 def _value_layer(header: Header, canonical: str, key: str, prefix: str) -> ValueLayer:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_prune import weights
-from nemo_prune.configs import Config, Configs, data_folder
+from nemo_prune.configs import Configs
 from nemo_prune.denoiser import LoadedModel, TextEncoder
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.folders import Folder
@@ -23,13 +23,14 @@ from nemo_prune.hub import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from nemo_prune.inference import Config, NotDescribed
 from nemo_prune.text_sources import TextSource, text_sources
+from nemo_prune.tokenizer import load_tokenizer, read_tokenizer
 
 __all__ = [
     "LoadedModel",
@@ -37,15 +38,10 @@ __all__ = [
     "ddim_timestep",
     "load_model",
     "load_pipeline",
-    "load_tokenizer",
-    "pick_device",
-    "pick_dtype",
 ]
 
 if TYPE_CHECKING:
     from nemo_prune.families import Checkpoint
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_model(
@@ -191,7 +187,14 @@ class _Loader:
             config = self.configs.component(name, weights.shapes_of(tensors), own)
         except KeyError as error:
             raise weights.missing(path, f"{name}.{error.args[0]}") from None
+        except NotDescribed as error:
+            raise CheckpointError(
+                f"{path}: its UNet has {error}, which no config of diffusers describes, so it cannot be "
+                f"loaded; give a model that diffusers loads"
+            ) from None
         model = weights.build(lambda: make(config), path)
+        if name == "unet":
+            weights.add_biases(model, tensors)
         if name.startswith("text_encoder"):
             # Wrapped in `text_model.` where transformers is older than 5.6, and with a projection.
             wrap = "text_model." if hasattr(model, "text_model") else ""
@@ -236,9 +239,15 @@ class _Loader:
             path=source.path,
             own=source.config,
         )
-        if source.tokenizer is None:
+        folder = self.configs.tokenizer_folder(tokenizer) or source.tokenizer
+        if folder is None:
             return TextEncoder(load_tokenizer(self.configs.tokenizer(tokenizer)["pad_token"]), model)
-        own = CLIPTokenizer.from_pretrained(source.tokenizer, local_files_only=True)
+        own = read_tokenizer(folder)
+        if len(own) > model.config.vocab_size:
+            raise CheckpointError(
+                f"{folder}: knows {len(own)} tokens where the text encoder of {source.path} knows "
+                f"{model.config.vocab_size}; give the two that belong together"
+            )
         return TextEncoder(own, model)
 
     def schedule(self, prediction_type: str | None) -> Config:
@@ -279,44 +288,6 @@ class _Loader:
         grey = torch.zeros(1, 3, *sides, device=self.device)
         latents = vae.encode(grey).latent_dist.mode() * vae.config["scaling_factor"]
         return torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)
-
-
-def load_tokenizer(pad_token: str = "<|endoftext|>") -> Any:
-    """CLIP's tokenizer from the bundled vocabulary; SD2 and SDXL's second one pad with "!"."""
-    return CLIPTokenizer.from_pretrained(
-        data_folder("tokenizer"), pad_token=pad_token, local_files_only=True
-    )
-
-
-def pick_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `mps`; `auto` is the fastest that is there.
-
-    Raises OptionError for one that this machine, or this build of torch, does not have.
-    """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, found in there.items() if found)
-    if name not in there:
-        raise OptionError(f"--device {name}: unknown; use auto, cpu, cuda or mps")
-    if not there[name]:
-        raise OptionError(f"--device {name}: not available here; use --device auto or cpu")
-    return torch.device(name)
-
-
-def pick_dtype(device: torch.device, name: str) -> torch.dtype:
-    """The precision for `auto`, `fp32`, `fp16` or `bf16`; `auto` is fp16 on CUDA, else fp32.
-
-    Raises OptionError for any other name.
-    """
-    if name == "auto":
-        name = "fp16" if device.type == "cuda" else "fp32"
-    if name not in _DTYPES:
-        raise OptionError(f"--precision {name}: unknown; use auto, fp32, fp16 or bf16")
-    return _DTYPES[name]
 
 
 def ddim_timestep(scheduler_config: Mapping[str, Any], steps: int = 50, index: int = 1) -> int:

@@ -6,11 +6,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from nemo_prune.devices import pick_device, pick_dtype
 from nemo_prune.engine import Criterion, Engine
 from nemo_prune.errors import OptionError
 from nemo_prune.families import Checkpoint
 from nemo_prune.gate import DEFAULT_FPR
-from nemo_prune.loading import ddim_timestep, load_model, load_pipeline, pick_device, pick_dtype
+from nemo_prune.loading import ddim_timestep, load_model, load_pipeline
 from nemo_prune.prompts import read_prompts
 
 

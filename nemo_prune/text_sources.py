@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_prune.configs import Config
+from nemo_prune.configs import holds_tokenizer
 from nemo_prune.copies import component_copies, read_object
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.folders import Folder
 from nemo_prune.header import read_header
+from nemo_prune.inference import Config
 from nemo_prune.weights import (
     TEXT_PREFIXES,
     Tensors,
@@ -123,7 +124,5 @@ def _of_component(folder: Path, tokenizer: Path | None = None) -> TextSource:
             f"Stable Diffusion 1, 2 or XL model"
         )
     tensors = {name.removeprefix("text_model."): t for name, t in read_component(folder).items()}
-    has = tokenizer is not None and any(
-        (tokenizer / name).is_file() for name in ("vocab.json", "tokenizer.json")
-    )
+    has = tokenizer is not None and holds_tokenizer(tokenizer)
     return TextSource(folder, tensors, config, tokenizer if has else None)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from nemo_prune.configs import Shapes
+from nemo_prune.blocks import Blocks
 from nemo_prune.copies import component_copies
 from nemo_prune.errors import CheckpointError
 from nemo_prune.families import SCALES
@@ -25,6 +25,7 @@ from nemo_prune.hub import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
+from nemo_prune.inference import Shapes
 
 if TYPE_CHECKING:
     from nemo_prune.families import Checkpoint
@@ -36,7 +37,8 @@ VAE_PREFIXES = ("first_stage_model.", "vae.")
 _UNET_BLOCKS = ("input_blocks.", "middle_block.", "output_blocks.")
 _UNET_PARTS = ("time_embed.", "label_emb.", *_UNET_BLOCKS, "out.")
 _BLOCKS = re.compile("|".join(map(re.escape, _UNET_BLOCKS)))
-_INPUT_BLOCK = re.compile(re.escape(UNET_PREFIX) + r"input_blocks\.(\d+)\.0\.(\w+)")
+_CONVERTED = re.compile(r"(down|up)_blocks\.(\d+)\.(?:(resnets|attentions)\.0\.)?(.+)")
+_MAP_BIAS = re.compile(r"(.+\.attn[12]\.to_[qkv])\.bias")
 _OPEN_CLIP_LAYERS = 24
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # Where single files keep their text encoders; SDXL has two.
@@ -108,18 +110,29 @@ def read_unet(checkpoint: Checkpoint) -> Tensors:
     found = read_tensors(path, lambda name: name.startswith(parts))
     found = _unscaled(found)
     tensors = {UNET_PREFIX + name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    # Blocks are numbered through: how many make a level shows at the first that halves the size.
-    blocks = {int(match[1]): match[2] for name in tensors if (match := _INPUT_BLOCK.match(name))}
-    halving = [n for n, kind in blocks.items() if kind == "op"]
-    config: dict[str, object] = {"layers_per_block": min(halving, default=len(blocks)) - 1}
+    # The converter knows blocks of one length only, so each becomes a block of its own, of no layers
+    # but the first, and is put in its place after that.
+    config: dict[str, object] = {"layers_per_block": 0}
     if f"{UNET_PREFIX}label_emb.0.0.weight" in tensors:
         config["addition_embed_type"] = "text_time"
     try:
         renamed = convert_ldm_unet_checkpoint(tensors, config)
     except KeyError as error:
         raise missing(path, f"{UNET_PREFIX}{error.args[0]}") from None
+    blocks = Blocks(name.removeprefix(prefix) for name in found)
     # It puts None where a bias has no weight beside it or the other way round.
-    return {name: tensor for name, tensor in renamed.items() if tensor is not None}
+    return {_placed(name, blocks): t for name, t in renamed.items() if t is not None}
+
+
+def _placed(name: str, blocks: Blocks) -> str:
+    """Diffusers' name of a tensor that was converted as if each block stood alone."""
+    match = _CONVERTED.fullmatch(name)
+    if match is None:
+        return name
+    side, number, kind, rest = match.groups()
+    # Input block 0 is the first convolution, which the converter does not count.
+    block, layer = blocks.down(int(number) + 1) if side == "down" else blocks.up(int(number))
+    return f"{side}_blocks.{block}.{f'{kind}.{layer}.' if kind else ''}{rest}"
 
 
 def _unscaled(tensors: Tensors) -> Tensors:
@@ -226,6 +239,19 @@ def build(make: Callable[[], nn.Module], path: Path) -> nn.Module:
     except (ValueError, TypeError, ZeroDivisionError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: its config describes no model that loads ({error})") from None
     return model.eval().requires_grad_(False)
+
+
+def add_biases(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make room for the biases of attention's maps, which diffusers builds its UNets without.
+
+    A model that has them was trained with them. diffusers itself leaves them out without a word.
+    """
+    modules = dict(model.named_modules())
+    for name in tensors:
+        layer = modules.get(match[1]) if (match := _MAP_BIAS.fullmatch(name)) else None
+        if isinstance(layer, nn.Linear) and layer.bias is None:
+            empty = torch.empty(layer.out_features, device="meta")
+            layer.bias = nn.Parameter(empty, requires_grad=False)
 
 
 def fill(

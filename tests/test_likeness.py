@@ -92,7 +92,7 @@ def test_sscd_from_a_torchscript_file(tmp_path: Path) -> None:
 def _write_clip(folder: Path) -> None:
     from transformers import CLIPConfig, CLIPVisionConfig
 
-    from nemo_prune.loading import load_tokenizer
+    from nemo_prune.tokenizer import load_tokenizer
 
     small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
                              "num_attention_heads": 2, "projection_dim": 16}  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import config_folder, ldm, open_clip, same_weights, tiny_configs, tiny_tensors, write_tiny
 
-from nemo_prune import configs, hub, loading, weights
+from nemo_prune import configs, devices, hub, inference, loading, tokenizer, weights
 from nemo_prune.engine import Engine
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.families import recognize
@@ -145,11 +145,11 @@ def test_many_prompts_are_encoded_in_order(files: dict[str, Path]) -> None:
 
 
 def test_tokenizer_is_clip() -> None:
-    tokenizer = loading.load_tokenizer()
-    assert len(tokenizer) == 49_408
-    ids = tokenizer("a photo of a cat", padding="max_length")["input_ids"]
+    clip = tokenizer.load_tokenizer()
+    assert len(clip) == 49_408
+    ids = clip("a photo of a cat", padding="max_length")["input_ids"]
     assert ids == [49406, 320, 1125, 539, 320, 2368, *[49407] * 71]
-    assert loading.load_tokenizer("!")("a cat", padding="max_length")["input_ids"][-1] == 0
+    assert tokenizer.load_tokenizer("!")("a cat", padding="max_length")["input_ids"][-1] == 0
 
 
 def test_v_prediction_is_converted_to_noise(files: dict[str, Path], folder: Path) -> None:
@@ -291,16 +291,16 @@ def test_configs_are_inferred_from_shapes(family: str, size: str) -> None:
         shapes = weights.shapes_of(make(component, true).state_dict())
         shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
         if component == "unet":
-            found = configs.infer_unet(base, shapes)
+            found = inference.infer_unet(base, shapes)
             assert found.pop("transformer_layers_per_block") == true.get(
                 "transformer_layers_per_block", [1] * 4
             )
             assert found.pop("use_linear_projection") == true.get("use_linear_projection", False)
             true = {k: v for k, v in true.items() if k in found}
         elif component == "vae":
-            found = configs.infer_vae(base, shapes)
+            found = inference.infer_vae(base, shapes)
         else:
-            found = configs.infer_text(base, shapes)
+            found = inference.infer_text(base, shapes)
             if "text_projection.weight" not in shapes:
                 # Without a projection its width shows nowhere and matters nowhere.
                 found["projection_dim"] = true["projection_dim"]
@@ -319,7 +319,7 @@ def test_sd2_uses_23_layers_of_open_clip_however_many_the_file_holds(
     monkeypatch.setattr(weights, "read_tensors", lambda *_: tensors)
     found = weights.read_text_encoder(Path("a file"), "cond_stage_model.")
     shapes = weights.shapes_of(found)
-    assert configs.infer_text(config, shapes)["num_hidden_layers"] == 23
+    assert inference.infer_text(config, shapes)["num_hidden_layers"] == 23
     assert shapes.keys() - {"text_projection.weight"} == state.keys()
 
 
@@ -478,21 +478,21 @@ def test_text_encoder_without_its_usual_prefix_loads(folder: Path, files: dict[s
 
 
 def test_device_and_precision() -> None:
-    assert loading.pick_device("cpu") == CPU
-    assert loading.pick_device("auto").type in ("cpu", "cuda", "mps")
-    assert loading.pick_dtype(CPU, "auto") == torch.float32
-    assert loading.pick_dtype(torch.device("cuda"), "auto") == torch.float16
-    assert loading.pick_dtype(CPU, "bf16") == torch.bfloat16
+    assert devices.pick_device("cpu") == CPU
+    assert devices.pick_device("auto").type in ("cpu", "cuda", "mps")
+    assert devices.pick_dtype(CPU, "auto") == torch.float32
+    assert devices.pick_dtype(torch.device("cuda"), "auto") == torch.float16
+    assert devices.pick_dtype(CPU, "bf16") == torch.bfloat16
     with pytest.raises(OptionError, match="--precision fp8"):
-        loading.pick_dtype(CPU, "fp8")
+        devices.pick_dtype(CPU, "fp8")
     with pytest.raises(OptionError, match="--device tpu"):
-        loading.pick_device("tpu")
+        devices.pick_device("tpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_missing_device_is_refused() -> None:
     with pytest.raises(OptionError, match="--device cuda: not available here"):
-        loading.pick_device("cuda")
+        devices.pick_device("cuda")
 
 
 def test_timesteps_are_those_of_the_papers_code(files: dict[str, Path]) -> None:

@@ -8,6 +8,7 @@ any width or depth works. `save_single_file` joins the three into one safetensor
 import json
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 
 import safetensors.torch
@@ -67,7 +68,14 @@ def unet_to_ldm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises KeyError for a tensor that the LDM layout has no place for.
     """
-    layers = _count(state_dict, r"down_blocks\.0\.resnets\.(\d+)\.")
+    levels = range(_count(state_dict, r"down_blocks\.(\d+)\."))
+
+    def starts(side: str) -> list[int]:
+        """Where each block begins, samplers not counted, and where the last one ends."""
+        blocks = (rf"{side}_blocks\.{n}\.resnets\.(\d+)\." for n in levels)
+        return [0, *accumulate(_count(state_dict, block) for block in blocks)]
+
+    places = {side: starts(side) for side in ("down", "up")}
     with_attention = {match[1] for name in state_dict if (match := _ATTENTION_LEVEL.match(name))}
 
     def rename(name: str) -> str:
@@ -82,7 +90,9 @@ def unet_to_ldm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         down = side == "down"
         # Down: block 0 is conv_in and each level ends with its downsampler. Up: the upsampler is
         # one more module in the level's last block.
-        first = int(block) * (layers + 1) + (1 if down else 0)
+        first, end = places[side][int(block) : int(block) + 2]
+        layers = end - first
+        first += int(block) + 1 if down else 0
         place = f"{'input' if down else 'output'}_blocks.{first + int(layer)}"
         if kind == "resnets":
             return f"{place}.0.{_rename_start(rest, _UNET_RESNET)}"
@@ -92,7 +102,7 @@ def unet_to_ldm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return f"input_blocks.{first + layers}.0.op.{rest.removeprefix('conv.')}"
         if kind == "upsamplers":
             module = 2 if block in with_attention else 1
-            return f"output_blocks.{first + layers}.{module}.{rest}"
+            return f"output_blocks.{first + layers - 1}.{module}.{rest}"
         raise KeyError(name)
 
     return {UNET_PREFIX + rename(name): tensor for name, tensor in state_dict.items()}

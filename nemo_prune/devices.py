@@ -1,0 +1,38 @@
+"""Where a model is computed, and in which precision."""
+
+import torch
+
+from nemo_prune.errors import OptionError
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for `auto`, `cpu`, `cuda` or `mps`; `auto` is the fastest that is there.
+
+    Raises OptionError for one that this machine, or this build of torch, does not have.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, found in there.items() if found)
+    if name not in there:
+        raise OptionError(f"--device {name}: unknown; use auto, cpu, cuda or mps")
+    if not there[name]:
+        raise OptionError(f"--device {name}: not available here; use --device auto or cpu")
+    return torch.device(name)
+
+
+def pick_dtype(device: torch.device, name: str) -> torch.dtype:
+    """The precision for `auto`, `fp32`, `fp16` or `bf16`; `auto` is fp16 on CUDA, else fp32.
+
+    Raises OptionError for any other name.
+    """
+    if name == "auto":
+        name = "fp16" if device.type == "cuda" else "fp32"
+    if name not in _DTYPES:
+        raise OptionError(f"--precision {name}: unknown; use auto, fp32, fp16 or bf16")
+    return _DTYPES[name]
