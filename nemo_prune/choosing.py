@@ -16,6 +16,8 @@ from pathlib import Path
 from nemo_prune.errors import ManifestError, OptionError
 from nemo_prune.families import Checkpoint, ValueLayer
 from nemo_prune.manifest import Manifest, Neuron, network_order, union
+from nemo_prune.surgery import check_neurons
+from nemo_prune.trees import shown
 
 _COLUMN = "Refined Neurons"
 _SUFFIX = ".attn2.to_v"
@@ -46,6 +48,26 @@ def from_manifest(manifest: Manifest, top_k: int | None = None) -> Choice:
     choice = _choice(manifest.neurons, groups, top_k)
     return replace(
         choice, provenance={**told, **choice.provenance}, source_sha256=manifest.source["sha256"]
+    )
+
+
+def check_fits(manifest: Manifest, path: Path, checkpoint: Checkpoint) -> None:
+    """Raise ManifestError, naming both, if the manifest at `path` is of another family or widths.
+
+    Any file of the same architecture will do: another precision, the EMA alone, a fine-tune.
+    """
+    made_for = manifest.source.get("model")
+    why = ""
+    if made_for in (None, checkpoint.kind):
+        try:
+            check_neurons(checkpoint, manifest.neurons)
+            return
+        except ManifestError as error:
+            why = f" ({str(error).removeprefix(f'{checkpoint.path}: ').partition(';')[0]})"
+    name = shown(manifest.source["path"])
+    raise ManifestError(
+        f"{path}: was made for {f'{name} ({shown(made_for)})' if made_for else name}, another model "
+        f"than {checkpoint.path} ({checkpoint.kind}){why}; apply it to a file of the same architecture"
     )
 
 

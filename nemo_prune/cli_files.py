@@ -55,7 +55,7 @@ def apply(
     nemo-prune apply model.safetensors --neurons 0:25,mid_block.attentions.0.transformer_blocks.0:7
         -o clean.safetensors --undo rows.safetensors
     """
-    from nemo_prune.choosing import Choice, from_manifest, from_results, parse_neurons
+    from nemo_prune.choosing import Choice, check_fits, from_manifest, from_results, parse_neurons
     from nemo_prune.manifest import read_manifest
     from nemo_prune.models import open_model, write_model
     from nemo_prune.placing import refuse_inputs
@@ -68,6 +68,7 @@ def apply(
     if manifest is not None:
         wanted = read_manifest(manifest)
         checkpoint = open_model(model)
+        check_fits(wanted, manifest, checkpoint)
         choice = from_manifest(wanted, top_k)
     else:
         checkpoint = open_model(model)

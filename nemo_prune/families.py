@@ -82,6 +82,15 @@ class Checkpoint:
         """The file or files that together hold the main copy of the denoiser."""
         return (self.header.path,)
 
+    @property
+    def kind(self) -> str:
+        """The family and the size of its value layers; equal for all files of one architecture."""
+        rows = sum(layer.rows for layer in self.value_layers)
+        return (
+            f"{self.family}, {len(self.value_layers)} value layers with {rows} rows, "
+            f"{self.value_layers[0].columns} text channels"
+        )
+
     def select(self, layers: str) -> tuple[ValueLayer, ...]:
         """The value layers that `layers` names, in the order of the network.
 

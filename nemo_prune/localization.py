@@ -116,7 +116,11 @@ def localize(
         )  # fmt: skip
         return Manifest(
             version=__version__,
-            source={"path": checkpoint.path.name, "sha256": source_sha256},
+            source={
+                "path": checkpoint.path.name,
+                "sha256": source_sha256,
+                "model": checkpoint.kind,
+            },
             options=settings,
             prompts=records,
             neurons=union(*(record.neurons for record in records)),

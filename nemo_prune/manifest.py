@@ -6,7 +6,8 @@ GPU. It holds no prompt texts unless they were asked for. The form, ``nemo-prune
     {
       "format": "nemo-prune-manifest/1",
       "version": "0.1.0",                                  of the tool that wrote it
-      "source": {"path": "model.safetensors", "sha256": "..."},    file name only
+      "source": {"path": "model.safetensors", "sha256": "...",     file name only
+                 "model": "sd1, 16 value layers ..."},             may be missing
       "options": {"tau": 0.428, "seeds": 10, ...},
       "prompts": [
         {"index": 0, "status": "suppressed", "score_before": 0.71, "score_after": 0.2,
@@ -71,7 +72,8 @@ class PromptRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The document; `source` has "path" (file name only) and "sha256", `options` plain JSON.
+    """The document; `source` has "path" (file name only), "sha256" and, unless an older version
+    wrote it, "model" (`Checkpoint.kind`); `options` is plain JSON.
 
     `neurons` is what to remove. As written by the tool it is the union of the prompts' neurons;
     an edited manifest may list others.
@@ -211,9 +213,9 @@ def _manifest(parsed: object) -> Manifest:
         raise _Fault(f"is of the format {ascii(parsed['format'])[:60]}, this tool reads {FORMAT}")
     _check_keys(parsed, "the manifest", _KEYS)
     source = _typed(parsed, "source", dict, "the manifest")
-    _check_keys(source, "source", {"path", "sha256"})
+    _check_keys(source, "source", {"path", "sha256"}, {"model"})
     if not all(isinstance(value, str) for value in source.values()):
-        raise _Fault("has a source whose path or sha256 is not a string")
+        raise _Fault("has a source whose path, sha256 or model is not a string")
     if not _SHA256.fullmatch(source["sha256"]):
         raise _Fault("has a source whose sha256 is not 64 lower-case hexadecimal digits")
     prompts = _typed(parsed, "prompts", list, "the manifest")

@@ -12,6 +12,8 @@ import pytest
 import torch
 from tiny import run, write_small
 
+from nemo_prune.families import recognize
+
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
 # One layer of few neurons: a random model memorizes nothing, so the search climbs to its end.
 QUICK = ["--seeds", "4", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*"]
@@ -89,6 +91,7 @@ def test_localize_then_apply_equals_prune(model: Path, prompts: Path, tmp_path: 
     manifest, one, two = (tmp_path / name for name in ("m.json", "1.safetensors", "2.safetensors"))
     options = ["--prompts", prompts, "--tau", "0", "--gate", "0", *QUICK]
     assert run("localize", model, *options, "-o", manifest).exit_code in (0, 1)
+    assert json.loads(manifest.read_text())["source"]["model"] == recognize(model).kind
     assert run("prune", model, *options, "-o", one).exit_code in (0, 1)
     assert run("apply", model, "--manifest", manifest, "-o", two).exit_code == 0
     assert one.read_bytes() == two.read_bytes()

@@ -10,18 +10,19 @@ import pytest
 import rawfiles
 from click.testing import CliRunner
 from folders import pipeline
-from rawfiles import SD1, parse, unet, write
+from rawfiles import SD1, SD2, SDXL, parse, unet, write
 from test_choosing import NONE, table
 from test_surgery import DOWN, KEYS, MID, TWINS, UP, nothing_left
 
 from nemo_prune.cli import main
+from nemo_prune.models import open_model
 
 
 def run(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def manifest(path, neurons, sha256="0" * 64, prompts=()):
+def manifest(path, neurons, sha256="0" * 64, prompts=(), **source):
     plain = [{"layer": layer, "row": row} for layer, row in neurons]
     records = [
         {
@@ -32,7 +33,7 @@ def manifest(path, neurons, sha256="0" * 64, prompts=()):
     ]  # fmt: skip
     path.write_text(json.dumps({
         "format": "nemo-prune-manifest/1", "version": "0", "options": {"tau": 0.4}, "neurons": plain,
-        "source": {"path": "other.safetensors", "sha256": sha256}, "prompts": records,
+        "source": {"path": "other.safetensors", "sha256": sha256, **source}, "prompts": records,
     }))  # fmt: skip
     return path
 
@@ -63,6 +64,40 @@ def test_apply_by_hand(tmp_path, model):
     assert "warning" not in result.stderr
     assert zeroed(tmp_path / "o") == {DOWN: [1], MID: [7]}
     assert "nemo_prune.prompts" not in parse(tmp_path / "o")[0]["__metadata__"]
+
+
+SD1_AT_TRUE_WIDTHS = "sd1, 16 value layers with 12480 rows, 768 text channels"
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("other", ["SD2", "SDXL", "SD1 of other widths"])
+def test_a_manifest_for_another_architecture_names_both(tmp_path, other, told):
+    """Its neurons may all be there by name: SD2 has the same value layers as SD1."""
+    shape = {"SD2": SD2, "SDXL": SDXL, "SD1 of other widths": SD1 | {"widths": (2, 6, 8, 8)}}[other]
+    path = write(tmp_path / "m", unet(shape, dtype="F16", sdxl=other == "SDXL"))
+    made_for = {"model": SD1_AT_TRUE_WIDTHS} if told else {}
+    chosen = manifest(tmp_path / "n.json", [(DOWN, 1 if told else 3)], **made_for)
+    result = run("apply", path, "--manifest", chosen, "-o", tmp_path / "o")
+    if not told and other == "SD2":
+        assert (result.exit_code, "warning" in result.stderr) == (0, True)
+        return
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    family = "sdxl" if other == "SDXL" else other[:3].lower()
+    assert f"{chosen}: was made for other.safetensors" in line
+    assert f"another model than {path} ({family}, " in line
+    assert (SD1_AT_TRUE_WIDTHS in line) == told
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_manifest_for_the_same_architecture_warns_of_another_file_only(tmp_path, model):
+    kind = open_model(model).kind
+    assert kind == "sd1, 16 value layers with 98 rows, 5 text channels"
+    chosen = manifest(tmp_path / "n.json", [(DOWN, 1)], model=kind)
+    result = run("apply", model, "--manifest", chosen, "-o", tmp_path / "o")
+    assert result.exit_code == 0
+    assert f"warning: {model} is not the file that {chosen} was made for" in result.stderr
+    assert zeroed(tmp_path / "o") == {DOWN: [1]}
 
 
 def test_apply_the_papers_results(tmp_path, model):

@@ -171,6 +171,7 @@ FAULTS = {
     "version": (edited(version=1), '"version" in the manifest that is not a string'),
     "options": (edited(options=[]), '"options" in the manifest that is not an object'),
     "source": (edited(source={"path": "m"}), 'lacks "sha256"'),
+    "source model": (edited(source={"path": "m", "sha256": SHA, "model": 3}), "is not a string"),
     "source number": (edited(source={"path": 1, "sha256": SHA}), "is not a string"),
     "hash": (edited(source={"path": "m", "sha256": "00"}), "64 lower-case"),
     "prompts": (edited(prompts={}), "is not a list"),
