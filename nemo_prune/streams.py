@@ -134,11 +134,20 @@ def _copy_span(source: Source, target: BinaryIO, start: int, end: int, shift: in
 
 def _share(source: Source, target: BinaryIO, start: int, end: int, shift: int) -> bool:
     """Let `target` share the source's blocks from `start` to its end; False if that cannot be."""
-    if fcntl is None or start == end:
+    count = end - start
+    return count > 0 and share_blocks(source.fileno(), target.fileno(), start, count, start + shift)
+
+
+def share_blocks(source: int, target: int, start: int = 0, count: int = 0, place: int = 0) -> bool:
+    """Let the file `target` share blocks of `source`, all after `start` if `count` is 0.
+
+    False, and nothing done, where the file system cannot.
+    """
+    if fcntl is None:
         return False
-    wanted = struct.pack("=qQQQ", source.fileno(), start, end - start, start + shift)
+    wanted = struct.pack("=qQQQ", source, start, count, place)
     try:
-        fcntl.ioctl(target.fileno(), _FICLONERANGE, wanted)
+        fcntl.ioctl(target, _FICLONERANGE, wanted)
     except OSError:
         # Another file system, another disk, blocks that do not lie alike, no space: copying tells.
         return False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nemo_prune.errors import CheckpointError, OutputError
 from nemo_prune.header import quoted
-from nemo_prune.streams import unreadable
+from nemo_prune.streams import share_blocks, unreadable
 
 _MOST = 100_000
 _DEEPEST = 100  # folders in folders; Python's own functions on trees stop near a thousand
@@ -114,18 +114,23 @@ def weights_sha256(hashes: Mapping[str, str]) -> str:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file to the new file `target`, flush it to the disk and compare.
+    """Copy a file to the new file `target`, or share its blocks where the file system can.
+
+    Flushed to the disk and compared.
 
     Raises CheckpointError if the source cannot be read, OutputError if what was written is not what
     is read back; an OSError of the disk is for `new_folder` to tell.
     """
     try:
-        source.open("rb").close()
+        file = source.open("rb")
     except OSError as error:
         raise unreadable(source, error) from None
-    shutil.copyfile(source, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
+    with file, target.open("xb") as new:
+        shared = share_blocks(file.fileno(), new.fileno())
+    if not shared:
+        shutil.copyfile(source, target)
+    with target.open("rb") as written:
+        os.fsync(written.fileno())
     if not filecmp.cmp(source, target, shallow=False):
         raise OutputError(
             f"{target.name}: what was read back is not what was written; check the disk, or try another"

@@ -1,8 +1,10 @@
 """Diffusers folders in the bytes world: every copy zeroed, all else as it was, or one clear refusal."""
 
+import errno
 import json
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ from click.testing import CliRunner
 from folders import WEIGHTS, add_copy, digest, pipeline, put, shard, tree
 from test_surgery import CHOSEN, DOWN, END, MID, UP
 
-from nemo_prune import placing
+from nemo_prune import placing, streams
 from nemo_prune.cli import main
 from nemo_prune.errors import CheckpointError, ManifestError, OptionError, OutputError
 from nemo_prune.inspection import inspection
@@ -24,6 +26,7 @@ from nemo_prune.models import (
     model_sha256,
     model_zeros,
     open_model,
+    restore_model,
     write_model,
 )
 from nemo_prune.zeros import Zeros
@@ -305,6 +308,49 @@ def test_where_the_disk_has_no_hard_links_files_are_copied(tmp_path, model, monk
     monkeypatch.setattr("nemo_prune.placing._take_name", lambda a, b, _: a.rename(b))
     prune(model, tmp_path / "o", link=True)
     check(model, tmp_path / "o", [[PLAIN]])
+
+
+@pytest.mark.skipif(streams.fcntl is None, reason="no ioctl")
+def test_copied_files_share_their_blocks_where_the_disk_can(tmp_path, model, monkeypatch):
+    """A file system that shares blocks, acted by one that asks for the same and then copies."""
+    shared, copied = [], []
+
+    def sharing(target, request, wanted):
+        source, start, count, place = struct.unpack("=qQQQ", wanted)
+        assert request == 0x4020940D
+        if count:  # a part of the edited file, whose blocks do not lie alike here
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        size = os.fstat(source).st_size
+        os.pwrite(target, os.pread(source, size, start), place)
+        shared.append(size)
+
+    real = shutil.copyfile
+    monkeypatch.setattr("nemo_prune.trees.shutil.copyfile", lambda *a: copied.append(a) or real(*a))
+    prune(model, tmp_path / "plain")
+    unchanged = sorted(len(c) for place, c in tree(model).items() if place != PLAIN)
+    assert len(copied) == len(unchanged)
+    copied.clear()
+    monkeypatch.setattr(streams.fcntl, "ioctl", sharing)
+    prune(model, tmp_path / "o", undo=tmp_path / "u")
+    check(model, tmp_path / "o", [[PLAIN]])
+    assert (sorted(shared), copied) == (unchanged, [])
+    restore_model(tmp_path / "o", tmp_path / "u", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(model)
+    assert (sorted(shared), copied) == (sorted(unchanged * 2), [])
+
+
+def test_room_is_checked_before_a_folder_is_written(tmp_path, model, monkeypatch):
+    prune(model, tmp_path / "o", undo=tmp_path / "u")
+    (tmp_path / "new").mkdir()
+    monkeypatch.setattr(placing.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    for write in (
+        lambda out: prune(model, out),
+        lambda out: prune(model, out, undo=tmp_path / "new" / "u"),
+        lambda out: restore_model(tmp_path / "o", tmp_path / "u", out),
+    ):
+        with pytest.raises(OutputError, match="needs 1 MB but the disk has 0 MB left"):
+            write(tmp_path / "new" / "o")
+        assert not any((tmp_path / "new").iterdir())
 
 
 @pytest.mark.parametrize(
