@@ -56,7 +56,8 @@ def fingerprint(model: LoadedModel) -> str:
     """sha256 of the weights that a calibration depends on: the denoiser and the text encoders.
 
     Of the weights as loaded, under diffusers' names: the layout of the file, its metadata, its VAE
-    and its EMA twin do not matter, the precision does.
+    and its EMA twin do not matter, the precision does. With them go what a config may say otherwise
+    of the same weights: attention heads, and the tokens.
     """
     digest = hashlib.sha256()
     for module in (model.unet, *(encoder.model for encoder in model.text_encoders)):
@@ -64,7 +65,13 @@ def fingerprint(model: LoadedModel) -> str:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(memoryview(raw.numpy()))
-    digest.update(f"{model.family} {model.prediction_type}\n".encode())
+    for encoder in model.text_encoders:
+        tokens = sorted(encoder.tokenizer.get_vocab().items())
+        config = encoder.model.config
+        told = [config.num_attention_heads, config.hidden_act, encoder.tokenizer.pad_token_id, tokens]
+        digest.update(json.dumps(told).encode())
+    heads = [model.unet.get_submodule(n.removesuffix(".to_v")).heads for n in model.value_layers]
+    digest.update(f"{model.family} {model.prediction_type} {heads}\n".encode())
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Loading offline: the same model as diffusers loads, or one clear error."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import config_folder, ldm, open_clip, same_weights, tiny_configs, tiny_tensors, write_tiny
 
 from nemo_prune import configs, devices, hub, inference, loading, tokenizer, weights
+from nemo_prune.calibration_file import fingerprint
 from nemo_prune.engine import Engine
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.families import recognize
+from nemo_prune.models import open_model
+from nemo_prune.similarity import noise_difference
 
 CPU = torch.device("cpu")
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -109,9 +114,16 @@ def test_half_precision_file_loads_as_any_dtype(folder: Path) -> None:
         assert model.encode(["a"]).dtype == dtype
 
 
-def test_ema_twins_are_not_what_is_loaded(folder: Path, files: dict[str, Path]) -> None:
-    twins = write_tiny(folder / "ema.safetensors", ema=True)
-    assert same_weights(load(twins).unet, load(files["sd1"]).unet)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ema_twins_are_not_what_is_loaded(family: str, folder: Path, files: dict[str, Path]) -> None:
+    path = write_tiny(folder / "ema.safetensors", family, ema=True)
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if name.startswith("model_ema.diffusion_model"):
+            tensors[name] = torch.zeros_like(tensor)
+    ldm.save_tensors(path, tensors, {})
+    assert recognize(path).ema
+    assert same_weights(load(path).unet, load(files[family]).unet)
 
 
 def test_loaded_model_describes_itself(files: dict[str, Path]) -> None:
@@ -174,16 +186,26 @@ def test_sd2_that_predicts_v_draws_larger_pictures(folder: Path) -> None:
     assert load(path).latent_shape == (4, 96, 96)
 
 
-def test_inpainting_sees_a_picture_masked_everywhere(folder: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inpainting_sees_a_picture_masked_everywhere(family: str, folder: Path) -> None:
     small = {configs.METADATA_KEY: json.dumps({"unet": {"sample_size": 16}})}
-    path = write_tiny(folder / "inpainting.safetensors", in_channels=9, metadata=small)
+    path = write_tiny(folder / "inpainting.safetensors", family, in_channels=9, metadata=small)
     model = load(path)
     assert model.latent_shape == (4, 16, 16)
     assert model.blank is not None
     assert model.blank.shape == (1, 5, 16, 16)
     assert model.blank[0, 0].min() == 1
-    text = model.encode(["a cat"] * 2)
-    assert model.predict_noise(torch.zeros(2, 4, 16, 16), 961, text).shape == (2, 4, 16, 16)
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    text, pooled = model.encode_pooled(["a cat", ""])
+    added = None
+    if family == "sdxl":
+        ids = torch.tensor([[128, 128, 0, 0, 128, 128]] * 2, dtype=torch.float32)
+        added = {"text_embeds": pooled, "time_ids": ids}
+    inputs = torch.cat([latents, model.blank.expand(2, -1, -1, -1)], dim=1)
+    with torch.no_grad():
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        wanted = model.unet(inputs, 961, text, added_cond_kwargs=added).sample
+    assert torch.equal(model.predict_noise(latents, 961, text, pooled), wanted)
     with pytest.raises(CheckpointError, match="inpainting"):
         loading.load_pipeline(recognize(path), device=CPU, dtype=torch.float32)
 
@@ -359,6 +381,62 @@ def test_config_folder_overrides_inference(files: dict[str, Path], folder: Path)
         load(files["sd1"], config=folder / "nowhere")
 
 
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_each_part_of_a_config_folder_is_used(files: dict[str, Path], tmp_path: Path) -> None:
+    """Its tokenizer, text encoder and schedule as well as its UNet, for a file and for a folder."""
+    settings = config_folder(tmp_path / "config")
+    whole = tmp_path / "model"
+    reference(files["sd1"], "sd1", tmp_path).save_pretrained(whole)
+    vocabulary = json.loads((settings / "tokenizer" / "vocab.json").read_text())
+    swapped = {"cat</w>": vocabulary["dog</w>"], "dog</w>": vocabulary["cat</w>"]}
+    edit(settings / "tokenizer" / "vocab.json", **swapped)
+    edit(settings / "scheduler" / "scheduler_config.json", beta_end=0.02)
+    for model in (files["sd1"], whole):
+        plain = loading.load_model(open_model(model), device=CPU, dtype=torch.float32)
+        changed = loading.load_model(open_model(model), device=CPU, dtype=torch.float32, config=settings)
+        assert torch.equal(changed.encode(["a cat"]), plain.encode(["a dog"]))
+        assert not torch.equal(changed.encode(["a cat"]), plain.encode(["a cat"]))
+        assert changed.alphas_cumprod[999] < plain.alphas_cumprod[999]
+        assert fingerprint(changed) != fingerprint(plain), "another cache entry"
+    edit(settings / "text_encoder" / "config.json", hidden_act="gelu")
+    edit(settings / "unet" / "config.json", sample_size=24, attention_head_dim=4)
+    again = load(files["sd1"], config=settings)
+    assert again.text_encoders[0].model.config.hidden_act == "gelu"
+    assert not torch.equal(again.encode(["a cat"]), changed.encode(["a cat"]))
+    assert again.latent_shape == (4, 24, 24)
+    assert fingerprint(again) != fingerprint(changed)
+
+
+def test_a_config_folder_without_tokenizer_leaves_it(files: dict[str, Path], tmp_path: Path) -> None:
+    settings = config_folder(tmp_path / "config")
+    shutil.rmtree(settings / "tokenizer")
+    wanted = load(files["sd1"]).encode(["a cat"])
+    assert torch.equal(load(files["sd1"], config=settings).encode(["a cat"]), wanted)
+
+
+def test_tokenizers_that_cannot_be_used(files: dict[str, Path], tmp_path: Path) -> None:
+    settings = config_folder(tmp_path / "config")
+    place = settings / "tokenizer"
+
+    def refused(error: type[Exception]) -> str:
+        with pytest.raises(error) as caught:
+            load(files["sd1"], config=settings)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    vocabulary = json.loads((place / "vocab.json").read_text())
+    edit(place / "vocab.json", **{"a new word</w>": len(vocabulary)})
+    words = f"{place}: knows 49409 tokens where the text encoder of {files['sd1']} knows 49408"
+    assert words in refused(CheckpointError)
+    (place / "vocab.json").write_text("{")
+    assert f"{place}: cannot be read as CLIP's tokenizer" in refused(CheckpointError)
+    (place / "vocab.json").unlink()
+    assert f"{place}: holds neither vocab.json nor tokenizer.json" in refused(OptionError)
+
+
 @pytest.mark.parametrize(
     ("dropped", "named"),
     [
@@ -446,14 +524,28 @@ def test_unet_alone_is_read_under_diffusers_names(folder: Path, files: dict[str,
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_zero_terminal_snr_is_read_from_its_marker(folder: Path, files: dict[str, Path]) -> None:
-    tensors = tiny_tensors() | {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}
+@pytest.mark.parametrize("family", FAMILIES)
+def test_zero_terminal_snr_is_read_from_its_marker(
+    family: str, folder: Path, files: dict[str, Path]
+) -> None:
+    """The noise is converted from v by the rescaled schedule, down to no signal at all."""
+    tensors = load_file(files[family]) | {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}
     path = folder / "ztsnr.safetensors"
     ldm.save_tensors(path, tensors, {})
-    model = load(path)
+    model, plain = load(path), load(files[family])
     assert model.prediction_type == "v_prediction"
     assert model.alphas_cumprod[999] < 1e-6
-    assert load(files["sd1"]).alphas_cumprod[999] > 1e-3
+    assert plain.alphas_cumprod[999] > 1e-3
+    schedule = plain.scheduler_config | {"rescale_betas_zero_snr": True}
+    alphas = hub.DDIMScheduler.from_config(schedule).alphas_cumprod
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    text, pooled = plain.encode_pooled(["a cat"])
+    for timestep in (500, 961, 999):
+        v = plain.predict_noise(latents, timestep, text, pooled)
+        wanted = alphas[timestep].sqrt() * v + (1 - alphas[timestep]).sqrt() * latents
+        found = model.predict_noise(latents, timestep, text, pooled)
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+        assert noise_difference(found, latents).isfinite().all()
 
 
 def test_missing_components_are_named(folder: Path) -> None:
