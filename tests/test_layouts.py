@@ -13,7 +13,7 @@ from layouts import DTYPES, SIDE, SMALL, folder, recast, single_file
 from safetensors.torch import load_file, save_file
 from tiny import ldm, open_clip, same_weights, tiny_configs, tiny_tensors
 
-from nemo_prune import hub, loading
+from nemo_prune import hub, loading, weights
 from nemo_prune.cli import main
 from nemo_prune.configs import data_folder, read_config
 from nemo_prune.errors import CheckpointError, OptionError
@@ -183,9 +183,8 @@ def test_a_folders_own_words_on_its_schedule(place: Path, folders: dict[str, Pat
 # ----------------------------------------------------------------- dtypes load as what they are
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype"), [*(("sd1", dtype) for dtype in DTYPES), ("sd2", "F8_E5M2"), ("sdxl", "BF16")]
-)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_single_files_of_every_dtype_are_the_same_model(
     place: Path, single: dict[str, Path], family: str, dtype: str
 ) -> None:
@@ -194,15 +193,36 @@ def test_single_files_of_every_dtype_are_the_same_model(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_folders_of_every_dtype_are_the_same_model(
-    place: Path, folders: dict[str, Path], dtype: str
+    place: Path, folders: dict[str, Path], family: str, dtype: str
 ) -> None:
-    root = recast(shutil.copytree(folders["sd1"], place / f"folder-{dtype}"), dtype)
-    assert same_weights(load(root).unet, load(folders["sd1"]).unet)
+    root = recast(shutil.copytree(folders[family], place / f"folder-{family}-{dtype}"), dtype)
+    assert same_weights(load(root).unet, load(folders[family]).unet)
+    shutil.rmtree(root)
 
 
-def test_mixed_dtypes_in_one_file(place: Path, single: dict[str, Path]) -> None:
-    tensors = load_file(single["sd1"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("names", ["LDM", "diffusers"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unets_alone_of_every_dtype_are_the_same_model(
+    place: Path, single: dict[str, Path], folders: dict[str, Path], family: str, names: str, dtype: str
+) -> None:
+    wanted = load_file(folders[family] / "unet" / "diffusion_pytorch_model.safetensors")
+    stored = wanted
+    if names == "LDM":
+        whole = load_file(single[family]).items()
+        stored = {name: tensor for name, tensor in whole if name.startswith(ldm.UNET_PREFIX)}
+    path = place / "alone.safetensors"
+    ldm.save_tensors(path, {name: t.to(DTYPES[dtype]) for name, t in stored.items()}, SMALL)
+    found = weights.read_unet(open_model(path))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name].float(), wanted[name]) for name in found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mixed_dtypes_in_one_file(place: Path, single: dict[str, Path], family: str) -> None:
+    tensors = load_file(single[family])
     kinds = list(DTYPES.values())
     mixed = {
         name: t.to(kinds[n % len(kinds)]) if t.is_floating_point() else t
@@ -210,7 +230,7 @@ def test_mixed_dtypes_in_one_file(place: Path, single: dict[str, Path]) -> None:
     }
     path = place / "mixed.safetensors"
     ldm.save_tensors(path, mixed, {})
-    assert same_weights(load(path).unet, load(single["sd1"]).unet)
+    assert same_weights(load(path).unet, load(single[family]).unet)
 
 
 @pytest.mark.parametrize("ending", ["scale_weight", "weight_scale"])
