@@ -6,7 +6,7 @@ bundled or inferred; see `configs.py`. This module imports torch, so import it l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nemo_prune import weights
 from nemo_prune.configs import Configs
 from nemo_prune.denoiser import LoadedModel, TextEncoder
-from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.errors import CheckpointError
 from nemo_prune.folders import Folder
 from nemo_prune.hub import (
     AutoencoderKL,
@@ -29,16 +29,11 @@ from nemo_prune.hub import (
     UNet2DConditionModel,
 )
 from nemo_prune.inference import Config, NotDescribed
+from nemo_prune.schedule import alphas_cumprod, read_schedule
 from nemo_prune.text_sources import TextSource, text_sources
 from nemo_prune.tokenizer import load_tokenizer, read_tokenizer
 
-__all__ = [
-    "LoadedModel",
-    "TextEncoder",
-    "ddim_timestep",
-    "load_model",
-    "load_pipeline",
-]
+__all__ = ["LoadedModel", "TextEncoder", "load_model", "load_pipeline"]
 
 if TYPE_CHECKING:
     from nemo_prune.families import Checkpoint
@@ -69,7 +64,7 @@ def load_model(
         OptionError: the config folder cannot be used.
     """
     loader = _Loader(checkpoint, device, dtype, config)
-    schedule = loader.schedule(prediction_type)
+    schedule = read_schedule(checkpoint, loader.configs, prediction_type)
     text_encoders = loader.text_encoders(text_encoder)
     unet = loader.unet()
     width = sum(encoder.model.config.hidden_size for encoder in text_encoders)
@@ -93,7 +88,7 @@ def load_model(
         unet=unet,
         text_encoders=text_encoders,
         scheduler_config=schedule,
-        alphas_cumprod=loader.alphas_cumprod(schedule),
+        alphas_cumprod=alphas_cumprod(schedule, loader.path).to(device),
         prediction_type=schedule["prediction_type"],
         latent_shape=shape,
         value_layers={layer.name: unet.get_submodule(layer.name) for layer in checkpoint.value_layers},
@@ -250,36 +245,6 @@ class _Loader:
             )
         return TextEncoder(own, model)
 
-    def schedule(self, prediction_type: str | None) -> Config:
-        tensors = self.checkpoint.header.tensors
-        config = self.configs.scheduler(
-            self.checkpoint.prediction_type,
-            given="v_prediction" if prediction_type == "v" else prediction_type,
-            zero_snr="ztsnr" in tensors,
-        )
-        kind = str(config.get("_class_name", ""))
-        if kind.startswith(("FlowMatch", "EDM")) or any(name.startswith("edm_") for name in tensors):
-            raise CheckpointError(
-                f"{self.path}: was trained on another noise process (flow matching, EDM), for which "
-                f"the noise difference is not defined; give an ordinary Stable Diffusion 1, 2 or XL"
-            )
-        if config["prediction_type"] not in ("epsilon", "v_prediction"):
-            raise CheckpointError(
-                f"{self.path}: its scheduler says that it predicts {config['prediction_type']!a}; only "
-                f"epsilon and v are known: say which with --prediction-type"
-            )
-        return config
-
-    def alphas_cumprod(self, schedule: Config) -> Tensor:
-        try:
-            alphas: Tensor = DDIMScheduler.from_config(schedule).alphas_cumprod
-        except (ValueError, TypeError, NotImplementedError) as error:
-            raise CheckpointError(
-                f"{self.path}: its scheduler's config describes no noise schedule that is known "
-                f"({error}); give another with --config DIR"
-            ) from None
-        return alphas.to(self.device)
-
     @torch.no_grad()
     def blank(self, shape: tuple[int, int, int]) -> Tensor:
         # Many a VAE, SDXL's first of all, overflows in half precision.
@@ -288,17 +253,3 @@ class _Loader:
         grey = torch.zeros(1, 3, *sides, device=self.device)
         latents = vae.encode(grey).latent_dist.mode() * vae.config["scaling_factor"]
         return torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)
-
-
-def ddim_timestep(scheduler_config: Mapping[str, Any], steps: int = 50, index: int = 1) -> int:
-    """The training timestep at which a DDIM schedule evaluates its step `index`, from 0.
-
-    The paper's code takes the second of 50 steps: 961 for Stable Diffusion 1.
-
-    Raises OptionError if the schedule has no such step.
-    """
-    scheduler = DDIMScheduler.from_config(dict(scheduler_config))
-    if not 0 <= index < steps <= int(scheduler.config["num_train_timesteps"]):
-        raise OptionError(f"a schedule of {steps} steps has no step {index}")
-    scheduler.set_timesteps(steps)
-    return int(scheduler.timesteps[index])

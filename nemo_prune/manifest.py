@@ -33,6 +33,7 @@ from typing import Any
 
 from nemo_prune.errors import ManifestError
 from nemo_prune.placing import write_new
+from nemo_prune.strict_json import Fault, check_keys, parse, typed
 
 FORMAT = "nemo-prune-manifest/1"
 _MAX_BYTES = 256 * 2**20  # far above any manifest, far below a model handed in by mistake
@@ -191,79 +192,71 @@ def _dump(value: object) -> str:
 # ------------------------------------------------------------------------------------- reading
 
 
-class _Fault(Exception):
-    """What is wrong with a manifest, without the file's name."""
-
-
 def _parse(text: str, path: Path) -> Manifest:
     try:
-        try:
-            parsed = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
-        except (ValueError, RecursionError) as error:
-            raise _Fault(f"is not JSON ({error})") from None
-        return _manifest(parsed)
-    except _Fault as fault:
+        return _manifest(parse(text))
+    except Fault as fault:
         raise ManifestError(f"{path}: {fault}; give a manifest of this tool, or mend it") from None
 
 
 def _manifest(parsed: object) -> Manifest:
     if not isinstance(parsed, dict) or "format" not in parsed:
-        raise _Fault(f'is not a manifest: it has no "format": "{FORMAT}"')
+        raise Fault(f'is not a manifest: it has no "format": "{FORMAT}"')
     if parsed["format"] != FORMAT:
-        raise _Fault(f"is of the format {ascii(parsed['format'])[:60]}, this tool reads {FORMAT}")
-    _check_keys(parsed, "the manifest", _KEYS)
-    source = _typed(parsed, "source", dict, "the manifest")
-    _check_keys(source, "source", {"path", "sha256"}, {"model"})
+        raise Fault(f"is of the format {ascii(parsed['format'])[:60]}, this tool reads {FORMAT}")
+    check_keys(parsed, "the manifest", _KEYS)
+    source = typed(parsed, "source", dict, "the manifest")
+    check_keys(source, "source", {"path", "sha256"}, {"model"})
     if not all(isinstance(value, str) for value in source.values()):
-        raise _Fault("has a source whose path, sha256 or model is not a string")
+        raise Fault("has a source whose path, sha256 or model is not a string")
     if not _SHA256.fullmatch(source["sha256"]):
-        raise _Fault("has a source whose sha256 is not 64 lower-case hexadecimal digits")
-    prompts = _typed(parsed, "prompts", list, "the manifest")
-    options = _typed(parsed, "options", dict, "the manifest")
+        raise Fault("has a source whose sha256 is not 64 lower-case hexadecimal digits")
+    prompts = typed(parsed, "prompts", list, "the manifest")
+    options = typed(parsed, "options", dict, "the manifest")
     try:
         # Some of them go into metadata, where half a surrogate pair could not be written.
         json.dumps(options, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
-        raise _Fault("has options that are not Unicode, or nest too deeply") from None
+        raise Fault("has options that are not Unicode, or nest too deeply") from None
     return Manifest(
-        version=_typed(parsed, "version", str, "the manifest"),
+        version=typed(parsed, "version", str, "the manifest"),
         source=source,
         options=options,
         prompts=tuple(_prompt(entry, f"prompts[{i}]") for i, entry in enumerate(prompts)),
-        neurons=_neurons(_typed(parsed, "neurons", list, "the manifest"), "neurons"),
+        neurons=_neurons(typed(parsed, "neurons", list, "the manifest"), "neurons"),
     )
 
 
 def _prompt(entry: object, where: str) -> PromptRecord:
-    entry = _check_keys(entry, where, _PROMPT_KEYS, {"text"})
-    index, samples = _typed(entry, "index", int, where), _typed(entry, "samples", int, where)
+    entry = check_keys(entry, where, _PROMPT_KEYS, {"text"})
+    index, samples = typed(entry, "index", int, where), typed(entry, "samples", int, where)
     if index < 0 or samples < 0:
-        raise _Fault(f"has a negative index or samples in {where}")
+        raise Fault(f"has a negative index or samples in {where}")
     return PromptRecord(
         index=index,
-        status=_typed(entry, "status", str, where),
+        status=typed(entry, "status", str, where),
         score_before=_score(entry, "score_before", where),
         score_after=_score(entry, "score_after", where),
-        neurons=_neurons(_typed(entry, "neurons", list, where), f"{where}.neurons"),
+        neurons=_neurons(typed(entry, "neurons", list, where), f"{where}.neurons"),
         samples=samples,
-        truncated=_typed(entry, "truncated", bool, where),
-        text=_typed(entry, "text", str, where) if "text" in entry else None,
+        truncated=typed(entry, "truncated", bool, where),
+        text=typed(entry, "text", str, where) if "text" in entry else None,
     )
 
 
 def _neurons(entries: list[object], where: str) -> tuple[Neuron, ...]:
     found: dict[Neuron, None] = {}
     for i, entry in enumerate(entries):
-        entry = _check_keys(entry, f"{where}[{i}]", {"layer", "row"})
+        entry = check_keys(entry, f"{where}[{i}]", {"layer", "row"})
         neuron = Neuron(
-            _typed(entry, "layer", str, f"{where}[{i}]"), _typed(entry, "row", int, f"{where}[{i}]")
+            typed(entry, "layer", str, f"{where}[{i}]"), typed(entry, "row", int, f"{where}[{i}]")
         )
         if neuron.row < 0:
-            raise _Fault(f"has a negative row in {where}[{i}]")
+            raise Fault(f"has a negative row in {where}[{i}]")
         if neuron.row >= 2**63:
-            raise _Fault(f"has a row in {where}[{i}] that no manifest could mean")
+            raise Fault(f"has a row in {where}[{i}] that no manifest could mean")
         if neuron in found:
-            raise _Fault(f"names row {neuron.row} of {neuron.layer!a} twice in {where}")
+            raise Fault(f"names row {neuron.row} of {neuron.layer!a} twice in {where}")
         found[neuron] = None
     return tuple(found)
 
@@ -275,39 +268,8 @@ def _score(entry: dict[str, Any], key: str, where: str) -> float | None:
     # An integer may be too large to be a float, which is what `isfinite` needs to say no.
     sound = type(value) is float or (type(value) is int and abs(value) < 2**53)
     if not sound or not math.isfinite(value):
-        raise _Fault(f"has {key} in {where} that is neither a number nor null")
+        raise Fault(f"has {key} in {where} that is neither a number nor null")
     return float(value)
-
-
-def _check_keys(
-    entry: object, where: str, needed: set[str], allowed: Iterable[str] = ()
-) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise _Fault(f"has {where} that is not an object")
-    for key in sorted(needed - entry.keys()):
-        raise _Fault(f'lacks "{key}" in {where}')
-    for key in sorted(entry.keys() - needed - set(allowed)):
-        raise _Fault(f"has the unknown key {ascii(key)[:60]} in {where}")
-    return entry
-
-
-def _typed(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    # type() and not isinstance(): true is not a row.
-    if type(entry.get(key)) is not kind:
-        words = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
-        raise _Fault(f'has "{key}" in {where} that is not {words.get(kind, "true or false")}')
-    return entry[key]
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Fault("has a key twice in one object")
-    return found
-
-
-def _constant(word: str) -> object:
-    raise _Fault(f"has {word}, which is not JSON")
 
 
 def _is_number(piece: str) -> bool:

@@ -11,8 +11,9 @@ from nemo_prune.engine import Criterion, Engine
 from nemo_prune.errors import OptionError
 from nemo_prune.families import Checkpoint
 from nemo_prune.gate import DEFAULT_FPR
-from nemo_prune.loading import ddim_timestep, load_model, load_pipeline
+from nemo_prune.loading import load_model, load_pipeline
 from nemo_prune.prompts import read_prompts
+from nemo_prune.schedule import ddim_timestep
 
 
 class Progress(Protocol):

@@ -33,9 +33,9 @@ from nemo_prune.gate import (
     prompts_for,
     tau_from,
 )
-from nemo_prune.loading import ddim_timestep
 from nemo_prune.opening import Options, Progress, bundled_captions
 from nemo_prune.prompts import prompts_hash
+from nemo_prune.schedule import ddim_timestep
 
 PUBLISHED_SEEDS = 10  # of the paper; the score is a maximum over pairs, so more seeds raise it
 BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as seeds

@@ -16,6 +16,7 @@ from nemo_prune import hub, loading
 from nemo_prune.demo import write_config_folder
 from nemo_prune.families import recognize
 from nemo_prune.header import read_header
+from nemo_prune.schedule import ddim_timestep
 
 CPU = torch.device("cpu")
 PROMPTS = ["Chelsea the Cat by Stefan van der Walt", "a red ball on grass", ""]
@@ -89,7 +90,7 @@ def test_denoiser_and_text_encoder_equal_diffusers(exported: Exported) -> None:
             noise.contiguous(memory_format=torch.channels_last), 961, text
         ).sample
     assert torch.equal(model.predict_noise(noise, 961, text), theirs)
-    assert loading.ddim_timestep(model.scheduler_config) == 961
+    assert ddim_timestep(model.scheduler_config) == 961
     trained = hub.DDIMScheduler(**SCHEDULER_CONFIG).alphas_cumprod
     assert torch.equal(model.alphas_cumprod, trained)
 

@@ -18,6 +18,7 @@ from nemo_prune.engine import Engine
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.families import recognize
 from nemo_prune.models import open_model
+from nemo_prune.schedule import ddim_timestep
 from nemo_prune.similarity import noise_difference
 
 CPU = torch.device("cpu")
@@ -589,7 +590,7 @@ def test_missing_device_is_refused() -> None:
 
 def test_timesteps_are_those_of_the_papers_code(files: dict[str, Path]) -> None:
     schedule = load(files["sd1"]).scheduler_config
-    assert loading.ddim_timestep(schedule) == 961
-    assert loading.ddim_timestep(schedule, index=0) == 981
+    assert ddim_timestep(schedule) == 961
+    assert ddim_timestep(schedule, index=0) == 981
     with pytest.raises(OptionError, match="no step 50"):
-        loading.ddim_timestep(schedule, steps=50, index=50)
+        ddim_timestep(schedule, steps=50, index=50)

@@ -14,9 +14,9 @@ from nemo_prune.configs import data_folder, read_config
 from nemo_prune.errors import CalibrationError, OptionError
 from nemo_prune.gate import Thresholds
 from nemo_prune.hub import CLIPTokenizer
-from nemo_prune.loading import ddim_timestep
 from nemo_prune.opening import Options, bundled_captions
 from nemo_prune.ordinary import Ordinary
+from nemo_prune.schedule import ddim_timestep
 
 SCHEDULE = read_config(data_folder("configs", "sd1"), "scheduler")
 PUBLISHED = ddim_timestep(SCHEDULE)
