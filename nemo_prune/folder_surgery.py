@@ -12,7 +12,8 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.folder_undo import check_undo_folder, write_index
 from nemo_prune.folders import Folder, is_misnamed, neurons_of
 from nemo_prune.manifest import Neuron
-from nemo_prune.placing import check_new_folder, check_room, new_folder, new_folders
+from nemo_prune.placing import check_new_folder, new_folder, new_folders
+from nemo_prune.room import check_room
 from nemo_prune.surgery import Written, check_neurons, file_sha256, zero_neurons
 from nemo_prune.trees import check_apart, copy_file, weights_sha256
 from nemo_prune.zeros import Zeros, read_zeros
@@ -25,12 +26,14 @@ def check_folder_output(
     undo: Path | None = None,
     link: bool = False,
     drop_pickles: bool = False,
+    neurons: Sequence[Neuron] = (),
 ) -> None:
     """Raise OutputError if a pruned copy of `folder` could not be written to `out`.
 
     Cheap, writes nothing. `out` must not exist, lie in the source or hold it; its disk must
     have room, with `link` for what is edited or lies on another disk. The same for `undo`, which
-    must lie apart from `out` too. Raises CheckpointError for twins of the weights that would stay
+    must lie apart from `out` too; the room for its rows, if their number is known: `neurons`.
+    Raises CheckpointError for twins of the weights that would stay
     unpruned, unless `drop_pickles` leaves them out.
     """
     check_apart(out, folder.path, "the model's folder")
@@ -47,7 +50,8 @@ def check_folder_output(
             f"{folder.path}: holds {named}{more}, copies of the denoiser in a form that is not "
             f"edited, so memorization would stay in them; {rename}pass --drop-pickles to leave them out"
         )
-    check_room(out, _not_linked(folder, out) if link else _kept(folder).values())
+    rows = [(undo, _undo_bytes(folder, neurons))] if undo is not None else []
+    check_room(out, _not_linked(folder, out) if link else _kept(folder).values(), rows)
 
 
 def zero_neurons_in_folder(
@@ -70,8 +74,8 @@ def zero_neurons_in_folder(
 
     Raises what `zero_neurons` and `check_folder_output` raise; then nothing is left behind.
     """
-    check_folder_output(folder, out, undo=undo, link=link, drop_pickles=drop_pickles)
     check_neurons(folder, neurons)
+    check_folder_output(folder, out, undo=undo, link=link, drop_pickles=drop_pickles, neurons=neurons)
     if undo is None:
         with new_folder(out) as temporary:
             return replace(_fill(folder, neurons, temporary, None, provenance, link), path=out)
@@ -170,6 +174,20 @@ def _not_linked(folder: Folder, out: Path) -> Iterator[Path]:
     for path in _kept(folder).values():
         if path in parts or path.stat().st_dev != disk:
             yield path
+
+
+def _undo_bytes(folder: Folder, neurons: Sequence[Neuron]) -> int:
+    """What an undo folder takes: of each file that holds chosen neurons its header and their rows."""
+    size = 0
+    for part in folder.parts:
+        layers = {layer.name: layer for layer in part.value_layers}
+        own = neurons_of(part, neurons)
+        for layer in (layers[neuron.layer] for neuron in own):
+            for name in (*layer.tensors, *layer.biases):
+                first, last = part.header.tensors[name].row(0)
+                size += last - first
+        size += part.header.data_start if own else 0
+    return size
 
 
 def _link(source: Path, target: Path) -> bool:

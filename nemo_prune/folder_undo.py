@@ -22,7 +22,8 @@ from typing import TypeGuard
 
 from nemo_prune.copies import read_object
 from nemo_prune.errors import OutputError, UndoError
-from nemo_prune.placing import check_new_folder, check_room, new_folder, write_new
+from nemo_prune.placing import check_new_folder, new_folder, write_new
+from nemo_prune.room import check_room
 from nemo_prune.surgery import file_sha256
 from nemo_prune.trees import check_apart, copy_file, read_tree, shown, weights_sha256
 from nemo_prune.undo import Restored, restore

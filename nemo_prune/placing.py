@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from nemo_prune.errors import OutputError
 from nemo_prune.leftovers import held_folder, hidden_name, hold, remove_leftovers
+from nemo_prune.room import check_room
 
 
 def check_output(source: Path, out: Path, overwrite: bool) -> None:
@@ -45,19 +46,6 @@ def refuse_inputs(outs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
                 real = path.resolve()  # RuntimeError: links in a loop
                 if out.samefile(path) or (out.exists() and real in out.resolve().parents):
                     raise OutputError(f"{out}: is read by this command; choose another name")
-
-
-def check_room(out: Path, sources: Iterable[Path]) -> None:
-    """Raise OutputError if the disk of `out` has no room for files as large as `sources`."""
-    with contextlib.suppress(OSError):
-        size = sum(Path(source).stat().st_size for source in sources)
-        free = shutil.disk_usage(out.absolute().parent).free
-        if size > free:
-            raise OutputError(
-                # Rounded apart: a small file never "needs 0 MB but the disk has 0 MB left".
-                f"{out}: needs {-(-size // 10**6):,} MB but the disk has {free // 10**6:,} MB left; "
-                f"free some or choose another disk"
-            )
 
 
 def check_place(out: Path, overwrite: bool) -> None:

@@ -277,7 +277,7 @@ def test_links_need_no_room(tmp_path, model, monkeypatch):
     with (model / "vae" / "big").open("wb") as file:
         file.truncate(10**7)
     free, edited = [], (model / PLAIN).stat().st_size
-    monkeypatch.setattr(placing.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[-1]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[-1]))
     found, out = open_model(model), tmp_path / "o"
     for room, link, needed in [(10**7, False, 11), (edited - 1, True, 1), (edited, True, None)]:
         free.append(room)
@@ -340,17 +340,24 @@ def test_copied_files_share_their_blocks_where_the_disk_can(tmp_path, model, mon
 
 
 def test_room_is_checked_before_a_folder_is_written(tmp_path, model, monkeypatch):
+    """For all of it: the room for the model alone is not enough for its undo folder too."""
     prune(model, tmp_path / "o", undo=tmp_path / "u")
-    (tmp_path / "new").mkdir()
-    monkeypatch.setattr(placing.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    for write in (
-        lambda out: prune(model, out),
-        lambda out: prune(model, out, undo=tmp_path / "new" / "u"),
-        lambda out: restore_model(tmp_path / "o", tmp_path / "u", out),
-    ):
-        with pytest.raises(OutputError, match="needs 1 MB but the disk has 0 MB left"):
-            write(tmp_path / "new" / "o")
-        assert not any((tmp_path / "new").iterdir())
+    needed = sum(map(len, tree(model).values()))
+    kept = sum(map(len, tree(tmp_path / "u").values()))
+    new = tmp_path / "new"
+    new.mkdir()
+    for free, words, write in (
+        (needed - 1, "new/o: needs 1 MB", lambda: prune(model, new / "o")),
+        (needed + 9, "new/u: needs 1 MB", lambda: prune(model, new / "o", undo=new / "u")),
+        (needed - 1, "new/o: needs 1 MB",
+         lambda: restore_model(tmp_path / "o", tmp_path / "u", new / "o")),
+    ):  # fmt: skip
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with pytest.raises(OutputError, match=f"{words} but the disk has 0 MB left"):
+            write()
+        assert not any(new.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed + kept))
+    prune(model, new / "o", undo=new / "u")
 
 
 @pytest.mark.parametrize(
@@ -512,13 +519,20 @@ def test_an_index_that_contradicts_its_shards(model):
     index = shard(model / PLAIN)
     listed = json.loads(index.read_text())["weight_map"]
     put(index, {"weight_map": listed | {"new.weight": next(iter(listed.values()))}})
-    assert "places 'new.weight' in" in refusal(model)
+    line = refusal(model)
+    assert f"{index}: places 'new.weight' in {next(iter(listed.values()))}, which lacks it; down" in line
     listed.pop(f"{MID}.weight")
     put(index, {"weight_map": listed})
-    assert f"holds '{MID}.weight', which" in refusal(model)
-    for bad in ("{", "[]", '{"weight_map": []}', '{"weight_map": {"a": 3}}'):
+    line = refusal(model)
+    assert f"holds '{MID}.weight', which {index.name} does not place there; download the folder" in line
+    for bad, words in {
+        "{": "cannot be read as JSON (",
+        "[]": "holds no JSON object; download the folder again",
+        '{"weight_map": []}': "lists no weights (weight_map); download the folder again",
+        '{"weight_map": {"a": 3}}': "lists no weights (weight_map); download the folder again",
+    }.items():
         put(index, bad)
-        assert index.name in refusal(model)
+        assert f"{index}: {words}" in refusal(model)
 
 
 def test_an_index_cannot_point_outside_its_folder(model):
@@ -530,7 +544,11 @@ def test_an_index_cannot_point_outside_its_folder(model):
 
 def test_two_models_in_one_folder(model):
     add_copy(model / EMA, rawfiles.SD1 | {"widths": (4, 6, 10, 10)})
-    assert "is another model than" in refusal(model)
+    line = refusal(model)
+    assert (
+        f"{model / EMA}: is another model than {model / PLAIN}, so one list of neurons cannot fit"
+        in line
+    )
 
 
 def test_a_controlnet_in_the_folder(model):
@@ -538,7 +556,7 @@ def test_a_controlnet_in_the_folder(model):
                ("controlnet_cond_embedding.conv_in.weight", "F32", (4, 4))]  # fmt: skip
     (model / "controlnet").mkdir()
     rawfiles.write(model / "controlnet" / WEIGHTS, entries)
-    assert "ControlNet" in refusal(model)
+    assert "holds a ControlNet, not a text-to-image model alone" in refusal(model)
 
 
 def test_joint_attention_and_refiner_folders(tmp_path):
@@ -549,7 +567,7 @@ def test_joint_attention_and_refiner_folders(tmp_path):
     rawfiles.write(root / "transformer" / WEIGHTS, [(name, "F32", (4, 4))])
     assert "no value layer sees the text alone" in refusal(root)
     refiner = pipeline(tmp_path / "r", rawfiles.SDXL | {"columns": 1280}, sdxl=True)
-    assert "SDXL refiner" in refusal(refiner)
+    assert "is the SDXL refiner, which only retouches what the base model drew" in refusal(refiner)
 
 
 def test_folders_that_are_no_model(tmp_path, model):
@@ -567,7 +585,7 @@ def test_folders_that_are_no_model(tmp_path, model):
 
 def test_links_that_lead_nowhere_or_in_circles(model):
     (model / "broken").symlink_to("nothing")
-    assert "broken link" in refusal(model)
+    assert f"{model / 'broken'}: is a broken link; download the folder again" in refusal(model)
     (model / "broken").unlink()
     (model / "unet" / "up").symlink_to("..", target_is_directory=True)
     assert "link to a folder that it lies in" in refusal(model)
