@@ -227,27 +227,30 @@ def test_what_is_read_is_never_replaced(folder: Path, place: str, option: str) -
     assert (folder / place).read_bytes() == before
 
 
-def write_manifest_of(folder: Path, neurons: list[Neuron], text: str | None = None) -> None:
+def write_manifest_of(
+    folder: Path, neurons: list[Neuron], text: str | None = None, prompts: int = 2
+) -> None:
     records = tuple(
         PromptRecord(i, "suppressed", 0.9, 0.2, neurons=tuple(neurons), text=text if i == 0 else None)
-        for i in range(2)
+        for i in range(prompts)
     )
     source = {"path": "model.safetensors", "sha256": "0" * 64}
     write_manifest(Manifest("0.1.0", source, {}, records, tuple(neurons)), folder / "m.json", True)
 
 
 @pytest.mark.parametrize(
-    ("neurons", "text", "message"),
+    ("neurons", "text", "prompts", "message"),
     [
-        ([Neuron(LAYER, 5)], None, "names row 5"),
-        ([Neuron("no.such.layer", 0)], None, "is not zeroed in"),
-        ([Neuron(LAYER, 3)], "another caption", "its prompt 0 is another"),
+        ([Neuron(LAYER, 5)], None, 2, "--manifest: names row 5"),
+        ([Neuron("no.such.layer", 0)], None, 2, "which is not zeroed in"),
+        ([Neuron(LAYER, 3)], "another caption", 2, "its prompt 0 is another than the prompt file's"),
+        ([Neuron(LAYER, 3)], None, 3, "is about 3 prompts, the prompt file holds 2 different ones"),
     ],
 )
 def test_a_manifest_of_another_pruning_is_refused(
-    folder: Path, neurons: list[Neuron], text: str | None, message: str
+    folder: Path, neurons: list[Neuron], text: str | None, prompts: int, message: str
 ) -> None:
-    write_manifest_of(folder, neurons, text)
+    write_manifest_of(folder, neurons, text, prompts)
     result = verify(folder, "--manifest", folder / "m.json", "--images", "0")
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.stderr.split())

@@ -16,7 +16,7 @@ from nemo_prune.batches import Sample
 from nemo_prune.calibration import activations
 from nemo_prune.engine import Engine
 from nemo_prune.errors import CheckpointError
-from nemo_prune.manifest import Neuron
+from nemo_prune.manifest import Neuron, read_manifest
 from nemo_prune.models import open_model
 from nemo_prune.similarity import noise_difference
 from nemo_prune.verification import removed_neurons
@@ -85,10 +85,12 @@ def load(path: Path, *text_encoder: Path, **options: Any) -> loading.LoadedModel
     )
 
 
-def with_rest(whole: Path, state: dict[str, Tensor], path: Path) -> Path:
+def with_rest(
+    whole: Path, state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> Path:
     """A single file of this UNet and the text encoders and VAE of another."""
     rest = {n: t for n, t in load_file(whole).items() if not n.startswith(ldm.UNET_PREFIX)}
-    ldm.save_tensors(path, ldm.unet_to_ldm(state) | rest, {})
+    ldm.save_tensors(path, ldm.unet_to_ldm(state) | rest, metadata or {})
     return path
 
 
@@ -130,15 +132,16 @@ def test_distilled_unets_load_as_in_diffusers(
     assert torch.equal(model.predict_noise(latents, 500, text, pooled), wanted)
 
 
+@pytest.mark.parametrize("shape", ["blocks of other lengths", "SDXS", "SSD-1B"])
 def test_the_rows_zeroed_are_those_of_the_layers_that_diffusers_sees(
-    place: Path, whole: dict[str, Path]
+    place: Path, whole: dict[str, Path], shape: str
 ) -> None:
-    """Row 1 of each layer by number, in a file whose blocks have many lengths."""
-    family, changes = SHAPES["blocks of other lengths"]
+    """Row 1 of each layer by number."""
+    family, changes = SHAPES[shape]
     source = with_rest(whole[family], unet(family, changes).state_dict(), place / "rows.safetensors")
     count = len(open_model(source).value_layers)
     chosen = ",".join(f"{number}:1" for number in range(count))
-    out = place / "rows-clean.safetensors"
+    out = place / f"{shape}-clean.safetensors"
     assert run("apply", source, "--neurons", chosen, "-o", out).exit_code == 0
     before, after = (load(path).unet.state_dict() for path in (source, out))
     for name, tensor in before.items():
@@ -148,6 +151,27 @@ def test_the_rows_zeroed_are_those_of_the_layers_that_diffusers_sees(
             count -= 1
         assert torch.equal(after[name], wanted), name
     assert count == 0
+
+
+@pytest.mark.parametrize("shape", ["small-sd", "SSD-1B"])
+def test_distilled_unets_are_localized(place: Path, whole: dict[str, Path], shape: str) -> None:
+    """Through `localize` with its default layers, which are down and, where there is one, mid."""
+    family, changes = SHAPES[shape]
+    source = with_rest(whole[family], unet(family, changes).state_dict(), place / "l.safetensors", SMALL)
+    (place / "prompts.txt").write_text("a cat\n")
+    (place / "ordinary.txt").write_text("".join(f"photo {n}\n" for n in range(30)))
+    manifest = place / f"{shape}.json"
+    done = run("localize", source, "--prompts", place / "prompts.txt", "--device", "cpu",
+               "--calibration-prompts", place / "ordinary.txt", "--tau", "0", "--gate", "0",
+               "--seeds", "2", "-o", manifest)  # fmt: skip
+    assert done.exit_code in (0, 1), done.stderr
+    found, checkpoint = read_manifest(manifest), open_model(source)
+    assert found.source["model"] == checkpoint.kind
+    parts = {layer.part for layer in checkpoint.select("down+mid")}
+    assert parts == {"down"}, "neither has attention in the middle"
+    layers = {layer.name for layer in checkpoint.select("down+mid")}
+    assert found.neurons
+    assert {neuron.layer for neuron in found.neurons} <= layers
 
 
 UNDESCRIBED = {

@@ -176,7 +176,8 @@ def test_biases_and_scales(tmp_path):
     entries += [(f"{stem}.bias", "F32", (8,)), (f"{stem}.scale_weight", "F32", ())]
     layers = {v.name: v for v in recognize(put(tmp_path, entries)).value_layers}
     assert layers[stem].biases == (f"{stem}.bias",)
-    assert refusal(put(tmp_path, reshaped(entries, "to_v.bias", shape=(7,)))).count("[7]")
+    words = f"has the bias {stem}.bias of shape [7] where [8] is due; download or save it again"
+    assert words in refusal(put(tmp_path, reshaped(entries, "to_v.bias", shape=(7,))))
 
 
 @pytest.mark.parametrize(
@@ -222,127 +223,165 @@ def test_select(tmp_path):
 # ------------------------------------------------------------------------------------- refusals
 
 LINEAR = ("F32", (4, 4))
+LORA = (
+    "is a LoRA (or the like), an addition to a model; give the checkpoint that it belongs to, with the "
+    "LoRA merged"
+)
+VAE_ALONE, TEXT_ALONE = (
+    f"is a {part} alone, which draws no picture by itself; give the checkpoint that it belongs to"
+    for part in ("VAE", "text encoder")
+)
+CONTROLNET = "holds a ControlNet, not a text-to-image model alone; give the model it steers"
+REFINER = "is the SDXL refiner, which only retouches what the base model drew; prune that"
+JOINT = (
+    "its attention joins text and picture in one stream, so no value layer sees the text alone and the "
+    "method does not apply as it stands; use a Stable Diffusion 1, 2 or XL file"
+)
+PIXART = (
+    "is a transformer with cross-attention (PixArt and the like): it has value layers, but no down and "
+    "mid blocks to search and a T5 text encoder, which nobody has tried the method on; use a Stable "
+    "Diffusion 1, 2 or XL file"
+)
+NO_VALUES = (
+    "is of an unknown family: it has no cross-attention value layers (attn2.to_v); give a Stable "
+    "Diffusion 1, 2 or XL checkpoint"
+)
+STRAY = (
+    "whose place in the network is unknown, so memorization could stay in it; remove it, or save the "
+    "plain model"
+)
+PACKED = "where [neurons, text channels] is due; save the model unquantized and unpacked"
+NO_FIRST = (
+    "is incomplete: its UNet has no first convolution (model.diffusion_model.input_blocks.0.0.weight); "
+    "download or save it again"
+)
 REFUSED = {
     "kohya lora": (
         [("lora_unet_down_blocks_0_attentions_0_attn2_to_v.lora_down.weight", *LINEAR)],
-        "is a LoRA",
+        LORA,
     ),
-    "peft lora": ([(f"unet.mid_block.attentions.0{END}.lora_A.weight", *LINEAR)], "is a LoRA"),
+    "peft lora": ([(f"unet.mid_block.attentions.0{END}.lora_A.weight", *LINEAR)], LORA),
     "diffusers lora": (
         [("unet.mid_block.attn2.processor.to_v_lora.up.weight", *LINEAR)],
-        "is a LoRA",
+        LORA,
     ),
-    "lycoris": ([("lora_te_text_model_encoder.hada_w1_a", *LINEAR)], "is a LoRA"),
-    "ldm vae": ([VAE], "is a VAE alone"),
+    "lycoris": ([("lora_te_text_model_encoder.hada_w1_a", *LINEAR)], LORA),
+    "ldm vae": ([VAE], VAE_ALONE),
     "bare vae": (
         [("decoder.conv_in.weight", *LINEAR), ("encoder.mid.block_1.norm1.weight", *LINEAR)],
-        "is a VAE alone",
+        VAE_ALONE,
     ),
     "diffusers vae": (
         [("encoder.conv_in.weight", *LINEAR), ("encoder.down_blocks.0.resnets.0.a", *LINEAR)],
-        "is a VAE alone",
+        VAE_ALONE,
     ),
-    "clip": ([("text_model.embeddings.position_ids", "I64", (1, 77))], "is a text encoder alone"),
-    "ldm clip": ([CLIP], "is a text encoder alone"),
-    "t5": ([("encoder.block.0.layer.0.SelfAttention.q.weight", *LINEAR)], "is a text encoder"),
+    "clip": ([("text_model.embeddings.position_ids", "I64", (1, 77))], TEXT_ALONE),
+    "ldm clip": ([CLIP], TEXT_ALONE),
+    "t5": ([("encoder.block.0.layer.0.SelfAttention.q.weight", *LINEAR)], TEXT_ALONE),
     "ldm controlnet": (
         [("control_model." + n[22:], d, s) for n, d, s in unet(SD1)],
-        "holds a ControlNet",
+        CONTROLNET,
     ),
     "whole file with controlnet": (
         [*unet(SD1), CLIP, ("control_model.zero_convs.0.0.weight", *LINEAR)],
-        "holds a ControlNet",
+        CONTROLNET,
     ),
     "diffusers controlnet": (
         [*unet(SD1, "diffusers"), ("controlnet_cond_embedding.conv_in.weight", *LINEAR)],
-        "holds a ControlNet",
+        CONTROLNET,
     ),
     "refiner": (
         [
             *unet(SDXL | {"columns": 1280}, sdxl=True, dtype="F8_E4M3"),
             ("conditioner.embedders.0.model.ln_final.weight", "F32", (8,)),
         ],
-        "SDXL refiner",
+        REFINER,
     ),
-    "refiner unet": (unet(SDXL | {"columns": 1280}, "diffusers", "F16", sdxl=True), "SDXL refiner"),
+    "refiner unet": (unet(SDXL | {"columns": 1280}, "diffusers", "F16", sdxl=True), REFINER),
     "flux": (
         [("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", *LINEAR), VAE],
-        "Flux model: its attention joins",
+        f"is a Flux model: {JOINT}",
     ),
     "diffusers flux": (
         [
             ("single_transformer_blocks.0.attn.to_v.weight", *LINEAR),
             ("transformer_blocks.0.attn.add_v_proj.weight", *LINEAR),
         ],
-        "Flux model: its attention joins",
+        f"is a Flux model: {JOINT}",
     ),
     "sd3": (
         [("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", *LINEAR), VAE],
-        "Stable Diffusion 3 model: its attention joins",
+        f"is a Stable Diffusion 3 model: {JOINT}",
     ),
     "diffusers sd3": (
         [("transformer_blocks.0.attn.add_v_proj.weight", *LINEAR)],
-        "joint-attention transformer",
+        f"is a joint-attention transformer (Stable Diffusion 3, Flux): {JOINT}",
     ),
     "pixart": (
         [("transformer_blocks.0.attn2.to_v.weight", *LINEAR)],
-        "PixArt and the like",
+        PIXART,
     ),
     "original pixart": (
         [("blocks.0.cross_attn.kv_linear.weight", *LINEAR)],
-        "PixArt and the like",
+        PIXART,
     ),
     "unknown value layers": (
         [("stages.0.attn2.to_v.weight", *LINEAR)],
-        "unknown family: its value layers",
+        "is of an unknown family: its value layers ('stages.0.attn2.to_v.weight', ...) do not lie as in "
+        "Stable Diffusion 1, 2 or XL; give such a checkpoint",
     ),
     "unclip": (
         [*unet(SD2), ("model.diffusion_model.label_emb.0.0.weight", *LINEAR)],
-        "unknown family: it has SDXL's added conditions",
+        "is of an unknown family: it has SDXL's added conditions but attends to text in its first "
+        "block (unCLIP?); give a Stable Diffusion 1, 2 or XL checkpoint",
     ),
     "upscaler": (
         [*unet(SD2, "diffusers"), ("class_embedding.weight", *LINEAR)],
-        "upscaler or unCLIP",
+        "is an upscaler or unCLIP model, which draws from more than text; not known",
     ),
     "video": (
         [
             *unet(SD2),
             ("model.diffusion_model.input_blocks.1.1.time_stack.0.attn2.to_v.weight", *LINEAR),
         ],
-        "video model",
+        "is a video model, a family the method was never tried on; give an image model",
     ),
-    "language model": ([("model.layers.0.self_attn.v_proj.weight", *LINEAR)], "no cross-attention"),
+    "language model": ([("model.layers.0.self_attn.v_proj.weight", *LINEAR)], NO_VALUES),
     "unconditional unet": (
         [("time_embedding.linear_1.weight", *LINEAR), ("conv_in.weight", *LINEAR)],
-        "no cross-attention",
+        NO_VALUES,
     ),
     "unknown copy": (
         [*unet(SD1), ("ema.input_blocks.1.1.attn2.to_v.weight\n", *LINEAR)],
-        "whose place in the network is unknown",
+        STRAY,
     ),
     "a second unet": (
         unet(SD1) + unet(SD1, "diffusers"),
-        "whose place in the network is unknown",
+        STRAY,
     ),
     "leading zeros": (
         [*unet(SD1), (f"model.diffusion_model.input_blocks.01.1{END}.weight", *LINEAR)],
-        "whose place in the network is unknown",
+        STRAY,
     ),
-    "rank 4": (reshaped(unet(SD1), "middle_block.1" + END, shape=(8, 5, 1, 1)), "[8, 5, 1, 1]"),
-    "rank 1": (reshaped(unet(SD1), "middle_block.1" + END, shape=(40,)), "[40]"),
-    "no rows": (reshaped(unet(SD1), "middle_block.1" + END, shape=(0, 5)), "[0, 5]"),
+    "rank 4": (
+        reshaped(unet(SD1), "middle_block.1" + END, shape=(8, 5, 1, 1)),
+        f"of shape [8, 5, 1, 1] {PACKED}",
+    ),
+    "rank 1": (reshaped(unet(SD1), "middle_block.1" + END, shape=(40,)), f"of shape [40] {PACKED}"),
+    "no rows": (reshaped(unet(SD1), "middle_block.1" + END, shape=(0, 5)), f"of shape [0, 5] {PACKED}"),
     "two widths": (
         reshaped(unet(SD1), "middle_block.1" + END, shape=(8, 6)),
-        "different widths [5, 6]",
+        "has value layers for text of different widths [5, 6], so it is of an unknown family; give a "
+        "Stable Diffusion 1, 2 or XL checkpoint",
     ),
     "copies differ": (
         reshaped(unet(SD1) + rawfiles.ema(unet(SD1)), "modelmiddle_block1", shape=(8, 6)),
-        "two shapes, [8, 5] and [8, 6]",
+        "has copies of one value tensor in two shapes, [8, 5] and [8, 6] (model_ema.",
     ),
-    "no first convolution": (without(unet(SD1), "input_blocks.0.0"), "no first convolution"),
+    NO_FIRST: (without(unet(SD1), "input_blocks.0.0"), NO_FIRST),
     "odd first convolution": (
         reshaped(unet(SD1), "input_blocks.0.0", shape=(4, 4)),
-        "no first convolution",
+        NO_FIRST,
     ),
 }
 
@@ -356,7 +395,8 @@ def test_each_refusal_has_its_sentence(tmp_path, name):
 @pytest.mark.parametrize("dtype", ["F8_E8M0", "I8", "U8", "I64"])
 def test_dtypes_whose_zero_bytes_are_not_zero(tmp_path, dtype):
     line = refusal(put(tmp_path, reshaped(unet(SD1), f"input_blocks.4.1{END}", dtype)))
-    assert f"in {dtype}, in which zero bytes do not mean zero" in line
+    words = f"in {dtype}, in which zero bytes do not mean zero; convert the model to F16 first"
+    assert words in line
     twin = unet(SD1) + reshaped(rawfiles.ema(unet(SD1)), "attn2to_vweight", dtype)
     assert "do not mean zero" in refusal(put(tmp_path, twin))
 
@@ -373,7 +413,9 @@ def test_sub_byte_values(tmp_path):
 
 def test_one_shard_of_many(tmp_path):
     path = put(tmp_path, unet(SD1, "diffusers"), name="m-00001-of-00002.safetensors")
-    assert "one shard" in refusal(path)
+    assert "is one shard of a model in several files; give the folder that holds the whole" in refusal(
+        path
+    )
 
 
 def test_header_faults_come_through(tmp_path):

@@ -98,12 +98,13 @@ def test_another_run_s_is_refused_and_kept(path: Path, name: str) -> None:
 
 def test_without_resume_nothing_is_written_over(path: Path) -> None:
     content = filled(path, a=1)
-    with pytest.raises(OutputError, match="--resume"):
+    words = "an earlier run was not finished; pass --resume to go on, or remove that file"
+    with pytest.raises(OutputError, match=words):
         Journal.open(path, RUN, resume=False)
     assert path.read_bytes() == content
     path.unlink()
     path.symlink_to("nowhere")
-    with pytest.raises(OutputError, match="--resume"):
+    with pytest.raises(OutputError, match=words):
         Journal.open(path, RUN, resume=False)
 
 
@@ -121,7 +122,7 @@ def test_other_files_are_kept(path: Path, content: bytes) -> None:
 def test_a_damaged_line_in_the_middle(path: Path, line: bytes) -> None:
     content = filled(path, a=1)
     path.write_bytes(content + line + b"\n" + b'{"key": "b", "value": 2}\n')
-    with pytest.raises(OutputError, match="line 3 is damaged"):
+    with pytest.raises(OutputError, match="line 3 is damaged; remove that file and start again"):
         read(path)
 
 

@@ -21,6 +21,7 @@ from nemo_prune.models import open_model
 
 CPU = torch.device("cpu")
 FAMILIES = ("sd1", "sd2", "sdxl")
+PROCESS = r"was trained on another noise process \(flow matching, EDM\), for which the noise diff"
 PROMPTS = ["a photo of a cat", "Hello! 12 dogs", ""]
 # So many that a threshold of 0 makes the prompt of each random model memorized.
 SEEDS = {"sd1": 2, "sd2": 2, "sdxl": 6}
@@ -108,29 +109,38 @@ def test_a_folder_draws_what_diffusers_draws(family: str, folders: dict[str, Pat
     assert abs(draw(ours) - draw(theirs)).max() <= (1e-4 if family == "sdxl" else 0)
 
 
-def test_shards_load_as_diffusers_loads_them(place: Path, folders: dict[str, Path]) -> None:
-    root = folder(place / "shards", "sdxl", shards=True)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shards_load_as_diffusers_loads_them(place: Path, folders: dict[str, Path], family: str) -> None:
+    root = folder(place / f"{family}-shards", family, shards=True)
     for component in ("unet", "text_encoder", "vae"):
         assert len(list((root / component).glob("*-of-*.safetensors"))) > 1, component
-    assert torch.equal(noise(load(root)), noise(load(folders["sdxl"])))
+    assert torch.equal(noise(load(root)), noise(load(folders[family])))
+    shutil.rmtree(root)
 
 
-def test_a_folder_with_one_variant_alone_loads(place: Path) -> None:
-    root = folder(place / "variant", dtype="F16", variant="fp16")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_with_one_variant_alone_loads(place: Path, family: str) -> None:
+    root = folder(place / f"{family}-variant", family, dtype="F16", variant="fp16")
     assert (root / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
-    theirs = from_pretrained(root, "sd1", variant="fp16")
+    theirs = from_pretrained(root, family, variant="fp16")
     model = load(root)
     assert same_weights(model.unet, theirs.unet)
     assert same_weights(model.text_encoders[0].model, theirs.text_encoder)
+    if family == "sdxl":
+        assert same_weights(model.text_encoders[1].model, theirs.text_encoder_2)
 
 
-def test_of_several_variants_the_usual_one_is_loaded(place: Path, folders: dict[str, Path]) -> None:
-    root = shutil.copytree(folders["sd1"], place / "variants")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_several_variants_the_usual_one_is_loaded(
+    place: Path, folders: dict[str, Path], family: str
+) -> None:
+    root = shutil.copytree(folders[family], place / f"{family}-variants")
     weights = root / "unet" / "diffusion_pytorch_model.safetensors"
     for variant in ("fp16", "non_ema", "a"):
         other = {name: torch.zeros_like(t) for name, t in load_file(weights).items()}
         save_file(other, weights.with_suffix(f".{variant}.safetensors"))
-    assert torch.equal(noise(load(root)), noise(load(folders["sd1"])))
+    assert torch.equal(noise(load(root)), noise(load(folders[family])))
+    shutil.rmtree(root)
 
 
 def test_an_old_folders_vae_loads_as_in_diffusers(place: Path, folders: dict[str, Path]) -> None:
@@ -235,10 +245,11 @@ def test_mixed_dtypes_in_one_file(place: Path, single: dict[str, Path], family: 
 
 @pytest.mark.parametrize("ending", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_scaled_fp8_is_multiplied_out(
-    place: Path, single: dict[str, Path], ending: str, per_row: bool
+    place: Path, single: dict[str, Path], family: str, ending: str, per_row: bool
 ) -> None:
-    tensors = load_file(single["sd1"])
+    tensors = load_file(single[family])
     scaled = dict(tensors)
     for name, tensor in tensors.items():
         if name.startswith(ldm.UNET_PREFIX) and name.endswith(".weight") and tensor.ndim > 1:
@@ -250,7 +261,7 @@ def test_scaled_fp8_is_multiplied_out(
     scaled["model.diffusion_model.scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
     path = place / "scaled.safetensors"
     save_file(scaled, path)
-    ours, theirs = load(path).unet.state_dict(), load(single["sd1"]).unet.state_dict()
+    ours, theirs = load(path).unet.state_dict(), load(single[family]).unet.state_dict()
     for name, wanted in theirs.items():
         # Halves of the smallest numbers do not fit in 8 bits.
         assert torch.allclose(ours[name], wanted, atol=2**-9, rtol=0), name
@@ -387,10 +398,16 @@ def test_who_has_the_word_on_what_is_predicted(place: Path, folders: dict[str, P
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prediction_type": "sample"}, "--prediction-type"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "another noise process"),
-        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "another noise process"),
-        ({"beta_schedule": "unheard of"}, "no noise schedule that is known"),
+        (
+            {"prediction_type": "sample"},
+            "its scheduler says that it predicts 'sample'; only epsilon and v are known: say which with",
+        ),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, PROCESS),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, PROCESS),
+        (
+            {"beta_schedule": "unheard of"},
+            "its scheduler's config describes no noise schedule that is known",
+        ),
     ],
 )
 def test_schedules_that_are_refused(
@@ -408,13 +425,15 @@ def test_schedules_that_are_refused(
 def test_models_on_another_noise_process_in_a_single_file(place: Path) -> None:
     path = place / "edm.safetensors"
     ldm.save_tensors(path, tiny_tensors("sd1", vae=False) | {"edm_mean": torch.zeros(1)}, {})
-    with pytest.raises(CheckpointError, match="another noise process"):
+    with pytest.raises(CheckpointError, match=PROCESS):
         load(path)
 
 
 def test_unets_that_draw_from_a_picture_too(place: Path) -> None:
     path = single_file(place / "pix2pix.safetensors", in_channels=8)
-    with pytest.raises(CheckpointError, match="takes 8 channels"):
+    with pytest.raises(
+        CheckpointError, match="its UNet takes 8 channels, so it draws from more than text"
+    ):
         load(path)
 
 

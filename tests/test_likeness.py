@@ -115,14 +115,21 @@ def test_clip_from_a_folder(tmp_path: Path) -> None:
     assert found.used[-1]["name"] == "clip"
 
 
-@pytest.mark.parametrize("option", ["sscd", "clip"])
-def test_weights_that_cannot_be_used_are_named(tmp_path: Path, option: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("sscd", ["is not a TorchScript file; give SSCD's .torchscript.pt"] * 3),
+        ("clip", ["is not a folder; give one with a CLIP model of transformers"] * 2
+         + ["holds no CLIP model with its tokenizer"]),
+    ],
+)  # fmt: skip
+def test_weights_that_cannot_be_used_are_named(tmp_path: Path, option: str, words: list[str]) -> None:
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"not a model")
-    for path in (broken, tmp_path / "none", tmp_path):
-        with pytest.raises(OptionError, match=f"--{option}") as caught:
+    for path, said in zip((broken, tmp_path / "none", tmp_path), words, strict=True):
+        with pytest.raises(OptionError) as caught:
             open_likeness(**{option: path})
-        assert "\n" not in str(caught.value)
+        assert str(caught.value) == f"--{option} {path}: {said}"
 
 
 # ---------------------------------------------------------------------------------- targets
@@ -166,13 +173,16 @@ def test_unusable_targets_are_said_so(tmp_path: Path, content: str, message: str
         read_targets(table, PROMPTS)
     with pytest.raises(OptionError, match="no such file or folder"):
         read_targets(tmp_path / "none", PROMPTS)
+    (tmp_path / "second.csv").touch()
+    with pytest.raises(OptionError, match="holds several CSV files; name the one to use"):
+        read_targets(tmp_path, PROMPTS)
 
 
 def test_targets_are_cropped_to_the_pictures_size(tmp_path: Path) -> None:
     assert open_target(save(tmp_path / "x.png"), 30, 24).shape == (24, 30, 3)
     broken = tmp_path / "b.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
-    with pytest.raises(OptionError, match=r"b\.png"):
+    with pytest.raises(OptionError, match=r"b\.png: is not a readable picture; mend or remove it"):
         open_target(broken, 8, 8)
 
 

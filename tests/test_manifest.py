@@ -192,7 +192,14 @@ FAULTS = {
     "neuron key": (edited(neurons=[{"layer": DOWN}]), 'lacks "row" in neurons[0]'),
     "row": (edited(neurons=[{"layer": DOWN, "row": -5}]), "negative row"),
     "row bool": (edited(neurons=[{"layer": DOWN, "row": True}]), "not a whole number"),
-    "row twice": (edited(neurons=[{"layer": DOWN, "row": 5}] * 2), "row 5 of"),
+    "row twice": (
+        edited(neurons=[{"layer": DOWN, "row": 5}] * 2),
+        f"names row 5 of {DOWN!a} twice in neurons",
+    ),
+    "row large": (
+        edited(neurons=[{"layer": DOWN, "row": 2**63}]),
+        "a row in neurons[0] that no manifest could mean",
+    ),
     "row huge": (TEXT.replace('"row": 5', '"row": ' + "9" * 5000), "not JSON"),
 }
 

@@ -48,6 +48,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ("p.jsonl", b"{", "line 1 is not JSON"),
         ("p.jsonl", b'{"label": "x"}', "line 1 has no string"),
         ("p.jsonl", b'{"text": 3}', "line 1 has no string"),
+        ("p.jsonl", b'"\\ud800"', "line 1 is not Unicode; mend it"),
     ],
 )
 def test_unusable_files_get_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -83,8 +84,11 @@ def test_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("prompt,label\na cat,maybe\n", "row 2 has another word under label"),
-        ("prompt,label\na cat\n", "row 2 has nothing under label"),
+        (
+            "prompt,label\na cat,maybe\n",
+            r"row 2 has another word under label; write 1 \(memorized\) or 0",
+        ),
+        ("prompt,label\na cat\n", r"row 2 has nothing under label; write 1 \(memorized\) or 0"),
         ("prompt,label\na cat,1\na dog,0\na cat,0\n", "row 4 labels a prompt otherwise"),
         ("words,label\na cat,1\n", "no column named"),
     ],
