@@ -32,6 +32,7 @@ from nemo_prune.cli_options import (
 )
 @click.option("-o", "--output", type=FILE, required=True, help="The checkpoint to write.")
 @undo_option
+@click.option("--hash", "hashed", is_flag=True, help="Also the output's SHA-256; takes longer.")
 @folder_options
 @overwrite_option
 @json_option
@@ -43,6 +44,7 @@ def apply(
     top_k: int | None,
     output: Path,
     undo: Path | None,
+    hashed: bool,
     link: bool,
     drop_pickles: bool,
     overwrite: bool,
@@ -86,6 +88,7 @@ def apply(
         undo=undo,
         link=link,
         drop_pickles=drop_pickles,
+        hashed=hashed,
     )
     if choice.source_sha256 not in (None, written.source_sha256):
         click.echo(
@@ -104,6 +107,8 @@ def apply(
     if as_json:
         click.echo(json.dumps(result))
     click.echo(f"wrote {output}: {written.neurons} neurons, {written.rows_zeroed} rows zeroed", err=True)
+    if hashed:
+        click.echo(f"sha256 {written.sha256}", err=True)
     if undo is not None:
         but = ", but for what --drop-pickles left out" if drop_pickles else ""
         click.echo(f"wrote {undo}: with it, restore brings the source back{but}", err=True)

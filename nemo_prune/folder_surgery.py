@@ -63,6 +63,7 @@ def zero_neurons_in_folder(
     undo: Path | None = None,
     link: bool = False,
     drop_pickles: bool = False,
+    hashed: bool = False,
 ) -> Written:
     """Write `folder` to the new folder `out` with the value rows (and biases) of `neurons` zeroed.
 
@@ -70,7 +71,8 @@ def zero_neurons_in_folder(
     provenance; all others are copied and compared, or with `link` hard-linked where the disk
     allows it. A symbolic link becomes the file that it leads to. With `undo` the removed rows are
     kept in that new folder, for `restore_folder`; it is there before `out` is. In `Written`, hashes
-    are those of `folder_sha256` and counts are sums over all copies. The source is never changed.
+    are those of `folder_sha256`, the output's only with `undo` or `hashed`; counts are sums over all
+    copies. The source is never changed.
 
     Raises what `zero_neurons` and `check_folder_output` raise; then nothing is left behind.
     """
@@ -78,9 +80,9 @@ def zero_neurons_in_folder(
     check_folder_output(folder, out, undo=undo, link=link, drop_pickles=drop_pickles, neurons=neurons)
     if undo is None:
         with new_folder(out) as temporary:
-            return replace(_fill(folder, neurons, temporary, None, provenance, link), path=out)
+            return replace(_fill(folder, neurons, temporary, None, provenance, link, hashed), path=out)
     with new_folders(undo, out) as (rows, temporary):
-        return replace(_fill(folder, neurons, temporary, rows, provenance, link), path=out)
+        return replace(_fill(folder, neurons, temporary, rows, provenance, link, hashed), path=out)
 
 
 def _fill(
@@ -90,8 +92,10 @@ def _fill(
     undo: Path | None,
     provenance: Mapping[str, str],
     link: bool,
+    hashed: bool,
 ) -> Written:
     """Do the work of `zero_neurons_in_folder` in folders that are empty yet."""
+    hashed = hashed or undo is not None
     parts = {part.path: part for part in folder.parts}
     before: dict[str, str] = {}
     after: dict[str, str] = {}
@@ -104,8 +108,8 @@ def _fill(
             rows = undo and undo / place
             if rows:
                 rows.parent.mkdir(parents=True, exist_ok=True)
-            written = zero_neurons(parts[path], own, target, provenance, undo=rows)
-            before[place], after[place] = written.source_sha256, written.sha256
+            written = zero_neurons(parts[path], own, target, provenance, undo=rows, hashed=hashed)
+            before[place], after[place] = written.source_sha256, written.sha256 or ""
             edited.append(written)
             continue
         if not (link and _link(path, target)):
@@ -118,7 +122,7 @@ def _fill(
         write_index(undo, weights_sha256(before), places, left_out)
     return Written(
         path=out,
-        sha256=weights_sha256(after),
+        sha256=weights_sha256(after) if hashed else None,
         source_sha256=weights_sha256(before),
         neurons=len(neurons),
         rows_zeroed=sum(written.rows_zeroed for written in edited),

@@ -101,10 +101,12 @@ def write_model(
     undo: Path | None = None,
     link: bool = False,
     drop_pickles: bool = False,
+    hashed: bool = False,
 ) -> Written:
     """Write the model, a file to a file, a folder to a folder, with `neurons` zeroed.
 
-    `undo`, which the removed rows are kept in, is a file or a folder likewise.
+    `undo`, which the removed rows are kept in, is a file or a folder likewise. `hashed`: the
+    output's hash is wanted too, which takes as long as the source's.
 
     Raises what `check_model_output` raises, ManifestError for neurons that the model does not
     have, CheckpointError if the source cannot be read; then nothing is left behind.
@@ -112,9 +114,18 @@ def write_model(
     _check_options(checkpoint, link, drop_pickles)
     if isinstance(checkpoint, Folder):
         return zero_neurons_in_folder(
-            checkpoint, neurons, out, provenance, undo=undo, link=link, drop_pickles=drop_pickles
+            checkpoint,
+            neurons,
+            out,
+            provenance,
+            undo=undo,
+            link=link,
+            drop_pickles=drop_pickles,
+            hashed=hashed,
         )
-    return zero_neurons(checkpoint, neurons, out, provenance, overwrite=overwrite, undo=undo)
+    return zero_neurons(
+        checkpoint, neurons, out, provenance, overwrite=overwrite, undo=undo, hashed=hashed
+    )
 
 
 def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = False) -> Restored:

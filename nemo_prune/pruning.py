@@ -56,6 +56,7 @@ def write(
         undo=undo,
         link=link,
         drop_pickles=drop_pickles,
+        hashed=True,
     )
 
 

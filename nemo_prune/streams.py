@@ -1,34 +1,24 @@
-"""Copy a safetensors file with byte ranges zeroed, and compare the copy with what it came from.
+"""Copy a safetensors file with byte ranges zeroed, in a few megabytes of memory."""
 
-`copy` and `verify` are the steps of `surgery`, which says what to zero.
-"""
-
-import contextlib
-import hashlib
-import mmap
 import os
 import struct
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import cycle
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from threading import Event
 from typing import BinaryIO
 
-from nemo_prune.errors import CheckpointError, OutputError
+from nemo_prune.errors import CheckpointError
 from nemo_prune.header import Header
-from nemo_prune.provenance import BLOCK, MODELSPEC_HASH
+from nemo_prune.provenance import BLOCK
 
 try:
     import fcntl
 except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
-_CHUNK = 2**20  # stays in the processor's cache from reading to hashing and comparing
-_AHEAD = 4  # chunks in memory for each file: new memory for each would take longer than all the rest
+_CHUNK = 2**20  # stays in the processor's cache from reading to writing
+_SEGMENT = 2**26  # what is written before it is told of
 _FICLONERANGE = 0x4020940D  # of Linux; other systems refuse what they do not know
 
 
@@ -108,22 +98,33 @@ class Source:
         )
 
 
-def copy(source: Source, target: BinaryIO, length: int, ranges: Ranges) -> None:
+def copy(
+    source: Source,
+    target: BinaryIO,
+    length: int,
+    ranges: Ranges,
+    written: Callable[[int], None] | None = None,
+) -> None:
     """Copy the data to behind `length` bytes of header, zeroing `ranges`.
 
     Where the file system can, the files share their blocks (`new_header` sees to it that the data
     lie alike in both); else a megabyte at a time goes through memory, which takes less time than
-    copy_file_range.
+    copy_file_range. `written` is told now and then up to which byte of `target` all data are as
+    they will stay.
     """
     header = source.header
     shift = length - header.data_start
     # Only whole blocks can be shared.
     whole = min(header.size, header.data_start + -header.data_start % BLOCK)
-    _copy_span(source, target, header.data_start, whole, shift)
-    if not _share(source, target, whole, header.size, shift):
-        _copy_span(source, target, whole, header.size, shift)
-    for first, last in ranges.within(header.data_start, header.size):
-        write_at(target, bytes(last - first), length + first)
+    shared = _share(source, target, whole, header.size, shift)
+    places = (header.data_start, *range(whole, header.size, _SEGMENT), header.size)
+    for first, last in pairwise(places):
+        if first < whole or not shared:
+            _copy_span(source, target, first, last, shift)
+        for low, high in ranges.within(first, last):
+            write_at(target, bytes(high - low), first + low + shift)
+        if written is not None:
+            written(last + shift)
 
 
 def _copy_span(source: Source, target: BinaryIO, start: int, end: int, shift: int) -> None:
@@ -154,115 +155,13 @@ def share_blocks(source: int, target: int, start: int = 0, count: int = 0, place
     return True
 
 
-def digests(source: Source, ranges: Ranges, stop: Event | None = None) -> tuple[str, str]:
-    """The SHA-256 of the whole file, and that of its data with `ranges` zeroed.
-
-    The second is taken only if the metadata state such a hash, else it is empty. The file is opened
-    once more, so that another thread may read `source` meanwhile; it sets `stop` when nobody waits
-    for the hashes any more.
-    """
-    header = source.header
-    with (
-        source.again() as mine,
-        _Hasher(mine.read(0, header.data_start)) as whole,
-        _Hasher(b"", MODELSPEC_HASH in header.metadata) as data,
-    ):
-        buffers = cycle([bytearray(_CHUNK) for _ in range(_AHEAD)])
-        for first, buffer in zip(range(header.data_start, header.size, _CHUNK), buffers, strict=False):
-            if stop is not None and stop.is_set():
-                break
-            last = min(first + _CHUNK, header.size)
-            piece = mine.read(first, last, buffer)
-            whole.update(piece)
-            data.update(_zeroed(piece, ranges.within(first, last)))
-        return whole.hexdigest(), data.hexdigest()
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What `verify` saw: the output's SHA-256, and how many bytes of data differ."""
-
-    sha256: str
-    changed: int
-
-
-def verify(source: Source, target: BinaryIO, out: Path, start: bytes, ranges: Ranges) -> Verified:
-    """Compare the files byte by byte, and hash the output while it is read.
-
-    Raises OutputError unless `target` is `start` and the source's data with `ranges` zeroed.
-    """
-    header = source.header
-    shift = len(start) - header.data_start
-    from_disk(target)
-    if target.seek(0, os.SEEK_END) != header.size + shift:
-        raise _not_as_written(source, out)
-    changed = 0
-    buffer = bytearray(_CHUNK)
-    # Past the caches a disk is read in whole blocks, to whole pages.
-    pages = cycle([memoryview(mmap.mmap(-1, _CHUNK)) for _ in range(_AHEAD)])
-    with _Hasher(b"") as whole:
-        for place, page in zip(range(0, header.size + shift, _CHUNK), pages, strict=False):
-            end = min(place + _CHUNK, header.size + shift)
-            new = page[: _fill(target, place, page, end - place)]
-            whole.update(new)
-            first, last = (max(there - shift, header.data_start) for there in (place, end))
-            old = source.read(first, last, buffer)
-            chosen = list(ranges.within(first, last))
-            changed += sum(high - low - old.count(0, low, high) for low, high in chosen)
-            # Where rows were chosen this asks for zeros, everywhere else for the source's bytes.
-            wanted = _zeroed(old, chosen)
-            if place < len(start):
-                wanted = bytearray(start[place : place + _CHUNK]) + wanted
-            if wanted != new:
-                raise _not_as_written(source, out)
-        return Verified(whole.hexdigest(), changed)
-
-
-def _zeroed(chunk: bytearray, chosen: Iterable[tuple[int, int]]) -> bytearray:
+def zeroed(chunk: bytearray, chosen: Iterable[tuple[int, int]]) -> bytearray:
     """`chunk` with the chosen ranges zeroed; a copy where there are any, as it may be in use."""
     copied = None
     for low, high in chosen:
         copied = copied or bytearray(chunk)
         copied[low:high] = bytes(high - low)
     return copied or chunk
-
-
-class _Hasher:
-    """SHA-256 in a thread of its own, while the next bytes are read.
-
-    Unless `wanted` it does nothing, and its hash is empty.
-    """
-
-    def __init__(self, start: bytes | bytearray, wanted: bool = True) -> None:
-        self._hash = hashlib.sha256(start)
-        self._pool = ThreadPoolExecutor(1) if wanted else None
-        self._waiting: deque[Future[None]] = deque()
-
-    def __enter__(self) -> "_Hasher":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def update(self, piece: bytearray | memoryview) -> None:
-        """Hash `piece` next; it must not change before _AHEAD - 1 more have come."""
-        if self._pool is not None:
-            self._waiting.append(self._pool.submit(self._hash.update, piece))
-            while len(self._waiting) >= _AHEAD:
-                self._waiting.popleft().result()
-
-    def hexdigest(self) -> str:
-        while self._waiting:
-            self._waiting.popleft().result()
-        return self._hash.hexdigest() if self._pool is not None else ""
-
-
-def _not_as_written(source: Source, out: Path) -> OutputError:
-    source.check_unchanged()
-    return OutputError(
-        f"{out}: what was read back is not what was written; check the disk, or try another"
-    )
 
 
 def read_at(file: BinaryIO, start: int, end: int, into: bytearray | None = None) -> bytearray:
@@ -272,12 +171,12 @@ def read_at(file: BinaryIO, start: int, end: int, into: bytearray | None = None)
     """
     data = into if into is not None and len(into) == end - start else bytearray(end - start)
     with memoryview(data) as view:
-        done = _fill(file, start, view, len(data))
+        done = fill(file, start, view, len(data))
     del data[done:]
     return data
 
 
-def _fill(file: BinaryIO, start: int, view: memoryview, count: int) -> int:
+def fill(file: BinaryIO, start: int, view: memoryview, count: int) -> int:
     """Read at least `count` bytes into `view`, from `start` on; how many there were, if not so many."""
     file.seek(start)
     done = 0
@@ -287,22 +186,6 @@ def _fill(file: BinaryIO, start: int, view: memoryview, count: int) -> int:
             break
         done += step
     return min(done, count)
-
-
-def from_disk(file: BinaryIO) -> None:
-    """Make what is read of `file` from now on come from the disk, not from memory just written.
-
-    From then on it has to be read in whole blocks to whole pages. Only a file system that keeps
-    files in memory alone, or an operating system without `posix_fadvise`, goes on as before.
-    Raises OSError if the disk refuses what was written.
-    """
-    os.fsync(file.fileno())
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if fcntl is not None and hasattr(os, "O_DIRECT"):
-        # Saves a copy in memory. A file system that cannot do it reads what was emptied above.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_DIRECT)
 
 
 def write_at(file: BinaryIO, data: bytes | bytearray | memoryview, place: int) -> None:

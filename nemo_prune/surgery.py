@@ -1,8 +1,9 @@
 """Zero neurons in a copy of a safetensors file, and prove that nothing else changed.
 
-The data are copied first, at the speed of `cp`, or shared where the file system can, and flushed to
-the disk; meanwhile the source is hashed, which the header states. Then both files are read back,
-compared byte by byte, and the output is hashed. A few megabytes of memory, whatever the size.
+The data are copied at the speed of `cp`, or shared where the file system can; behind that, part by
+part, they are flushed to the disk, read back from it and compared with the source's byte by byte.
+Meanwhile the source is hashed, which the header states; that comes last, and is compared too. A few
+megabytes of memory, whatever the size.
 """
 
 import hashlib
@@ -16,16 +17,19 @@ from typing import BinaryIO
 
 from nemo_prune.errors import ManifestError, OutputError
 from nemo_prune.families import Checkpoint, ValueLayer
+from nemo_prune.hashes import sha256s
 from nemo_prune.header import MAX_HEADER_BYTES, Header, quoted
 from nemo_prune.manifest import Neuron, union
 from nemo_prune.placing import check_output, is_at, new_file
 from nemo_prune.provenance import (
+    MODELSPEC_HASH,
     check_extra,
     earlier_neurons,
     new_header,
     original_sha256,
 )
-from nemo_prune.streams import Ranges, Source, Verified, copy, digests, unreadable, verify, write_at
+from nemo_prune.readback import ReadBack
+from nemo_prune.streams import Ranges, Source, copy, unreadable, write_at
 from nemo_prune.undo import check_undo, write_undo
 from nemo_prune.zeros import read_zeros
 
@@ -36,13 +40,14 @@ _NO_HASH = "0" * 64
 class Written:
     """What `zero_neurons` wrote.
 
-    `sha256` and `source_sha256` are of whole files. `neurons` counts those asked for.
+    `sha256` and `source_sha256` are of whole files; the first is None unless it was asked for or
+    an undo file states it. `neurons` counts those asked for.
     `rows_zeroed` counts rows of weights in all copies, so a neuron with an EMA twin counts twice.
     `bytes_changed` counts the bytes of tensors that differ from the source's.
     """
 
     path: Path
-    sha256: str
+    sha256: str | None
     source_sha256: str
     neurons: int
     rows_zeroed: int
@@ -57,6 +62,7 @@ def zero_neurons(
     *,
     overwrite: bool = False,
     undo: Path | None = None,
+    hashed: bool = False,
 ) -> Written:
     """Write `checkpoint` to `out` with the value rows (and biases) of `neurons` zeroed.
 
@@ -66,7 +72,7 @@ def zero_neurons(
     Neurons that an earlier run named are named again only if their rows are still zero.
     Uses a few megabytes whatever the size of the file; the source is never changed. With `undo`
     the removed rows are kept in that new file, for `restore`; it is there before `out` is, and
-    never replaces another, not even with `overwrite`.
+    never replaces another, not even with `overwrite`. With `undo` or `hashed` the output is hashed.
 
     Raises ManifestError for neurons that the model does not have or that are named twice,
     CheckpointError if the source cannot be read or changes meanwhile, OutputError if `out` or
@@ -97,9 +103,10 @@ def zero_neurons(
     inode = None
     try:
         with Source(header) as source, new_file(out, overwrite) as target:
-            source_sha256, found = _rewrite(source, target, out, ranges, starting)
+            hashed = hashed or undo is not None
+            changed, source_sha256, sha256 = _rewrite(source, target, out, ranges, starting, hashed)
             if undo is not None:
-                write_undo(undo, source, rows, source_sha256, found.sha256)
+                write_undo(undo, source, rows, source_sha256, sha256)
                 inode = os.fstat(target.fileno()).st_ino
             source.check_unchanged()
     except BaseException:
@@ -109,32 +116,49 @@ def zero_neurons(
         raise
     return Written(
         path=out,
-        sha256=found.sha256,
+        sha256=sha256 if hashed else None,
         source_sha256=source_sha256,
         neurons=len(neurons),
         rows_zeroed=sum(len(layers[neuron.layer].tensors) for neuron in neurons),
-        bytes_changed=found.changed,
+        bytes_changed=changed,
     )
 
 
 def _rewrite(
-    source: Source, target: BinaryIO, out: Path, ranges: Ranges, starting: Callable[[str, str], bytes]
-) -> tuple[str, Verified]:
+    source: Source,
+    target: BinaryIO,
+    out: Path,
+    ranges: Ranges,
+    starting: Callable[[str, str], bytes],
+    hashed: bool,
+) -> tuple[int, str, str]:
     """Fill `target`, which becomes `out`; `starting` gives its header for the hashes it states.
 
-    Returns the source's SHA-256 and what the comparison saw.
+    Returns how many bytes of tensors differ, the source's SHA-256 and, if `hashed`, the output's.
     """
+    header = source.header
+    before = bytes(source.read(0, header.data_start))
+    length = len(starting(_NO_HASH, _NO_HASH))
     stop = Event()
+
+    def hashing() -> tuple[bytes, str, str]:
+        wanted = [(before, Ranges([])), (b"", ranges)]
+        found = sha256s(source, wanted[: 1 + (MODELSPEC_HASH in header.metadata)], stop)
+        start = starting(found[0], found[-1])
+        # Its header states a hash of all the source, so the output's cannot be taken beside it.
+        after = sha256s(source, [(start, ranges)], stop)[0] if hashed else ""
+        return start, found[0], after
+
     with ThreadPoolExecutor(1) as pool:
-        hashing = pool.submit(digests, source, ranges, stop)
+        hashes = pool.submit(hashing)
         try:
-            copy(source, target, len(starting(_NO_HASH, _NO_HASH)), ranges)
-            os.fsync(target.fileno())
-            start = starting(*hashing.result())
+            with ReadBack(source, target, out, length, ranges) as back:
+                copy(source, target, length, ranges, back.written)
+                start, source_sha256, sha256 = hashes.result()
+                write_at(target, start, 0)
+                return back.finish(start), source_sha256, sha256
         finally:
             stop.set()  # an interrupt must not wait for a large file's hash
-    write_at(target, start, 0)
-    return hashing.result()[0], verify(source, target, out, start, ranges)
 
 
 def file_sha256(path: Path) -> str:

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import OutputError, UndoError
+from nemo_prune.hashes import sha256s
 from nemo_prune.header import Header, Tensor, read_header
 from nemo_prune.placing import check_output, check_place, new_file
 from nemo_prune.provenance import SOURCE_SHA256
-from nemo_prune.streams import Ranges, Source, copy, digests, read_at, write_at
+from nemo_prune.streams import Ranges, Source, copy, read_at, write_at
 
 _PREFIX = "nemo_prune_undo."
 _HEADER, _SOURCE, _OUTPUT, _ROWS = (
@@ -154,7 +155,8 @@ def restore(pruned: Path, undo: Path, out: Path, overwrite: bool = False) -> Res
         raise stranger
     length = removed.header.tensors[_HEADER].shape[0]
     with Source(header) as source, Source(removed.header) as rows:
-        if digests(source, nothing)[0] != removed.output_sha256:
+        start = bytes(source.read(0, header.data_start))
+        if sha256s(source, [(start, nothing)]) != [removed.output_sha256]:
             raise stranger
         with new_file(out, overwrite) as target:
             copy(source, target, length, nothing)

@@ -61,6 +61,8 @@ def test_apply_by_hand(tmp_path, model):
     assert result.exit_code == 0
     told = json.loads(result.stdout)
     assert (told["neurons"], told["rows_zeroed"], told["undo"]) == (2, 4, None)
+    assert told["source"] == {"path": str(model), "sha256": sha256(model)}
+    assert told["output"] == {"path": str(tmp_path / "o"), "sha256": None}
     assert "warning" not in result.stderr
     assert zeroed(tmp_path / "o") == {DOWN: [1], MID: [7]}
     assert "nemo_prune.prompts" not in parse(tmp_path / "o")[0]["__metadata__"]
@@ -98,6 +100,15 @@ def test_a_manifest_for_the_same_architecture_warns_of_another_file_only(tmp_pat
     assert result.exit_code == 0
     assert f"warning: {model} is not the file that {chosen} was made for" in result.stderr
     assert zeroed(tmp_path / "o") == {DOWN: [1]}
+
+
+@pytest.mark.parametrize("options", [["--hash"], ["--undo", "u"]])
+def test_apply_tells_the_hash(tmp_path, model, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    result = run("apply", model, "--neurons", "0:1", "-o", "o", *options, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["output"] == {"path": "o", "sha256": sha256(tmp_path / "o")}
+    assert (f"sha256 {sha256(tmp_path / 'o')}" in result.stderr) == (options == ["--hash"])
 
 
 def test_apply_the_papers_results(tmp_path, model):

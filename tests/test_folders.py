@@ -44,6 +44,7 @@ def model(tmp_path):
 
 
 def prune(root, out, neurons=CHOSEN, **options):
+    options.setdefault("hashed", True)
     return write_model(open_model(root), neurons, out, {"tau": "0.5"}, **options)
 
 
@@ -161,6 +162,7 @@ def test_every_copy_is_zeroed(tmp_path, kind, dtype):
     assert (written.neurons, written.rows_zeroed) == (4, 4 * len(VARIANTS[kind]))
     assert written.sha256 == digest(out) == model_sha256(open_model(out))
     assert written.source_sha256 == digest(root) == model_sha256(open_model(root))
+    assert prune(root, tmp_path / "unhashed", hashed=False).sha256 is None
     assert rows_zero(open_model(out)) == {DOWN: [0, 1], MID: [7], UP: [2]}
     for name in VARIANTS[kind]:
         header, _, _ = rawfiles.parse(out / name)

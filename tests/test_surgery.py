@@ -7,13 +7,14 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import rawfiles
 from rawfiles import SD1, unet, write
 from safetensors import safe_open
 
-from nemo_prune import __version__, streams
+from nemo_prune import __version__, hashes, readback, streams
 from nemo_prune.errors import CheckpointError, ManifestError, OutputError
 from nemo_prune.families import recognize
 from nemo_prune.header import read_header
@@ -42,6 +43,7 @@ TWINS = {
 
 
 def prune(path, out, neurons=CHOSEN, provenance=None, **options):
+    options.setdefault("hashed", True)
     return zero_neurons(recognize(path), neurons, out, provenance or {}, **options)
 
 
@@ -127,9 +129,12 @@ def test_biases(tmp_path):
 
 
 def chunks_of(monkeypatch, size):
-    monkeypatch.setattr(streams, "_CHUNK", size)
+    for module in (streams, hashes, readback):
+        monkeypatch.setattr(module, "_CHUNK", size)
+    monkeypatch.setattr(streams, "_SEGMENT", max(2 * size, 8192))  # each is flushed to the disk
     if size % 4096:
-        monkeypatch.setattr(streams, "fcntl", None)  # past the caches only whole blocks can be read
+        # Past the caches only whole blocks can be read.
+        monkeypatch.setattr(readback, "fcntl", None)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000, 4096])
@@ -579,31 +584,73 @@ def test_an_interrupt_does_not_wait_for_the_hash(tmp_path, model, monkeypatch):
     nothing_left(tmp_path, "m.safetensors")
 
 
+@pytest.mark.parametrize("chunk", [2**20, 4096])
 @pytest.mark.parametrize("place", ["header", "tensor", "row", "last", "behind"])
-def test_a_flipped_bit_is_noticed(tmp_path, model, monkeypatch, place):
+def test_a_flipped_bit_is_noticed(tmp_path, model, monkeypatch, place, chunk):
     """Whatever the disk does to the copy before it is read back, in header, rows or elsewhere."""
-    real = streams.verify
+    chunks_of(monkeypatch, chunk)
+    rawfiles.sd1(model, "F64", metadata={"format": "pt"})
+    prune(model, tmp_path / "o")
+    tensors, raw, _ = rawfiles.parse(tmp_path / "o")
+    size = (tmp_path / "o").stat().st_size
+    assert size > 2 * 4096 + 8 + len(raw)
+    position = {
+        "header": 9,
+        "tensor": 8 + len(raw) + tensors[KEYS[UP]]["data_offsets"][0],
+        "row": 8 + len(raw) + tensors[KEYS[DOWN]]["data_offsets"][0] + 3,
+        "last": size - 1,
+        "behind": size,
+    }[place]
+    (tmp_path / "o").unlink()
+    real, flipped = readback.from_disk, []
 
-    def flipping(source, target, out, start, ranges):
-        size = target.seek(0, os.SEEK_END)
-        tensors = json.loads(start[8:])
-        position = {
-            "header": 9,
-            "tensor": len(start) + tensors[KEYS[UP]]["data_offsets"][0],
-            "row": len(start) + tensors[KEYS[DOWN]]["data_offsets"][0] + 3,
-            "last": size - 1,
-            "behind": size,
-        }[place]
-        target.seek(position)
-        old = target.read(1) or b"\0"
-        target.seek(position)
-        target.write(bytes([old[0] ^ 1]))
-        return real(source, target, out, start, ranges)
+    def flipping(target, file, begin, end):
+        real(target, file, begin, end)
+        # The first part, with the header, is read last, when all is written.
+        if begin <= position < end or (place == "behind" and begin == 0):
+            with Path(target.name).open("r+b") as disk:
+                disk.seek(position)
+                old = disk.read(1) or b"\0"
+                disk.seek(position)
+                disk.write(bytes([old[0] ^ 1]))
+            flipped.append(begin)
 
-    monkeypatch.setattr("nemo_prune.surgery.verify", flipping)
+    monkeypatch.setattr(readback, "from_disk", flipping)
     with pytest.raises(OutputError, match="not what was written"):
         prune(model, tmp_path / "o")
+    assert len(flipped) == 1
+    # In small parts, what lies behind the header is compared before that is written.
+    assert (flipped[0] > 0) == (chunk == 4096 and place in ("tensor", "row", "last"))
     nothing_left(tmp_path, "m.safetensors")
+
+
+def test_a_bad_disk_is_noticed_while_the_rest_is_copied(tmp_path, model, monkeypatch):
+    """And no more is written than a few parts ahead of what was compared."""
+    chunks_of(monkeypatch, 4096)
+    rawfiles.sd1(model, "F64", metadata={"format": "pt"}, pad=400_000)
+    real, places = streams.write_at, []
+
+    def noting(file, data, place):
+        places.append(place)
+        real(file, data, place)
+
+    def losing(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(streams, "write_at", noting)
+    monkeypatch.setattr(readback, "from_disk", losing)
+    with pytest.raises(OutputError, match="input/output error"):
+        prune(model, tmp_path / "o")
+    assert max(places) < 200_000
+    nothing_left(tmp_path, "m.safetensors")
+
+
+def test_the_output_is_hashed_where_it_is_asked_for(tmp_path, model):
+    assert prune(model, tmp_path / "a", hashed=False).sha256 is None
+    first, second = (tmp_path / name for name in "bc")
+    written = prune(model, first, hashed=False, undo=tmp_path / "u")
+    assert written.sha256 == prune(model, second).sha256 == sha256(first.read_bytes())
+    assert (tmp_path / "a").read_bytes() == first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize("how", ["shorter", "other byte", "written over with the same"])

@@ -8,7 +8,7 @@ import pytest
 import rawfiles
 from corpus import LAYER
 
-from nemo_prune import streams
+from nemo_prune import readback
 from nemo_prune.errors import OutputError
 from nemo_prune.families import recognize
 from nemo_prune.manifest import Neuron
@@ -30,16 +30,16 @@ def in_memory(file: int) -> bool:
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="needs Linux")
 def test_reading_back_asks_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = rawfiles.sd1(tmp_path / "m.safetensors")
-    real, seen = streams.from_disk, []
+    real, seen = readback.from_disk, []
 
-    def watched(file):
+    def watched(target, file, begin, end):
         with Path(file.name).open("rb") as other:  # asked past the caches, `file` itself cannot tell
             os.preadv(other.fileno(), [bytearray(16)], 0)
             before = in_memory(other.fileno())
-            real(file)
+            real(target, file, begin, end)
             seen.append((before, in_memory(other.fileno())))
 
-    monkeypatch.setattr(streams, "from_disk", watched)
+    monkeypatch.setattr(readback, "from_disk", watched)
     zero_neurons(recognize(model), [Neuron(LAYER, 0)], tmp_path / "o", {})
     if seen[-1][1]:
         pytest.skip("this file system keeps its files in memory alone")
@@ -49,17 +49,17 @@ def test_reading_back_asks_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_disk_that_loses_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bit that flips on the way to the disk: memory is right, the disk is wrong."""
     model = rawfiles.sd1(tmp_path / "m.safetensors")
-    real = streams.from_disk
+    real = readback.from_disk
 
-    def losing(file):
-        real(file)
+    def losing(target, file, begin, end):
+        real(target, file, begin, end)
         with next(tmp_path.glob(".o.*.tmp")).open("r+b") as disk:
             disk.seek(-1, os.SEEK_END)
             last = disk.read(1)[0]
             disk.seek(-1, os.SEEK_END)
             disk.write(bytes([last ^ 4]))
 
-    monkeypatch.setattr(streams, "from_disk", losing)
+    monkeypatch.setattr(readback, "from_disk", losing)
     with pytest.raises(OutputError, match="not what was written"):
         zero_neurons(recognize(model), [Neuron(LAYER, 0)], tmp_path / "o", {})
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]

@@ -1,0 +1,124 @@
+"""Compare a file on the disk with what it was to become, while the rest of it is still written.
+
+Each part is flushed to the disk and read again through another descriptor, past the caches; so the
+disk writes, the disk reads and the processor compares at the same time.
+"""
+
+import contextlib
+import mmap
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+from nemo_prune.errors import OutputError
+from nemo_prune.streams import Ranges, Source, fill, zeroed
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
+_CHUNK = 2**20  # stays in the processor's cache from reading to comparing
+_AHEAD = 4  # parts that may be written and not yet compared; their source is still in memory then
+
+
+class ReadBack:
+    """Reads back `target`, which becomes `out`: some header of `length` bytes, and `source`'s data.
+
+    `written` and `finish` raise OutputError unless it is the header given to `finish` and the data
+    with `ranges` zeroed, CheckpointError if the source changed. What is written after it was read
+    back would not be seen, so only the header may be.
+    """
+
+    def __init__(self, source: Source, target: BinaryIO, out: Path, length: int, ranges: Ranges) -> None:
+        self._source, self._target, self._out, self._ranges = source, target, out, ranges
+        self._shift = length - source.header.data_start
+        self._size = source.header.size + self._shift
+        # The header comes last; the disk is read in whole chunks, so what shares one with it too.
+        self._first = self._next = min(-(-length // _CHUNK) * _CHUNK, self._size)
+        self._waiting: deque[Future[int]] = deque()
+        self._changed = 0
+
+    def __enter__(self) -> "ReadBack":
+        self._page = memoryview(mmap.mmap(-1, _CHUNK))
+        with contextlib.ExitStack() as stack:
+            # The thread seeks in files of its own.
+            self._mine = stack.enter_context(self._source.again())
+            self._file = stack.enter_context(Path(self._target.name).open("rb", buffering=0))
+            self._pool = ThreadPoolExecutor(1)
+            stack.callback(self._pool.shutdown, cancel_futures=True)
+            self._close = stack.pop_all().close
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def written(self, end: int) -> None:
+        """The data up to the byte `end` of `target` are written; waits if too much is not compared."""
+        end = end if end == self._size else end // _CHUNK * _CHUNK
+        if end <= self._next:
+            return
+        drop(self._target, self._next, end)  # which is how the disk begins to write
+        self._waiting.append(self._pool.submit(self._compare, self._next, end))
+        self._next = end
+        while len(self._waiting) > _AHEAD:
+            self._changed += self._waiting.popleft().result()
+
+    def finish(self, start: bytes) -> int:
+        """All is written, with `start` as the header; returns how many bytes of data differ."""
+        self._waiting.append(self._pool.submit(self._compare, 0, self._first, start))
+        while self._waiting:
+            self._changed += self._waiting.popleft().result()
+        if os.fstat(self._file.fileno()).st_size != self._size:
+            raise self._not_as_written()
+        return self._changed
+
+    def _compare(self, begin: int, end: int, start: bytes = b"") -> int:
+        """Compare the bytes from `begin` to `end`; how many of the data differ from the source's."""
+        from_disk(self._target, self._file, begin, end)
+        header, shift = self._source.header, self._shift
+        buffer = bytearray(_CHUNK)
+        changed = 0
+        for place in range(begin, end, _CHUNK):
+            stop = min(place + _CHUNK, end)
+            new = self._page[: fill(self._file, place, self._page, stop - place)]
+            first, last = (max(there - shift, header.data_start) for there in (place, stop))
+            old = self._mine.read(first, last, buffer)
+            chosen = list(self._ranges.within(first, last))
+            changed += sum(high - low - old.count(0, low, high) for low, high in chosen)
+            # Where rows were chosen this asks for zeros, everywhere else for the source's bytes.
+            wanted = zeroed(old, chosen)
+            if place < len(start):
+                wanted = bytearray(start[place:stop]) + wanted
+            if wanted != new:
+                raise self._not_as_written()
+        return changed
+
+    def _not_as_written(self) -> OutputError:
+        self._source.check_unchanged()
+        return OutputError(
+            f"{self._out}: what was read back is not what was written; check the disk, or try another"
+        )
+
+
+def from_disk(target: BinaryIO, file: BinaryIO, begin: int, end: int) -> None:
+    """Make [begin, end) of `file`, which is `target` opened again, come from the disk, not from memory.
+
+    It has to be read in whole blocks to whole pages. Only a file system that keeps files in memory
+    alone, or an operating system without `posix_fadvise`, goes on as before. Raises OSError if the
+    disk refuses what was written.
+    """
+    os.fsync(target.fileno())
+    drop(target, begin, end)
+    if fcntl is not None and hasattr(os, "O_DIRECT"):
+        # Saves a copy in memory. A file system that cannot do it reads what was emptied above.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_DIRECT)
+
+
+def drop(file: BinaryIO, begin: int, end: int) -> None:
+    """Begin to write [begin, end) to the disk, and forget what is there already; waits for neither."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
