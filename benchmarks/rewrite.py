@@ -6,9 +6,9 @@ For each size (2 and 7 GB unless told otherwise) a checkpoint with Stable Diffus
 is written, of real blocks with random bytes, and removed at the end. It is read once, so that all
 start with it in memory if it fits. Then, in turn, in one process, each from a flushed disk:
 
-    copy    the step that copies and zeroes                      against  cp
-    whole   all of it: copied, on the disk, hashed, compared     against  cp && sync FILE && cmp
-    library the whole again                                      against  load_file + save_file
+    copy    the step that copies and zeroes                           against  cp
+    whole   all of it: copied, on the disk, compared, source hashed   against  cp && sync FILE && cmp
+    library the whole again                                           against  load_file + save_file
 
 The best of each are compared, since what else the machine does only ever adds; processor time is
 shown beside, as waiting does not count there. The peak memory is that of a process that does nothing

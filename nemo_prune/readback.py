@@ -38,22 +38,16 @@ class ReadBack:
         self._size = source.header.size + self._shift
         # The header comes last; the disk is read in whole chunks, so what shares one with it too.
         self._first = self._next = min(-(-length // _CHUNK) * _CHUNK, self._size)
+        # Two, so that the disk always has something to read.
+        self._pool = ThreadPoolExecutor(2)
         self._waiting: deque[Future[int]] = deque()
         self._changed = 0
 
     def __enter__(self) -> "ReadBack":
-        self._page = memoryview(mmap.mmap(-1, _CHUNK))
-        with contextlib.ExitStack() as stack:
-            # The thread seeks in files of its own.
-            self._mine = stack.enter_context(self._source.again())
-            self._file = stack.enter_context(Path(self._target.name).open("rb", buffering=0))
-            self._pool = ThreadPoolExecutor(1)
-            stack.callback(self._pool.shutdown, cancel_futures=True)
-            self._close = stack.pop_all().close
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._pool.shutdown(cancel_futures=True)
 
     def written(self, end: int) -> None:
         """The data up to the byte `end` of `target` are written; waits if too much is not compared."""
@@ -71,29 +65,31 @@ class ReadBack:
         self._waiting.append(self._pool.submit(self._compare, 0, self._first, start))
         while self._waiting:
             self._changed += self._waiting.popleft().result()
-        if os.fstat(self._file.fileno()).st_size != self._size:
+        if os.fstat(self._target.fileno()).st_size != self._size:
             raise self._not_as_written()
         return self._changed
 
     def _compare(self, begin: int, end: int, start: bytes = b"") -> int:
         """Compare the bytes from `begin` to `end`; how many of the data differ from the source's."""
-        from_disk(self._target, self._file, begin, end)
         header, shift = self._source.header, self._shift
-        buffer = bytearray(_CHUNK)
+        buffer, page = bytearray(_CHUNK), memoryview(mmap.mmap(-1, _CHUNK))
         changed = 0
-        for place in range(begin, end, _CHUNK):
-            stop = min(place + _CHUNK, end)
-            new = self._page[: fill(self._file, place, self._page, stop - place)]
-            first, last = (max(there - shift, header.data_start) for there in (place, stop))
-            old = self._mine.read(first, last, buffer)
-            chosen = list(self._ranges.within(first, last))
-            changed += sum(high - low - old.count(0, low, high) for low, high in chosen)
-            # Where rows were chosen this asks for zeros, everywhere else for the source's bytes.
-            wanted = zeroed(old, chosen)
-            if place < len(start):
-                wanted = bytearray(start[place:stop]) + wanted
-            if wanted != new:
-                raise self._not_as_written()
+        # Opened again, as the other thread, and who writes, seek in theirs.
+        with self._source.again() as source, Path(self._target.name).open("rb", buffering=0) as file:
+            from_disk(self._target, file, begin, end)
+            for place in range(begin, end, _CHUNK):
+                stop = min(place + _CHUNK, end)
+                new = page[: fill(file, place, page, stop - place)]
+                first, last = (max(there - shift, header.data_start) for there in (place, stop))
+                old = source.read(first, last, buffer)
+                chosen = list(self._ranges.within(first, last))
+                changed += sum(high - low - old.count(0, low, high) for low, high in chosen)
+                # Where rows were chosen this asks for zeros, everywhere else for the source's bytes.
+                wanted = zeroed(old, chosen)
+                if place < len(start):
+                    wanted = bytearray(start[place:stop]) + wanted
+                if wanted != new:
+                    raise self._not_as_written()
         return changed
 
     def _not_as_written(self) -> OutputError:

@@ -162,13 +162,18 @@ def test_every_copy_is_zeroed(tmp_path, kind, dtype):
     assert (written.neurons, written.rows_zeroed) == (4, 4 * len(VARIANTS[kind]))
     assert written.sha256 == digest(out) == model_sha256(open_model(out))
     assert written.source_sha256 == digest(root) == model_sha256(open_model(root))
-    assert prune(root, tmp_path / "unhashed", hashed=False).sha256 is None
     assert rows_zero(open_model(out)) == {DOWN: [0, 1], MID: [7], UP: [2]}
     for name in VARIANTS[kind]:
         header, _, _ = rawfiles.parse(out / name)
         assert header["__metadata__"]["format"] == "pt"
         assert header["__metadata__"]["nemo_prune.tau"] == "0.5"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "o"]
+
+
+def test_a_folder_is_hashed_where_it_is_asked_for(tmp_path, model):
+    assert prune(model, tmp_path / "a", hashed=False).sha256 is None
+    written = prune(model, tmp_path / "b", hashed=False, undo=tmp_path / "u")
+    assert written.sha256 == digest(tmp_path / "b") == digest(tmp_path / "a")
 
 
 @pytest.mark.parametrize("variant", ["", ".fp16"])
