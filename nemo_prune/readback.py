@@ -20,7 +20,7 @@ try:
 except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
-_CHUNK = 2**20  # stays in the processor's cache from reading to comparing
+_CHUNK = 2**22  # a disk reads less of it at a time more slowly
 _AHEAD = 4  # parts that may be written and not yet compared; their source is still in memory then
 
 
