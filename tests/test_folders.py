@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from folders import WEIGHTS, add_copy, digest, pipeline, put, shard, tree
 from test_surgery import CHOSEN, DOWN, END, MID, UP
 
-from nemo_prune import placing, streams
+from nemo_prune import streams
 from nemo_prune.cli import main
 from nemo_prune.errors import CheckpointError, ManifestError, OptionError, OutputError
 from nemo_prune.inspection import inspection
