@@ -91,7 +91,7 @@ def run_task(
         (prompt, listened(kind(path, SEEDS, task.tau)))
         for prompt, path in zip(task.encoded, task.paths, strict=True)
     ]
-    return engine.run(jobs, in_flight=1 if procedure == "literal" else 64)
+    return engine.run(jobs, in_flight=1 if procedure == "literal" else None)
 
 
 def sample_flops(engine: Engine) -> int:

@@ -22,6 +22,7 @@ T = TypeVar("T")
 Criterion = Literal["same-seed", "cross-seed"]
 PROMPTS_AT_ONCE = 256
 """Prompts whose embeddings are held at once, however long a list is."""
+_IN_FLIGHT = 64
 _DIGITS = 5  # of a score: what is left of the noise of another batch size is below that
 
 
@@ -113,12 +114,15 @@ class Engine(Batches):
         self,
         searches: Sequence[tuple[Prompt, Generator[Question, Answer, T]]],
         *,
-        in_flight: int = 64,
+        in_flight: int | None = None,
         on_samples: Callable[[int], None] = lambda _count: None,
         on_finished: Callable[[int, T], None] = lambda _index, _outcome: None,
         base: frozenset[Neuron] = frozenset(),
     ) -> list[T]:
         """Run searches to their ends, with at most `in_flight` of them open at once.
+
+        By default as many as a batch has samples, and 64 at least: most questions are about one
+        seed, so with fewer open a large batch would never be full.
 
         With neurons in `base` they are off throughout: the searches are about the model as pruned
         so far, and their first question is answered with the criterion's scores against the
@@ -132,7 +136,7 @@ class Engine(Batches):
         waiting = deque(enumerate(searches))
         open_: dict[int, Question] = {}
         while waiting or open_:
-            while waiting and len(open_) < in_flight:
+            while waiting and len(open_) < (in_flight or max(_IN_FLIGHT, self.batch_size)):
                 index, (_, search) = waiting.popleft()
                 open_[index] = next(search)
             asked = {

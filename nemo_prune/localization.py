@@ -156,7 +156,7 @@ def localize(
                     (prompt, gated(partial(begin, prompt, seeds), seeds, tau, gate))
                     for prompt in engine.prompts([prompts[i] for i in chunk])
                 ],
-                in_flight=1 if options.search == "literal" else 64,
+                in_flight=1 if options.search == "literal" else None,
                 on_samples=on_samples,
                 on_finished=partial(on_finished, chunk),
             )

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from nemo_prune.families import recognize
 from nemo_prune.fast_search import search
 from nemo_prune.loading import load_model
 from nemo_prune.manifest import Neuron
-from nemo_prune.search import Ladder, Outcome
+from nemo_prune.search import Answer, Ladder, Outcome, Question
 from nemo_prune.similarity import ms_ssim, noise_difference
 
 TEXTS = ["a cat", "a dog on a lawn", "", "the sea at night"]
@@ -396,6 +396,24 @@ def test_many_in_flight_equal_one_at_a_time(toy: LoadedModel, criterion: Criteri
     assert many.cost.samples == sum(outcome.samples for outcome in found)
     assert single.cost.samples == many.cost.samples
     assert many.cost.batches < single.cost.batches
+
+
+@pytest.mark.parametrize(("size", "full"), [(8, 64), (100, 100)])
+def test_enough_searches_are_open_to_fill_a_batch(model: LoadedModel, size: int, full: int) -> None:
+    one = engine(model, batch_size=size)
+    open_: set[int] = set()
+    most = 0
+
+    def asking(index: int) -> Generator[Question, Answer, int]:
+        nonlocal most
+        open_.add(index)
+        most = max(most, len(open_))
+        yield Question(frozenset(), (0, 1))
+        open_.remove(index)
+        return index
+
+    one.run([(prompt, asking(index)) for index, prompt in enumerate(one.prompts(TEXTS[:1] * 120))])
+    assert (most, open_) == (full, set())
 
 
 def test_noise_depends_on_the_seed_only(model: LoadedModel) -> None:
