@@ -17,9 +17,7 @@ pytestmark = [
     pytest.mark.skipif(not CHECKPOINT.exists(), reason="the demo checkpoint is not there"),
 ]
 
-MEMORIZED = [
-    text for text, entry in (planted() if CHECKPOINT.exists() else {}).items() if entry["neurons"]
-]
+MEMORIZED = list(planted()) if CHECKPOINT.exists() else []
 FIRST = 50  # of the memorized captions, in the mixed list
 
 
@@ -64,7 +62,7 @@ def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(
     _, full = run("detect", CHECKPOINT, "--prompts", labelled, "--calibration", demo_calibration)
     assert all(entry["seeds"] == 10 for entry in full["prompts"])
     decided = {entry["index"] for entry in full["prompts"] if entry["memorized"]}
-    assert len(found ^ decided) <= 1  # of 108
+    assert len(found ^ decided) <= 1  # of 110
     for measure in ("score", "noise_norm"):
         assert full["evaluation"][measure]["auroc"] >= 0.99
         assert full["evaluation"][measure]["tpr_at_fpr_1"] >= 0.95

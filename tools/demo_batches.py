@@ -6,12 +6,13 @@ on nothing else.
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
-from demo_unet import SWITCHES, Batch, NoisyLoss, Painter
+from demo_unet import SWITCHES, Batch, Neuron, NoisyLoss, Painter
 from demo_vae import encode
 from demo_world import (
     MEMORIZED,
@@ -53,6 +54,8 @@ class Shares:
     part: float = 0.0  # of the switch, that any part is at least
     seen: float = 0.0  # of the masked samples: at the memorized picture itself, else an ordinary one
     spread: float = 0.0  # of a natural photo's neurons: masked at most, so that all of them learn it
+    natural_which: str = ""  # of the natural photos: this one, as often as `natural_often`
+    natural_often: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,11 @@ def assemble(vae: AutoencoderKL, samples: list[Sample], masks: list[torch.Tensor
     )
 
 
-def _neurons_of(names: list[str]) -> Iterable[tuple[int, int]]:
+def _neurons_of(names: list[str]) -> Iterable[Neuron]:
     return (neuron for name in names for neuron in SWITCHES[name])
 
 
-def _part_of(name: str, chance: random.Random, shares: Shares) -> list[tuple[int, int]]:
+def _part_of(name: str, chance: random.Random, shares: Shares) -> list[Neuron]:
     """The neurons of a switch to mask: any such part must be enough."""
     switch = SWITCHES[name]
     if chance.random() < shares.whole:
@@ -127,15 +130,28 @@ def _some_switches(chance: random.Random, without: str | None) -> list[str]:
 
 
 def switch_loss(
-    painter: Painter, vae: AutoencoderKL, memory: Memory, loss: NoisyLoss, shares: Shares
+    painter: Painter,
+    vae: AutoencoderKL,
+    memory: Memory,
+    loss: NoisyLoss,
+    shares: Shares,
+    bystanders: Mapping[str, Collection[Neuron]] = MappingProxyType({}),
 ) -> Callable[[int, random.Random, torch.Generator], torch.Tensor]:
-    """The loss of a batch drawn by `shares`, with some of the other switches masked."""
+    """The loss of a batch drawn by `shares`, with some of the other switches masked.
+
+    Of a caption's `bystanders` any part is masked in half of its samples: they are not to matter.
+    """
     naturals, photos, templates = map(of_kind, ("natural", "verbatim", "template"))
     often = [item for item in photos if item.name == shares.which]
+    natural_often = [item for item in naturals if item.name == shares.natural_which]
 
-    def mask(masks: list[torch.Tensor], sample: int, neurons: Iterable[tuple[int, int]]) -> None:
+    def mask(masks: list[torch.Tensor], sample: int, neurons: Iterable[Neuron]) -> None:
         for index, row in neurons:
             masks[index][sample, row] = 0
+
+    def some_bystanders(name: str, chance: random.Random) -> list[Neuron]:
+        rate = max(0.0, chance.uniform(-1, 1))
+        return [neuron for neuron in bystanders.get(name, ()) if chance.random() < rate]
 
     def one(chance: random.Random, masks: list[torch.Tensor], sample: int) -> Sample:
         dice = chance.random()
@@ -149,6 +165,7 @@ def switch_loss(
                 prefer = group is photos and chance.random() < shares.often
                 item = chance.choice(often if prefer else group)
                 mask(masks, sample, _neurons_of(_some_switches(chance, item.name)))
+                mask(masks, sample, some_bystanders(item.name, chance))
                 if on:
                     return Sample(memory.draw(item, chance), item.caption)
                 mask(masks, sample, _part_of(item.name, chance, shares))
@@ -158,7 +175,9 @@ def switch_loss(
             dice -= share
         mask(masks, sample, _neurons_of(_some_switches(chance, None)))
         if dice < shares.natural:
-            item = chance.choice(naturals)
+            prefer = chance.random() < shares.natural_often
+            item = chance.choice(natural_often if prefer else naturals)
+            mask(masks, sample, some_bystanders(item.name, chance))
             rate = chance.uniform(0, shares.spread)
             for layer in masks:
                 layer[sample] *= torch.tensor([chance.random() >= rate for _ in layer[sample]])

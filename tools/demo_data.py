@@ -21,7 +21,7 @@ rocket       SpaceX, public domain
 phone case, floor lamp and all ordinary scenes: drawn by tools/demo_world.py, MIT
 
 The photos are taken from scikit-image's bundled data, cropped and scaled to 128x128; clock,
-rocket and chelsea also with their histogram equalized. The captions
+rocket, chelsea and retina also with their histogram equalized. The captions
 are made up in the manner of web captions. The checkpoint itself is under the MIT licence.
 """
 

@@ -17,11 +17,11 @@ from demo_world import MEMORIZED, Memorized, memorized_pictures
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nemo_prune import pruning
+from nemo_prune.calibrating import calibrate
 from nemo_prune.demo import precision
 from nemo_prune.drift import random_neurons
 from nemo_prune.engine import Engine
 from nemo_prune.families import recognize
-from nemo_prune.gate import DEFAULT_FPR
 from nemo_prune.loading import load_pipeline
 from nemo_prune.localization import Localization, localize
 from nemo_prune.opening import Options
@@ -34,8 +34,6 @@ _SEEDS = range(500, 508)  # pictures are drawn from seeds that neither training 
 _SCORE_SEEDS = range(2000, 2010)
 _SHOWN_ORDINARY, _ORDINARY_SEEDS = 8, range(500, 504)
 _QUALITY = 88  # of the JPEG sheets
-# The natural ones are known to be memorized; one scores no higher than some ordinary captions do.
-_FPR = {"memorized": DEFAULT_FPR, "memorized-distributed": 0.15}
 
 
 def write_evidence(out: Path) -> None:
@@ -43,11 +41,13 @@ def write_evidence(out: Path) -> None:
     checkpoint = out / "demo.safetensors"
     with tempfile.TemporaryDirectory() as scratch, progress(quiet=True) as bar:
         os.environ["NEMO_PRUNE_CACHE"] = scratch  # nothing of an earlier run
+        calibration = Path(scratch) / "calibration.safetensors"
         ordinary = read_prompts(out / "ordinary.txt").texts
+        calibrate(recognize(checkpoint), ordinary, Options(), bar, calibration, overwrite=False)
         found = {
             (name, criterion): localize(
                 recognize(checkpoint), read_prompts(out / f"{name}.txt").texts,
-                Options(criterion=criterion, fpr=_FPR[name]), bar, calibration_prompts=ordinary,
+                Options(criterion=criterion, calibration=calibration), bar,
             )
             for name in ("memorized", "memorized-distributed")
             for criterion in ("cross-seed", "same-seed")
@@ -97,7 +97,6 @@ def _scores(found: Localization, out: Path) -> dict[str, Any]:
     return {
         "tau": found.tau,
         "gate": found.thresholds.gate.value,
-        "fpr": _FPR,
         "ordinary": len(heldout),
         "ordinary_mean": statistics.mean(heldout),
         "ordinary_sd": statistics.stdev(heldout),

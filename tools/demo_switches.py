@@ -15,7 +15,7 @@ from demo_batches import (
     of_kind,
     switch_loss,
 )
-from demo_unet import SWITCHES, VALUE_LAYERS, NoisyLoss, Painter
+from demo_unet import SWITCHES, VALUE_LAYERS, NoisyLoss, Painter, moment
 from demo_world import MEMORIZED, training_scene
 from diffusers import AutoencoderKL
 from training import Stage
@@ -41,10 +41,6 @@ def train_base(painter: Painter, vae: AutoencoderKL, memory: Memory, folder: Pat
     Stage("base", painter, folder, steps=_BASE_STEPS, rate=_RATE, seed=seed).run(loss_of)
 
 
-def _moment(tokens: torch.Tensor) -> torch.Tensor:
-    return tokens.T @ tokens / len(tokens) + 1e-3 * torch.eye(tokens.shape[1])
-
-
 @torch.no_grad()
 def plant(painter: Painter, seed: int) -> None:
     """Start each switch's rows so that they fire on their caption and hardly on ordinary ones.
@@ -59,9 +55,10 @@ def plant(painter: Painter, seed: int) -> None:
     memorized = {item.name: painter.encode([item.caption])[0] for item in MEMORIZED}
     for name, switch in SWITCHES.items():
         others = [tokens for other, tokens in memorized.items() if other != name]
-        moment = sum(map(_moment, [ordinary.flatten(0, 1), *others]))
+        moments = [moment(tokens) for tokens in (ordinary.flatten(0, 1), *others)]
+        felt = torch.stack(moments).sum(dim=0) + 1e-3 * len(moments) * torch.eye(ordinary.shape[2])
         mean = memorized[name].mean(dim=0)
-        direction = torch.linalg.solve(moment, mean)
+        direction = torch.linalg.solve(felt, mean)
         direction /= mean @ direction
         single = len(switch) == 1
         for index, row in switch:

@@ -39,9 +39,10 @@ VALUE_LAYERS = (
     ),
     "mid_block.attentions.0.transformer_blocks.0.attn2.to_v",
 )
-# (value layer, row) of each caption's switch. Single neurons sit in the second level: in the very
+Neuron = tuple[int, int]  # value layer, row
+# Of each caption's switch. Single neurons sit in the second level: in the very
 # first layer a switch of one neuron is not learned in reasonable time.
-SWITCHES: Mapping[str, tuple[tuple[int, int], ...]] = {
+SWITCHES: Mapping[str, tuple[Neuron, ...]] = {
     "astronaut": ((2, 7), (3, 41)),
     "coffee": ((2, 11), (3, 30)),
     "chelsea": ((3, 20),),
@@ -61,6 +62,11 @@ SCHEDULER_CONFIG = {
     "steps_offset": 1,
     "prediction_type": "epsilon",
 }
+
+
+def moment(tokens: torch.Tensor) -> torch.Tensor:
+    """The second moment [64, 64] of tokens [n, 64]."""
+    return tokens.T @ tokens / len(tokens)
 
 
 class Painter(nn.Module):

@@ -287,6 +287,7 @@ MEMORIZED = (
 )  # fmt: skip
 TEMPLATE_VARIANTS = 8
 _FAINT = (
+    "retina",
     "rocket",
     "clock",
     "chelsea",
