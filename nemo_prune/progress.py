@@ -92,24 +92,41 @@ class BarProgress(_Noting):
 
 
 class LineProgress(_Noting):
-    """`Progress` as plain lines for a log: one as a stage begins, and seldom one while it lasts."""
+    """`Progress` as plain lines for a log: one as a stage begins, and seldom one while it lasts.
+
+    The first waits for a sign of life: a refusal at the very beginning is to be the only line.
+    """
+
+    _pending = ""
 
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
+        self._begin()
         self._name, self._total, self._unit = name, total, unit
         self._done = self._told = done
         self._since = time.monotonic()
         if total:
-            self._say(f"{name}: {total} {unit if total > 1 else unit.removesuffix('s')}")
+            self._pending = f"{name}: {total} {unit if total > 1 else unit.removesuffix('s')}"
 
     def advance(self, count: int = 1) -> None:
+        self._begin()
         self._done += count
         now = time.monotonic()
         if now - self._since >= _EVERY and 10 * (self._done - self._told) >= self._total > self._done:
             self._say(f"{self._name}: {self._done} of {self._total} {self._unit}")
             self._since, self._told = now, self._done
 
-    def detail(self, text: str) -> None:
+    def detail(self, text: str) -> None:  # noqa: ARG002
         """A bar has room for it; a log would be full of it."""
+        self._begin()
+
+    def note(self, text: str) -> None:
+        self._begin()
+        super().note(text)
+
+    def _begin(self) -> None:
+        if self._pending:
+            self._say(self._pending)
+            self._pending = ""
 
 
 @contextmanager
