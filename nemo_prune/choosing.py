@@ -125,9 +125,9 @@ def read_results(path: Path, checkpoint: Checkpoint) -> Groups:
     """
     layers = checkpoint.select("down+mid")
     text = _read(path)
+    # Fields longer than the csv module's default are real: thousands of initial neurons.
+    usual = csv.field_size_limit(_MAX_BYTES)
     try:
-        # Fields longer than the csv module's default are real: thousands of initial neurons.
-        csv.field_size_limit(_MAX_BYTES)
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=";", strict=True)
         if _COLUMN not in (table.fieldnames or ()):
             raise ManifestError(
@@ -140,6 +140,8 @@ def read_results(path: Path, checkpoint: Checkpoint) -> Groups:
         )
     except csv.Error as error:
         raise ManifestError(f"{path}: is not a table separated by semicolons ({error})") from None
+    finally:
+        csv.field_size_limit(usual)  # other tables are read by the default
     if not any(groups):
         raise ManifestError(f"{path}: names no neurons; give the results of memorized prompts")
     return groups
