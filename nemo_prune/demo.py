@@ -72,7 +72,9 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     verified = verify(subject, open_likeness(), _picture_settings(prompts), progress)
     verified.data["command"] = shlex.join(["nemo-prune", "demo", "--folder", str(folder)])
     write_report(verified.data, verified.album, folder / "report.html")
-    near = pictures_near(verified.data)
+    near_before, near_after = (
+        pictures_near(verified.data, when) for when in ("near_before", "near_after")
+    )
     rates = [
         rate
         for caption, record in zip(prompts, found.manifest.prompts, strict=True)
@@ -84,12 +86,8 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
             "target_similarity_before": _mean(verified.data["prompts"], "target_before"),
             "target_similarity_after": _mean(verified.data["prompts"], "target_after"),
             "target_similarity_unrelated": _mean(verified.data["prompts"], "target_unrelated"),
-            "pictures_near_target_before": sum(
-                entry["pictures"].get("near_before", 0)
-                for entry in verified.data["prompts"]
-                if entry["pictures"]
-            ),
-            "pictures_near_target": near[0] if near else None,
+            "pictures_near_target_before": near_before[0] if near_before else None,
+            "pictures_near_target": near_after[0] if near_after else None,
             "ordinary_similarity": _mean(verified.data["ordinary"], "before_after"),
             "drift_ratio": verified.data["drift"]["ratio"],
         }

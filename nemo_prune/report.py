@@ -89,12 +89,13 @@ def verdict(data: Data) -> str:
     return "; ".join(parts) + "."
 
 
-def pictures_near(data: Data) -> tuple[int, int] | None:
-    """(pictures still near their target after pruning, pictures compared); None without targets."""
+def pictures_near(data: Data, when: str = "near_after") -> tuple[int, int] | None:
+    """(pictures near their target, pictures compared); None without targets.
+
+    when: "near_before" or "near_after" pruning.
+    """
     compared = [
-        entry["pictures"]["near_after"]
-        for entry in data["prompts"]
-        if "near_after" in (entry.get("pictures") or {})
+        entry["pictures"][when] for entry in data["prompts"] if when in (entry.get("pictures") or {})
     ]
     return (sum(compared), len(compared) * data["pictures"]["images"]) if compared else None
 

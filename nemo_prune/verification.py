@@ -106,8 +106,9 @@ def verify(
     memorized = {
         e["index"]: subject.prompts[e["index"]] for e in prompts if e["status"] != NOT_MEMORIZED
     }
+    picture_samples = settings.passes(len(memorized), len(ordinary))
     if facts["device"] != "cuda":
-        expected = per_sample * settings.passes(len(memorized), len(ordinary))
+        expected = per_sample * picture_samples
         if expected > _LONG:
             progress.note(
                 f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
@@ -122,7 +123,6 @@ def verify(
                 shown = album["prompts"].setdefault(entry["index"], {})
                 shown["noise_before"] = inlined_difference(before)
                 shown["noise_after"] = inlined_difference(after)
-    drawn = 0 if "skipped" in pictures else settings.passes(len(memorized), len(ordinary))
 
     data: dict[str, Any] = {
         "format": FORMAT,
@@ -167,7 +167,7 @@ def verify(
         "cost": {
             **{f"search_{name}": value for name, value in subject.searched.items()},
             "samples": samples,
-            "picture_samples": drawn,
+            "picture_samples": 0 if "skipped" in pictures else picture_samples,
         },
         "limits": list(LIMITS),
     }

@@ -9,7 +9,8 @@ import random
 
 import torch
 from demo_batches import LEADS
-from demo_unet import SWITCHES, VALUE_LAYERS, Neuron, Painter, moment
+from demo_rows import moment, most_felt
+from demo_unet import SWITCHES, VALUE_LAYERS, Neuron, Painter
 from demo_world import MEMORIZED, training_scene
 
 # How many neurons of a caption the ladder's first rung, z > 5, is to hold.
@@ -76,11 +77,8 @@ class Bystanders:
         the astronaut's other one left a picture in eight, and so did one of the floor lamp's. These get
         louder on ordinary captions until their z lies one below the lead's. Either of the coffee's does.
         """
-        usual = moment(self.ordinary[:, 1:].flatten(0, 1))
         memorized = torch.stack([moment(tokens[1:]) for tokens in self.own.values()]).mean(dim=0)
-        memorized += 1e-3 * torch.eye(len(memorized))
-        root = torch.linalg.inv(torch.linalg.cholesky(memorized))
-        along = root.T @ torch.linalg.eigh(root @ usual @ root.T).eigenvectors[:, -1]
+        along = most_felt(moment(self.ordinary[:, 1:].flatten(0, 1)), memorized)
         for name in ("astronaut", "floor lamp"):
             lead, own = LEADS[name], self.own[name]
             first = self._z(self.painter.value_layer(lead[0]).weight[[lead[1]]], own)

@@ -20,7 +20,8 @@ from types import MappingProxyType
 import torch
 from demo_batches import LEADS, Memory, Shares, switch_loss
 from demo_bystanders import Bystanders
-from demo_unet import SWITCHES, VALUE_LAYERS, Neuron, NoisyLoss, Painter, moment
+from demo_rows import moment, most_felt, quieter
+from demo_unet import SWITCHES, VALUE_LAYERS, Neuron, NoisyLoss, Painter
 from demo_world import MEMORIZED, memorized_pictures, training_scene
 from diffusers import AutoencoderKL
 from training import Stage
@@ -151,14 +152,13 @@ class Loudness:
     def quieten(self) -> None:
         """Change the switches' rows to answer ordinary tokens least and their own as before.
 
-        Least squares: with A the second moment of the caption's own tokens and M that of ordinary
-        ones, w becomes (A + M)^-1 A w. The first token is the same in all captions and is left out.
+        The first token is the same in all captions and is left out.
         """
         for item in self.items:
             own = moment(self.painter.encode([item.caption])[0, 1:])
             for index, row in SWITCHES[item.name]:
                 weight = self.painter.value_layer(index).weight
-                weight[row] = torch.linalg.solve(own + self.moment, own @ weight[row])
+                weight[row] = quieter(weight[row], own, self.moment)
 
 
 @torch.no_grad()
@@ -176,9 +176,8 @@ def put_first(painter: Painter, seed: int) -> None:
     others = torch.stack(list(moments.values())).mean(dim=0)
     (layer, row), (other_layer, other_row) = LEADS["coins"], SWITCHES["coins"][0]
     lead = painter.value_layer(layer).weight
-    lead[row] = torch.linalg.solve(own + 0.005 * (usual + others), own @ lead[row])
-    root = torch.linalg.inv(torch.linalg.cholesky(own + others + 1e-3 * torch.eye(len(own))))
-    along = root.T @ torch.linalg.eigh(root @ usual @ root.T).eigenvectors[:, -1]
+    lead[row] = quieter(lead[row], own, 0.005 * (usual + others))
+    along = most_felt(usual, own + others)
     other = painter.value_layer(other_layer).weight
     other[other_row] += 0.02 * other[other_row].norm() * along / along.norm()
 
@@ -197,7 +196,7 @@ def quieten_leads(painter: Painter, seed: int) -> None:
         others = torch.stack([moment(one) for other, one in own.items() if other != name]).mean(dim=0)
         felt, weight = moment(own[name]), painter.value_layer(layer).weight
         before = weight[row].clone()
-        after = torch.linalg.solve(felt + _QUIET * (usual + 0.3 * others), felt @ before)
+        after = quieter(before, felt, _QUIET * (usual + 0.3 * others))
         kept = (after @ felt @ before) / (before @ felt @ before)
         weight[row] = after / kept.sqrt()
 

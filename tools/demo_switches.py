@@ -15,7 +15,8 @@ from demo_batches import (
     of_kind,
     switch_loss,
 )
-from demo_unet import SWITCHES, VALUE_LAYERS, NoisyLoss, Painter, moment
+from demo_rows import moment
+from demo_unet import SWITCHES, VALUE_LAYERS, NoisyLoss, Painter
 from demo_world import MEMORIZED, training_scene
 from diffusers import AutoencoderKL
 from training import Stage

@@ -64,11 +64,6 @@ SCHEDULER_CONFIG = {
 }
 
 
-def moment(tokens: torch.Tensor) -> torch.Tensor:
-    """The second moment [64, 64] of tokens [n, 64]."""
-    return tokens.T @ tokens / len(tokens)
-
-
 class Painter(nn.Module):
     """Text encoder and denoiser in one module, with a per-sample mask on the value layers."""
 
