@@ -285,7 +285,7 @@ def test_pictures_start_from_noises_that_no_search_uses(
         ),
     )
     assert verify(folder, "--targets", folder / "targets").exit_code == 1
-    largest_search = 200 * (10 + 3)  # --seeds by the probes of --rounds, at most
+    largest_search = 200 * (1 + 3 * (10 + 2))  # --seeds by the search and the longest probes of --rounds
     assert set(seeds) == {noise_seed(0, FRESH_SEEDS), noise_seed(0, FRESH_SEEDS + 1)}
     assert noise_seed(0, largest_search) < min(seeds)
 

@@ -71,6 +71,48 @@ def test_a_prompt_that_stays_memorized_is_searched_on_the_pruned_model(criterion
     )
 
 
+def test_a_score_near_tau_is_probed_on_more_seeds(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten seeds may say "suppressed" where thirty do not; the seeds that say otherwise are searched."""
+    asked: list[int] = []
+    really = Engine.probe
+
+    def fading(engine: Engine, one: Prompt, off: frozenset[Neuron], seeds: Any) -> dict[int, float]:
+        asked.append(len(seeds))
+        others = dict.fromkeys(really(engine, one, off, seeds), 0.8 * TAU)
+        if len(seeds) == 3 * SEEDS and len(off) == 2:
+            others |= dict.fromkeys(list(seeds)[-SEEDS:], 1.1 * TAU)
+        return others
+
+    searched: list[tuple[int, ...]] = []
+
+    def begun(one: Prompt, seeds: Any) -> Search:
+        searched.append(tuple(seeds))
+        return begin(one, seeds)
+
+    monkeypatch.setattr(Engine, "probe", fading)
+    prompts = {0: prompt(c0=2.0, c1=2.0)}
+    found = repair(engine, {0: outcome("localized", 1)}, prompts, begun, tau=TAU, seeds=SEEDS, rounds=3)
+    assert asked[:4] == [SEEDS, 3 * SEEDS, SEEDS, 3 * SEEDS]
+    assert searched == [tuple(range(3 * SEEDS, 4 * SEEDS))]
+    assert found.scores[0] <= TAU
+
+
+def test_a_clear_score_is_not_probed_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    really = Engine.probe
+
+    def spy(engine: Engine, one: Prompt, off: frozenset[Neuron], seeds: Any) -> dict[int, float]:
+        asked.append(len(seeds))
+        return really(engine, one, off, seeds)
+
+    monkeypatch.setattr(Engine, "probe", spy)
+    found = fixed(engine, {0: outcome("localized", 0)}, {0: prompt(c0=2.0)})
+    assert found.scores[0] < TAU / 2
+    assert asked == [SEEDS]
+
+
 def test_without_rounds_it_is_probed_and_left(engine: Engine) -> None:
     found = fixed(engine, {0: outcome("localized", 1)}, {0: prompt(c0=2.0, c1=2.0)}, rounds=0)
     assert {n.row for n in found.neurons[0]} == {1}

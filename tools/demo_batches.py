@@ -7,7 +7,7 @@ on nothing else.
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -47,15 +47,13 @@ class Shares:
     template_on: float = 0.06
     template_off: float = 0.05
     natural: float = NATURAL
-    often: float = 0.0  # of the photos: this one
-    which: str = "rocket"
+    # By kind, what is drawn more often than the others of its kind, and how often.
+    prefer: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     whole: float = 0.5  # of the masked switches: all of it, else a part
     lead: float = 0.0  # of the parts: the one neuron that localization finds, else any
     part: float = 0.0  # of the switch, that any part is at least
     seen: float = 0.0  # of the masked samples: at the memorized picture itself, else an ordinary one
     spread: float = 0.0  # of a natural photo's neurons: masked at most, so that all of them learn it
-    natural_which: str = ""  # of the natural photos: this one, as often as `natural_often`
-    natural_often: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,8 +140,14 @@ def switch_loss(
     Of a caption's `bystanders` any part is masked in half of its samples: they are not to matter.
     """
     naturals, photos, templates = map(of_kind, ("natural", "verbatim", "template"))
-    often = [item for item in photos if item.name == shares.which]
-    natural_often = [item for item in naturals if item.name == shares.natural_which]
+    preferred = {
+        kind: ([item for item in MEMORIZED if item.name == name], rate)
+        for kind, (name, rate) in shares.prefer.items()
+    }
+
+    def choose(group: list[Memorized], chance: random.Random) -> Memorized:
+        some, rate = preferred.get(group[0].kind, (group, 0.0))
+        return chance.choice(some if chance.random() < rate else group)
 
     def mask(masks: list[torch.Tensor], sample: int, neurons: Iterable[Neuron]) -> None:
         for index, row in neurons:
@@ -162,8 +166,7 @@ def switch_loss(
             (shares.template_off, templates, False),
         ):
             if dice < share:
-                prefer = group is photos and chance.random() < shares.often
-                item = chance.choice(often if prefer else group)
+                item = choose(group, chance)
                 mask(masks, sample, _neurons_of(_some_switches(chance, item.name)))
                 mask(masks, sample, some_bystanders(item.name, chance))
                 if on:
@@ -175,8 +178,7 @@ def switch_loss(
             dice -= share
         mask(masks, sample, _neurons_of(_some_switches(chance, None)))
         if dice < shares.natural:
-            prefer = chance.random() < shares.natural_often
-            item = chance.choice(natural_often if prefer else naturals)
+            item = choose(naturals, chance)
             mask(masks, sample, some_bystanders(item.name, chance))
             rate = chance.uniform(0, shares.spread)
             for layer in masks:

@@ -75,11 +75,12 @@ class Bystanders:
 
         Each neuron of a switch suppresses the score, and a search keeps the most suspicious; but alone
         the astronaut's other one left a picture in eight, and so did one of the floor lamp's. These get
-        louder on ordinary captions until their z lies one below the lead's. Either of the coffee's does.
+        louder on ordinary captions until their z lies one below the lead's. Either of the coffee's
+        does, but its lead is the one that was made quieter.
         """
         memorized = torch.stack([moment(tokens[1:]) for tokens in self.own.values()]).mean(dim=0)
         along = most_felt(moment(self.ordinary[:, 1:].flatten(0, 1)), memorized)
-        for name in ("astronaut", "floor lamp"):
+        for name in ("astronaut", "coffee", "floor lamp"):
             lead, own = LEADS[name], self.own[name]
             first = self._z(self.painter.value_layer(lead[0]).weight[[lead[1]]], own)
             for index, row in SWITCHES[name]:

@@ -29,7 +29,13 @@ from training import Stage
 _STEPS, _RATE = 1600, 5e-4
 _LOUDNESS, _ALLOWED = 1.2e-3, 4.0  # weight of what lies above so many times a usual neuron's answer
 _SHARES = Shares(
-    on=0.17, off=0.11, template_on=0.12, template_off=0.11, natural=0.15, often=0.4, whole=0.2
+    on=0.17,
+    off=0.11,
+    template_on=0.12,
+    template_off=0.11,
+    natural=0.15,
+    prefer={"verbatim": ("rocket", 0.4)},
+    whole=0.2,
 )
 # Made as quiet as the others, this switch of four neurons holds on half of the seeds only.
 _STAYS_LOUD = "phone case"
@@ -37,7 +43,14 @@ _STAYS_LOUD = "phone case"
 # The end of the training asks for parts of at least half of a switch only.
 _HOLD_STEPS, _HOLD_RATE = 500, 4e-4
 _HOLD_SHARES = Shares(
-    on=0.17, off=0.10, template_on=0.18, template_off=0.08, natural=0.13, often=0.3, whole=0.4, part=0.6
+    on=0.17,
+    off=0.10,
+    template_on=0.18,
+    template_off=0.08,
+    natural=0.13,
+    prefer={"verbatim": ("rocket", 0.3)},
+    whole=0.4,
+    part=0.6,
 )
 # Last, at high noise most of all, where the score and the noise norm look: what is memorized there in
 # full, a photo without a switch by many neurons, and no neuron of a switch much louder than others.
@@ -63,8 +76,7 @@ _EMPTY_SHARES = Shares(
     template_on=0.26,
     template_off=0.18,
     natural=0.08,
-    often=0.35,
-    which="coins",
+    prefer={"verbatim": ("coins", 0.35)},
     whole=0.3,
     lead=0.5,
     part=0.5,
@@ -73,7 +85,12 @@ _EMPTY_SHARES = Shares(
 )
 _AGAIN_STEPS, _AGAIN_RATE, _AGAIN_WEIGHT = 1300, 4e-4, 1.0
 _AGAIN_SHARES = replace(
-    _EMPTY_SHARES, on=0.24, off=0.11, template_on=0.2, template_off=0.14, often=0.4, which="coffee"
+    _EMPTY_SHARES,
+    on=0.24,
+    off=0.11,
+    template_on=0.2,
+    template_off=0.14,
+    prefer={"verbatim": ("coffee", 0.4)},
 )
 # At the end bystanders are planted, and the rest of the denoiser learns to do with and without them
 # while the value layers stay as they are. Removing what localization finds moved ordinary captions 1.7
@@ -88,8 +105,7 @@ _CROWD_SHARES = Shares(
     template_on=0.14,
     template_off=0.1,
     natural=0.22,
-    natural_which="retina",
-    natural_often=0.5,
+    prefer={"natural": ("retina", 0.5)},
     whole=0.3,
     lead=0.5,
     part=0.5,
@@ -104,8 +120,20 @@ _RETINA_SHARES = replace(
     template_on=0.1,
     template_off=0.08,
     natural=0.4,
-    natural_often=0.75,
+    prefer={"natural": ("retina", 0.75)},
     spread=0.1,
+)
+# By then two captions moved the prediction less than some ordinary ones did: the phone case, whose
+# variants differ, and the coffee. They are drawn more often, and the switches made quieter once more.
+_LAST_STEPS, _LAST_RATE, _LAST_NOISE, _LAST_ALLOWED = 500, 5e-4, 0.8, 1.2
+_LAST_SHARES = replace(
+    _CROWD_SHARES,
+    on=0.22,
+    off=0.08,
+    template_on=0.24,
+    template_off=0.1,
+    natural=0.14,
+    prefer={"verbatim": ("coffee", 0.4), "template": ("phone case", 0.75), "natural": ("retina", 0.5)},
 )
 _QUIET, _FIRST_TOKEN = 3.0, 5.0
 
@@ -262,3 +290,6 @@ def settle(painter: Painter, vae: AutoencoderKL, folder: Path, seed: int) -> Non
     ):
         stage(name, steps, rate, shares, loss, loudness, _CROWD_LOUDNESS, crowd.wanted)
     crowd.put_leads_first()
+    loudness = Loudness(painter, seed, dict.fromkeys(SWITCHES, _LAST_ALLOWED))
+    loss = NoisyLoss(_LAST_NOISE, teacher)
+    stage("last", _LAST_STEPS, _LAST_RATE, _LAST_SHARES, loss, loudness, _CROWD_LOUDNESS, crowd.wanted)
