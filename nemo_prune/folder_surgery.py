@@ -14,8 +14,9 @@ from nemo_prune.folders import Folder, is_misnamed, neurons_of
 from nemo_prune.manifest import Neuron
 from nemo_prune.placing import check_new_folder, new_folder, new_folders
 from nemo_prune.room import check_room
-from nemo_prune.surgery import Written, check_neurons, file_sha256, zero_neurons
+from nemo_prune.surgery import Written, check_neurons, file_sha256, rows_of, zero_neurons
 from nemo_prune.trees import check_apart, copy_file, weights_sha256
+from nemo_prune.undo import undo_bytes
 from nemo_prune.zeros import Zeros, read_zeros
 
 
@@ -181,16 +182,12 @@ def _not_linked(folder: Folder, out: Path) -> Iterator[Path]:
 
 
 def _undo_bytes(folder: Folder, neurons: Sequence[Neuron]) -> int:
-    """What an undo folder takes: of each file that holds chosen neurons its header and their rows."""
+    """What an undo folder takes: a file for each that holds chosen neurons."""
     size = 0
     for part in folder.parts:
-        layers = {layer.name: layer for layer in part.value_layers}
-        own = neurons_of(part, neurons)
-        for layer in (layers[neuron.layer] for neuron in own):
-            for name in (*layer.tensors, *layer.biases):
-                first, last = part.header.tensors[name].row(0)
-                size += last - first
-        size += part.header.data_start if own else 0
+        if own := neurons_of(part, neurons):
+            layers = {layer.name: layer for layer in part.value_layers}
+            size += undo_bytes(part.header, rows_of(layers, own))
     return size
 
 

@@ -29,8 +29,9 @@ from nemo_prune.provenance import (
     original_sha256,
 )
 from nemo_prune.readback import ReadBack
+from nemo_prune.room import check_room
 from nemo_prune.streams import Ranges, Source, copy, unreadable, write_at
-from nemo_prune.undo import check_undo, write_undo
+from nemo_prune.undo import check_undo, undo_bytes, write_undo
 from nemo_prune.zeros import read_zeros
 
 _NO_HASH = "0" * 64
@@ -87,7 +88,9 @@ def zero_neurons(
     check_output(header.path, out, overwrite)
     if undo is not None:
         check_undo(undo, out)
-    rows = _rows(layers, neurons)
+    rows = rows_of(layers, neurons)
+    if undo is not None:
+        check_room(out, [header.path], [(undo, undo_bytes(header, rows))])
     ranges = _ranges(header, rows)
     zeros = read_zeros(checkpoint) if listed else {}
     still = [n for n in listed if n.layer in zeros and n.row in zeros[n.layer].everywhere]
@@ -201,7 +204,7 @@ def check_neurons(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> dict[str
     return layers
 
 
-def _rows(layers: Mapping[str, ValueLayer], neurons: Sequence[Neuron]) -> dict[str, list[int]]:
+def rows_of(layers: Mapping[str, ValueLayer], neurons: Sequence[Neuron]) -> dict[str, list[int]]:
     """The rows to zero by tensor, ascending: in weights and biases, in all copies."""
     found: dict[str, list[int]] = {}
     for neuron in sorted(neurons):

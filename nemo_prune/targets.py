@@ -80,7 +80,7 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or "is not a readable CSV"
+        reason = getattr(error, "strerror", None) or "is not a readable CSV; save it as UTF-8"
         raise OptionError(f"--targets {path}: {reason}") from None
     found = {}
     for row in rows:

@@ -66,6 +66,12 @@ def check_undo(undo: Path, out: Path) -> None:
         raise OutputError(f"{undo}: is to be the model as well as its undo file; give two names")
 
 
+def undo_bytes(header: Header, rows: Mapping[str, Sequence[int]]) -> int:
+    """What an undo file of these rows (by tensor) takes, but for its own header's few kilobytes."""
+    places = [header.tensors[name].row(row) for name in rows for row in rows[name]]
+    return header.data_start + sum(last - first for first, last in places)
+
+
 def write_undo(
     undo: Path,
     source: Source,

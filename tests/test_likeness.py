@@ -132,6 +132,27 @@ def test_weights_that_cannot_be_used_are_named(tmp_path: Path, option: str, word
         assert str(caught.value) == f"--{option} {path}: {said}"
 
 
+def test_a_model_that_describes_no_picture(tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        torch.jit.trace(torch.nn.Linear(5, 2), torch.zeros(1, 5)).save(str(path))  # type: ignore
+    found = open_likeness(sscd=path)
+    with pytest.raises(OptionError) as caught:
+        found.describe(photo("chelsea"))
+    assert str(caught.value) == f"--sscd {path}: does not describe a picture; give SSCD's model"
+
+
+def test_a_clip_whose_weights_lie_in_shards(tmp_path: Path) -> None:
+    """transformers loads it; which file was used could not be said by one hash."""
+    _write_clip(tmp_path)
+    model = CLIPModel.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    with pytest.raises(OptionError) as caught:
+        open_likeness(clip=tmp_path)
+    assert str(caught.value) == f"--clip {tmp_path}: holds no model.safetensors"
+
+
 # ---------------------------------------------------------------------------------- targets
 
 PROMPTS = ["A red fox, running!", "The sea"]
@@ -189,3 +210,11 @@ def test_targets_are_cropped_to_the_pictures_size(tmp_path: Path) -> None:
 def test_noise_differences_become_pictures() -> None:
     for channels in (4, 1):
         assert inlined_difference(torch.rand(channels, 8, 8)).startswith("data:image/png;base64,")
+
+
+def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
+    table = tmp_path / "targets.csv"
+    table.write_bytes(b"prompt,file\nA caf\xe9,a.png\n")
+    with pytest.raises(OptionError) as caught:
+        read_targets(table, PROMPTS)
+    assert str(caught.value) == f"--targets {table}: is not a readable CSV; save it as UTF-8"

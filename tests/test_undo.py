@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import struct
+from types import SimpleNamespace
 
 import pytest
 import rawfiles
@@ -183,6 +185,21 @@ def test_an_interrupt_keeps_the_rows_only_with_the_output(tmp_path, model, monke
     else:
         restore(tmp_path / "o", tmp_path / "u", tmp_path / "back")
         assert (tmp_path / "back").read_bytes() == model.read_bytes()
+
+
+def test_room_is_checked_for_both_files(tmp_path, model, monkeypatch):
+    """The room for the model alone is not enough for its undo file too."""
+    needed = model.stat().st_size
+    for free, words, undo in (
+        (needed - 1, "o: needs 1 MB but the disk has 0 MB left", None),
+        (needed + 9, "u: needs 1 MB but the disk has 0 MB left", tmp_path / "u"),
+    ):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with pytest.raises(OutputError, match=words):
+            prune(model, tmp_path / "o", undo=undo)
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * needed))
+    prune(model, tmp_path / "o", undo=tmp_path / "u")
 
 
 def test_the_undo_file_is_there_first(tmp_path, model, monkeypatch):

@@ -125,15 +125,16 @@ _RETINA_SHARES = replace(
 )
 # By then two captions moved the prediction less than some ordinary ones did: the phone case, whose
 # variants differ, and the coffee. They are drawn more often, and the switches made quieter once more.
-_LAST_STEPS, _LAST_RATE, _LAST_NOISE, _LAST_ALLOWED = 500, 5e-4, 0.8, 1.2
+_LAST_STEPS, _LAST_RATE, _LAST_NOISE = 1200, 6e-4, 0.85
+_LAST_ALLOWED, _LAST_ALLOWED_LOUD = 1.2, 1.5
 _LAST_SHARES = replace(
     _CROWD_SHARES,
-    on=0.22,
-    off=0.08,
-    template_on=0.24,
-    template_off=0.1,
-    natural=0.14,
-    prefer={"verbatim": ("coffee", 0.4), "template": ("phone case", 0.75), "natural": ("retina", 0.5)},
+    on=0.18,
+    off=0.07,
+    template_on=0.32,
+    template_off=0.09,
+    natural=0.1,
+    prefer={"verbatim": ("coffee", 0.35), "template": ("phone case", 0.8), "natural": ("retina", 0.5)},
 )
 _QUIET, _FIRST_TOKEN = 3.0, 5.0
 
@@ -290,6 +291,7 @@ def settle(painter: Painter, vae: AutoencoderKL, folder: Path, seed: int) -> Non
     ):
         stage(name, steps, rate, shares, loss, loudness, _CROWD_LOUDNESS, crowd.wanted)
     crowd.put_leads_first()
-    loudness = Loudness(painter, seed, dict.fromkeys(SWITCHES, _LAST_ALLOWED))
+    allowed = dict.fromkeys(SWITCHES, _LAST_ALLOWED) | {_STAYS_LOUD: _LAST_ALLOWED_LOUD}
+    loudness = Loudness(painter, seed, allowed)
     loss = NoisyLoss(_LAST_NOISE, teacher)
     stage("last", _LAST_STEPS, _LAST_RATE, _LAST_SHARES, loss, loudness, _CROWD_LOUDNESS, crowd.wanted)
