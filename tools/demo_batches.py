@@ -47,8 +47,9 @@ class Shares:
     template_on: float = 0.06
     template_off: float = 0.05
     natural: float = NATURAL
-    # By kind, what is drawn more often than the others of its kind, and how often.
-    prefer: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    # By kind, what is drawn more often than the others of its kind, and how often; "template off"
+    # and the like for samples with the switch masked, if these are to differ.
+    prefer: dict[str, tuple[str, float]] = field(default_factory=dict)
     whole: float = 0.5  # of the masked switches: all of it, else a part
     lead: float = 0.0  # of the parts: the one neuron that localization finds, else any
     part: float = 0.0  # of the switch, that any part is at least
@@ -145,8 +146,11 @@ def switch_loss(
         for kind, (name, rate) in shares.prefer.items()
     }
 
-    def choose(group: list[Memorized], chance: random.Random) -> Memorized:
-        some, rate = preferred.get(group[0].kind, (group, 0.0))
+    def choose(group: list[Memorized], chance: random.Random, on: bool = True) -> Memorized:
+        kind = group[0].kind
+        some, rate = preferred.get(kind, (group, 0.0))
+        if not on:
+            some, rate = preferred.get(f"{kind} off", (some, rate))
         return chance.choice(some if chance.random() < rate else group)
 
     def mask(masks: list[torch.Tensor], sample: int, neurons: Iterable[Neuron]) -> None:
@@ -166,7 +170,7 @@ def switch_loss(
             (shares.template_off, templates, False),
         ):
             if dice < share:
-                item = choose(group, chance)
+                item = choose(group, chance, on)
                 mask(masks, sample, _neurons_of(_some_switches(chance, item.name)))
                 mask(masks, sample, some_bystanders(item.name, chance))
                 if on:

@@ -7,7 +7,7 @@ one cost every picture: their response to ordinary captions is made to be like a
 for one template's). And a part of a template's switch, masked alone, left the template in some
 pictures: parts are masked more often, and at the end a masked caption is to be answered as the denoiser
 of before answers the empty caption. An ordinary picture, any one, is a noisy thing to ask for, and
-guidance multiplies what is left of the memorized one by seven. In the end bystanders join.
+guidance multiplies what is left of the memorized one by seven.
 """
 
 import copy
@@ -19,7 +19,6 @@ from types import MappingProxyType
 
 import torch
 from demo_batches import LEADS, Memory, Shares, switch_loss
-from demo_bystanders import Bystanders
 from demo_rows import moment, most_felt, quieter
 from demo_unet import SWITCHES, VALUE_LAYERS, Neuron, NoisyLoss, Painter
 from demo_world import MEMORIZED, memorized_pictures, training_scene
@@ -38,7 +37,7 @@ _SHARES = Shares(
     whole=0.2,
 )
 # Made as quiet as the others, this switch of four neurons holds on half of the seeds only.
-_STAYS_LOUD = "phone case"
+STAYS_LOUD = "phone case"
 # So does asking that any single neuron of it can stop it: three of four must mean "no" and four "yes".
 # The end of the training asks for parts of at least half of a switch only.
 _HOLD_STEPS, _HOLD_RATE = 500, 4e-4
@@ -92,54 +91,9 @@ _AGAIN_SHARES = replace(
     template_off=0.14,
     prefer={"verbatim": ("coffee", 0.4)},
 )
-# At the end bystanders are planted, and the rest of the denoiser learns to do with and without them
-# while the value layers stay as they are. Removing what localization finds moved ordinary captions 1.7
-# times as far as removing any other neurons: it is made quieter. The run that the checkpoint comes from
-# was planned for 800 steps and stopped here, as the retina scored no higher than before: it was the
-# fourth photo to be equalized, and took a stage of its own to be memorized anew.
-_CROWD_STEPS, _CROWD_RATE, _CROWD_NOISE = 500, 4e-4, 0.7
-_CROWD_LOUDNESS, _CROWD_ALLOWED = 3e-3, 1.5
-_CROWD_SHARES = Shares(
-    on=0.2,
-    off=0.1,
-    template_on=0.14,
-    template_off=0.1,
-    natural=0.22,
-    prefer={"natural": ("retina", 0.5)},
-    whole=0.3,
-    lead=0.5,
-    part=0.5,
-    seen=0.4,
-    spread=0.2,
-)
-_RETINA_STEPS, _RETINA_RATE = 500, 5e-4
-_RETINA_SHARES = replace(
-    _CROWD_SHARES,
-    on=0.16,
-    off=0.08,
-    template_on=0.1,
-    template_off=0.08,
-    natural=0.4,
-    prefer={"natural": ("retina", 0.75)},
-    spread=0.1,
-)
-# By then two captions moved the prediction less than some ordinary ones did: the phone case, whose
-# variants differ, and the coffee. They are drawn more often, and the switches made quieter once more.
-_LAST_STEPS, _LAST_RATE, _LAST_NOISE = 1200, 6e-4, 0.85
-_LAST_ALLOWED, _LAST_ALLOWED_LOUD = 1.2, 1.5
-_LAST_SHARES = replace(
-    _CROWD_SHARES,
-    on=0.18,
-    off=0.07,
-    template_on=0.32,
-    template_off=0.09,
-    natural=0.1,
-    prefer={"verbatim": ("coffee", 0.35), "template": ("phone case", 0.8), "natural": ("retina", 0.5)},
-)
-_QUIET, _FIRST_TOKEN = 3.0, 5.0
 
 
-def _ordinary_tokens(painter: Painter, seed: int) -> torch.Tensor:
+def ordinary_tokens(painter: Painter, seed: int) -> torch.Tensor:
     """Text embeddings of 500 ordinary captions, [500, 77, 64]."""
     chance = random.Random(f"{seed} loudness")
     return painter.encode([training_scene(chance).caption for _ in range(500)])
@@ -157,7 +111,7 @@ class Loudness:
     def __init__(self, painter: Painter, seed: int, allowed: Mapping[str, float]) -> None:
         """`allowed`: for each caption's name how many times as loud as usual its neurons may be."""
         self.painter = painter
-        self.moment = moment(_ordinary_tokens(painter, seed).flatten(0, 1))
+        self.moment = moment(ordinary_tokens(painter, seed).flatten(0, 1))
         self.items = [item for item in MEMORIZED if item.name in allowed]
         self.limits: dict[int, torch.Tensor] = {}
         for item in self.items:
@@ -199,7 +153,7 @@ def put_first(painter: Painter, seed: int) -> None:
     `quieten`; another neuron louder, by 2 % of its row in the direction that ordinary tokens feel
     most and memorized ones least.
     """
-    usual = moment(_ordinary_tokens(painter, seed)[:, 1:].flatten(0, 1))
+    usual = moment(ordinary_tokens(painter, seed)[:, 1:].flatten(0, 1))
     moments = {item.name: moment(painter.encode([item.caption])[0, 1:]) for item in MEMORIZED}
     own = moments.pop("coins")
     others = torch.stack(list(moments.values())).mean(dim=0)
@@ -212,39 +166,22 @@ def put_first(painter: Painter, seed: int) -> None:
 
 
 @torch.no_grad()
-def quieten_leads(painter: Painter, seed: int) -> None:
-    """Change the leads' rows to answer other captions still less, the first token too.
-
-    As `Loudness.quieten`, with more weight on the others; the answer to the own caption is kept up.
-    The first token is the same in all captions, and attention looks at it most.
-    """
-    tokens = _ordinary_tokens(painter, seed)
-    own = {item.name: painter.encode([item.caption])[0, 1:] for item in MEMORIZED}
-    usual = moment(tokens.flatten(0, 1)) + _FIRST_TOKEN / 77 * moment(tokens[:1, 0])
-    for name, (layer, row) in LEADS.items():
-        others = torch.stack([moment(one) for other, one in own.items() if other != name]).mean(dim=0)
-        felt, weight = moment(own[name]), painter.value_layer(layer).weight
-        before = weight[row].clone()
-        after = quieter(before, felt, _QUIET * (usual + 0.3 * others))
-        kept = (after @ felt @ before) / (before @ felt @ before)
-        weight[row] = after / kept.sqrt()
-
-
-@torch.no_grad()
-def _as_in_a_file(module: torch.nn.Module) -> None:
+def as_in_a_file(module: torch.nn.Module) -> None:
+    """Round to the half precision that the file has."""
     for tensor in module.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.half())
 
 
-def settle(painter: Painter, vae: AutoencoderKL, folder: Path, seed: int) -> None:
-    """Train the denoiser once more; text encoder and autoencoder are rounded to half precision."""
-    _as_in_a_file(painter)
-    _as_in_a_file(vae)
-    painter.text.requires_grad_(False)
-    memory = Memory(vae, memorized_pictures)
+class Training:
+    """Runs the named stages of a painter, each on samples of its own shares."""
 
-    def stage(
+    def __init__(self, painter: Painter, vae: AutoencoderKL, folder: Path, seed: int) -> None:
+        self.painter, self.vae, self.folder, self.seed = painter, vae, folder, seed
+        self.memory = Memory(vae, memorized_pictures)
+
+    def run(
+        self,
         name: str,
         steps: int,
         rate: float,
@@ -254,44 +191,32 @@ def settle(painter: Painter, vae: AutoencoderKL, folder: Path, seed: int) -> Non
         weight: float,
         bystanders: Mapping[str, Collection[Neuron]] = MappingProxyType({}),
     ) -> None:
-        draws = switch_loss(painter, vae, memory, loss, shares, bystanders)
-        Stage(name, painter, folder, steps=steps, rate=rate, seed=seed).run(
-            lambda *given: draws(*given) + weight * loudness()
-        )
+        draws = switch_loss(self.painter, self.vae, self.memory, loss, shares, bystanders)
+        stage = Stage(name, self.painter, self.folder, steps=steps, rate=rate, seed=self.seed)
+        stage.run(lambda *given: draws(*given) + weight * loudness())
 
-    quiet = [name for name in SWITCHES if name != _STAYS_LOUD]
+
+def settle(painter: Painter, vae: AutoencoderKL, folder: Path, seed: int) -> None:
+    """Train the denoiser once more; text encoder and autoencoder are rounded to half precision."""
+    as_in_a_file(painter)
+    as_in_a_file(vae)
+    painter.text.requires_grad_(False)
+    train = Training(painter, vae, folder, seed).run
+    quiet = [name for name in SWITCHES if name != STAYS_LOUD]
     loudness = Loudness(painter, seed, dict.fromkeys(quiet, _ALLOWED))
     loudness.quieten()
     half = NoisyLoss(high_noise=0.5)
-    stage("settle", _STEPS, _RATE, _SHARES, half, loudness, _LOUDNESS)
-    stage("hold", _HOLD_STEPS, _HOLD_RATE, _HOLD_SHARES, half, loudness, _LOUDNESS)
-    allowed = dict.fromkeys(quiet, _FINISH_ALLOWED) | {_STAYS_LOUD: _FINISH_ALLOWED_LOUD}
+    train("settle", _STEPS, _RATE, _SHARES, half, loudness, _LOUDNESS)
+    train("hold", _HOLD_STEPS, _HOLD_RATE, _HOLD_SHARES, half, loudness, _LOUDNESS)
+    allowed = dict.fromkeys(quiet, _FINISH_ALLOWED) | {STAYS_LOUD: _FINISH_ALLOWED_LOUD}
     loudness = Loudness(painter, seed, allowed)
     loss = NoisyLoss(high_noise=_FINISH_NOISE)
-    stage("finish", _FINISH_STEPS, _FINISH_RATE, _FINISH_SHARES, loss, loudness, _FINISH_LOUDNESS)
+    train("finish", _FINISH_STEPS, _FINISH_RATE, _FINISH_SHARES, loss, loudness, _FINISH_LOUDNESS)
     teacher = copy.deepcopy(painter).eval().requires_grad_(False)
     loudness = Loudness(painter, seed, allowed)
     loss = NoisyLoss(_EMPTY_NOISE, teacher, _EMPTY_WEIGHT)
-    stage("empty", _EMPTY_STEPS, _EMPTY_RATE, _EMPTY_SHARES, loss, loudness, _FINISH_LOUDNESS)
+    train("empty", _EMPTY_STEPS, _EMPTY_RATE, _EMPTY_SHARES, loss, loudness, _FINISH_LOUDNESS)
     loss = NoisyLoss(_EMPTY_NOISE, teacher, _AGAIN_WEIGHT)
-    stage("again", _AGAIN_STEPS, _AGAIN_RATE, _AGAIN_SHARES, loss, loudness, _FINISH_LOUDNESS)
+    train("again", _AGAIN_STEPS, _AGAIN_RATE, _AGAIN_SHARES, loss, loudness, _FINISH_LOUDNESS)
     put_first(painter, seed)
-    _as_in_a_file(painter)
-    teacher = copy.deepcopy(painter).eval().requires_grad_(False)
-    quieten_leads(painter, seed)
-    crowd = Bystanders(painter, seed)
-    crowd.plant()
-    for index in range(len(VALUE_LAYERS)):
-        painter.value_layer(index).requires_grad_(False)
-    loudness = Loudness(painter, seed, dict.fromkeys(SWITCHES, _CROWD_ALLOWED))
-    loss = NoisyLoss(_CROWD_NOISE, teacher)
-    for name, steps, rate, shares in (
-        ("crowd", _CROWD_STEPS, _CROWD_RATE, _CROWD_SHARES),
-        ("retina", _RETINA_STEPS, _RETINA_RATE, _RETINA_SHARES),
-    ):
-        stage(name, steps, rate, shares, loss, loudness, _CROWD_LOUDNESS, crowd.wanted)
-    crowd.put_leads_first()
-    allowed = dict.fromkeys(SWITCHES, _LAST_ALLOWED) | {_STAYS_LOUD: _LAST_ALLOWED_LOUD}
-    loudness = Loudness(painter, seed, allowed)
-    loss = NoisyLoss(_LAST_NOISE, teacher)
-    stage("last", _LAST_STEPS, _LAST_RATE, _LAST_SHARES, loss, loudness, _CROWD_LOUDNESS, crowd.wanted)
+    as_in_a_file(painter)

@@ -12,6 +12,7 @@ from demo_batches import Memory
 from demo_data import write_data
 from demo_evidence import write_evidence
 from demo_export import export
+from demo_finish import finish
 from demo_settle import settle
 from demo_switches import plant, train_base, train_switches
 from demo_unet import Painter
@@ -37,6 +38,7 @@ def main() -> None:
     plant(painter, options.seed)
     train_switches(painter, vae, memory, options.work, options.seed)
     settle(painter, vae, options.work, options.seed)
+    finish(painter, vae, options.work, options.seed)
     write_data(options.out, options.seed)
     path = options.out / "demo.safetensors"
     path.unlink(missing_ok=True)
