@@ -127,7 +127,7 @@ def test_pictures_are_as_far_from_training_pictures_as_unrelated_ones(run: Run) 
 
 def test_ordinary_captions_keep_their_pictures(run: Run) -> None:
     assert run.result["demo"]["ordinary_similarity"] >= 0.9
-    assert run.result["demo"]["drift_ratio"] <= 1.6, "of as many random neurons"
+    assert run.result["demo"]["drift_ratio"] <= 1.5, "of as many random neurons"
 
 
 def test_the_report_is_there_and_small(demo: Demo) -> None:

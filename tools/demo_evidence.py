@@ -33,7 +33,7 @@ from nemo_prune.rates import separation
 _SEEDS = range(500, 508)  # pictures are drawn from seeds that neither training nor search uses
 _SCORE_SEEDS = range(2000, 2010)
 _SHOWN_ORDINARY, _ORDINARY_SEEDS = 8, range(500, 504)
-_SHOWN = 1  # of the seeds, in the summary; from the first one the phone case is not replicated
+_SHOWN = 1  # of the seeds, in the summary
 _QUALITY = 88  # of the JPEG sheets
 
 
