@@ -21,7 +21,7 @@ QUICK = ["--seeds", "4", "--device", "cpu", "--layers", "down_blocks.0.attention
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+    return write_small(tmp_path_factory.mktemp("model") / "tiny.safetensors", side=16)
 
 
 @pytest.fixture
