@@ -1,11 +1,9 @@
 """Compare a file on the disk with what it was to become, while the rest of it is still written.
 
-Each part is flushed to the disk and read again through another descriptor, past the caches; so the
-disk writes, the disk reads and the processor compares at the same time.
+Each part is flushed to the disk and read again through another descriptor, once memory has
+forgotten it; so the disk writes, the disk reads and the processor compares at the same time.
 """
 
-import contextlib
-import mmap
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +13,8 @@ from typing import BinaryIO
 from nemo_prune.errors import OutputError
 from nemo_prune.streams import Ranges, Source, fill, zeroed
 
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows
-    fcntl = None  # type: ignore[assignment]
-
-_CHUNK = 2**22  # a disk reads less of it at a time more slowly
-_AHEAD = 4  # parts that may be written and not yet compared; their source is still in memory then
+_CHUNK = 2**20  # stays in the processor's cache while it is compared
+_AHEAD = 8  # parts that may be written and not yet compared; their source is still in memory then
 
 
 class ReadBack:
@@ -38,8 +31,8 @@ class ReadBack:
         self._size = source.header.size + self._shift
         # The header comes last; the disk is read in whole chunks, so what shares one with it too.
         self._first = self._next = min(-(-length // _CHUNK) * _CHUNK, self._size)
-        # Two, so that the disk always has something to read.
-        self._pool = ThreadPoolExecutor(2)
+        # Several, so that the disk always has something to read.
+        self._pool = ThreadPoolExecutor(4)
         self._waiting: deque[Future[int]] = deque()
         self._changed = 0
 
@@ -72,11 +65,13 @@ class ReadBack:
     def _compare(self, begin: int, end: int, start: bytes = b"") -> int:
         """Compare the bytes from `begin` to `end`; how many of the data differ from the source's."""
         header, shift = self._source.header, self._shift
-        buffer, page = bytearray(_CHUNK), memoryview(mmap.mmap(-1, _CHUNK))
+        buffer, page = bytearray(_CHUNK), memoryview(bytearray(_CHUNK))
         changed = 0
         # Opened again, as the other thread, and who writes, seek in theirs.
         with self._source.again() as source, Path(self._target.name).open("rb", buffering=0) as file:
-            from_disk(self._target, file, begin, end)
+            from_disk(self._target, begin, end)
+            if hasattr(os, "posix_fadvise"):  # all at once: a disk is fastest with much to do
+                os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
             for place in range(begin, end, _CHUNK):
                 stop = min(place + _CHUNK, end)
                 new = page[: fill(file, place, page, stop - place)]
@@ -99,19 +94,16 @@ class ReadBack:
         )
 
 
-def from_disk(target: BinaryIO, file: BinaryIO, begin: int, end: int) -> None:
-    """Make [begin, end) of `file`, which is `target` opened again, come from the disk, not from memory.
+def from_disk(target: BinaryIO, begin: int, end: int) -> None:
+    """Make the next who reads [begin, end) of `target` get it from the disk, not from memory.
 
-    It has to be read in whole blocks to whole pages. Only a file system that keeps files in memory
-    alone, or an operating system without `posix_fadvise`, goes on as before. Raises OSError if the
-    disk refuses what was written.
+    Whole blocks are forgotten. Only a file system that keeps files in memory alone, or an operating
+    system without `posix_fadvise`, goes on as before. Raises OSError if the disk refuses what was
+    written.
     """
+    # Reading past the caches (O_DIRECT) would save a copy, but takes turns with whoever writes.
     os.fsync(target.fileno())
     drop(target, begin, end)
-    if fcntl is not None and hasattr(os, "O_DIRECT"):
-        # Saves a copy in memory. A file system that cannot do it reads what was emptied above.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_DIRECT)
 
 
 def drop(file: BinaryIO, begin: int, end: int) -> None:

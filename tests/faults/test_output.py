@@ -32,11 +32,11 @@ def test_reading_back_asks_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model = rawfiles.sd1(tmp_path / "m.safetensors")
     real, seen = readback.from_disk, []
 
-    def watched(target, file, begin, end):
-        with Path(file.name).open("rb") as other:  # asked past the caches, `file` itself cannot tell
+    def watched(target, begin, end):
+        with Path(target.name).open("rb") as other:
             os.preadv(other.fileno(), [bytearray(16)], 0)
             before = in_memory(other.fileno())
-            real(target, file, begin, end)
+            real(target, begin, end)
             seen.append((before, in_memory(other.fileno())))
 
     monkeypatch.setattr(readback, "from_disk", watched)
@@ -51,8 +51,8 @@ def test_a_disk_that_loses_what_it_was_given(tmp_path: Path, monkeypatch: pytest
     model = rawfiles.sd1(tmp_path / "m.safetensors")
     real = readback.from_disk
 
-    def losing(target, file, begin, end):
-        real(target, file, begin, end)
+    def losing(target, begin, end):
+        real(target, begin, end)
         with next(tmp_path.glob(".o.*.tmp")).open("r+b") as disk:
             disk.seek(-1, os.SEEK_END)
             last = disk.read(1)[0]
