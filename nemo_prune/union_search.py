@@ -99,11 +99,16 @@ class _Reduction:
         return (yield from self.ask(frozenset(off), [*pairs, *self.objectors]))
 
     def confirmed(self, off: frozenset[Neuron]) -> _Asking:
-        """Whether every pair stays suppressed; those that do not become objectors."""
+        """Whether every pair stays suppressed; of those that do not, each prompt's worst objects."""
         if (yield from self.ask(off, list(self.limit))):
             return True
-        self.objectors += [pair for pair in self.limit if self.answers[off, pair] > self.limit[pair]]
-        self.objectors = list(dict.fromkeys(self.objectors))
+        excess = {pair: self.answers[off, pair] - limit for pair, limit in self.limit.items()}
+        # By falling excess, so that of a prompt's pairs the first is its worst.
+        worst: dict[int, Pair] = {}
+        for pair in sorted(excess, key=excess.__getitem__, reverse=True):
+            if excess[pair] > 0:
+                worst.setdefault(pair[0], pair)
+        self.objectors = list(dict.fromkeys([*self.objectors, *worst.values()]))
         return False
 
     def ask(self, off: frozenset[Neuron], pairs: Collection[Pair]) -> _Asking:

@@ -95,6 +95,15 @@ def test_a_seed_that_objects_is_heard() -> None:
     assert reduced(own, 3, needing(needs))[0] == neurons(1, 2)
 
 
+def test_of_many_seeds_that_object_one_speaks_for_all() -> None:
+    """Nine seeds miss what the most stubborn one did not: asking all of them would cost 200 samples."""
+    own = {0: neurons(*range(20))}
+    needs = {(0, seed): own[0] for seed in range(9)} | {(0, 9): neurons(0)}
+    kept, samples = reduced(own, 10, needing(needs))
+    assert kept == own[0]
+    assert samples < 100
+
+
 def test_what_was_not_suppressed_anyway_may_not_get_worse() -> None:
     own = {0: neurons(1, 2, 3)}
 
