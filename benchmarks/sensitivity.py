@@ -1,6 +1,6 @@
 """How the outcome depends on tau, the number of seeds and the timestep, on the demo checkpoint.
 
-    python -m benchmarks.sensitivity [--json] [--captions N] [--prompts N]
+    python -m benchmarks.sensitivity [--list NAME] [--json] [--captions N] [--prompts N]
 
 As in the paper's appendix: tau at mean - sd, mean, mean + sd (the default) and mean + 2 sd of
 ordinary prompts' scores, against neurons removed, prompts suppressed and drift of ordinary prompts.
@@ -123,12 +123,14 @@ def main() -> None:
     """Print the tables as Markdown, or with --json one object."""
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    lists = ("memorized", "memorized-distributed")
+    parser.add_argument("--list", choices=lists, default=lists[0], help="memorized captions")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--captions", type=int, help="ordinary captions to calibrate with (all)")
     parser.add_argument("--prompts", type=int, help="memorized captions to localize (all)")
     given = parser.parse_args()
     captions = read_prompts(DATA / "ordinary.txt").texts[: given.captions]
-    prompts = read_prompts(DATA / "memorized.txt").texts[: given.prompts]
+    prompts = read_prompts(DATA / f"{given.list}.txt").texts[: given.prompts]
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), captions, prompts)
     print(json.dumps(result) if given.json else table(result))
