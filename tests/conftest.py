@@ -25,17 +25,13 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+# They wait for what test_demo makes: its calibration, and the demo itself.
+_WAITING = ("test_demo_detect", "test_demo_layouts", "test_report_browser")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes first: begun last, it would leave the other processors with nothing to do.
-
-    One module makes what the others of the demo wait for, so they come after the rest of the slow ones.
-    """
-
-    def place(item: pytest.Item) -> tuple[bool, bool]:
-        waits = item.path.stem != "test_demo" and "demo_calibration" in getattr(item, "fixturenames", ())
-        return item.get_closest_marker("slow") is None, waits
-
-    items.sort(key=place)
+    """What takes minutes first: begun last, it would leave the other processors with nothing to do."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.stem in _WAITING))
 
 
 @pytest.fixture(autouse=True)
