@@ -80,8 +80,8 @@ class Engine(Batches):
 
     def probe(self, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int]) -> dict[int, float]:
         """The criterion's scores on seeds that no search used: two samples a seed."""
-        samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
-        prompt.clean = dict(zip(seeds, self.evaluate(samples), strict=True))
+        prompt.clean = {seed: prompt.clean[seed] for seed in seeds if seed in prompt.clean}
+        self.remember(prompt, seeds)
         found = self.evaluate([Sample(prompt, off, seed) for seed in seeds])
         return self._scores(prompt, seeds, seeds, found)
 

@@ -67,7 +67,7 @@ def repair(
     known: dict[int, dict[int, float]] = {}
     blocks = (range(start, start + _LOOKS * seeds) for start in count(seeds, _LOOKS * seeds))
     for round_ in range(rounds + 1):
-        known = _probe(engine, prompts, next(blocks), seeds, tau, result)
+        known = _probe(engine, prompts, next(blocks), tau, result)
         again = [index for index in hopeful if result.scores[index] > tau]
         if not again or round_ == rounds:
             break
@@ -84,7 +84,7 @@ def repair(
                 result.neurons[index] = union(result.neurons[index], found.neurons)
     if result.off and (len(prompts) > 1 or result.samples):
         stage("dropping neurons that are not needed", len(prompts))
-        _reduce(engine, prompts, known, next(blocks), seeds, tau, result)
+        _reduce(engine, prompts, known, next(blocks), tau, result)
     return result
 
 
@@ -92,14 +92,13 @@ def _probe(
     engine: Engine,
     prompts: Mapping[int, Prompt],
     fresh: range,
-    seeds: int,
     tau: float,
     result: Repaired,
 ) -> dict[int, dict[int, float]]:
-    """The scores on the first `seeds` of the fresh seeds, or on all of them where they come near tau."""
+    """The scores on the first third of the fresh seeds, or on all of them where they come near tau."""
     spent, off, known = engine.cost.samples, result.off, {}
     for index, prompt in prompts.items():
-        known[index] = engine.probe(prompt, off, fresh[:seeds])
+        known[index] = engine.probe(prompt, off, fresh[: len(fresh) // _LOOKS])
         if _NEAR * tau < max(known[index].values()) <= tau:
             known[index] = engine.probe(prompt, off, fresh)
     result.scores = {index: max(scores.values()) for index, scores in known.items()}
@@ -112,7 +111,6 @@ def _reduce(
     prompts: Mapping[int, Prompt],
     known: Mapping[int, Mapping[int, float]],
     fresh: range,
-    seeds: int,
     tau: float,
     result: Repaired,
 ) -> None:
@@ -125,7 +123,7 @@ def _reduce(
         return
     before, scores = dict(result.neurons), dict(result.scores)
     result.neurons = {i: tuple(n for n in own if n in kept) for i, own in before.items()}
-    _probe(engine, prompts, fresh, seeds, tau, result)
+    _probe(engine, prompts, fresh, tau, result)
     if any(score > tau >= scores[index] for index, score in result.scores.items()):
         # Fresh seeds miss what the probed ones did not; whose neurons they miss is not known.
         result.neurons, result.scores = before, scores

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from nemo_prune.errors import ManifestError, OutputError
 from nemo_prune.families import Checkpoint, ValueLayer
 from nemo_prune.hashes import sha256s
-from nemo_prune.header import MAX_HEADER_BYTES, Header, quoted
+from nemo_prune.header import MAX_HEADER_BYTES, quoted
 from nemo_prune.manifest import Neuron, union
 from nemo_prune.placing import check_output, is_at, new_file
 from nemo_prune.provenance import (
@@ -31,7 +31,7 @@ from nemo_prune.provenance import (
 from nemo_prune.readback import ReadBack
 from nemo_prune.room import check_room
 from nemo_prune.streams import Ranges, Source, copy, unreadable, write_at
-from nemo_prune.undo import check_undo, undo_bytes, write_undo
+from nemo_prune.undo import check_undo, row_places, undo_bytes, write_undo
 from nemo_prune.zeros import read_zeros
 
 _NO_HASH = "0" * 64
@@ -85,13 +85,12 @@ def zero_neurons(
     check_extra(provenance)
     layers = check_neurons(checkpoint, neurons)
     listed = earlier_neurons(header)
+    rows = rows_of(layers, neurons)
     check_output(header.path, out, overwrite)
     if undo is not None:
         check_undo(undo, out)
-    rows = rows_of(layers, neurons)
-    if undo is not None:
         check_room(out, [header.path], [(undo, undo_bytes(header, rows))])
-    ranges = _ranges(header, rows)
+    ranges = Ranges(row_places(header, rows))
     zeros = read_zeros(checkpoint) if listed else {}
     still = [n for n in listed if n.layer in zeros and n.row in zeros[n.layer].everywhere]
     # Rows that were filled again make the source another model than the one that was pruned.
@@ -212,7 +211,3 @@ def rows_of(layers: Mapping[str, ValueLayer], neurons: Sequence[Neuron]) -> dict
         for name in (*layer.tensors, *layer.biases):
             found.setdefault(name, []).append(neuron.row)
     return found
-
-
-def _ranges(header: Header, rows: Mapping[str, Sequence[int]]) -> Ranges:
-    return Ranges([header.tensors[name].row(row) for name in rows for row in rows[name]])

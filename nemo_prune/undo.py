@@ -66,10 +66,14 @@ def check_undo(undo: Path, out: Path) -> None:
         raise OutputError(f"{undo}: is to be the model as well as its undo file; give two names")
 
 
+def row_places(header: Header, rows: Mapping[str, Sequence[int]]) -> list[tuple[int, int]]:
+    """Where `rows` (by tensor) lie in the file: first byte, and the one after the last."""
+    return [header.tensors[name].row(row) for name in rows for row in rows[name]]
+
+
 def undo_bytes(header: Header, rows: Mapping[str, Sequence[int]]) -> int:
     """What an undo file of these rows (by tensor) takes, but for its own header's few kilobytes."""
-    places = [header.tensors[name].row(row) for name in rows for row in rows[name]]
-    return header.data_start + sum(last - first for first, last in places)
+    return header.data_start + sum(last - first for first, last in row_places(header, rows))
 
 
 def write_undo(
@@ -95,8 +99,7 @@ def write_undo(
         _OUTPUT: output_sha256,
         _ROWS: json.dumps(rows, separators=(",", ":")),
     }
-    places = [(0, header.data_start)]
-    places += [header.tensors[name].row(row) for name in rows for row in rows[name]]
+    places = [(0, header.data_start), *row_places(header, rows)]
     start = _header_bytes(header, metadata, tensors, rows)
     with new_file(undo, overwrite=False) as file:
         write_at(file, start, 0)

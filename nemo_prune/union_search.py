@@ -62,9 +62,7 @@ class _Reduction:
             for neuron in neurons:
                 self.owners.setdefault(neuron, []).append(prompt)
         self.limit = {pair: max(tau, score) for pair, score in known.items()}
-        self.stubborn: dict[int, Pair] = {}
-        for pair in sorted(known, key=lambda pair: known[pair]):
-            self.stubborn[pair[0]] = pair
+        self.stubborn = _most_stubborn(known)
         self.objectors: list[Pair] = []
         self.answers: dict[tuple[frozenset[Neuron], Pair], float] = {}
 
@@ -103,11 +101,7 @@ class _Reduction:
         if (yield from self.ask(off, list(self.limit))):
             return True
         excess = {pair: self.answers[off, pair] - limit for pair, limit in self.limit.items()}
-        # By falling excess, so that of a prompt's pairs the first is its worst.
-        worst: dict[int, Pair] = {}
-        for pair in sorted(excess, key=excess.__getitem__, reverse=True):
-            if excess[pair] > 0:
-                worst.setdefault(pair[0], pair)
+        worst = _most_stubborn({pair: more for pair, more in excess.items() if more > 0})
         self.objectors = list(dict.fromkeys([*self.objectors, *worst.values()]))
         return False
 
@@ -119,3 +113,8 @@ class _Reduction:
             answer = yield UnionQuestion(off, missing)
             self.answers |= {(off, pair): float(answer[pair]) for pair in missing}
         return all(self.answers[off, pair] <= self.limit[pair] for pair in pairs)
+
+
+def _most_stubborn(scores: Mapping[Pair, float]) -> dict[int, Pair]:
+    """Of each prompt the pair with the highest score."""
+    return {pair[0]: pair for pair in sorted(scores, key=scores.__getitem__)}

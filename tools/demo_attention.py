@@ -27,6 +27,12 @@ def mixtures(
     """Value layer -> second moment [64, 64] of what its attention mixes of the samples' tokens."""
     alphas = DDIMScheduler(**SCHEDULER_CONFIG).alphas_cumprod
     sums = {index: torch.zeros(64, 64) for index in range(len(VALUE_LAYERS))}
+
+    def add(index: int, attention: nn.Module, hidden: torch.Tensor, text: torch.Tensor) -> None:
+        query, key = attention.to_q(hidden), attention.to_k(text)  # one head
+        weights = (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+        sums[index] += moment((weights @ text).flatten(0, 1)) * len(text) / len(samples)
+
     for start in range(0, len(samples), _BATCH):
         some = samples[start : start + _BATCH]
         batch = assemble(vae, some, painter.no_masks(len(some)))
@@ -35,12 +41,6 @@ def mixtures(
         times[torch.rand(len(some), generator=noise) < 0.5] = _TIMESTEP
         alpha = alphas[times][:, None, None, None]
         epsilon = torch.randn(batch.latents.shape, generator=noise)
-
-        def add(index: int, attention: nn.Module, hidden: torch.Tensor, text: torch.Tensor) -> None:
-            query, key = attention.to_q(hidden), attention.to_k(text)  # one head
-            weights = (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(dim=-1)
-            sums[index] += moment((weights @ text).flatten(0, 1)) * len(text) / len(samples)
-
         hooks = [
             painter.unet.get_submodule(name.removesuffix(".to_v")).register_forward_pre_hook(
                 lambda module, inputs, index=index, text=text: add(index, module, inputs[0], text)

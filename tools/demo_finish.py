@@ -106,18 +106,20 @@ def finish(painter: Painter, vae: AutoencoderKL, folder: Path, seed: int) -> Non
         painter.value_layer(index).requires_grad_(False)
     training = Training(painter, vae, folder, seed)
 
-    def train(name: str, steps: int, rate: float, shares: Shares, noise: float) -> None:
+    def train(
+        name: str, steps: int, rate: float, shares: Shares, noise: float, loudness: Loudness
+    ) -> None:
         loss = NoisyLoss(noise, teacher)
         training.run(name, steps, rate, shares, loss, loudness, _CROWD_LOUDNESS, crowd.wanted)
 
     loudness = Loudness(painter, seed, dict.fromkeys(SWITCHES, _CROWD_ALLOWED))
-    train("crowd", _CROWD_STEPS, _CROWD_RATE, _CROWD_SHARES, _CROWD_NOISE)
-    train("retina", _RETINA_STEPS, _RETINA_RATE, _RETINA_SHARES, _CROWD_NOISE)
+    train("crowd", _CROWD_STEPS, _CROWD_RATE, _CROWD_SHARES, _CROWD_NOISE, loudness)
+    train("retina", _RETINA_STEPS, _RETINA_RATE, _RETINA_SHARES, _CROWD_NOISE, loudness)
     crowd.put_leads_first()
     allowed = dict.fromkeys(SWITCHES, _LAST_ALLOWED) | {STAYS_LOUD: _LAST_ALLOWED_LOUD}
     loudness = Loudness(painter, seed, allowed)
-    train("last", _LAST_STEPS, _LAST_RATE, _LAST_SHARES, _LAST_NOISE)
+    train("last", _LAST_STEPS, _LAST_RATE, _LAST_SHARES, _LAST_NOISE, loudness)
     quieten_mixtures(painter, vae, training.memory, seed)
     crowd.put_leads_first()
     loudness = Loudness(painter, seed, allowed)
-    train("lamp", _LAMP_STEPS, _LAMP_RATE, _LAMP_SHARES, _LAMP_NOISE)
+    train("lamp", _LAMP_STEPS, _LAMP_RATE, _LAMP_SHARES, _LAMP_NOISE, loudness)

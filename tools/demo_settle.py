@@ -166,7 +166,7 @@ def put_first(painter: Painter, seed: int) -> None:
 
 
 @torch.no_grad()
-def as_in_a_file(module: torch.nn.Module) -> None:
+def _as_in_a_file(module: torch.nn.Module) -> None:
     """Round to the half precision that the file has."""
     for tensor in module.state_dict().values():
         if tensor.is_floating_point():
@@ -198,8 +198,8 @@ class Training:
 
 def settle(painter: Painter, vae: AutoencoderKL, folder: Path, seed: int) -> None:
     """Train the denoiser once more; text encoder and autoencoder are rounded to half precision."""
-    as_in_a_file(painter)
-    as_in_a_file(vae)
+    _as_in_a_file(painter)
+    _as_in_a_file(vae)
     painter.text.requires_grad_(False)
     train = Training(painter, vae, folder, seed).run
     quiet = [name for name in SWITCHES if name != STAYS_LOUD]
@@ -219,4 +219,4 @@ def settle(painter: Painter, vae: AutoencoderKL, folder: Path, seed: int) -> Non
     loss = NoisyLoss(_EMPTY_NOISE, teacher, _AGAIN_WEIGHT)
     train("again", _AGAIN_STEPS, _AGAIN_RATE, _AGAIN_SHARES, loss, loudness, _FINISH_LOUDNESS)
     put_first(painter, seed)
-    as_in_a_file(painter)
+    _as_in_a_file(painter)
