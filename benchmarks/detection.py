@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nemo_prune.demo import CHECKPOINT, DATA
-from nemo_prune.detect import score_paths
-from nemo_prune.families import recognize
-from nemo_prune.gate import DEFAULT_FPR, decided, gate_from, margins_from, tau_from
+from nemo_prune.checkpoint.families import recognize
+from nemo_prune.cli.demo import CHECKPOINT, DATA
+from nemo_prune.files.prompts import read_prompts
 from nemo_prune.opening import Options, open_engine
-from nemo_prune.prompts import read_prompts
-from nemo_prune.rates import separation
+from nemo_prune.scoring.detect import score_paths
+from nemo_prune.scoring.rates import separation
+from nemo_prune.scoring.thresholds import DEFAULT_FPR, decided, gate_from, margins_from, tau_from
 
 SEEDS = range(10)
 

@@ -19,7 +19,7 @@ import click
 PROGRAM = """
 import re, sys, threading
 from pathlib import Path
-from nemo_prune.cli import main
+from nemo_prune.cli.main import main
 status, ended, own = Path("/proc/self/status"), threading.Event(), [0]
 def watch():
     while not ended.wait(0.05):
@@ -42,8 +42,8 @@ def random_checkpoint(path: Path) -> int:
     import ldm
     import torch
 
-    from nemo_prune.configs import data_folder, read_config
-    from nemo_prune.hub import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel
+    from nemo_prune.model.configs import data_folder, read_config
+    from nemo_prune.model.hub import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)

@@ -33,10 +33,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.families import Checkpoint, recognize
-from nemo_prune.manifest import Neuron
-from nemo_prune.streams import Ranges, Source, copy
-from nemo_prune.surgery import zero_neurons
+from nemo_prune.checkpoint.families import Checkpoint, recognize
+from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.surgery import zero_neurons
+from nemo_prune.files.streams import Ranges, Source, copy
 
 COLUMNS = 768
 WIDTHS = {1: 320, 2: 320, 4: 640, 5: 640, 7: 1280, 8: 1280}  # input blocks of SD1 with attention
@@ -133,7 +133,7 @@ def peak_memory(path: Path, neurons: list[Neuron], out: Path) -> int:
     import resource
 
     code = (
-        "import resource, sys\nfrom nemo_prune.cli import main\n"
+        "import resource, sys\nfrom nemo_prune.cli.main import main\n"
         "main(sys.argv[1:], standalone_mode=False)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.search import SEEDS
-from nemo_prune import drift
-from nemo_prune.calibrating import calibrate
-from nemo_prune.calibration_file import read_calibration
-from nemo_prune.demo import CHECKPOINT, DATA
-from nemo_prune.families import recognize
-from nemo_prune.localization import FRESH_SEEDS, Localization, localize
+from nemo_prune.checkpoint.families import recognize
+from nemo_prune.cli.demo import CHECKPOINT, DATA
+from nemo_prune.cli.progress import progress
+from nemo_prune.files.prompts import read_prompts
+from nemo_prune.localize.localize import FRESH_SEEDS, Localization, localize
 from nemo_prune.opening import Options
-from nemo_prune.progress import progress
-from nemo_prune.prompts import read_prompts
+from nemo_prune.report.render import drift
+from nemo_prune.scoring.calibrate import calibrate
+from nemo_prune.scoring.calibration_file import read_calibration
 
 _SHIFTS = (("mean - sd", -1), ("mean", 0), ("mean + sd", 1), ("mean + 2 sd", 2))
 _FEWER, _MORE = 4, 20  # seeds, beside the ten

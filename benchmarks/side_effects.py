@@ -24,21 +24,22 @@ from typing import Any
 
 import torch
 
-from nemo_prune import demo, pruning
-from nemo_prune.drift import random_neurons
-from nemo_prune.families import Checkpoint, recognize
-from nemo_prune.gallery import PictureSettings
-from nemo_prune.likeness import Likeness, mean, open_likeness
-from nemo_prune.loading import load_pipeline
-from nemo_prune.localization import FRESH_SEEDS, Localization, localize
-from nemo_prune.manifest import Neuron
+from nemo_prune.checkpoint.families import Checkpoint, recognize
+from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.surgery import zero_neurons
+from nemo_prune.cli.main import demo
+from nemo_prune.cli.progress import progress
+from nemo_prune.files.prompts import read_prompts
+from nemo_prune.localize import prune as pruning
+from nemo_prune.localize.localize import FRESH_SEEDS, Localization, localize
+from nemo_prune.model.loading import load_pipeline
 from nemo_prune.opening import Options, Progress
-from nemo_prune.pictures import Picture, draw
-from nemo_prune.progress import progress
-from nemo_prune.prompts import read_prompts
-from nemo_prune.surgery import zero_neurons
-from nemo_prune.targets import open_target
-from nemo_prune.verification import verify
+from nemo_prune.report.drift import random_neurons
+from nemo_prune.report.gallery import PictureSettings
+from nemo_prune.report.likeness import Likeness, mean, open_likeness
+from nemo_prune.report.pictures import Picture, draw
+from nemo_prune.report.targets import open_target
+from nemo_prune.report.verify import verify
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from demo_judge import accuracy, train_judge  # scripts, not a package

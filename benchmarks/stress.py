@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nemo_prune.fast_search import search
-from nemo_prune.manifest import Neuron
-from nemo_prune.search import LAST_RUNG, THETA_START, THETA_STEP, Ladder, literal_search, run
+from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.search.group_testing import search
+from nemo_prune.search.literal import LAST_RUNG, THETA_START, THETA_STEP, Ladder, literal_search, run
 
 TAU = 0.428
 WIDTHS = (320, 320, 640, 640, 1280, 1280, 1280)  # SD1's value layers, down blocks and mid block

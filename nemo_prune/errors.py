@@ -17,7 +17,7 @@ an error into an exit code (2, and 130 for Interrupted), in one place.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nemo_prune.manifest import Manifest
+    from nemo_prune.checkpoint.manifest import Manifest
 
 
 class NemoPruneError(Exception):

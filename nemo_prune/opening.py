@@ -6,14 +6,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from nemo_prune.devices import pick_device, pick_dtype
-from nemo_prune.engine import Criterion, Engine
+from nemo_prune.checkpoint.families import Checkpoint
 from nemo_prune.errors import OptionError
-from nemo_prune.families import Checkpoint
-from nemo_prune.gate import DEFAULT_FPR
-from nemo_prune.loading import load_model, load_pipeline
-from nemo_prune.prompts import read_prompts
-from nemo_prune.schedule import ddim_timestep
+from nemo_prune.files.prompts import read_prompts
+from nemo_prune.model.devices import pick_device, pick_dtype
+from nemo_prune.model.loading import load_model, load_pipeline
+from nemo_prune.model.schedule import ddim_timestep
+from nemo_prune.scoring.engine import Criterion, Engine
+from nemo_prune.scoring.thresholds import DEFAULT_FPR
 
 
 class Progress(Protocol):

@@ -6,7 +6,6 @@ tests start have as many.
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ import torch
 from click.testing import CliRunner
 from filelock import FileLock
 
-from nemo_prune.cli import main
-from nemo_prune.demo import CHECKPOINT, DATA
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from nemo_prune.cli.demo import CHECKPOINT, DATA
+from nemo_prune.cli.main import main
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny import config_folder, ldm, tiny_tensors
 from torch import Tensor
 
-from nemo_prune import hub
+from nemo_prune.model import hub
 
 DTYPES = {
     "F64": torch.float64,

@@ -14,9 +14,9 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from nemo_prune.cli import main
-from nemo_prune.configs import METADATA_KEY, complete_folder, data_folder, read_config
-from nemo_prune.hub import (
+from nemo_prune.cli.main import main
+from nemo_prune.model.configs import METADATA_KEY, complete_folder, data_folder, read_config
+from nemo_prune.model.hub import (
     AutoencoderKL,
     CLIPTextConfig,
     CLIPTextModel,

@@ -16,19 +16,19 @@ import torch
 from demo_world import MEMORIZED, Memorized, memorized_pictures
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from nemo_prune import pruning
-from nemo_prune.calibrating import calibrate
-from nemo_prune.demo import precision
-from nemo_prune.drift import random_neurons
-from nemo_prune.engine import Engine
-from nemo_prune.families import recognize
-from nemo_prune.loading import load_pipeline
-from nemo_prune.localization import Localization, localize
+from nemo_prune.checkpoint.families import recognize
+from nemo_prune.cli.demo import precision
+from nemo_prune.cli.progress import progress
+from nemo_prune.files.prompts import read_prompts
+from nemo_prune.localize import prune as pruning
+from nemo_prune.localize.localize import Localization, localize
+from nemo_prune.model.loading import load_pipeline
 from nemo_prune.opening import Options
-from nemo_prune.pictures import Picture, draw, sheet, similarity
-from nemo_prune.progress import progress
-from nemo_prune.prompts import read_prompts
-from nemo_prune.rates import separation
+from nemo_prune.report.drift import random_neurons
+from nemo_prune.report.pictures import Picture, draw, sheet, similarity
+from nemo_prune.scoring.calibrate import calibrate
+from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.rates import separation
 
 _SEEDS = range(500, 508)  # pictures are drawn from seeds that neither training nor search uses
 _SCORE_SEEDS = range(2000, 2010)

@@ -14,8 +14,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from ldm import save_single_file
 from transformers import CLIPTextModel
 
-from nemo_prune.configs import METADATA_KEY
-from nemo_prune.demo import component_configs
+from nemo_prune.cli.demo import component_configs
+from nemo_prune.model.configs import METADATA_KEY
 
 # The settings that change what a model computes and leave no trace in its tensors' shapes.
 _UNSEEN = {

@@ -31,7 +31,7 @@ class Disagreement(Exception):
 def compare(content: bytes, path: Path) -> None:
     """Write `content` to `path` and raise Disagreement unless the two agree about it."""
     from nemo_prune.errors import CheckpointError
-    from nemo_prune.header import read_header
+    from nemo_prune.files.header import read_header
 
     path.write_bytes(content)
     theirs = None
@@ -121,7 +121,7 @@ def main() -> None:
         import atheris
 
         with atheris.instrument_imports(include=["nemo_prune", "json"]):
-            import nemo_prune.header  # noqa: F401
+            import nemo_prune.files.header  # noqa: F401
         folder = Path(name) / "corpus"
         folder.mkdir()
         for number, content in enumerate(seeds()):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-RUN = (sys.executable, "-c", "from nemo_prune.cli import main; main()")
+RUN = (sys.executable, "-c", "from nemo_prune.cli.main import main; main()")
 DEMO = Path(__file__).resolve().parent.parent / "nemo_prune" / "data" / "demo"
 
 

@@ -11,7 +11,7 @@ import rawfiles
 from click.testing import CliRunner
 from corpus import MANIFESTS, MODELS, PROMPTS, Fault, manifest
 
-from nemo_prune.cli import main
+from nemo_prune.cli.main import main
 
 # Of the processor, which does not depend on what else the machine does just then.
 SECONDS, BYTES = 2.0, 300 * 2**20
@@ -123,7 +123,7 @@ MEASURED = [name for name in MODELS if name.startswith("large") or "bomb" in nam
 PROGRAM = """
 import re, sys, time
 from pathlib import Path
-from nemo_prune.cli import main
+from nemo_prune.cli.main import main
 try:
     main(sys.argv[2:])
 finally:

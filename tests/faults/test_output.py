@@ -8,11 +8,11 @@ import pytest
 import rawfiles
 from corpus import LAYER
 
-from nemo_prune import readback
+from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.surgery import zero_neurons
 from nemo_prune.errors import OutputError
-from nemo_prune.families import recognize
-from nemo_prune.manifest import Neuron
-from nemo_prune.surgery import zero_neurons
+from nemo_prune.files import readback
 
 
 def in_memory(file: int) -> bool:

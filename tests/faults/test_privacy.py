@@ -11,7 +11,7 @@ import tiny
 from click.testing import CliRunner
 from corpus import MODELS
 
-from nemo_prune.cli import main
+from nemo_prune.cli.main import main
 
 SMALL = json.dumps({"unet": {"sample_size": 16}})
 MARKER = "zebrafish marker caption"
@@ -26,7 +26,7 @@ def hook(event, arguments):
         print("network:", event, arguments, file=sys.stderr)
         raise SystemExit(99)
 sys.addaudithook(hook)
-from nemo_prune.cli import main
+from nemo_prune.cli.main import main
 main()
 """
 

@@ -1,0 +1,1 @@
+"""Models on disk: families, value layers, manifests, and the operations on them; no torch."""

@@ -1,0 +1,276 @@
+"""The manifest: which neurons, and why. The one document between searching and rewriting.
+
+It is JSON, made to be read, edited, kept in version control and applied on a machine without a
+GPU. It holds no prompt texts unless they were asked for. The form, ``nemo-prune-manifest/1``::
+
+    {
+      "format": "nemo-prune-manifest/1",
+      "version": "0.1.0",                                  of the tool that wrote it
+      "source": {"path": "model.safetensors", "sha256": "...",     file name only
+                 "model": "sd1, 16 value layers ..."},             may be missing
+      "options": {"tau": 0.428, "seeds": 10, ...},
+      "prompts": [
+        {"index": 0, "status": "suppressed", "score_before": 0.71, "score_after": 0.2,
+         "samples": 24, "truncated": false,
+         "neurons": [
+          {"layer": "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v", "row": 5}]}
+      ],
+      "neurons": [{"layer": "...", "row": 5}]              the union: what is removed
+    }
+
+Statuses are free strings; the tool writes "suppressed", "not memorized", "not removable" (searched
+and repaired, and still above tau) and "still memorized" (the check of the written file says so).
+"""
+
+import json
+import math
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_prune.errors import ManifestError
+from nemo_prune.files.atomic import write_new
+from nemo_prune.files.strict_json import Fault, check_keys, parse, typed
+
+FORMAT = "nemo-prune-manifest/1"
+_MAX_BYTES = 256 * 2**20  # far above any manifest, far below a model handed in by mistake
+_KEYS = {"format", "version", "source", "options", "prompts", "neurons"}
+_PROMPT_KEYS = {"index", "status", "score_before", "score_after", "neurons", "samples", "truncated"}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, order=True)
+class Neuron:
+    """One output of a value layer: the canonical name of the layer, and the row of its weight.
+
+    Sorts by name, which is not the order of the network; `union` gives that.
+    """
+
+    layer: str
+    row: int
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """What became of one prompt; `index` counts the prompts of the prompt file from 0.
+
+    The scores are memorization scores in [0, 1], or None where none was taken. `samples` counts
+    the denoiser's forward passes spent. `truncated`: longer than the text encoder reads.
+    """
+
+    index: int
+    status: str
+    score_before: float | None
+    score_after: float | None
+    neurons: tuple[Neuron, ...] = ()
+    samples: int = 0
+    truncated: bool = False
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The document; `source` has "path" (file name only), "sha256" and, unless an older version
+    wrote it, "model" (`Checkpoint.kind`); `options` is plain JSON.
+
+    `neurons` is what to remove. As written by the tool it is the union of the prompts' neurons;
+    an edited manifest may list others.
+    """
+
+    version: str
+    source: Mapping[str, str]
+    options: Mapping[str, Any]
+    prompts: tuple[PromptRecord, ...] = ()
+    neurons: tuple[Neuron, ...] = ()
+
+
+def network_order(layer: str) -> tuple[int, tuple[tuple[int, str], ...]]:
+    """A sorting key for canonical layer names: down, mid, up; numbers by value, 10 after 2."""
+    first, _, _ = layer.partition(".")
+    part = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}.get(first, 3)
+    return part, tuple((int(p), "") if _is_number(p) else (-1, p) for p in layer.split("."))
+
+
+def union(*groups: Iterable[Neuron]) -> tuple[Neuron, ...]:
+    """Every neuron of `groups` once, in the order of the network, rows ascending."""
+    return tuple(
+        sorted(
+            {neuron for group in groups for neuron in group},
+            key=lambda n: (network_order(n.layer), n.row),
+        )
+    )
+
+
+def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> None:
+    """Write `manifest` to `path`, at once and whole.
+
+    The same manifest gives the same bytes. Raises OutputError where the file cannot be written,
+    or exists and `overwrite` is false; ManifestError if what `read_manifest` would refuse is in it.
+    """
+    path = Path(path)
+    text = to_json(manifest)
+    _parse(text, path)
+    # A file name that is not UTF-8 arrives as half surrogates, which JSON can spell \\uXXXX.
+    write_new(path, text.encode("utf-8", "backslashreplace"), overwrite)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest at `path`; ManifestError, one line, if it is not a sound one."""
+    path = Path(path)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ManifestError(f"{path}: is a folder; give the manifest file")
+        if not stat.S_ISREG(status.st_mode):
+            raise ManifestError(f"{path}: is not a regular file; give the manifest file")
+        if status.st_size > _MAX_BYTES:
+            raise ManifestError(
+                f"{path}: {status.st_size} bytes are too many for a manifest; give the JSON file "
+                f"that --manifest wrote"
+            )
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such file; check the path") from None
+    except UnicodeDecodeError:
+        raise ManifestError(f"{path}: is not UTF-8; give the JSON file of --manifest") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ManifestError(f"{path}: cannot be read ({reason})") from None
+    return _parse(text, path)
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def to_json(manifest: Manifest) -> str:
+    """The manifest as JSON text with a newline at its end: one line a neuron."""
+    prompts = _block([_prompt_json(record) for record in manifest.prompts], "  ")
+    neurons = _block([_dump(_plain(neuron)) for neuron in manifest.neurons], "  ")
+    return (
+        f'{{\n  "format": {_dump(FORMAT)},\n  "version": {_dump(manifest.version)},\n'
+        f'  "source": {_dump(dict(manifest.source))},\n'
+        f'  "options": {_dump(dict(manifest.options))},\n'
+        f'  "prompts": {prompts},\n  "neurons": {neurons}\n}}\n'
+    )
+
+
+def _prompt_json(record: PromptRecord) -> str:
+    fields: dict[str, object] = {
+        "index": record.index,
+        "status": record.status,
+        "score_before": record.score_before,
+        "score_after": record.score_after,
+        "samples": record.samples,
+        "truncated": record.truncated,
+    }
+    if record.text is not None:
+        fields["text"] = record.text
+    neurons = _block([_dump(_plain(neuron)) for neuron in record.neurons], "     ")
+    return f'{_dump(fields)[:-1]},\n     "neurons": {neurons}}}'
+
+
+def _block(items: list[str], indent: str) -> str:
+    if not items:
+        return "[]"
+    return "[" + ",".join(f"\n{indent}  {item}" for item in items) + f"\n{indent}]"
+
+
+def _plain(neuron: Neuron) -> dict[str, object]:
+    return {"layer": neuron.layer, "row": neuron.row}
+
+
+def _dump(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ManifestError(f"the manifest cannot hold this value: {error}") from None
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def _parse(text: str, path: Path) -> Manifest:
+    try:
+        return _manifest(parse(text))
+    except Fault as fault:
+        raise ManifestError(f"{path}: {fault}; give a manifest of this tool, or mend it") from None
+
+
+def _manifest(parsed: object) -> Manifest:
+    if not isinstance(parsed, dict) or "format" not in parsed:
+        raise Fault(f'is not a manifest: it has no "format": "{FORMAT}"')
+    if parsed["format"] != FORMAT:
+        raise Fault(f"is of the format {ascii(parsed['format'])[:60]}, this tool reads {FORMAT}")
+    check_keys(parsed, "the manifest", _KEYS)
+    source = typed(parsed, "source", dict, "the manifest")
+    check_keys(source, "source", {"path", "sha256"}, {"model"})
+    if not all(isinstance(value, str) for value in source.values()):
+        raise Fault("has a source whose path, sha256 or model is not a string")
+    if not _SHA256.fullmatch(source["sha256"]):
+        raise Fault("has a source whose sha256 is not 64 lower-case hexadecimal digits")
+    prompts = typed(parsed, "prompts", list, "the manifest")
+    options = typed(parsed, "options", dict, "the manifest")
+    try:
+        # Some of them go into metadata, where half a surrogate pair could not be written.
+        json.dumps(options, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise Fault("has options that are not Unicode, or nest too deeply") from None
+    return Manifest(
+        version=typed(parsed, "version", str, "the manifest"),
+        source=source,
+        options=options,
+        prompts=tuple(_prompt(entry, f"prompts[{i}]") for i, entry in enumerate(prompts)),
+        neurons=_neurons(typed(parsed, "neurons", list, "the manifest"), "neurons"),
+    )
+
+
+def _prompt(entry: object, where: str) -> PromptRecord:
+    entry = check_keys(entry, where, _PROMPT_KEYS, {"text"})
+    index, samples = typed(entry, "index", int, where), typed(entry, "samples", int, where)
+    if index < 0 or samples < 0:
+        raise Fault(f"has a negative index or samples in {where}")
+    return PromptRecord(
+        index=index,
+        status=typed(entry, "status", str, where),
+        score_before=_score(entry, "score_before", where),
+        score_after=_score(entry, "score_after", where),
+        neurons=_neurons(typed(entry, "neurons", list, where), f"{where}.neurons"),
+        samples=samples,
+        truncated=typed(entry, "truncated", bool, where),
+        text=typed(entry, "text", str, where) if "text" in entry else None,
+    )
+
+
+def _neurons(entries: list[object], where: str) -> tuple[Neuron, ...]:
+    found: dict[Neuron, None] = {}
+    for i, entry in enumerate(entries):
+        entry = check_keys(entry, f"{where}[{i}]", {"layer", "row"})
+        neuron = Neuron(
+            typed(entry, "layer", str, f"{where}[{i}]"), typed(entry, "row", int, f"{where}[{i}]")
+        )
+        if neuron.row < 0:
+            raise Fault(f"has a negative row in {where}[{i}]")
+        if neuron.row >= 2**63:
+            raise Fault(f"has a row in {where}[{i}] that no manifest could mean")
+        if neuron in found:
+            raise Fault(f"names row {neuron.row} of {neuron.layer!a} twice in {where}")
+        found[neuron] = None
+    return tuple(found)
+
+
+def _score(entry: dict[str, Any], key: str, where: str) -> float | None:
+    value = entry[key]
+    if value is None:
+        return None
+    # An integer may be too large to be a float, which is what `isfinite` needs to say no.
+    sound = type(value) is float or (type(value) is int and abs(value) < 2**53)
+    if not sound or not math.isfinite(value):
+        raise Fault(f"has {key} in {where} that is neither a number nor null")
+    return float(value)
+
+
+def _is_number(piece: str) -> bool:
+    return piece.isascii() and piece.isdigit() and len(piece) < 20

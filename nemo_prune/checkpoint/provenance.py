@@ -1,0 +1,130 @@
+"""What a pruned file says about itself: its metadata, and the header that carries it.
+
+All keys of this tool begin with ``nemo_prune.``::
+
+    nemo_prune.version          of the tool
+    nemo_prune.source_sha256    of the whole file that was read
+    nemo_prune.original_sha256  only where that file had been pruned before: what it came from
+    nemo_prune.neurons          {layer: [rows]} as JSON: every neuron removed, earlier runs' too
+    nemo_prune.tau, ...         further notes of this run; those of earlier runs are dropped
+
+Prompts never go in: that would publish again what was just removed.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+
+from nemo_prune import __version__
+from nemo_prune.checkpoint.manifest import Neuron, union
+from nemo_prune.errors import CheckpointError
+from nemo_prune.files.header import Header
+
+PREFIX = "nemo_prune."
+VERSION, SOURCE_SHA256, ORIGINAL_SHA256, NEURONS = (
+    PREFIX + key for key in ("version", "source_sha256", "original_sha256", "neurons")
+)
+# Not this module's, but nobody may overwrite it: how the model is built.
+_CONFIG = PREFIX + "config"
+MODELSPEC_HASH = "modelspec.hash_sha256"
+BLOCK = 4096
+"""Bytes of a block, the unit in which file systems share data between files."""
+# kohya's hashes of the old weights, which nothing defines well enough to compute anew.
+_STALE = ("sshs_model_hash", "sshs_legacy_hash")
+
+
+def provenance_of(header: Header) -> dict[str, str]:
+    """The `nemo_prune.*` entries of a file's metadata, in the order of the file."""
+    return {key: text for key, text in header.metadata.items() if key.startswith(PREFIX)}
+
+
+def earlier_neurons(header: Header) -> tuple[Neuron, ...]:
+    """The neurons that earlier runs say they removed; CheckpointError if they say nonsense."""
+    try:
+        listed = json.loads(header.metadata.get(NEURONS, "{}"))
+        found = [Neuron(layer, row) for layer, rows in listed.items() for row in rows]
+        # Escapes can spell half a surrogate pair, which could not be written again.
+        "".join(listed).encode()
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        found = None
+    if found is None or any(type(n.row) is not int or n.row < 0 for n in found):
+        raise CheckpointError(
+            f"{header.path}: has damaged metadata {NEURONS} (neurons by layer are due); "
+            f"remove that entry, or start from the file before it was pruned"
+        )
+    return union(found)
+
+
+def original_sha256(header: Header) -> str | None:
+    """The hash of the file that the removed neurons are missing from, as earlier runs tell it."""
+    if NEURONS not in header.metadata:
+        return None
+    return header.metadata.get(ORIGINAL_SHA256) or header.metadata.get(SOURCE_SHA256)
+
+
+def check_extra(extra: Mapping[str, str]) -> None:
+    """Raise ValueError for keys of provenance that are not the caller's to set."""
+    for key in extra:
+        if _prefixed(key) in (VERSION, SOURCE_SHA256, ORIGINAL_SHA256, NEURONS, _CONFIG):
+            raise ValueError(f"provenance cannot set {key}")
+
+
+def new_header(
+    header: Header,
+    neurons: Iterable[Neuron],
+    original: str | None,
+    extra: Mapping[str, str],
+    source_sha256: str,
+    data_sha256: str,
+) -> bytes:
+    """The output's first bytes, length field included, up to its data.
+
+    The tensors and their order are the source's, and so is the metadata, extended. `neurons` are
+    those to name as removed, `original` the hash of the file that they are missing from, if that is
+    not the source. Hashes are 64 hexadecimal digits, so the length does not depend on them;
+    `data_sha256` is used only if the source states such a hash.
+    """
+    old = header.metadata
+    metadata = {
+        key: text
+        for key, text in old.items()
+        # What earlier runs noted (tau, ...) is not true of this one; how the model is built is.
+        if key not in _STALE and (key == _CONFIG or not key.startswith(PREFIX))
+    }
+    if MODELSPEC_HASH in old:
+        metadata[MODELSPEC_HASH] = f"0x{data_sha256}"
+    rows: dict[str, list[int]] = {}
+    for neuron in neurons:
+        rows.setdefault(neuron.layer, []).append(neuron.row)
+    metadata |= {VERSION: __version__, SOURCE_SHA256: source_sha256}
+    if original:
+        metadata[ORIGINAL_SHA256] = original
+    metadata[NEURONS] = _compact(rows)
+    metadata |= {_sound(_prefixed(key)): _sound(text) for key, text in extra.items()}
+    tensors = {
+        tensor.name: {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": (tensor.start - header.data_start, tensor.end - header.data_start),
+        }
+        for tensor in header.tensors.values()
+    }
+    # Compact, as Forge wants the file's bytes 8 and 9 to be {"; padded as the library does, or,
+    # unless the source's data are not even aligned, so that its blocks can be shared.
+    text = _compact({"__metadata__": metadata, **tensors}).encode()
+    aligned = header.data_start % 8 == 0
+    text += b" " * ((header.data_start - 8 - len(text)) % BLOCK if aligned else -len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _prefixed(key: str) -> str:
+    return key if key.startswith(PREFIX) else PREFIX + key
+
+
+def _sound(text: str) -> str:
+    """`text` with halves of surrogate pairs, which UTF-8 does not have, spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

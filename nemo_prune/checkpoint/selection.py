@@ -1,0 +1,205 @@
+"""Neurons to zero that a person names: by hand, or as the paper's own results.
+
+The paper's code writes its results as a table separated by semicolons, a row a prompt. Its column
+``Refined Neurons`` lists the rows of each layer of the down and mid blocks in the order of the
+network, for Stable Diffusion 1 seven of them: ``[[25, 262], [], [98], [105], [364], [], []]``.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nemo_prune.checkpoint.families import Checkpoint, ValueLayer
+from nemo_prune.checkpoint.manifest import Manifest, Neuron, network_order, union
+from nemo_prune.checkpoint.surgery import check_neurons
+from nemo_prune.errors import ManifestError, OptionError
+from nemo_prune.files.trees import shown
+
+_COLUMN = "Refined Neurons"
+_SUFFIX = ".attn2.to_v"
+_MAX_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which neurons to zero, and what the output may say of where they come from.
+
+    `source_sha256` is of the file that they were found in, None where that is not known.
+    """
+
+    neurons: tuple[Neuron, ...]
+    provenance: dict[str, str]
+    source_sha256: str | None = None
+
+
+Groups = tuple[tuple[Neuron, ...], ...]
+"""The neurons of each prompt, in the order of the prompts."""
+
+
+def from_manifest(manifest: Manifest, top_k: int | None = None) -> Choice:
+    """The neurons of a manifest, or the `top_k` of them that most of its prompts share."""
+    groups = tuple(record.neurons for record in manifest.prompts)
+    stated = [key for key in ("tau", "gate", "criterion", "timestep") if key in manifest.options]
+    told = {key: str(manifest.options[key]) for key in stated}
+    choice = _choice(manifest.neurons, groups, top_k)
+    return replace(
+        choice, provenance={**told, **choice.provenance}, source_sha256=manifest.source["sha256"]
+    )
+
+
+def check_fits(manifest: Manifest, path: Path, checkpoint: Checkpoint) -> None:
+    """Raise ManifestError, naming both, if the manifest at `path` is of another family or widths.
+
+    Any file of the same architecture will do: another precision, the EMA alone, a fine-tune.
+    """
+    made_for = manifest.source.get("model")
+    why = ""
+    if made_for in (None, checkpoint.kind):
+        try:
+            check_neurons(checkpoint, manifest.neurons)
+            return
+        except ManifestError as error:
+            why = f" ({str(error).removeprefix(f'{checkpoint.path}: ').partition(';')[0]})"
+    name = shown(manifest.source["path"])
+    raise ManifestError(
+        f"{path}: was made for {f'{name} ({shown(made_for)})' if made_for else name}, another model "
+        f"than {checkpoint.path} ({checkpoint.kind}){why}; apply it to a file of the same architecture"
+    )
+
+
+def from_results(path: Path, checkpoint: Checkpoint, top_k: int | None = None) -> Choice:
+    """All neurons of the paper's result table at `path`, or the `top_k` that most prompts share."""
+    groups = read_results(path, checkpoint)
+    return _choice(union(*groups), groups, top_k)
+
+
+def _choice(neurons: Sequence[Neuron], groups: Groups, top_k: int | None) -> Choice:
+    told = {"prompts": str(len(groups))}
+    if top_k is None:
+        return Choice(tuple(neurons), told)
+    return Choice(most_shared(neurons, groups, top_k), {**told, "top_k": str(top_k)})
+
+
+def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
+    """The neurons that `text`, "layer:row,layer:row,...", names, in the order of the network.
+
+    A layer is given by its name, with or without the ending ".attn2.to_v", or by its number: they
+    count from 0 in the order of the network, as `inspect` lists them. Raises OptionError for what
+    cannot be read, layers and rows that `checkpoint` does not have, and neurons named twice.
+    """
+    layers = checkpoint.value_layers
+    known = {layer.name: layer for layer in layers}
+    known |= {layer.name.removesuffix(_SUFFIX): layer for layer in layers}
+    known |= {str(number): layer for number, layer in enumerate(layers)}
+    found: list[Neuron] = []
+    for piece in text.split(","):
+        name, colon, row = (part.strip() for part in piece.rpartition(":"))
+        if not colon or not (row.isascii() and row.isdigit() and len(row) < 10):
+            raise OptionError(f"--neurons: {piece.strip()!a} is not layer:row, such as 0:17")
+        layer = known.get(name)
+        if layer is None:
+            raise OptionError(
+                f"--neurons: {checkpoint.path} has no value layer {name!a}; give one of the names "
+                f"that inspect lists, or a number from 0 to {len(layers) - 1}"
+            )
+        if int(row) >= layer.rows:
+            raise OptionError(
+                f"--neurons: {layer.name} of {checkpoint.path} has rows 0 to {layer.rows - 1}, "
+                f"not {int(row)}"
+            )
+        found.append(Neuron(layer.name, int(row)))
+    if twice := [neuron for neuron, count in Counter(found).items() if count > 1]:
+        raise OptionError(f"--neurons: row {twice[0].row} of {twice[0].layer} is named twice")
+    return union(found)
+
+
+def read_results(path: Path, checkpoint: Checkpoint) -> Groups:
+    """The refined neurons of each prompt in a result table of the paper's code.
+
+    Raises ManifestError, one line, for a file that is not such a table, or whose layers and rows
+    are not those of `checkpoint`. The prompts themselves are not kept.
+    """
+    layers = checkpoint.select("down+mid")
+    text = _read(path)
+    # Fields longer than the csv module's default are real: thousands of initial neurons.
+    usual = csv.field_size_limit(_MAX_BYTES)
+    try:
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=";", strict=True)
+        if _COLUMN not in (table.fieldnames or ()):
+            raise ManifestError(
+                f"{path}: has no column {_COLUMN!r}; give the result file of the paper's code, "
+                f"separated by semicolons"
+            )
+        groups = tuple(
+            _row(path, number, line.get(_COLUMN), layers, checkpoint)
+            for number, line in enumerate(table, start=1)
+        )
+    except csv.Error as error:
+        raise ManifestError(f"{path}: is not a table separated by semicolons ({error})") from None
+    finally:
+        csv.field_size_limit(usual)  # other tables are read by the default
+    if not any(groups):
+        raise ManifestError(f"{path}: names no neurons; give the results of memorized prompts")
+    return groups
+
+
+def most_shared(neurons: Sequence[Neuron], groups: Groups, count: int) -> tuple[Neuron, ...]:
+    """The `count` of `neurons` that most of `groups`, one a prompt, hold; all if there are fewer.
+
+    Of equally shared ones, those that come first in the network. In the order of the network.
+    """
+    shared = Counter(neuron for group in groups for neuron in set(group))
+    ranked = sorted(neurons, key=lambda n: (-shared[n], network_order(n.layer), n.row))
+    return union(ranked[:count])
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ManifestError(f"{path}: is too large for a result table; check the path")
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such file; check the path") from None
+    except UnicodeDecodeError:
+        raise ManifestError(
+            f"{path}: is not UTF-8 text; give the result file of the paper's code"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ManifestError(f"{path}: cannot be read ({reason})") from None
+
+
+def _row(
+    path: Path, number: int, field: str | None, layers: Sequence[ValueLayer], checkpoint: Checkpoint
+) -> tuple[Neuron, ...]:
+    try:
+        lists = json.loads(field or "")
+    except (ValueError, RecursionError):
+        lists = None
+    if not isinstance(lists, list) or not all(_are_rows(rows) for rows in lists):
+        raise ManifestError(
+            f"{path}: prompt {number}: {_COLUMN!r} is not a list of lists of row numbers"
+        )
+    if len(lists) != len(layers):
+        raise ManifestError(
+            f"{path}: prompt {number}: lists neurons of {len(lists)} layers, but {checkpoint.path} "
+            f"has {len(layers)} value layers in its down and mid blocks; they are of another model"
+        )
+    for layer, rows in zip(layers, lists, strict=True):
+        if rows and max(rows) >= layer.rows:
+            raise ManifestError(
+                f"{path}: prompt {number}: {layer.name} of {checkpoint.path} has rows 0 to "
+                f"{layer.rows - 1}, not {max(rows)}; the results are of another model"
+            )
+    # The code may list a row twice: once as an outlier, once as one of the largest.
+    return union(
+        Neuron(layer.name, row) for layer, rows in zip(layers, lists, strict=True) for row in rows
+    )
+
+
+def _are_rows(value: object) -> bool:
+    return isinstance(value, list) and all(type(row) is int and row >= 0 for row in value)

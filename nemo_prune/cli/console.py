@@ -1,0 +1,170 @@
+"""What a person sees: tables, on standard error, so that standard output stays JSON."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+_STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red",
+           "not removable": "bold red"}  # fmt: skip
+_ROWS = 40  # of a ranked table, unless more are memorized
+
+
+def console() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def interval_text(gate: Mapping[str, Any]) -> str:
+    """A gate's confidence interval in words, as JSON tells it."""
+    low, high = ("?" if gate[side] is None else f"{gate[side]:.3f}" for side in ("low", "high"))
+    return f"95 % interval {low} to {high}"
+
+
+def print_prompts(result: dict[str, Any]) -> None:
+    """The table of prompts and the totals of a `summary`."""
+    shown = console()
+    table = Table(title=None, header_style="bold")
+    for name in ("prompt", "status", "score before", "score after", "neurons", "samples"):
+        table.add_column(name, justify="left" if name == "status" else "right")
+    for entry in result["prompts"]:
+        status = str(entry["status"])
+        table.add_row(
+            str(entry["index"]),
+            f"[{_STYLES.get(status, 'default')}]{status}[/]",
+            *(
+                "-" if entry[key] is None else f"{entry[key]:.3f}"
+                for key in ("score_before", "score_after")
+            ),
+            str(len(entry["neurons"])),
+            str(entry["samples"]),
+        )
+    shown.print(table)
+    cost = result["cost"]
+    memorized = [e for e in result["prompts"] if e["status"] != "not memorized"]
+    suppressed = sum(e["status"] == "suppressed" for e in memorized)
+    shown.print(
+        f"gate {result['gate']['value']} ({result['gate_source']}), tau {result['tau']} "
+        f"({result['tau_source']}), ordinary activations from {result['statistics_from']}, "
+        f"criterion {result['criterion']}. "
+        f"{suppressed} of {len(memorized)} memorized prompts suppressed, "
+        f"{len(result['prompts']) - len(memorized)} not memorized; "
+        f"{len(result['neurons'])} neurons in all.\n"
+        f"Denoiser samples: {cost['samples']} to search, {cost['calibration_samples']} to "
+        f"calibrate, {cost['check_samples']} to check; {cost['seconds']} s, "
+        f"{cost['peak_memory_mb']} MB at the peak."
+    )
+
+
+def print_verification(data: dict[str, Any]) -> None:
+    """The table of prompts and the verdict of a `Verification`."""
+    from nemo_prune.report.render import verdict  # and with it jinja2, which no other table needs
+
+    shown = console()
+    table = Table(header_style="bold")
+    for name in ("prompt", "status", "score before", "score after", "pictures near the target"):
+        table.add_column(name, justify="left" if name == "status" else "right")
+    for entry in data["prompts"]:
+        pictures = entry.get("pictures") or {}
+        near = (
+            f"{pictures['near_before']} -> {pictures['near_after']}" if "near_after" in pictures else "-"
+        )
+        table.add_row(
+            str(entry["index"]),
+            f"[{_STYLES[entry['status']]}]{entry['status']}[/]",
+            f"{entry['score_before']:.3f}", f"{entry['score_after']:.3f}", near,
+        )  # fmt: skip
+    shown.print(table)
+    shown.print(verdict(data), markup=False)
+
+
+def print_findings(result: dict[str, Any]) -> None:
+    """The ranked table of `detect` and its verdict, on standard output: it is what was asked for."""
+    shown = Console(highlight=False)
+    ranked = sorted(result["prompts"], key=lambda entry: (-entry["score"], entry["index"]))
+    table = Table(header_style="bold")
+    with_text = "text" in ranked[0]
+    for name in (
+        "prompt",
+        "memorized",
+        "score",
+        "noise norm",
+        "seeds",
+        *(["text"] if with_text else []),
+    ):
+        table.add_column(name, justify="left" if name in ("memorized", "text") else "right")
+    rows = max(_ROWS, result["memorized"])
+    for entry in ranked[:rows]:
+        table.add_row(
+            str(entry["index"]),
+            "[bold red]yes[/]" if entry["memorized"] else "[dim]no[/]",
+            f"{entry['score']:.3f}",
+            f"{entry['noise_norm']:.3f}",
+            str(entry["seeds"]),
+            *([escape(entry["text"])] if with_text else []),
+        )
+    shown.print(table)
+    if len(ranked) > rows:
+        shown.print(f"... and {len(ranked) - rows} more that are not (--json, --csv FILE)", markup=False)
+    gate = result["gate"]
+    measured = ""
+    if gate["fpr"] is not None:
+        measured = f" for a false positive rate of {gate['fpr']:g}, {interval_text(gate)}"
+    extrapolated = f"; {gate['prompts']} ordinary prompts are too few to see that rate"
+    shown.print(
+        f"{result['memorized']} of {len(ranked)} prompts are memorized. Gate {gate['value']:.3f} "
+        f"({result['gate_source']}{measured}"
+        f"{extrapolated if gate['extrapolated'] else ''}), tau {result['tau']:.3f} "
+        f"({result['tau_source']}). Denoiser samples: {result['cost']['samples']} to score, "
+        f"{result['cost']['calibration_samples']} to calibrate.",
+        markup=False,
+    )
+    rates = result["evaluation"]
+    for key, name in (("score", "score"), ("noise_norm", "noise norm")):
+        if rates:
+            found = rates[key]
+            shown.print(
+                f"{name}: AUROC {found['auroc']:.3f}, TPR at 1 % FPR {found['tpr_at_fpr_1']:.3f}",
+                markup=False,
+            )
+    if rates:
+        shown.print(
+            f"accuracy at tau {rates['accuracy_at_tau']:.3f}, at the gate "
+            f"{rates['accuracy_at_gate']:.3f}; false findings at the gate "
+            f"{rates['false_findings_at_gate']:.3f}",
+            markup=False,
+        )
+
+
+def print_inspection(found: dict[str, Any]) -> None:
+    """The table of `inspect`, on standard output: it is what was asked for."""
+    shown = Console(highlight=False)
+    for key in ("path", "family", "layout", "prediction_type", "text_encoder", "vae", "ema",
+                "in_channels", "dtypes", "bytes", "files", "unedited"):  # fmt: skip
+        if key not in found:
+            continue
+        value = found[key]
+        text = ", ".join(value) if isinstance(value, list) else value
+        shown.print(f"{key.replace('_', ' ')}: {'unknown' if text is None else text}", markup=False)
+    table = Table(header_style="bold")
+    for name in ("", "value layer", "neurons", "columns", "copies", "already zero"):
+        table.add_column(name, overflow="fold")
+    for number, layer in enumerate(found["value_layers"]):
+        zeroed = layer["zeroed"]
+        table.add_row(
+            str(number), layer["name"].removesuffix(".attn2.to_v"), str(layer["rows"]),
+            str(layer["columns"]), str(layer["copies"]), ", ".join(map(str, zeroed)) or "-",
+        )  # fmt: skip
+    shown.print(table)
+    for layer in found["value_layers"]:
+        if rows := ", ".join(map(str, layer["zeroed_in_some_copies"])):
+            shown.print(
+                f"the copies of {layer['name']} disagree: rows {rows} are zero in some, not in all; "
+                f"prune again, or start from the source",
+                markup=False,
+            )
+    for key, value in found.get("hashes", {}).items():
+        shown.print(f"{key.replace('_', ' ')}: {'none' if value is None else value}", markup=False)
+    for key, value in found["provenance"].items():
+        shown.print(f"{key}: {value}", markup=False)

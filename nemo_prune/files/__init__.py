@@ -1,0 +1,1 @@
+"""Bytes: safetensors headers, copying, placing, hashing, comparing, small text files; no torch, no neurons."""

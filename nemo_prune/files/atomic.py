@@ -1,0 +1,210 @@
+"""Put a new file in its place whole or not at all, never over something by accident.
+
+The file is written under a hidden name (see `leftovers`) in the folder it is meant for, flushed to
+the disk, and only then given its name.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from nemo_prune.errors import OutputError
+from nemo_prune.files.leftovers import held_folder, hidden_name, hold, remove_leftovers
+from nemo_prune.files.room import check_room
+
+
+def check_output(source: Path, out: Path, overwrite: bool) -> None:
+    """Raise OutputError if a model made from `source` could not be written to `out`.
+
+    Cheap, writes nothing; meant to be called before hours of search as well as before writing.
+    `out` must not be `source` itself, by whatever path, symbolic or hard link, not even with
+    `overwrite`; must not exist unless `overwrite`; its folder must exist, be writable and have
+    room for a file of the size of `source`.
+    """
+    out = Path(out)
+    with contextlib.suppress(OSError, ValueError):
+        if out.samefile(source):
+            raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
+    check_place(out, overwrite)
+    check_room(out, [source])
+
+
+def refuse_inputs(outs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Raise OutputError if any of `outs` is one of `inputs`, or a file in a folder among them.
+
+    By whatever path or link, and whatever may be overwritten: what is read is never changed.
+    """
+    given = [path for path in inputs if path is not None]
+    for out in outs:
+        for path in given:
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                real = path.resolve()  # RuntimeError: links in a loop
+                if out.samefile(path) or (out.exists() and real in out.resolve().parents):
+                    raise OutputError(f"{out}: is read by this command; choose another name")
+
+
+def check_place(out: Path, overwrite: bool) -> None:
+    """Raise OutputError if no new file could be put at `out`; see `check_output`."""
+    try:
+        mode = out.lstat().st_mode
+        if out.is_dir():
+            raise OutputError(f"{out}: is a folder; give the name of the file to write")
+        # Renaming over a device would replace the device.
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise OutputError(f"{out}: is not a regular file; choose another name")
+        if not overwrite:
+            raise OutputError(f"{out}: exists already; choose another name, or pass --overwrite")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{out}: cannot be written ({_reason(error)}); check the path") from None
+    folder = out.parent
+    if not folder.is_dir():
+        raise OutputError(f"{out}: the folder {folder} does not exist; create it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: the folder {folder} is not writable; choose another")
+
+
+@contextlib.contextmanager
+def new_file(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
+    """Yield a new unbuffered binary file, open for reading and writing, that becomes `out`.
+
+    When the block ends, the file is flushed to the disk and given its name at once; if the block
+    raises, the file is removed. Without `overwrite` the name is taken only if it is free at that
+    very moment, so of two writers one gets OutputError. The mode follows the umask, as for any
+    new file. An OSError out of the block or of the disk becomes OutputError.
+    """
+    check_place(out, overwrite)
+    remove_leftovers(out)
+    temporary = out.with_name(hidden_name(out.name))
+    try:
+        try:
+            with temporary.open("x+b", buffering=0) as file:
+                hold(file.fileno())
+                yield file
+                os.fsync(file.fileno())
+            _take_name(temporary, out, overwrite)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
+    _flush_folder(out.parent)
+
+
+def write_new(out: Path, content: bytes, overwrite: bool) -> None:
+    """Write a small file, at once and whole; raises as `new_file` does."""
+    with new_file(out, overwrite) as file:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a new, empty, hidden folder beside `out` that becomes `out`.
+
+    When the block ends, the folder is given its name at once; if the block raises, it is removed
+    with all that is in it. Files in it are for the block to flush to the disk. A folder that
+    exists is never replaced: OutputError. An OSError out of the block becomes OutputError.
+    """
+    check_new_folder(out)
+    remove_leftovers(out)
+    temporary = out.with_name(hidden_name(out.name))
+    try:
+        try:
+            temporary.mkdir()
+            with held_folder(temporary):
+                yield temporary
+            for folder, _, _ in os.walk(temporary):
+                _flush_folder(Path(folder))
+            # Another's folder that appeared meanwhile is in the way, unless it is empty.
+            temporary.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
+    _flush_folder(out.parent)
+
+
+@contextlib.contextmanager
+def new_folders(first: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield two new folders as `new_folder` does; `first` has its name before `out`, or neither has.
+
+    An OSError out of the block is told of `out`.
+    """
+    inodes = None
+    try:
+        with new_folder(out) as last, new_folder(first) as before:
+            inodes = before.stat().st_ino, last.stat().st_ino
+            try:
+                yield before, last
+            except OSError as error:
+                raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
+    except BaseException:
+        # An interrupt may come when `out` has its name already: then `first` is needed.
+        if inodes and is_at(first, inodes[0]) and not is_at(out, inodes[1]):
+            shutil.rmtree(first, ignore_errors=True)
+        raise
+
+
+def is_at(path: Path, inode: int) -> bool:
+    """Whether the file or folder at `path` is the one with this number."""
+    try:
+        return path.stat().st_ino == inode
+    except OSError:
+        return False
+
+
+def check_new_folder(out: Path) -> None:
+    """Raise OutputError if no new folder could be made at `out`."""
+    if out.exists() or out.is_symlink():
+        raise OutputError(
+            f"{out}: exists already, and a folder is never replaced; remove it or choose another name"
+        )
+    check_place(out, overwrite=False)
+
+
+def _take_name(temporary: Path, out: Path, overwrite: bool) -> None:
+    if overwrite:
+        temporary.replace(out)
+        return
+    # Unlike a rename, a link and an exclusive open fail if the name was taken meanwhile.
+    try:
+        try:
+            out.hardlink_to(temporary)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            os.close(os.open(out, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            try:
+                temporary.replace(out)
+            except BaseException:
+                out.unlink(missing_ok=True)
+                raise
+    except FileExistsError:
+        raise OutputError(
+            f"{out}: was written by another process meanwhile; choose another name, or pass --overwrite"
+        ) from None
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new name survive a power cut, where the file system knows how to."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the disk; free some or choose another disk"
+    text = getattr(error, "strerror", None) or str(error)
+    return text[:1].lower() + text[1:]

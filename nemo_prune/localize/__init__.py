@@ -1,0 +1,1 @@
+"""The job: from prompts to neurons, and on to the pruned file."""

@@ -1,0 +1,169 @@
+"""The second half of the main job: write the pruned checkpoint, check it, sum up.
+
+Imports torch; everything that a torch-free verb needs lies in `surgery` and `manifest`.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from nemo_prune.checkpoint.manifest import Neuron, PromptRecord
+from nemo_prune.checkpoint.models import open_model, write_model
+from nemo_prune.checkpoint.surgery import Written
+from nemo_prune.localize.localize import (
+    FRESH_SEEDS,
+    NOT_MEMORIZED,
+    NOT_REMOVABLE,
+    STILL,
+    SUPPRESSED,
+    Localization,
+)
+from nemo_prune.opening import Progress, open_engine
+from nemo_prune.report import drift
+from nemo_prune.report.inputs import Subject
+from nemo_prune.scoring.memory import peak_memory
+
+
+def write(
+    found: Localization,
+    out: Path,
+    overwrite: bool,
+    undo: Path | None = None,
+    *,
+    link: bool = False,
+    drop_pickles: bool = False,
+) -> Written:
+    """Write the pruned checkpoint: the union of all prompts' neurons is zeroed, byte-exact.
+
+    The removed rows are kept in the new file `undo`, if one is given; the other options are
+    those of `write_model`.
+    """
+    provenance = {
+        "tau": str(found.tau),
+        "gate": str(found.thresholds.gate.value),
+        "criterion": found.options.criterion,
+        "timestep": str(found.engine.timestep),
+        "prompts": str(len(found.manifest.prompts)),
+    }
+    return write_model(
+        found.checkpoint,
+        found.manifest.neurons,
+        out,
+        provenance,
+        overwrite=overwrite,
+        undo=undo,
+        link=link,
+        drop_pickles=drop_pickles,
+        hashed=True,
+    )
+
+
+def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: Progress) -> Localization:
+    """Load the written file and score every memorized prompt against the original.
+
+    The seeds are ones that the search did not use. The records' `score_after` and `status` become
+    what this check says: it sees the union of all neurons, in the file itself. The original's
+    weights are given back before the written ones are loaded, so memory holds one model at a time.
+    """
+    started = time.monotonic()
+    fresh = range(FRESH_SEEDS, FRESH_SEEDS + found.options.seeds)
+    original = found.engine
+    before = original.cost.samples
+    records = list(found.manifest.prompts)
+    searched = [record.index for record in records if record.status != NOT_MEMORIZED]
+    progress.stage("checking the written file", len(searched), "prompts")
+    texts = [prompts[index] for index in searched]
+    before_pruning = original.prompts(texts)
+    for prompt in before_pruning:
+        original.remember(prompt, fresh)
+    original.model.release()
+    other = open_engine(open_model(pruned), found.options, progress)
+    for index, prompt, twin in zip(searched, before_pruning, other.prompts(texts), strict=True):
+        after = max(original.compare(prompt, fresh, other, twin).values())
+        if after <= found.tau:
+            status = SUPPRESSED
+        else:
+            status = NOT_REMOVABLE if records[index].status == NOT_REMOVABLE else STILL
+        records[index] = replace(records[index], score_after=after, status=status)
+        progress.advance()
+    seconds = round(found.cost["seconds"] + time.monotonic() - started, 1)
+    samples = original.cost.samples - before + other.cost.samples
+    samples += int(found.cost["check_samples"])
+    return replace(
+        found,
+        manifest=replace(found.manifest, prompts=tuple(records)),
+        cost={**found.cost, "seconds": seconds, "check_samples": samples},
+    )
+
+
+def expected_drift(found: Localization, ordinary: Sequence[str], progress: Progress) -> float:
+    """Mean relative change of ordinary prompts' cross-attention outputs if the union were removed."""
+    progress.stage("measuring drift", len(ordinary), "ordinary prompts")
+    engine = found.engine
+    measured = drift.measure(
+        engine, engine.prompts(ordinary), found.manifest.neurons, seed=FRESH_SEEDS,
+        advance=progress.advance,
+    )  # fmt: skip
+    return float(measured["pruned"])
+
+
+def subject(
+    found: Localization,
+    pruned: Path,
+    prompts: Sequence[str],
+    ordinary: Sequence[str],
+    ordinary_from: str,
+) -> Subject:
+    """What `verify` needs to look at the file that was just written."""
+    return Subject(
+        original=found.checkpoint,
+        pruned=open_model(pruned),
+        prompts=prompts,
+        ordinary=ordinary,
+        options=found.options,
+        tau=found.tau,
+        tau_source=found.thresholds.tau_source,
+        gate=found.thresholds.gate.value,
+        gate_source=found.thresholds.gate_source,
+        manifest=found.manifest,
+        show_prompts=any(record.text is not None for record in found.manifest.prompts),
+        ordinary_from=ordinary_from,
+        # Without what depends on the cache: two runs alike must give the same report.
+        searched={name: found.cost[name] for name in ("samples", "check_samples")},
+    )
+
+
+def summary(found: Localization, written: Written | None) -> dict[str, Any]:
+    """The job's result as plain JSON: the object that `--json` prints."""
+    manifest = found.manifest
+    peak = peak_memory(found.engine.model.device)
+    return {
+        "version": manifest.version,
+        "source": {"path": str(found.checkpoint.path), "sha256": manifest.source["sha256"]},
+        "output": written and {"path": str(written.path), "sha256": written.sha256},
+        **found.thresholds.told(),
+        "statistics_from": found.statistics_from,
+        "criterion": found.options.criterion,
+        "prompts": [_prompt_json(record) for record in manifest.prompts],
+        "neurons": _neurons_json(manifest.neurons),
+        "cost": {**found.cost, "peak_memory_mb": round(peak / 1e6)},
+    }
+
+
+def _prompt_json(record: PromptRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "index": record.index,
+        "status": record.status,
+        "score_before": record.score_before,
+        "score_after": record.score_after,
+        "neurons": _neurons_json(record.neurons),
+        "samples": record.samples,
+        "truncated": record.truncated,
+    }
+    return fields | ({"text": record.text} if record.text is not None else {})
+
+
+def _neurons_json(neurons: Sequence[Neuron]) -> list[dict[str, Any]]:
+    return [asdict(neuron) for neuron in neurons]

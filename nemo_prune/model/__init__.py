@@ -1,0 +1,1 @@
+"""Loading a checkpoint with no network, and running its denoiser."""

@@ -1,0 +1,69 @@
+"""The noise schedule that a model was trained with, and what it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.model.configs import Configs
+from nemo_prune.model.hub import DDIMScheduler
+from nemo_prune.model.inference import Config
+
+if TYPE_CHECKING:
+    from nemo_prune.checkpoint.families import Checkpoint
+
+
+def read_schedule(checkpoint: Checkpoint, configs: Configs, prediction_type: str | None) -> Config:
+    """The scheduler's config; its "prediction_type" is "epsilon" or "v_prediction".
+
+    `prediction_type`, "epsilon" or "v", is what the UNet predicts, whatever the model says.
+    Raises CheckpointError for a model for which no noise difference is defined.
+    """
+    tensors = checkpoint.header.tensors
+    config = configs.scheduler(
+        checkpoint.prediction_type,
+        given="v_prediction" if prediction_type == "v" else prediction_type,
+        zero_snr="ztsnr" in tensors,
+    )
+    kind = str(config.get("_class_name", ""))
+    if kind.startswith(("FlowMatch", "EDM")) or any(name.startswith("edm_") for name in tensors):
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained on another noise process (flow matching, EDM), for which "
+            f"the noise difference is not defined; give an ordinary Stable Diffusion 1, 2 or XL"
+        )
+    if config["prediction_type"] not in ("epsilon", "v_prediction"):
+        raise CheckpointError(
+            f"{checkpoint.path}: its scheduler says that it predicts {config['prediction_type']!a}; "
+            f"only epsilon and v are known: say which with --prediction-type"
+        )
+    return config
+
+
+def alphas_cumprod(schedule: Config, path: Path) -> Tensor:
+    """The schedule's cumulated alphas, [timesteps]; CheckpointError, of `path`, if it has none."""
+    try:
+        alphas: Tensor = DDIMScheduler.from_config(schedule).alphas_cumprod
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path}: its scheduler's config describes no noise schedule that is known "
+            f"({error}); give another with --config DIR"
+        ) from None
+    return alphas
+
+
+def ddim_timestep(scheduler_config: Mapping[str, Any], steps: int = 50, index: int = 1) -> int:
+    """The training timestep at which a DDIM schedule evaluates its step `index`, from 0.
+
+    The paper's code takes the second of 50 steps: 961 for Stable Diffusion 1.
+
+    Raises OptionError if the schedule has no such step.
+    """
+    scheduler = DDIMScheduler.from_config(dict(scheduler_config))
+    if not 0 <= index < steps <= int(scheduler.config["num_train_timesteps"]):
+        raise OptionError(f"a schedule of {steps} steps has no step {index}")
+    scheduler.set_timesteps(steps)
+    return int(scheduler.timesteps[index])

@@ -1,0 +1,128 @@
+"""Where a model's text encoders come from: its own file, its folder, or what the user names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_prune.checkpoint.copies import component_copies, read_object
+from nemo_prune.checkpoint.folder import Folder
+from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.files.header import read_header
+from nemo_prune.model.configs import holds_tokenizer
+from nemo_prune.model.inference import Config
+from nemo_prune.model.weights import (
+    TEXT_PREFIXES,
+    Tensors,
+    name_text_encoder,
+    read_component,
+    read_tensors,
+    read_text_encoder,
+)
+
+if TYPE_CHECKING:
+    from nemo_prune.checkpoint.families import Checkpoint
+
+_WIDTH = "embeddings.token_embedding.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class TextSource:
+    """One text encoder, not built yet.
+
+    Attributes:
+        path: the file or folder that it comes from, for errors.
+        tensors: under transformers' names without `text_model.` in front; may be {}.
+        config: transformers' config, None where only shapes tell.
+        tokenizer: the folder of its own tokenizer, None for the bundled one.
+    """
+
+    path: Path
+    tensors: Tensors
+    config: Config | None = None
+    tokenizer: Path | None = None
+
+
+def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[TextSource]:
+    """The text encoders of a model in the order in which its UNet wants them; SDXL has two.
+
+    Args:
+        checkpoint: whose encoders to find.
+        given: checkpoints, diffusers folders, or encoders' own files or folders that replace them.
+
+    Raises:
+        CheckpointError: one is missing or cannot be read, or is no CLIP.
+        OptionError: what was given is no or are too many encoders.
+    """
+    family = checkpoint.family
+    wanted = len(TEXT_PREFIXES[family])
+    if given:
+        found = [source for path in given for source in _given(path, family)]
+        if len(found) != wanted:
+            raise OptionError(
+                f"--text-encoder {given[0]}: {len(found)} text encoders were given where "
+                f"{'SDXL takes two' if wanted == 2 else 'this model takes one'}"
+            )
+        if len(given) > 1:
+            # Files do not say which they are, but SDXL's first is always the narrower one.
+            found.sort(key=lambda source: source.tensors[_WIDTH].shape[1])
+        return found
+    if isinstance(checkpoint, Folder):
+        found = _of_folder(checkpoint.path) if checkpoint.layout == "diffusers" else []
+    else:
+        found = _of_file(checkpoint.path, family)
+    names = ("text encoder", "text encoder 2")
+    for name, source in zip(names[:wanted], [*found, None, None], strict=False):
+        if source is None or not source.tensors:
+            raise CheckpointError(
+                f"{checkpoint.path}: holds no {name}, which prompts need; "
+                f"give one with --text-encoder PATH"
+            )
+    return found[:wanted]
+
+
+def _given(path: Path, family: str) -> list[TextSource]:
+    if path.is_dir():
+        found = _of_folder(path) or ([_of_component(path)] if component_copies(path) else [])
+    else:
+        header = read_header(path)
+        if any(name.startswith(TEXT_PREFIXES[family]) for name in header.tensors):
+            found = _of_file(path, family)
+        else:
+            tensors = name_text_encoder(read_tensors(path), sd2=family == "sd2")
+            found = [TextSource(path, tensors)]
+    found = [source for source in found if _WIDTH in source.tensors]
+    if not found:
+        raise OptionError(
+            f"--text-encoder {path}: holds no CLIP text encoder; give a checkpoint or diffusers "
+            f"folder of the same family, or the encoder's own .safetensors file or folder"
+        )
+    return found
+
+
+def _of_file(path: Path, family: str) -> list[TextSource]:
+    return [TextSource(path, read_text_encoder(path, prefix)) for prefix in TEXT_PREFIXES[family]]
+
+
+def _of_folder(root: Path) -> list[TextSource]:
+    names = ("", "_2")
+    return [
+        _of_component(root / f"text_encoder{suffix}", root / f"tokenizer{suffix}")
+        for suffix in names
+        if (root / f"text_encoder{suffix}").is_dir()
+    ]
+
+
+def _of_component(folder: Path, tokenizer: Path | None = None) -> TextSource:
+    path = folder / "config.json"
+    config = read_object(path) if path.is_file() else None
+    kind = (config or {}).get("model_type", "clip_text_model")
+    if not str(kind).startswith("clip"):
+        raise CheckpointError(
+            f"{folder}: is a text encoder of the kind {kind!a}, and only CLIP's are known; give a "
+            f"Stable Diffusion 1, 2 or XL model"
+        )
+    tensors = {name.removeprefix("text_model."): t for name, t in read_component(folder).items()}
+    has = tokenizer is not None and holds_tokenizer(tokenizer)
+    return TextSource(folder, tensors, config, tokenizer if has else None)

@@ -1,0 +1,27 @@
+"""CLIP's tokenizers: the bundled one, or one out of a folder."""
+
+from pathlib import Path
+from typing import Any
+
+from nemo_prune.errors import CheckpointError
+from nemo_prune.model.configs import data_folder
+from nemo_prune.model.hub import CLIPTokenizer
+
+
+def load_tokenizer(pad_token: str = "<|endoftext|>") -> Any:
+    """CLIP's tokenizer from the bundled vocabulary; SD2 and SDXL's second one pad with "!"."""
+    return CLIPTokenizer.from_pretrained(
+        data_folder("tokenizer"), pad_token=pad_token, local_files_only=True
+    )
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder; CheckpointError if there is none that can be read."""
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library behind it raises no other kind
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{folder}: cannot be read as CLIP's tokenizer ({reason}); download it again, or give "
+            f"another with --config DIR"
+        ) from None

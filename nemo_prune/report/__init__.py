@@ -1,0 +1,1 @@
+"""Two models compared, and what people are told of it."""

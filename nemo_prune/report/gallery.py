@@ -1,0 +1,178 @@
+"""Pictures of both models from the same seeds: drawn, measured, and made small for a report."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.localize.localize import FRESH_SEEDS
+from nemo_prune.opening import Options, Progress, open_pipeline
+from nemo_prune.report.likeness import Described, Likeness, mean
+from nemo_prune.report.nearness import is_near, near_levels
+from nemo_prune.report.pictures import Picture, draw
+from nemo_prune.report.targets import open_target
+from nemo_prune.scoring.batches import noise_seed
+
+Album = dict[str, dict[int, dict[str, Any]]]
+"""Group ("prompts", "ordinary") -> number -> name -> data URI, or a list of them."""
+Measures = dict[str, dict[int, dict[str, Any]]]
+"""Group -> number -> what its pictures' comparisons came to, plain JSON."""
+_INLINED_SIDE = 256  # pixels: a report is looked at, not printed in a magazine
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """How pictures are drawn.
+
+    images: seeds per memorized prompt; 0 for no pictures at all.
+    ordinary: so many ordinary prompts at most get pictures, `ordinary_images` seeds each; the
+        diversity among seeds takes two.
+    targets: prompt number -> training picture.
+    """
+
+    images: int = 4
+    steps: int = 50
+    guidance: float = 7.0
+    ordinary: int = 6
+    ordinary_images: int = 2
+    targets: Mapping[int, Path] = field(default_factory=dict)
+
+    def passes(self, prompts: int, ordinary: int) -> int:
+        """Denoiser samples that both models' pictures take."""
+        if not self.images:
+            return 0
+        pictures = prompts * self.images + min(ordinary, self.ordinary) * self.ordinary_images
+        return 2 * pictures * self.steps * (2 if self.guidance > 1 else 1)
+
+
+def draw_and_measure(
+    models: tuple[Checkpoint, Checkpoint],
+    options: Options,
+    settings: PictureSettings,
+    prompts: Mapping[int, str],
+    ordinary: Sequence[str],
+    likeness: Likeness,
+    progress: Progress,
+) -> tuple[Measures, Album]:
+    """Draw the prompts' and the ordinary prompts' pictures with both models; compare them.
+
+    Returns the measures and the pictures, by group and number: "before_after" (same seed, mean
+    over seeds), "seeds_before" and "seeds_after" (pairs of seeds: lower is more diverse); with a
+    target "target_before", "target_after", and each picture's in "each_before" and "each_after";
+    beside ordinary prompts also "target_unrelated" (the mean over both models' pictures of them) and,
+    if any measure tells, how many pictures are "near_before" and "near_after", and from where on
+    "near_above" (see `near_levels`); with CLIP "clip_before" and "clip_after". The starting noises
+    are ones that no search uses.
+
+    Raises CheckpointError for a model that cannot draw, OptionError for an unreadable target.
+    """
+    most = max(settings.images, settings.ordinary_images)
+    seeds = [noise_seed(options.seed, FRESH_SEEDS + number) for number in range(most)]
+    some = ordinary[: settings.ordinary] if settings.ordinary_images else ()
+    progress.stage("drawing pictures", 2 * (len(prompts) + len(some)), "prompts")
+    drawn: list[tuple[list[list[Picture]], list[list[Picture]]]] = []
+    for checkpoint in models:
+        pipeline = open_pipeline(checkpoint, options)
+        style: dict[str, Any] = {
+            "steps": settings.steps,
+            "guidance": settings.guidance,
+            "advance": progress.advance,
+        }
+        drawn.append(
+            (
+                draw(pipeline, list(prompts.values()), seeds[: settings.images], **style),
+                draw(pipeline, some, seeds[: settings.ordinary_images], **style),
+            )
+        )
+        del pipeline  # two do not fit where one does
+    measures: dict[str, dict[int, dict[str, Any]]] = {"prompts": {}, "ordinary": {}}
+    album: Album = {"prompts": {}, "ordinary": {}}
+    unrelated = [likeness.describe(picture) for _, rows in drawn for row in rows for picture in row]
+    progress.stage("comparing pictures", len(prompts) + len(some), "prompts")
+    for group, part, texts in (("prompts", 0, prompts), ("ordinary", 1, dict(enumerate(some)))):
+        pairs = zip(texts.items(), drawn[0][part], drawn[1][part], strict=True)
+        for (number, text), before, after in pairs:
+            target = None
+            if group == "prompts" and number in settings.targets:
+                height, width = before[0].shape[:2]
+                target = open_target(settings.targets[number], width, height)
+            measures[group][number] = _measure(likeness, text, before, after, target, unrelated)
+            album[group][number] = {
+                "before": [inlined(picture) for picture in before],
+                "after": [inlined(picture) for picture in after],
+            }
+            if target is not None:
+                album[group][number]["target"] = inlined(target)
+            progress.advance()
+    return measures, album
+
+
+def _measure(
+    likeness: Likeness,
+    text: str,
+    before: Sequence[Picture],
+    after: Sequence[Picture],
+    target: Picture | None,
+    unrelated: Sequence[Described],
+) -> dict[str, Any]:
+    old, new = ([likeness.describe(picture) for picture in row] for row in (before, after))
+    found: dict[str, Any] = {
+        "before_after": mean([likeness.compare(a, b) for a, b in zip(old, new, strict=True)]),
+        "seeds_before": mean([likeness.compare(a, b) for a, b in combinations(old, 2)]),
+        "seeds_after": mean([likeness.compare(a, b) for a, b in combinations(new, 2)]),
+    }
+    if likeness.alignment is not None:
+        for name, row in (("clip_before", before), ("clip_after", after)):
+            scores = [likeness.alignment(picture, text) for picture in row]
+            found[name] = round(sum(scores) / len(scores), 4)
+    if target is not None:
+        wanted = likeness.describe(target)
+        to_old, to_new, to_others = (
+            [likeness.to_target(wanted, picture) for picture in row] for row in (old, new, unrelated)
+        )
+        found |= {
+            "target_before": mean(to_old),
+            "target_after": mean(to_new),
+            "each_before": to_old,
+            "each_after": to_new,
+        }
+        if unrelated:
+            found["target_unrelated"] = mean(to_others)
+        if levels := near_levels(to_old, to_others):
+            found |= {
+                "near_above": levels,
+                "near_before": sum(is_near(scores, levels) for scores in to_old),
+                "near_after": sum(is_near(scores, levels) for scores in to_new),
+            }
+    return found
+
+
+def inlined(picture: Picture) -> str:
+    """A picture as a data URI, at most 256 pixels wide or high (WebP, quality 88)."""
+    image = Image.fromarray(picture)
+    image.thumbnail((_INLINED_SIDE, _INLINED_SIDE), Image.Resampling.LANCZOS)
+    return _data_uri(image, "WEBP", quality=88, method=4)
+
+
+def inlined_difference(difference: Tensor) -> str:
+    """A noise difference `[c, h, w]` in [0, 1] as a data URI: its first channels as red, green, blue."""
+    channels = difference[:3].mul(255).round().byte().cpu().numpy()
+    if len(channels) < 3:
+        channels = np.repeat(channels[:1], 3, axis=0)
+    return _data_uri(
+        Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0))), "PNG", optimize=True
+    )
+
+
+def _data_uri(image: Image.Image, kind: str, **how: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **how)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,221 @@
+"""How alike two pictures are: measures that need no weights, and two that take local ones.
+
+A picture is described once and then compared with many. No measure ever loads anything from a
+network: SSCD and CLIP come from files that the user names.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from skimage.color import rgb2gray, rgb2lab
+from skimage.feature import hog
+from skimage.feature import match_template as _match_template
+from torch import Tensor
+
+from nemo_prune.checkpoint.surgery import file_sha256
+from nemo_prune.errors import OptionError
+from nemo_prune.report.pictures import Picture
+from nemo_prune.scoring.similarity import ms_ssim
+
+match_template: Any = _match_template  # has no annotations
+Floats = NDArray[np.float64]
+SIDE = 128  # pixels at which colour, edges and regions are compared, whatever the picture's size
+_LAB_BINS, _LAB_RANGE = (8, 10, 10), ((0, 100), (-80, 80), (-80, 80))
+_FLAT = 0.04  # a tile that varies less than this (of white) matches any sky
+_SSCD_SIDE = 288  # pixels, as SSCD was trained
+_Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+_IMAGENET: _Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CLIP: _Statistics = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+MEANINGS = {
+    "ms_ssim": "multi-scale structural similarity of the whole picture",
+    "edges": "correlation of histograms of oriented gradients: the layout, whatever the colours",
+    "colour": "overlap of the colour histograms in CIELAB, wherever the colours are",
+    "region": "best normalized cross-correlation of any part of the target, a quarter of its area, "
+    "anywhere in the picture",
+    "sscd": "cosine of SSCD copy-detection descriptors",
+    "clip": "cosine of a picture's and its prompt's CLIP embeddings",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """What the measures look at of one picture: `[3, h, w]` in [0, 1], and descriptors."""
+
+    tensor: Tensor
+    gray: Floats
+    colour: Floats
+    edges: Floats
+    sscd: Floats | None
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """The measures of a run: those without weights, and SSCD and CLIP where files were given.
+
+    sscd, clip: a TorchScript file and a folder; see `open_likeness`.
+    """
+
+    sscd: Callable[[Picture], Floats] | None = None
+    alignment: Callable[[Picture, str], float] | None = None
+    used: list[dict[str, str]] = field(default_factory=list)
+
+    def describe(self, picture: Picture) -> Described:
+        """Everything that `compare` needs of a picture, uint8 `[height, width, 3]`."""
+        small = np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+        gray: Floats = rgb2gray(small)
+        lab = rgb2lab(small).reshape(-1, 3)
+        low, high = zip(*_LAB_RANGE, strict=True)
+        counts, _ = np.histogramdd(lab.clip(low, high), bins=_LAB_BINS, range=_LAB_RANGE)
+        return Described(
+            tensor=torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255,
+            gray=gray,
+            colour=counts / counts.sum(),
+            edges=hog(gray, pixels_per_cell=(16, 16), cells_per_block=(2, 2)),
+            sscd=self.sscd(picture) if self.sscd else None,
+        )
+
+    def compare(self, a: Described, b: Described) -> dict[str, float]:
+        """Measure -> similarity of two pictures of one size; 1 for a picture and itself."""
+        found = {
+            "ms_ssim": float(ms_ssim(a.tensor[None], b.tensor[None])[0]),
+            "edges": _correlation(a.edges, b.edges),
+            "colour": float(np.minimum(a.colour, b.colour).sum()),
+        }
+        if a.sscd is not None and b.sscd is not None:
+            found["sscd"] = float(a.sscd @ b.sscd)
+        return {name: round(value, 4) for name, value in found.items()}
+
+    def to_target(self, target: Described, picture: Described) -> dict[str, float]:
+        """`compare`, and how well the best part of the target is found anywhere in the picture.
+
+        Pruning can break up a memorized picture and leave its foreground: a whole-picture measure
+        does not see that.
+        """
+        return self.compare(target, picture) | {"region": round(_region(target, picture), 4)}
+
+
+def open_likeness(sscd: Path | None = None, clip: Path | None = None) -> Likeness:
+    """The measures without weights, and SSCD (a TorchScript file) and CLIP (a folder) if given.
+
+    `used` says which measures these are and from which file (SHA-256).
+
+    Raises OptionError for a file or folder that cannot be used.
+    """
+    used = [
+        {"name": name, "meaning": MEANINGS[name]} for name in ("ms_ssim", "edges", "colour", "region")
+    ]
+    describe = align = None
+    if sscd is not None:
+        describe = _open_sscd(sscd)
+        used.append(_from_file("sscd", sscd, sscd))
+    if clip is not None:
+        align = _open_clip(clip)
+        used.append(_from_file("clip", clip, _weights(clip)))
+    return Likeness(describe, align, used)
+
+
+def mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each measure over comparisons; empty for none."""
+    if not scores:
+        return {}
+    return {name: round(sum(s[name] for s in scores) / len(scores), 4) for name in scores[0]}
+
+
+# ---------------------------------------------------------------------------------- measures
+
+
+def _correlation(a: Floats, b: Floats) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / length if length > 0 else float(np.array_equal(a, b))
+
+
+def _region(target: Described, picture: Described) -> float:
+    half, quarter = SIDE // 2, SIDE // 4
+    places = [(y, x) for y in (0, quarter, half) for x in (0, quarter, half)]
+    tiles = [target.gray[y : y + half, x : x + half] for y, x in places]
+    telling = [tile for tile in tiles if tile.std() > _FLAT] or [max(tiles, key=np.std)]
+    # Ringing of the FFT exceeds 1 by 1e-16.
+    return min(1.0, max(float(match_template(picture.gray, tile).max()) for tile in telling))
+
+
+# ------------------------------------------------------------------------------ local weights
+
+
+def _open_sscd(path: Path) -> Callable[[Picture], Floats]:
+    load: Any = torch.jit.load
+    try:
+        with warnings.catch_warnings():
+            # SSCD is published in this form, whatever torch thinks of it by now.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = load(str(path), map_location="cpu").eval()
+    except (OSError, ValueError, RuntimeError):
+        raise OptionError(
+            f"--sscd {path}: is not a TorchScript file; give SSCD's .torchscript.pt"
+        ) from None
+
+    def describe(picture: Picture) -> Floats:
+        try:
+            with torch.inference_mode():
+                output = model(_normalized(picture, _SSCD_SIDE, _IMAGENET))
+            found: Floats = output[0].double().numpy()
+        except (RuntimeError, TypeError, IndexError, AttributeError):
+            raise OptionError(f"--sscd {path}: does not describe a picture; give SSCD's model") from None
+        return found / max(float(np.linalg.norm(found)), 1e-12)
+
+    return describe
+
+
+def _open_clip(folder: Path) -> Callable[[Picture, str], float]:
+    from nemo_prune.model.hub import CLIPModel, CLIPTokenizer
+
+    if not folder.is_dir():
+        raise OptionError(
+            f"--clip {folder}: is not a folder; give one with a CLIP model of transformers"
+        )
+    try:
+        model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval()
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError):
+        raise OptionError(f"--clip {folder}: holds no CLIP model with its tokenizer") from None
+    side = model.config.vision_config.image_size
+    length = model.config.text_config.max_position_embeddings
+
+    def align(picture: Picture, prompt: str) -> float:
+        pixels = _normalized(picture, side, _CLIP)
+        tokens = tokenizer(prompt, return_tensors="pt", truncation=True, max_length=length)
+        with torch.inference_mode():
+            found = model(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"],
+                pixel_values=pixels,
+            )  # fmt: skip
+        return round(float((found.image_embeds * found.text_embeds).sum()), 4)
+
+    return align
+
+
+def _normalized(picture: Picture, side: int, statistics: _Statistics) -> Tensor:
+    """The picture as a network takes it, `[1, 3, side, side]`; generated ones are near square."""
+    image = ImageOps.fit(Image.fromarray(picture), (side, side), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+    mean_, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return ((pixels - mean_) / std)[None]
+
+
+def _from_file(name: str, path: Path, weights: Path) -> dict[str, str]:
+    return {"name": name, "meaning": MEANINGS[name], "file": path.name, "sha256": file_sha256(weights)}
+
+
+def _weights(folder: Path) -> Path:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise OptionError(f"--clip {folder}: holds no model.safetensors")

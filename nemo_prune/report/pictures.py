@@ -1,0 +1,70 @@
+"""Draw pictures with a checkpoint, compare them, and lay them out on a sheet."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from nemo_prune.scoring.similarity import ms_ssim
+
+Picture = NDArray[np.uint8]  # [height, width, 3]
+_GAP = 4  # pixels between pictures on a sheet
+
+
+def draw(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = 30,
+    guidance: float = 7.0,
+    advance: Callable[[int], None] = lambda _count: None,
+) -> list[list[Picture]]:
+    """One row of pictures per prompt, one picture per seed; a seed's noise is always the same.
+
+    All seeds of a prompt at once, or in as many parts as the device's memory asks for; raises
+    torch.OutOfMemoryError where it does not hold one.
+    """
+
+    def some(prompt: str, part: Sequence[int]) -> list[Picture]:
+        drawn = pipeline(
+            [prompt] * len(part), generator=[torch.Generator().manual_seed(seed) for seed in part],
+            num_inference_steps=steps, guidance_scale=guidance, output_type="np",
+        ).images  # fmt: skip
+        return [(picture * 255).round().astype(np.uint8) for picture in drawn]
+
+    rows: list[list[Picture]] = []
+    at_once = max(1, len(seeds))
+    while len(rows) < len(prompts):
+        prompt = prompts[len(rows)]
+        parts = [seeds[i : i + at_once] for i in range(0, len(seeds), at_once)]
+        try:
+            rows.append([picture for part in parts for picture in some(prompt, part)])
+        except torch.OutOfMemoryError:
+            if at_once == 1:
+                raise
+            at_once = (at_once + 1) // 2
+            continue
+        advance(1)
+    return rows
+
+
+def similarity(a: Picture, b: Picture) -> float:
+    """MS-SSIM of two pictures of one size, at most 1."""
+    left, right = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] / 255 for p in (a, b))
+    return float(ms_ssim(left, right)[0])
+
+
+def sheet(rows: Sequence[Sequence[Picture]]) -> Image.Image:
+    """Pictures of one size, row by row, on white."""
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    size = (columns * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP)
+    page = Image.new("RGB", size, "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            page.paste(Image.fromarray(picture), (x * (width + _GAP), y * (height + _GAP)))
+    return page

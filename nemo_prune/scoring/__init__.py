@@ -1,0 +1,1 @@
+"""Memorization scores: similarity, the engine, thresholds, calibration, detection."""

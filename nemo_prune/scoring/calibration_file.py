@@ -1,0 +1,173 @@
+"""Calibrations as safetensors files: what `calibrate` writes, and what the cache holds.
+
+Tensors `mean.LAYER` and `std.LAYER` (float64 `[rows]`), `paths` (float64 `[prompts, seeds - 1]`)
+and `norms` (float64 `[prompts]`). The metadata `nemo_prune.calibration` is JSON: format, version
+of the tool, and `about`, which says what all of it depends on. No prompt is in it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from nemo_prune import __version__
+from nemo_prune.errors import CalibrationError
+from nemo_prune.files.atomic import write_new
+from nemo_prune.model.denoiser import LoadedModel
+from nemo_prune.scoring.activations import ActivationStatistics
+from nemo_prune.scoring.thresholds import FEWEST_PROMPTS
+
+FORMAT = "nemo-prune-calibration/1"
+_KEY = "nemo_prune.calibration"
+
+
+@dataclass(frozen=True)
+class OrdinaryScores:
+    """Scores of ordinary prompts without pruning.
+
+    paths: of each prompt the memorization score after 2, 3, ... seeds.
+    norms: of each prompt the mean of Wen et al.'s noise norm over all seeds.
+    """
+
+    paths: tuple[tuple[float, ...], ...]
+    norms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ordinary is for one model.
+
+    about: "fingerprint" and "precision" of the model; under "activations" and "scores" what each
+        part depends on besides (prompts, their hash; seeds, seed, timestep, guidance, latents).
+    """
+
+    about: Mapping[str, Any]
+    statistics: ActivationStatistics | None = None
+    scores: OrdinaryScores | None = None
+
+
+def fingerprint(model: LoadedModel) -> str:
+    """sha256 of the weights that a calibration depends on: the denoiser and the text encoders.
+
+    Of the weights as loaded, under diffusers' names: the layout of the file, its metadata, its VAE
+    and its EMA twin do not matter, the precision does. With them go what a config may say otherwise
+    of the same weights: attention heads, and the tokens.
+    """
+    digest = hashlib.sha256()
+    for module in (model.unet, *(encoder.model for encoder in model.text_encoders)):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(memoryview(raw.numpy()))
+    for encoder in model.text_encoders:
+        tokens = sorted(encoder.tokenizer.get_vocab().items())
+        config = encoder.model.config
+        told = [config.num_attention_heads, config.hidden_act, encoder.tokenizer.pad_token_id, tokens]
+        digest.update(json.dumps(told).encode())
+    heads = [model.unet.get_submodule(n.removesuffix(".to_v")).heads for n in model.value_layers]
+    digest.update(f"{model.family} {model.prediction_type} {heads}\n".encode())
+    return digest.hexdigest()
+
+
+def write_calibration(
+    calibration: Calibration,
+    path: Path,
+    overwrite: bool = False,
+    thresholds: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a calibration, at once and whole; `thresholds` is for readers, and never read back.
+
+    Raises OutputError where the file cannot be written, or exists and `overwrite` is false.
+    """
+    tensors = {}
+    if calibration.statistics:
+        for name, mean in calibration.statistics.mean.items():
+            tensors[f"mean.{name}"] = mean
+            tensors[f"std.{name}"] = calibration.statistics.std[name]
+    if calibration.scores:
+        tensors["paths"] = torch.tensor(calibration.scores.paths, dtype=torch.float64)
+        tensors["norms"] = torch.tensor(calibration.scores.norms, dtype=torch.float64)
+    entry = {"format": FORMAT, "version": __version__, "about": dict(calibration.about)}
+    if thresholds:
+        entry["thresholds"] = dict(thresholds)
+    write_new(path, save(tensors, {_KEY: json.dumps(entry)}), overwrite)
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Return the calibration at `path`; CalibrationError, one line, if it is not a sound one."""
+    try:
+        if not path.is_file():
+            reason = "is a folder; give the file" if path.is_dir() else "no such file; check the path"
+            raise CalibrationError(f"{path}: {reason}")
+        with safe_open(path, "pt") as file:
+            entry = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        raise CalibrationError(
+            f"{path}: is damaged or no calibration; make it anew with nemo-prune calibrate"
+        ) from None
+    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
+        raise CalibrationError(f"{path}: is no calibration; give a file of nemo-prune calibrate")
+    try:
+        return _calibration(entry["about"], tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise CalibrationError(f"{path}: is damaged; make it anew with nemo-prune calibrate") from None
+
+
+def misfits(
+    found: Calibration,
+    model: LoadedModel,
+    scores_about: Mapping[str, Any],
+    seeds: int,
+    weights: Callable[[], str],
+) -> list[str]:
+    """What a calibration with both parts was made for that is not so here, in words.
+
+    scores_about: what the scores of `seeds` seeds would depend on here. weights: the model's
+    `fingerprint`, which takes long and is asked for only where the precision is the same.
+    """
+    about = found.about["scores"]
+    differing = [
+        f"{key} {about[key]} instead of {scores_about[key]}"
+        for key in ("timestep", "latents")
+        if about[key] != scores_about[key]
+    ]
+    if about["seeds"] < seeds:
+        differing.append(f"{about['seeds']} seeds instead of {seeds}")
+    if found.about["precision"] != model.precision:
+        differing.append(f"precision {found.about['precision']} instead of {model.precision}")
+    elif found.about["fingerprint"] != weights():
+        differing.append("other weights")
+    return differing
+
+
+def _calibration(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Calibration:
+    if not all(tensor.dtype == torch.float64 and tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError("a number that is none")
+    if not isinstance(about["fingerprint"], str) or not isinstance(about["precision"], str):
+        raise TypeError("what it is for")
+    statistics = scores = None
+    if "activations" in about:
+        mean, std = (
+            {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
+            for kind in ("mean.", "std.")
+        )
+        if not mean or {k: v.shape for k, v in mean.items()} != {k: v.shape for k, v in std.items()}:
+            raise ValueError("means and deviations of different layers")
+        statistics = ActivationStatistics(mean, std, int(about["activations"]["prompts"]))
+    if "scores" in about:
+        said = about["scores"]
+        shape = (int(said["prompts"]), int(said["seeds"]) - 1)
+        paths, norms = tensors["paths"], tensors["norms"]
+        if paths.shape != shape or norms.shape != shape[:1] or shape[0] < FEWEST_PROMPTS or not shape[1]:
+            raise ValueError("other shapes than it says")
+        if not isinstance(said["timestep"], int) or not isinstance(said["latents"], list):
+            raise TypeError("what it is for")
+        scores = OrdinaryScores(tuple(map(tuple, paths.tolist())), tuple(norms.tolist()))
+    return Calibration(about, statistics, scores)

@@ -1,0 +1,172 @@
+"""Which prompts are memorized: scores without a search, as few samples as the answer takes.
+
+Two measures come from the same denoiser passes: the paper's memorization score (the largest
+MS-SSIM between noise differences of two seeds), which decides, and Wen et al.'s norm of
+conditional minus unconditional noise, which is reported beside it.
+
+The score is a maximum over pairs of seeds, so it only rises with more of them. A prompt above the
+gate stays above it: stopping there changes no decision. A prompt is clear once it lies below the
+gate by more than scores still rise; how far that is was measured on ordinary prompts (`gate`).
+"""
+
+import statistics
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from nemo_prune.scoring.batches import Prompt
+from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine
+from nemo_prune.scoring.thresholds import decided
+from nemo_prune.search.literal import (
+    Answer,
+    Outcome,
+    Question,
+    Search,
+    Tally,
+    check_seeds,
+    not_memorized,
+)
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Each seed's best pairwise score so far, and the largest each time they were looked at."""
+
+    scores: dict[int, float]
+    path: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was measured of one prompt; `index` counts the prompts of the file from 0.
+
+    score: memorization score in [0, 1] over the seeds used; of a prompt that was clear early it is
+        what was reached by then.
+    noise_norm: mean over the seeds used of ||eps(prompt) - eps("")||, in units of the latents.
+    seeds: how many were used; one denoiser sample each.
+    """
+
+    index: int
+    score: float
+    noise_norm: float
+    seeds: int
+    memorized: bool
+
+
+def screening(
+    seeds: Sequence[int], gate: float | None = None, margins: Sequence[float] = ()
+) -> Generator[Question, Answer, Screened]:
+    """Score a prompt on two seeds, then one more at a time, until the answer is clear.
+
+    gate: stop once the score lies above it; None: use all seeds.
+    margins: stop after 2, 3, ... seeds once the score lies below the gate by at least this much;
+        empty: never.
+
+    Raises ValueError for fewer than two seeds, or an answer that is NaN.
+    """
+    seeds = _comparable(seeds)
+    tally = Tally()
+    path: list[float] = []
+    scores: dict[int, float] = {}
+    for count in range(2, len(seeds) + 1):
+        scores = yield from tally.ask(frozenset(), seeds[:count])
+        path.append(max(scores.values()))
+        if gate is not None and decided(path[-1], count, gate, margins):
+            break
+    return Screened(scores, tuple(path))
+
+
+def _comparable(seeds: Sequence[int]) -> tuple[int, ...]:
+    if len(seeds) < 2:
+        raise ValueError("the score compares seeds, so it needs at least 2")
+    return check_seeds(seeds)
+
+
+def gated(inner: Callable[[], Search], seeds: Sequence[int], tau: float, gate: float) -> Search:
+    """A search that is only begun if the prompt is memorized by the gate, on all seeds.
+
+    Nobody is left alone on a few of them: a template that shows from half of the seeds is soon
+    taken for clear. `inner` makes the search; its first question is answered from these samples.
+    """
+    scores = yield from Tally().ask(frozenset(), _comparable(seeds))
+    if max(scores.values()) <= gate:
+        return not_memorized(scores, tau)
+    outcome: Outcome = yield from inner()
+    return outcome
+
+
+def score_paths(
+    engine: Engine,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    advance: Callable[[int], None] = lambda _count: None,
+) -> tuple[list[tuple[float, ...]], list[float]]:
+    """Of each prompt, the score after 2, 3, ... seeds, and the mean noise norm over all seeds."""
+    found: dict[int, tuple[tuple[float, ...], float]] = {}
+
+    def keep(index: int, screened: Screened, norm: float) -> None:
+        found[index] = screened.path, norm
+        advance(1)
+
+    _screen(engine, prompts, range(len(prompts)), seeds, None, (), keep)
+    ordered = [found[index] for index in range(len(prompts))]
+    return [path for path, _ in ordered], [norm for _, norm in ordered]
+
+
+def detect(
+    engine: Engine,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    gate: float,
+    margins: Sequence[float] = (),
+    *,
+    early: bool = True,
+    known: Mapping[int, Detection] | None = None,
+    on_found: Callable[[Detection], None] = lambda _found: None,
+) -> list[Detection]:
+    """Score every prompt; only the findings grow with their number.
+
+    gate, margins: as `screening` takes them. early: False uses all seeds for every prompt, which
+    makes the scores comparable with each other. known: what an earlier run found, by index; it is
+    not scored again. on_found: told of each prompt as it is finished, in no order.
+
+    Raises CheckpointError if the denoiser gives NaN.
+    """
+    found = dict(known or {})
+
+    def keep(index: int, screened: Screened, norm: float) -> None:
+        found[index] = Detection(
+            index=index,
+            score=screened.path[-1],
+            noise_norm=norm,
+            seeds=len(screened.scores),
+            memorized=screened.path[-1] > gate,
+        )
+        on_found(found[index])
+
+    left = [index for index in range(len(prompts)) if index not in found]
+    _screen(engine, prompts, left, seeds, gate if early else None, margins, keep)
+    return [found[index] for index in range(len(prompts))]
+
+
+def _screen(
+    engine: Engine,
+    prompts: Sequence[str],
+    indices: Sequence[int],
+    seeds: Sequence[int],
+    gate: float | None,
+    margins: Sequence[float],
+    keep: Callable[[int, Screened, float], None],
+) -> None:
+    """Screen the prompts at `indices`; `keep` gets the index, what was found, and the noise norm."""
+    engine.take_norms(seeds)
+
+    def finished(chunk: Sequence[int], encoded: Sequence[Prompt], place: int, found: Screened) -> None:
+        norms = encoded[place].norms
+        keep(chunk[place], found, statistics.fmean(norms[seed] for seed in found.scores))
+
+    for start in range(0, len(indices), PROMPTS_AT_ONCE):
+        chunk = indices[start : start + PROMPTS_AT_ONCE]
+        encoded = engine.prompts([prompts[index] for index in chunk])
+        jobs = [(prompt, screening(seeds, gate, margins)) for prompt in encoded]
+        engine.run(jobs, on_finished=partial(finished, chunk, encoded))

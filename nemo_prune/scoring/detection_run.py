@@ -1,0 +1,204 @@
+"""The job of `detect` and `check`: load, take the thresholds, score, and sum up."""
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_prune import __version__
+from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.models import model_sha256
+from nemo_prune.files.atomic import write_new
+from nemo_prune.model.denoiser import TOKENS
+from nemo_prune.opening import Options, Progress, open_engine
+from nemo_prune.scoring.detect import Detection, detect
+from nemo_prune.scoring.journal import Journal, fingerprint_of_run
+from nemo_prune.scoring.ordinary import Ordinary
+from nemo_prune.scoring.rates import accuracy, separation
+from nemo_prune.scoring.thresholds import Thresholds
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found; `detections` are in the order of the prompts.
+
+    norm_gate: what ordinary prompts' noise norms exceed at the same rate, where that is known; it
+        decides nothing.
+    samples: denoiser samples to score the prompts; `calibration_samples` those for thresholds.
+    """
+
+    checkpoint: Path
+    prompts: tuple[str, ...]
+    thresholds: Thresholds
+    norm_gate: float | None
+    seeds: int
+    timestep: int
+    detections: tuple[Detection, ...]
+    truncated: tuple[bool, ...]
+    labels: tuple[bool, ...] | None
+    samples: int
+    calibration_samples: int
+    seconds: float
+
+    @property
+    def memorized(self) -> tuple[Detection, ...]:
+        """The prompts above the gate, highest score first."""
+        return tuple(found for found in self.ranked if found.memorized)
+
+    @property
+    def ranked(self) -> list[Detection]:
+        return sorted(self.detections, key=lambda found: (-found.score, found.index))
+
+
+def find_memorized(
+    checkpoint: Checkpoint,
+    prompts: Sequence[str],
+    options: Options,
+    progress: Progress,
+    *,
+    calibration_prompts: Sequence[str] | None = None,
+    labels: tuple[bool, ...] | None = None,
+    early: bool = True,
+    keep: Path | None = None,
+    resume: bool = False,
+) -> Findings:
+    """Score every prompt and decide by the gate; no search.
+
+    early: False uses all seeds of every prompt. Labelled prompts always get all of them: the rates
+    compare scores with each other, so all must be taken alike.
+    keep: a journal of scored prompts, for the caller to remove; `resume` takes up the one that an
+        earlier run left there.
+
+    Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run.
+    """
+    started = time.monotonic()
+    progress.stage("loading the model", 1, "file")
+    engine = open_engine(checkpoint, options, progress)
+    progress.advance()
+    truncated = tuple(count > TOKENS for count in engine.model.token_counts(prompts))
+    if any(truncated):
+        progress.note(f"{sum(truncated)} prompts are longer than {TOKENS} tokens and were truncated")
+    ordinary = Ordinary(engine, checkpoint, options, calibration_prompts, progress)
+    thresholds = ordinary.thresholds
+    norm_gate = ordinary.norm_gate(options.fpr)
+    early = early and labels is None
+    if early and not thresholds.margins:
+        progress.note(
+            "no ordinary scores are known, so prompts that are not memorized take all seeds "
+            "(nemo-prune calibrate mends that)"
+        )
+    calibration_samples = engine.cost.samples
+    journal = None
+    known: dict[int, Detection] = {}
+    if keep is not None:
+        settings = {
+            **thresholds.told(),
+            "margins": thresholds.margins,
+            "early": early,
+            "seeds": options.seeds,
+            "seed": options.seed,
+            "timestep": engine.timestep,
+            "precision": engine.model.precision,
+            "scored by": ordinary.scored_by,
+        }
+        run = fingerprint_of_run(model_sha256(checkpoint), prompts, calibration_prompts, settings)
+        journal = Journal.open(keep, run, resume=resume)
+        known = {int(key): Detection(**value) for key, value in journal.entries.items()}
+    progress.stage("scoring", len(prompts), "prompts", done=len(known))
+
+    def on_found(one: Detection) -> None:
+        if journal:
+            journal.add(str(one.index), asdict(one))
+        progress.advance()
+
+    try:
+        detections = detect(
+            engine, prompts, range(options.seeds), thresholds.gate.value, thresholds.margins,
+            early=early, known=known, on_found=on_found,
+        )  # fmt: skip
+    finally:
+        if journal:
+            journal.close()
+    return Findings(
+        checkpoint=checkpoint.path,
+        prompts=tuple(prompts),
+        thresholds=thresholds,
+        norm_gate=norm_gate,
+        seeds=options.seeds,
+        timestep=engine.timestep,
+        detections=tuple(detections),
+        truncated=truncated,
+        labels=labels,
+        samples=engine.cost.samples - calibration_samples,
+        calibration_samples=calibration_samples,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def evaluation(found: Findings) -> dict[str, Any] | None:
+    """How both measures tell the labelled prompts apart; None without labels of both kinds."""
+    labels = found.labels
+    if labels is None or len(set(labels)) < 2:
+        return None
+    scores = [one.score for one in found.detections]
+    norms = [one.noise_norm for one in found.detections]
+    ordinary = [one for one, label in zip(found.detections, labels, strict=True) if not label]
+    return {
+        "memorized": sum(labels),
+        "ordinary": len(ordinary),
+        "score": asdict(separation(scores, labels)),
+        "noise_norm": asdict(separation(norms, labels)),
+        "accuracy_at_tau": accuracy(scores, labels, found.thresholds.tau),
+        "accuracy_at_gate": accuracy(scores, labels, found.thresholds.gate.value),
+        "false_findings_at_gate": sum(one.memorized for one in ordinary) / len(ordinary),
+    }
+
+
+def summary(found: Findings, show_prompts: bool = False) -> dict[str, Any]:
+    """The findings as plain JSON: the object that `detect --json` and `check --json` print."""
+    return {
+        "version": __version__,
+        "source": {"path": str(found.checkpoint)},
+        **found.thresholds.told(),
+        "scores_from": found.thresholds.scores_from,
+        "noise_norm_gate": found.norm_gate,
+        "seeds": found.seeds,
+        "timestep": found.timestep,
+        "memorized": len(found.memorized),
+        "prompts": [_row(found, one, show_prompts) for one in found.detections],
+        "evaluation": evaluation(found),
+        "cost": {
+            "samples": found.samples,
+            "calibration_samples": found.calibration_samples,
+            "seconds": found.seconds,
+        },
+    }
+
+
+def write_csv(found: Findings, path: Path, overwrite: bool, show_prompts: bool = False) -> None:
+    """The ranked table as CSV: a header line, then a line a prompt, highest score first."""
+    rows = [_row(found, one, show_prompts) for one in found.ranked]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_new(path, text.getvalue().encode("utf-8", "backslashreplace"), overwrite)
+
+
+def _row(found: Findings, one: Detection, show_prompts: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "index": one.index,
+        "memorized": one.memorized,
+        "score": one.score,
+        "noise_norm": round(one.noise_norm, 5),
+        "seeds": one.seeds,
+        "truncated": found.truncated[one.index],
+    }
+    if found.labels is not None:
+        row["label"] = found.labels[one.index]
+    if show_prompts:
+        row["text"] = found.prompts[one.index]
+    return row

@@ -1,0 +1,194 @@
+"""A journal of a long search: what was finished stays finished, whatever ends the run.
+
+JSON lines, appended to one at a time. The first says what the run is; each further one is an entry
+that the caller wants back: `{"key": ..., "value": ...}`. A line that a killed run left torn, and
+nothing else, is dropped when the journal is opened again. Prompts never go in: the header holds
+a hash of their list.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nemo_prune import __version__
+from nemo_prune.errors import OutputError
+from nemo_prune.files.atomic import check_place
+from nemo_prune.files.prompts import prompts_hash
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = "nemo-prune-journal/1"
+_MAX_BYTES = 2**30
+
+
+def journal_path(manifest: Path) -> Path:
+    """Where the journal of a manifest lies: beside it, `.journal` behind its name."""
+    return manifest.with_name(f"{manifest.name}.journal")
+
+
+class Journal:
+    """An open journal: `entries` of earlier runs, and `add` for this one's.
+
+    Usable as a context manager, which closes it. Whoever has served removes the file.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, entries: dict[str, Any]) -> None:
+        self.path = path
+        self.entries = entries
+        self._file = file
+
+    @classmethod
+    def open(cls, path: Path, fingerprint: Mapping[str, str], *, resume: bool) -> "Journal":
+        """Open the journal at `path` for the run that `fingerprint` describes.
+
+        Args:
+            path: where the journal lies or is to lie.
+            fingerprint: everything that results depend on, by name ("model", "prompts",
+                "options", ...); strings without prompt texts.
+            resume: go on with the journal that is there, if there is one.
+
+        Raises OutputError, one line, if a journal is there and `resume` is false; if it is another
+        run's, naming in what the two differ, or damaged; or if another process has it open.
+        """
+        path = Path(path)
+        if not resume:
+            # Never written over: it may stand for hours of searching.
+            refuse_existing(path)
+        check_place(path, overwrite=resume)
+        try:
+            file = path.open("r+b" if path.exists() else "x+b", buffering=0)
+        except OSError as error:
+            raise _unusable(path, error) from None
+        try:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OutputError(f"{path}: is not a regular file; choose another manifest name")
+            _lock(path, file)
+            entries = _read(path, file, dict(fingerprint))
+        except OSError as error:
+            file.close()
+            raise _unusable(path, error) from None
+        except BaseException:
+            file.close()
+            raise
+        return cls(path, file, entries)
+
+    def add(self, key: str, value: Any) -> None:
+        """Append an entry, on the disk when this returns; a later one of the same key replaces it.
+
+        Raises OutputError if it cannot be written.
+        """
+        try:
+            _append(self._file, {"key": key, "value": value})
+        except OSError as error:
+            raise _unusable(self.path, error) from None
+        self.entries[key] = value
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def fingerprint_of_run(
+    model_sha256: str,
+    prompts: Sequence[str],
+    calibration_prompts: Sequence[str] | None,
+    settings: Mapping[str, Any],
+) -> dict[str, str]:
+    """What `Journal.open` takes: all that a run's results depend on; `settings` are its options."""
+    return {
+        "version": __version__,
+        "model": model_sha256,
+        "prompts": prompts_hash(prompts),
+        "calibration prompts": prompts_hash(calibration_prompts or ()),
+        "options": json.dumps(settings, sort_keys=True),
+    }
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise OutputError if an earlier run left its journal at `path`."""
+    if path.is_symlink() or path.exists():
+        raise OutputError(
+            f"{path}: an earlier run was not finished; pass --resume to go on, or remove that file"
+        )
+
+
+def _lock(path: Path, file: BinaryIO) -> None:
+    if fcntl is None:  # pragma: no cover - Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(f"{path}: another process is at work on it; wait until it ends") from None
+
+
+def _append(file: BinaryIO, entry: Mapping[str, Any]) -> None:
+    rest = memoryview(json.dumps(entry, allow_nan=False).encode() + b"\n")
+    while rest:
+        rest = rest[file.write(rest) :]
+    os.fsync(file.fileno())
+
+
+def _read(path: Path, file: BinaryIO, fingerprint: dict[str, str]) -> dict[str, Any]:
+    """The entries of an open journal; its torn end is cut off, its header written if it has none."""
+    if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+        raise OutputError(f"{path}: is too large for a journal of this tool; remove it")
+    content = file.read() or b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if not whole and not b'{"format": "nemo-prune-journal'.startswith(content[:30]):
+        raise OutputError(f"{path}: is not a journal of this tool; choose another manifest name")
+    lines = whole.splitlines()
+    header = _line(path, lines[0], 1) if lines else None
+    if header is not None:
+        _check_header(path, header, fingerprint)
+    entries = {}
+    for number, line in enumerate(lines[1:], start=2):
+        entry = _line(path, line, number)
+        if entry.keys() != {"key", "value"} or not isinstance(entry["key"], str):
+            raise _damaged(path, number)
+        entries[entry["key"]] = entry["value"]
+    file.truncate(len(whole))
+    file.seek(len(whole))
+    if header is None:
+        _append(file, {"format": FORMAT, **fingerprint})
+    return entries
+
+
+def _line(path: Path, line: bytes, number: int) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise _damaged(path, number)
+    return found
+
+
+def _check_header(path: Path, header: dict[str, Any], fingerprint: dict[str, str]) -> None:
+    if header.pop("format", None) != FORMAT:
+        raise OutputError(f"{path}: is not a journal of this tool; choose another manifest name")
+    if header != fingerprint:
+        names = sorted(header.keys() | fingerprint.keys())
+        other = [name for name in names if header.get(name) != fingerprint.get(name)]
+        raise OutputError(
+            f"{path}: belongs to a run with other {ascii(', '.join(other))[1:-1]}; "
+            f"run as then, or remove that file"
+        )
+
+
+def _damaged(path: Path, number: int) -> OutputError:
+    return OutputError(f"{path}: line {number} is damaged; remove that file and start again")
+
+
+def _unusable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot be used ({error.strerror or error}); check the disk")

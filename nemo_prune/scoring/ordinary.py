@@ -1,0 +1,292 @@
+"""What is ordinary for a loaded model: from a calibration file, the cache, or computed now.
+
+`prune`, `detect`, `check` and `calibrate` all ask here, so that they agree on every threshold.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.errors import CalibrationError, OptionError
+from nemo_prune.files.prompts import prompts_hash
+from nemo_prune.model.schedule import ddim_timestep
+from nemo_prune.opening import Options, Progress, bundled_captions
+from nemo_prune.scoring import cache
+from nemo_prune.scoring.activations import ActivationStatistics, activation_statistics
+from nemo_prune.scoring.calibration_file import (
+    Calibration,
+    OrdinaryScores,
+    fingerprint,
+    misfits,
+    read_calibration,
+)
+from nemo_prune.scoring.detect import score_paths
+from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.thresholds import (
+    DEFAULT_FPR,
+    FEWEST_PROMPTS,
+    HIGHEST_GATE,
+    PUBLISHED_GATE,
+    PUBLISHED_TAU,
+    Gate,
+    Thresholds,
+    gate_from,
+    margins_from,
+    prompts_for,
+    tau_from,
+)
+
+PUBLISHED_SEEDS = 10  # of the paper; the score is a maximum over pairs, so more seeds raise it
+BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as seeds
+FILE, CACHE, NOW = "file", "cache", "this run"
+
+
+class Ordinary:
+    """What is ordinary for one model, each part found once and only if asked for.
+
+    Args:
+        engine: the model, at the timestep at which it is scored.
+        checkpoint: names its value layers.
+        options: calibration, force, cache, tau, gate, fpr, seeds.
+        captions: the user's ordinary prompts; None: the bundled ones.
+        progress: is told what takes long.
+        calibrating: for `calibrate`, which has other options to recommend.
+
+    Raises CalibrationError for a calibration file that was made for something else, unless
+    `options.force`, and for fewer than 30 prompts; OptionError for both a file and prompts.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        checkpoint: Checkpoint,
+        options: Options,
+        captions: Sequence[str] | None,
+        progress: Progress,
+        calibrating: bool = False,
+    ) -> None:
+        if options.calibration and captions is not None:
+            raise OptionError("--calibration and --calibration-prompts: give one of them")
+        if captions is not None and len(captions) < FEWEST_PROMPTS:
+            raise CalibrationError(
+                f"{len(captions)} calibration prompts say too little about what is ordinary; "
+                f"give at least {FEWEST_PROMPTS}, better several hundred"
+            )
+        self._engine = engine
+        self._layers = checkpoint.value_layers
+        self._options = options
+        self._bundled = captions is None
+        self._captions = bundled_captions() if captions is None else tuple(captions)
+        self._progress = progress
+        self._calibrating = calibrating
+        self._file = self._checked(options) if options.calibration else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self._engine.model)
+
+    @property
+    def scored_by(self) -> dict[str, Any]:
+        """The model as loaded, as plain JSON: the checkpoint's own hash knows of no option."""
+        model = self._engine.model
+        schedule = dict(model.scheduler_config)
+        shape = list(model.latent_shape)
+        return {"fingerprint": self.fingerprint, "latents": shape, "scheduler": schedule}
+
+    @cached_property
+    def statistics(self) -> tuple[ActivationStatistics, str]:
+        """Activation statistics of every value layer, and whence: "file", "cache" or "this run"."""
+        if self._file and self._file.statistics:
+            return self._file.statistics, FILE
+        about = self._about("activations", self.activations_about) if self._options.cache else {}
+        if about and (kept := cache.load("activations", about)) and kept.statistics:
+            return kept.statistics, CACHE
+        self._progress.stage("measuring ordinary activations", len(self._captions), "prompts")
+        found = activation_statistics(
+            self._engine.model, self._layers, self._captions, advance=self._progress.advance
+        )
+        if about:
+            self._keep("activations", Calibration(about, statistics=found))
+        return found, NOW
+
+    @cached_property
+    def scores(self) -> tuple[OrdinaryScores, str]:
+        """Scores of ordinary prompts, and whence: "file", "cache" or "this run"."""
+        if self._file and self._file.scores:
+            return self._file.scores, FILE
+        about = self._about("scores", self.scores_about) if self._options.cache else {}
+        if about and (kept := cache.load("scores", about)) and kept.scores:
+            return kept.scores, CACHE
+        if self._bundled:
+            self._progress.note(self._why_bundled())
+        self._progress.stage("scoring ordinary prompts", len(self._scored), "prompts")
+        paths, norms = score_paths(
+            self._engine, self._scored, range(self._options.seeds), self._progress.advance
+        )
+        found = OrdinaryScores(tuple(paths), tuple(norms))
+        if about:
+            self._keep("scores", Calibration(about, scores=found))
+        return found, NOW
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """tau and the gate: as given, from ordinary scores, or published.
+
+        Without a calibration file or the user's prompts, a Stable Diffusion 1 model at its
+        published setting has tau .428 and, for the default rate, the gate .5 (or tau, if --tau is
+        higher). Whatever else is not given comes from bundled captions: also the gate where only
+        --tau is given, and where --fpr asks for another rate than the published gate is for.
+
+        Raises OptionError for a given gate below tau; CalibrationError as `from_scores`.
+        """
+        options = self._options
+        if options.tau is not None and options.gate is not None and not self._file:
+            return self._told(options.tau, "given", Gate(options.gate), "given")
+        if self._file or not self._bundled or not self._published:
+            return self.from_scores()
+        tau, source = (PUBLISHED_TAU, "published") if options.tau is None else (options.tau, "given")
+        if options.gate is None and options.fpr != DEFAULT_FPR:
+            return self.from_scores((tau, source))
+        gate = Gate(max(tau, PUBLISHED_GATE))
+        return self._told(tau, source, gate, "tau" if gate.value == options.tau else "published")
+
+    def from_scores(self, known: tuple[float, str] | None = None) -> Thresholds:
+        """`thresholds` from ordinary prompts' scores, even where published ones hold.
+
+        known: a tau that does not come from them, and its source; default: --tau, if given.
+
+        Raises CalibrationError for a gate that hardly any score could exceed.
+        """
+        options = self._options
+        if options.tau is not None:
+            known = options.tau, "given"
+        source = (
+            "calibration file" if self._file else "bundled captions" if self._bundled else "calibrated"
+        )
+        scores, whence = self.scores
+        paths = [path[: options.seeds - 1] for path in scores.paths]
+        last = [path[-1] for path in paths]
+        tau, tau_source = known or (tau_from(last), source)
+        found = gate_from(last, options.fpr, tau)
+        if options.gate is None:
+            self._judge(found, tau_source)
+        return self._told(tau, tau_source, found, source, margins_from(paths), whence)
+
+    def calibration(self) -> Calibration:
+        """Both parts at once, as `calibrate` writes them."""
+        statistics, scores = self.statistics[0], self.scores[0]
+        about = self._about("activations", self.activations_about)
+        return Calibration(about | {"scores": self.scores_about}, statistics, scores)
+
+    def norm_gate(self, fpr: float) -> float | None:
+        """What ordinary prompts' noise norms exceed at the rate `fpr`; None where none are known.
+
+        In units of the latents; like the gate, without tau below it and without the bound of 1.
+        """
+        if self.thresholds.scores_from is None:
+            return None
+        return gate_from(self.scores[0].norms, fpr, 0.0, most=None).value
+
+    def _told(
+        self, tau: float, tau_source: str, gate: Gate, gate_source: str,
+        margins: tuple[float, ...] = (), scores_from: str | None = None,
+    ) -> Thresholds:  # fmt: skip
+        self._options.check_gate(tau)
+        if self._options.gate is not None:
+            gate, gate_source = Gate(self._options.gate), "given"
+        return Thresholds(tau, tau_source, gate, gate_source, margins, scores_from)
+
+    def _judge(self, gate: Gate, tau_source: str) -> None:
+        """Say that a gate is extrapolated; refuse one that would let everything pass."""
+        rate = f"a rate of {gate.fpr:g}" if self._calibrating else f"--fpr {gate.fpr:g}"
+        needed = prompts_for(self._options.fpr)
+        # A --tau that high is what the user asked for.
+        if gate.value >= HIGHEST_GATE and not (gate.raised and tau_source == "given"):
+            few = gate.extrapolated and not gate.raised
+            what = "too few ordinary prompts" if few else "ordinary prompts score too high"
+            cure = f"give at least {needed}" if few else "give other ones"
+            raise CalibrationError(
+                f"{what} for {rate}: from {gate.prompts} of them the gate is {gate.value:.3f}, and "
+                f"hardly any score exceeds that; {cure}{'' if self._calibrating else ', or --gate'}"
+            )
+        if gate.extrapolated and not gate.raised:
+            self._progress.note(
+                f"{gate.prompts} ordinary prompts are too few to see {rate}: the gate "
+                f"{gate.value:.3f} is extrapolated; at least {needed} prompts would be needed"
+            )
+
+    def _why_bundled(self) -> str:
+        """The note of a first run: why the bundled captions are scored, and what to do instead."""
+        doing = "measuring what is ordinary on bundled captions"
+        if self._calibrating:
+            return f"{doing} (--prompts FILE is better)"
+        why, instead = "no published threshold fits this model and setting", "--gate X"
+        if self._published:
+            why = f"the published gate is not for --fpr {self._options.fpr:g}"
+        elif self._options.tau is None:
+            instead = "--tau X with --gate X"
+        return f"{why}: {doing} (--calibration-prompts FILE is better; {instead} skips it)"
+
+    @property
+    def _published(self) -> bool:
+        """Whether the paper's thresholds hold: its family, size of latents, timestep and seeds."""
+        model = self._engine.model
+        return (
+            self._options.seeds <= PUBLISHED_SEEDS
+            and model.family == "sd1"
+            and model.latent_shape[1:] == (64, 64)
+            and self._engine.timestep == ddim_timestep(model.scheduler_config)
+        )
+
+    @property
+    def _scored(self) -> tuple[str, ...]:
+        return self._captions[:BUNDLED_SCORED] if self._bundled else self._captions
+
+    @cached_property
+    def activations_about(self) -> dict[str, Any]:
+        return {"prompts": len(self._captions), "sha256": prompts_hash(self._captions)}
+
+    @cached_property
+    def scores_about(self) -> dict[str, Any]:
+        return {
+            "prompts": len(self._scored),
+            "sha256": prompts_hash(self._scored),
+            "seeds": self._options.seeds,
+            "seed": self._options.seed,
+            "timestep": self._engine.timestep,
+            "guidance": 0,
+            "latents": list(self._engine.model.latent_shape),
+        }
+
+    def _about(self, kind: str, part: dict[str, Any]) -> dict[str, Any]:
+        return {"fingerprint": self.fingerprint, "precision": self._engine.model.precision, kind: part}
+
+    def _keep(self, kind: str, calibration: Calibration) -> None:
+        if trouble := cache.store(kind, calibration):
+            self._progress.note(trouble)
+
+    def _checked(self, options: Options) -> Calibration:
+        """The calibration file, if it is for this model and these settings."""
+        assert options.calibration is not None
+        path = options.calibration
+        found = read_calibration(path)
+        if not found.statistics or not found.scores:
+            raise CalibrationError(f"{path}: is incomplete; make it anew with nemo-prune calibrate")
+        rows = {layer.name: layer.rows for layer in self._layers}
+        if {name: len(mean) for name, mean in found.statistics.mean.items()} != rows:
+            raise CalibrationError(
+                f"{path}: is for a model with other value layers; make one for this model with "
+                f"nemo-prune calibrate"
+            )
+        differing = misfits(
+            found, self._engine.model, self.scores_about, options.seeds, lambda: self.fingerprint
+        )
+        if differing and not options.force:
+            raise CalibrationError(
+                f"{path}: was made for another model or setting ({', '.join(differing)}); make one "
+                f"for this model with nemo-prune calibrate, or pass --force"
+            )
+        if differing:
+            self._progress.note(f"{path}: used all the same ({', '.join(differing)})")
+        return found

@@ -1,0 +1,46 @@
+"""What people see of what was found."""
+
+import re
+from typing import Any
+
+import pytest
+
+from nemo_prune.cli.console import print_findings
+
+
+def _result(scores: list[float], gate: float) -> dict[str, Any]:
+    prompts = [
+        {"index": index, "memorized": score > gate, "score": score, "noise_norm": 1.0, "seeds": 4}
+        for index, score in enumerate(scores)
+    ]
+    return {
+        "prompts": prompts, "memorized": sum(score > gate for score in scores), "evaluation": None,
+        "gate": {"value": gate, "fpr": 0.01, "low": 0.4, "high": None, "prompts": 50,
+                 "extrapolated": True},
+        "gate_source": "calibrated", "tau": 0.3, "tau_source": "calibrated",
+        "cost": {"samples": 9, "calibration_samples": 5},
+    }  # fmt: skip
+
+
+def _rows(printed: str) -> list[tuple[int, float]]:
+    """Index and score of each row of the table."""
+    found = re.findall(r"^│\s*(\d+) │ (?:yes|no)\s* │ (\d\.\d+) │", printed, re.MULTILINE)
+    return [(int(index), float(score)) for index, score in found]
+
+
+def test_the_table_is_ranked_by_score_then_by_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    print_findings(_result([0.2, 0.9, 0.55, 0.9, 0.1], 0.5))
+    printed = capsys.readouterr().out
+    assert _rows(printed) == [(1, 0.9), (3, 0.9), (2, 0.55), (0, 0.2), (4, 0.1)]
+    words = " ".join(printed.split())
+    assert "3 of 5 prompts are memorized. Gate 0.500 (calibrated" in words
+    assert "95 % interval 0.400 to ?; 50 ordinary prompts are too few to see that rate" in words
+
+
+def test_a_long_table_is_cut_below_what_is_memorized(capsys: pytest.CaptureFixture[str]) -> None:
+    print_findings(_result([0.1] * 60, 0.5))
+    assert len(_rows(capsys.readouterr().out)) == 40
+    print_findings(_result([0.9] * 50 + [0.1] * 9, 0.5))
+    printed = capsys.readouterr().out
+    assert len(_rows(printed)) == 50
+    assert "... and 9 more that are not" in printed

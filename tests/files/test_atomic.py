@@ -1,0 +1,271 @@
+import errno
+import os
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from nemo_prune.errors import OutputError
+from nemo_prune.files import leftovers
+from nemo_prune.files.atomic import check_output, check_place, new_file, refuse_inputs
+
+
+def put(out, content=b"new", overwrite=False):
+    with new_file(out, overwrite) as file:
+        file.write(content)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "model"
+    path.write_bytes(b"weights")
+    return path
+
+
+# ------------------------------------------------------------------------------- early refusals
+
+
+def test_a_free_name_is_fine(tmp_path, source):
+    check_output(source, tmp_path / "out", overwrite=False)
+    check_output(source, tmp_path / "out", overwrite=True)
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_refused_whatever_is_asked(tmp_path, source, overwrite):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "to-folder").symlink_to(tmp_path / "folder")
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "hard").hardlink_to(source)
+    os.mkfifo(tmp_path / "pipe")
+    for out, words in {
+        source: "is the model itself",
+        tmp_path / "folder" / ".." / "model": "is the model itself",
+        tmp_path / "link": "is the model itself",
+        tmp_path / "hard": "is the model itself",
+        tmp_path / "folder": "is a folder",
+        tmp_path / "to-folder": "is a folder",
+        tmp_path / "pipe": "not a regular file",
+        tmp_path.__class__("/dev/null"): "not a regular file",
+        tmp_path / "absent" / "out": "create it first",
+        source / "out": "cannot be written",
+        tmp_path / ("x" * 300): "cannot be written",
+        tmp_path / "a\0b": "cannot be written",
+    }.items():
+        with pytest.raises(OutputError, match=words) as caught:
+            check_output(source, out, overwrite)
+        assert "\n" not in str(caught.value)
+    assert source.read_bytes() == b"weights"
+
+
+def test_what_a_command_reads_is_not_replaced(tmp_path, source):
+    link, folder = tmp_path / "link", tmp_path / "folder"
+    link.symlink_to(source)
+    folder.mkdir()
+    (folder / "part").write_bytes(b"x")
+    for out in (source, link, folder / "part"):
+        with pytest.raises(OutputError, match="is read by this command"):
+            refuse_inputs([tmp_path / "free", out], [None, source, folder])
+    refuse_inputs([tmp_path / "free", folder / "report.html"], [source, folder, tmp_path / "nowhere"])
+
+
+def test_what_exists_needs_overwrite(tmp_path, source):
+    (tmp_path / "out").write_bytes(b"mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("out", "dangling"):
+        with pytest.raises(OutputError, match="exists already"):
+            check_output(source, tmp_path / name, overwrite=False)
+        check_output(source, tmp_path / name, overwrite=True)
+
+
+def test_a_folder_that_is_not_writable(tmp_path, monkeypatch):
+    # Root may write anywhere, so the question is answered for it.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="is not writable"):
+        check_place(tmp_path / "out", overwrite=False)
+
+
+def test_a_disk_without_room(tmp_path):
+    big = tmp_path / "big"
+    with big.open("wb") as file:
+        file.truncate(2**43)
+    with pytest.raises(OutputError, match="but the disk has"):
+        check_output(big, tmp_path / "out", overwrite=False)
+
+
+# ----------------------------------------------------------------------------------- the writing
+
+
+def test_the_file_gets_its_name_only_when_whole(tmp_path):
+    out = tmp_path / "out"
+    with new_file(out, False) as file:
+        file.write(b"half")
+        assert not out.exists()
+        (temporary,) = names(tmp_path)
+        assert temporary.startswith(f".out.{os.getpid()}-")
+        file.write(b" whole")
+    assert out.read_bytes() == b"half whole"
+    assert names(tmp_path) == ["out"]
+
+
+def test_overwriting_replaces_at_once(tmp_path):
+    out = tmp_path / "out"
+    out.write_bytes(b"old")
+    with new_file(out, True) as file:
+        file.write(b"new")
+        assert out.read_bytes() == b"old"
+    assert out.read_bytes() == b"new"
+
+
+def test_overwriting_a_link_leaves_what_it_points_to(tmp_path):
+    (tmp_path / "kept").write_bytes(b"kept")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    put(tmp_path / "link", overwrite=True)
+    assert (tmp_path / "kept").read_bytes() == b"kept"
+    assert not (tmp_path / "link").is_symlink()
+
+
+def test_mode(tmp_path):
+    old = os.umask(0o022)
+    try:
+        put(tmp_path / "out")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, OutputError])
+def test_an_error_leaves_nothing(tmp_path, kind):
+    def fail():
+        with new_file(tmp_path / "out", False) as file:
+            file.write(b"half")
+            raise kind
+
+    with pytest.raises(kind):
+        fail()
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_has_its_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="no space left on the disk; free some"):
+        put(tmp_path / "out")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_failure(tmp_path, monkeypatch):
+    real, calls = os.fsync, []
+
+    def fsync(descriptor):
+        calls.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        if calls[-1]:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    put(tmp_path / "out")
+    assert calls == [False, True]
+    assert names(tmp_path) == ["out"]
+
+
+# --------------------------------------------------------------------------- several at one time
+
+
+def test_of_two_writers_one_wins(tmp_path):
+    out = tmp_path / "out"
+    writing = threading.Barrier(8)
+    results = []
+
+    def write(content):
+        try:
+            with new_file(out, False) as file:
+                file.write(content)
+                writing.wait(10)
+            results.append(content)
+        except OutputError as error:
+            results.append(str(error))
+
+    threads = [threading.Thread(target=write, args=(b"%d" % i * 1000,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winners = [r for r in results if isinstance(r, bytes)]
+    assert winners == [out.read_bytes()]
+    assert all("by another process" in r for r in results if isinstance(r, str))
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_file_systems_without_hard_links(tmp_path, monkeypatch, taken):
+    out = tmp_path / "out"
+
+    def no_links(*_):
+        if taken:
+            out.write_bytes(b"theirs")
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    if taken:
+        with pytest.raises(OutputError, match="by another process"):
+            put(out)
+        assert out.read_bytes() == b"theirs"
+    else:
+        put(out)
+        assert out.read_bytes() == b"new"
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    killed = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from nemo_prune.files.atomic import new_file\n"
+        "with new_file(Path(sys.argv[1]), False) as file:\n"
+        "    file.write(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for name in ("out", "other"):
+        subprocess.run([sys.executable, "-c", killed, tmp_path / name], check=False)
+    assert len(names(tmp_path)) == 2
+    put(tmp_path / "out")
+    left = names(tmp_path)
+    assert len(left) == 2
+    assert left[0].startswith(".other.")
+    assert left[1] == "out"
+
+
+def test_what_a_living_run_writes_is_kept(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with new_file(out, False):
+        (temporary,) = names(tmp_path)
+        # As seen from another container: the process id is unknown, the lock is held all the same.
+        monkeypatch.setattr(leftovers, "_alive", lambda _: False)
+        put(out)
+        assert names(tmp_path) == [temporary, "out"]
+        out.unlink()
+    assert names(tmp_path) == ["out"]
+
+
+def test_foreign_hidden_files_are_kept(tmp_path):
+    kept = [".out.tmp", ".out.999999999-zzzzzzzz.tmp", "out.999999999-00000000.tmp"]
+    for name in kept:
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / ".out.999999999999999999999-00000000.tmp").write_bytes(b"")
+    put(tmp_path / "out")
+    assert names(tmp_path) == sorted([*kept, "out"])
+
+
+def test_long_names_have_room_for_the_hidden_one(tmp_path):
+    out = tmp_path / ("ä" * 127)
+    with new_file(out, False) as file:
+        file.write(b"new")
+        assert len(os.fsencode(names(tmp_path)[0])) < 255
+    assert names(tmp_path) == [out.name]
