@@ -18,10 +18,11 @@ from typing import Any
 from nemo_prune.checkpoint.families import recognize
 from nemo_prune.cli.demo import CHECKPOINT, DATA
 from nemo_prune.files.prompts import read_prompts
-from nemo_prune.opening import Options, open_engine
+from nemo_prune.options import DEFAULT_FPR, Options
 from nemo_prune.scoring.detect import score_paths
+from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.rates import separation
-from nemo_prune.scoring.thresholds import DEFAULT_FPR, decided, gate_from, margins_from, tau_from
+from nemo_prune.scoring.thresholds import decided, gate_from, margins_from, tau_from
 
 SEEDS = range(10)
 

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.search import SEEDS, Task, open_demo, run_task
-from nemo_prune.opening import Options
+from nemo_prune.options import Options
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.search.literal import Outcome, Question
 

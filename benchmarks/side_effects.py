@@ -33,7 +33,7 @@ from nemo_prune.files.prompts import read_prompts
 from nemo_prune.localize import prune as pruning
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization, localize
 from nemo_prune.model.loading import load_pipeline
-from nemo_prune.opening import Options, Progress
+from nemo_prune.options import Options, Progress
 from nemo_prune.report.drift import random_neurons
 from nemo_prune.report.gallery import PictureSettings
 from nemo_prune.report.likeness import Likeness, mean, open_likeness

@@ -10,18 +10,45 @@
     ├── OutputError        the place to write to: exists, missing folder, read-only, no space
     └── Interrupted        the user stopped the search; carries the prompts that were finished
 
-Every message is one line that names the file and says what to do. Only the command line turns
-an error into an exit code (2, and 130 for Interrupted), in one place.
+Every message is one line that names the file and says what to do. Messages speak of options by their
+names in Python; the command line shows the same names as its own flags (`rendered`), and turns an
+error into an exit code (2, and 130 for Interrupted), in one place.
 """
 
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nemo_prune.checkpoint.manifest import Manifest
 
 
+# Private-use characters around an option's name: no text of a user's holds them by accident.
+_OPTION = re.compile("\ue000(\\w+)\ue001")
+
+
+def option(name: str) -> str:
+    """An option's name for a message, e.g. `option("text_encoder")`; see `rendered`."""
+    return f"\ue000{name}\ue001"
+
+
+def rendered(text: str, show: Callable[[str], str] = str) -> str:
+    """`text` with every `option` in it as `show` writes its name; by default the name itself."""
+    return _OPTION.sub(lambda found: show(found[1]), text)
+
+
 class NemoPruneError(Exception):
-    """Base of every error that nemo-prune raises on purpose."""
+    """Base of every error that nemo-prune raises on purpose.
+
+    `str` gives the message for users of the library; `message` is the same before `rendered`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return rendered(self.message)
 
 
 class OptionError(NemoPruneError):

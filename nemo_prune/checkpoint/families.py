@@ -14,7 +14,7 @@ from pathlib import Path
 from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, Blocks
 from nemo_prune.checkpoint.foreign import is_value_like, refuse_whole, refuse_without_values
 from nemo_prune.checkpoint.manifest import network_order
-from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import Header, Tensor, quoted, read_header
 
 ZERO_IS_ZERO = frozenset(
@@ -104,7 +104,7 @@ class Checkpoint:
             if not matching:
                 example = self.value_layers[0].name.partition(".attn")[0]
                 raise OptionError(
-                    f"--layers {layers}: no value layer matches {pattern.strip()!r}; give "
+                    f"{option('layers')} {layers}: no value layer matches {pattern.strip()!r}; give "
                     f"down+mid, all, or patterns such as {example}.*"
                 )
             chosen |= matching

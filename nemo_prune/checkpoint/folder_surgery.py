@@ -13,7 +13,7 @@ from nemo_prune.checkpoint.folder_undo import check_undo_folder, write_index
 from nemo_prune.checkpoint.manifest import Neuron
 from nemo_prune.checkpoint.surgery import Written, check_neurons, file_sha256, rows_of, zero_neurons
 from nemo_prune.checkpoint.zeros import Zeros, read_zeros
-from nemo_prune.errors import CheckpointError
+from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.atomic import check_new_folder, new_folder, new_folders
 from nemo_prune.files.room import check_room
 from nemo_prune.files.trees import check_apart, copy_file, weights_sha256
@@ -49,7 +49,8 @@ def check_folder_output(
             rename = "rename what is safetensors to end in .safetensors, or "
         raise CheckpointError(
             f"{folder.path}: holds {named}{more}, copies of the denoiser in a form that is not "
-            f"edited, so memorization would stay in them; {rename}pass --drop-pickles to leave them out"
+            f"edited, so memorization would stay in them; {rename}pass "
+            f"{option('drop_pickles')} to leave them out"
         )
     rows = [(undo, _undo_bytes(folder, neurons))] if undo is not None else []
     check_room(out, _not_linked(folder, out) if link else _kept(folder).values(), rows)

@@ -22,7 +22,7 @@ from typing import TypeGuard
 
 from nemo_prune.checkpoint.copies import read_object
 from nemo_prune.checkpoint.surgery import file_sha256
-from nemo_prune.errors import OutputError, UndoError
+from nemo_prune.errors import OutputError, UndoError, option
 from nemo_prune.files.atomic import check_new_folder, new_folder, write_new
 from nemo_prune.files.room import check_room
 from nemo_prune.files.trees import check_apart, copy_file, read_tree, shown, weights_sha256
@@ -133,7 +133,7 @@ def _read_index(undo: Path) -> _Index:
         or not _are_texts(files)
         or not _are_texts(left_out)
     ):
-        raise UndoError(f"{undo}: is not a folder that --undo wrote; give that one")
+        raise UndoError(f"{undo}: is not a folder that {option('undo')} wrote; give that one")
     # Only what lies in the folder is opened, whatever path the index names.
     if missing := sorted(set(files) - kept.keys()):
         raise UndoError(

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.errors import ManifestError
+from nemo_prune.errors import ManifestError, option
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.strict_json import Fault, check_keys, parse, typed
 
@@ -129,13 +129,15 @@ def read_manifest(path: Path) -> Manifest:
         if status.st_size > _MAX_BYTES:
             raise ManifestError(
                 f"{path}: {status.st_size} bytes are too many for a manifest; give the JSON file "
-                f"that --manifest wrote"
+                f"that {option('manifest')} wrote"
             )
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file; check the path") from None
     except UnicodeDecodeError:
-        raise ManifestError(f"{path}: is not UTF-8; give the JSON file of --manifest") from None
+        raise ManifestError(
+            f"{path}: is not UTF-8; give the JSON file of {option('manifest')}"
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ManifestError(f"{path}: cannot be read ({reason})") from None

@@ -23,7 +23,7 @@ from nemo_prune.checkpoint.folder_undo import restore_folder
 from nemo_prune.checkpoint.manifest import Neuron
 from nemo_prune.checkpoint.surgery import Written, file_sha256, zero_neurons
 from nemo_prune.checkpoint.zeros import Zeros, read_zeros
-from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files import diff
 from nemo_prune.files.atomic import check_output
 from nemo_prune.files.header import read_header
@@ -87,7 +87,7 @@ def check_model_output(
 def _check_options(checkpoint: Checkpoint, link: bool, drop_pickles: bool) -> None:
     if isinstance(checkpoint, Folder):
         return
-    for name, given in (("--link", link), ("--drop-pickles", drop_pickles)):
+    for name, given in ((f"{option('link')}", link), (f"{option('drop_pickles')}", drop_pickles)):
         if given:
             raise OptionError(f"{name}: goes with a diffusers folder, and {checkpoint.path} is a file")
 

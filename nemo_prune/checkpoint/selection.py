@@ -16,7 +16,7 @@ from pathlib import Path
 from nemo_prune.checkpoint.families import Checkpoint, ValueLayer
 from nemo_prune.checkpoint.manifest import Manifest, Neuron, network_order, union
 from nemo_prune.checkpoint.surgery import check_neurons
-from nemo_prune.errors import ManifestError, OptionError
+from nemo_prune.errors import ManifestError, OptionError, option
 from nemo_prune.files.trees import shown
 
 _COLUMN = "Refined Neurons"
@@ -99,21 +99,22 @@ def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     for piece in text.split(","):
         name, colon, row = (part.strip() for part in piece.rpartition(":"))
         if not colon or not (row.isascii() and row.isdigit() and len(row) < 10):
-            raise OptionError(f"--neurons: {piece.strip()!a} is not layer:row, such as 0:17")
+            raise OptionError(f"{option('neurons')}: {piece.strip()!a} is not layer:row, such as 0:17")
         layer = known.get(name)
         if layer is None:
             raise OptionError(
-                f"--neurons: {checkpoint.path} has no value layer {name!a}; give one of the names "
+                f"{option('neurons')}: {checkpoint.path} has no value layer {name!a}; "
+                f"give one of the names "
                 f"that inspect lists, or a number from 0 to {len(layers) - 1}"
             )
         if int(row) >= layer.rows:
             raise OptionError(
-                f"--neurons: {layer.name} of {checkpoint.path} has rows 0 to {layer.rows - 1}, "
-                f"not {int(row)}"
+                f"{option('neurons')}: {layer.name} of {checkpoint.path} has rows 0 to "
+                f"{layer.rows - 1}, not {int(row)}"
             )
         found.append(Neuron(layer.name, int(row)))
     if twice := [neuron for neuron, count in Counter(found).items() if count > 1]:
-        raise OptionError(f"--neurons: row {twice[0].row} of {twice[0].layer} is named twice")
+        raise OptionError(f"{option('neurons')}: row {twice[0].row} of {twice[0].layer} is named twice")
     return union(found)
 
 

@@ -7,9 +7,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nemo_prune.errors import rendered
+
 _STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red",
            "not removable": "bold red"}  # fmt: skip
 _ROWS = 40  # of a ranked table, unless more are memorized
+
+
+def flags(text: str) -> str:
+    """A message of the library with options as the command line spells them."""
+    return rendered(text, lambda name: f"--{name.replace('_', '-')}")
 
 
 def console() -> Console:

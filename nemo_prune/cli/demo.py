@@ -13,7 +13,7 @@ from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model.configs import complete_folder
 
 if TYPE_CHECKING:
-    from nemo_prune.opening import Progress
+    from nemo_prune.options import Progress
 
 DATA = Path(str(files("nemo_prune") / "data" / "demo"))
 CHECKPOINT = DATA / "demo.safetensors"
@@ -53,7 +53,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
         raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
     from nemo_prune.localize import prune as pruning
     from nemo_prune.localize.localize import localize
-    from nemo_prune.opening import Options
+    from nemo_prune.options import Options
     from nemo_prune.report.likeness import open_likeness
     from nemo_prune.report.render import pictures_near, write_report
     from nemo_prune.report.verify import verify

@@ -56,7 +56,9 @@ class Group(DefaultGroup):  # type: ignore[misc]
             try:
                 return super().invoke(ctx)
             except NemoPruneError as error:
-                click.echo(f"nemo-prune: {error}", err=True)
+                from nemo_prune.cli.console import flags  # and with it rich, which few verbs need
+
+                click.echo(f"nemo-prune: {flags(error.message)}", err=True)
                 stopped = isinstance(error, Interrupted)
             except KeyboardInterrupt:
                 click.echo("nemo-prune: interrupted", err=True)

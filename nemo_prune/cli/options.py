@@ -134,7 +134,7 @@ def read_ordinary(given: dict[str, Any]) -> tuple[str, ...] | None:
 
 def read_options(given: dict[str, Any]) -> Any:
     """`Options` from what click parsed; imports torch."""
-    from nemo_prune.opening import Options
+    from nemo_prune.options import Options
 
     size = given.pop("batch_size")
     if size == "auto":

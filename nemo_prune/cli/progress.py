@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from nemo_prune.cli.console import console
+from nemo_prune.cli.console import console, flags
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -59,6 +59,7 @@ class _Noting:
 
     def note(self, text: str) -> None:
         """Print the line, once: a run that opens a model and its pruned copy hears it of both."""
+        text = flags(text)
         if text in self._noted:
             return
         self._noted.add(text)

@@ -27,7 +27,7 @@ from nemo_prune.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from nemo_prune.opening import Progress
+    from nemo_prune.options import Progress
     from nemo_prune.report.gallery import PictureSettings
     from nemo_prune.report.inputs import Subject
     from nemo_prune.report.likeness import Likeness
@@ -88,7 +88,7 @@ class Reporting:
         return found
 
     def some_ordinary(self) -> Sequence[str]:
-        from nemo_prune.opening import bundled_captions
+        from nemo_prune.files.prompts import bundled_captions
 
         return self.ordinary or bundled_captions()[:_BUNDLED]
 
@@ -212,8 +212,8 @@ def verify(
     ordinary = read_ordinary(given)
     show = given.pop("show_prompts")
     stated = provenance_of(after.header)
-    from nemo_prune.opening import open_engine
     from nemo_prune.report.inputs import Subject
+    from nemo_prune.scoring.opening import open_engine
     from nemo_prune.scoring.ordinary import Ordinary
 
     reporting = read_reporting(given, prompts.texts, overwrite)

@@ -1,1 +1,1 @@
-"""Bytes: safetensors headers, copying, placing, hashing, comparing, small text files; no torch, no neurons."""
+"""Bytes: safetensors headers, copying, hashing, comparing, small text files; no torch."""

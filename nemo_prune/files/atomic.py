@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from nemo_prune.errors import OutputError
+from nemo_prune.errors import OutputError, option
 from nemo_prune.files.leftovers import held_folder, hidden_name, hold, remove_leftovers
 from nemo_prune.files.room import check_room
 
@@ -58,7 +58,9 @@ def check_place(out: Path, overwrite: bool) -> None:
         if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
             raise OutputError(f"{out}: is not a regular file; choose another name")
         if not overwrite:
-            raise OutputError(f"{out}: exists already; choose another name, or pass --overwrite")
+            raise OutputError(
+                f"{out}: exists already; choose another name, or pass {option('overwrite')}"
+            )
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
@@ -189,7 +191,8 @@ def _take_name(temporary: Path, out: Path, overwrite: bool) -> None:
                 raise
     except FileExistsError:
         raise OutputError(
-            f"{out}: was written by another process meanwhile; choose another name, or pass --overwrite"
+            f"{out}: was written by another process meanwhile; choose another name, or "
+            f"pass {option('overwrite')}"
         ) from None
 
 

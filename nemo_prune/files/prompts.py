@@ -7,6 +7,7 @@ import json
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from nemo_prune.errors import PromptFileError
@@ -46,6 +47,11 @@ def read_prompts(path: Path) -> PromptList:
         raise PromptFileError(f"{path}: holds no prompts; write one per line")
     distinct = tuple(dict.fromkeys(prompts))
     return PromptList(distinct, len(prompts) - len(distinct))
+
+
+def bundled_captions() -> tuple[str, ...]:
+    """The 2,000 ordinary captions that come with the package, varied from the first on."""
+    return read_prompts(Path(str(files("nemo_prune") / "data" / "ordinary.txt"))).texts
 
 
 def prompts_hash(prompts: Sequence[str]) -> str:

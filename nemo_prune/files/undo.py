@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.checkpoint.provenance import SOURCE_SHA256
-from nemo_prune.errors import OutputError, UndoError
+from nemo_prune.errors import OutputError, UndoError, option
 from nemo_prune.files.atomic import check_output, check_place, new_file
 from nemo_prune.files.hashing import sha256s
 from nemo_prune.files.header import Header, Tensor, read_header
@@ -139,7 +139,7 @@ def read_undo(path: Path) -> Undo:
         and all(_are_rows(rows[name], header.tensors[name]) for name in rows)
     )
     if not sound:
-        raise UndoError(f"{path}: is not a file that --undo wrote; give that one")
+        raise UndoError(f"{path}: is not a file that {option('undo')} wrote; give that one")
     return Undo(header, before, after, rows)
 
 

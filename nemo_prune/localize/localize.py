@@ -13,12 +13,13 @@ from nemo_prune.checkpoint.models import model_sha256
 from nemo_prune.errors import Interrupted
 from nemo_prune.localize.repair import Repaired, repair
 from nemo_prune.model.denoiser import TOKENS
-from nemo_prune.opening import Options, Progress, open_engine
+from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.activations import ladders
 from nemo_prune.scoring.batches import Prompt
 from nemo_prune.scoring.detect import gated
 from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
+from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.ordinary import Ordinary
 from nemo_prune.scoring.thresholds import Thresholds
 from nemo_prune.search.group_testing import search

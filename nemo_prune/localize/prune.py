@@ -20,10 +20,11 @@ from nemo_prune.localize.localize import (
     SUPPRESSED,
     Localization,
 )
-from nemo_prune.opening import Progress, open_engine
+from nemo_prune.options import Progress
 from nemo_prune.report import drift
 from nemo_prune.report.inputs import Subject
 from nemo_prune.scoring.memory import peak_memory
+from nemo_prune.scoring.opening import open_engine
 
 
 def write(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.model.inference import Config, Shapes, infer_text, infer_unet, infer_vae
 
 METADATA_KEY = "nemo_prune.config"
@@ -93,7 +93,7 @@ def metadata_overrides(metadata: Mapping[str, str], path: Path) -> dict[str, Con
     if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
         raise CheckpointError(
             f"{path}: its metadata entry {METADATA_KEY} is not a JSON object of configs; "
-            "give the right configs with --config DIR"
+            f"give the right configs with {option('config')} DIR"
         )
     for component, config in found.items():
         if key := foreign_code(component, config):
@@ -124,7 +124,7 @@ class Configs:
         Raises OptionError for a folder that is none, CheckpointError for unreadable metadata.
         """
         if folder is not None and not folder.is_dir():
-            raise OptionError(f"{folder}: --config names no diffusers config folder")
+            raise OptionError(f"{folder}: {option('config')} names no diffusers config folder")
         self.path = path
         self.folder = folder
         self.own = own or {}

@@ -2,7 +2,7 @@
 
 import torch
 
-from nemo_prune.errors import OptionError
+from nemo_prune.errors import OptionError, option
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -20,9 +20,11 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind, found in there.items() if found)
     if name not in there:
-        raise OptionError(f"--device {name}: unknown; use auto, cpu, cuda or mps")
+        raise OptionError(f"{option('device')} {name}: unknown; use auto, cpu, cuda or mps")
     if not there[name]:
-        raise OptionError(f"--device {name}: not available here; use --device auto or cpu")
+        raise OptionError(
+            f"{option('device')} {name}: not available here; use {option('device')} auto or cpu"
+        )
     return torch.device(name)
 
 
@@ -34,5 +36,5 @@ def pick_dtype(device: torch.device, name: str) -> torch.dtype:
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "fp32"
     if name not in _DTYPES:
-        raise OptionError(f"--precision {name}: unknown; use auto, fp32, fp16 or bf16")
+        raise OptionError(f"{option('precision')} {name}: unknown; use auto, fp32, fp16 or bf16")
     return _DTYPES[name]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.folder import Folder
-from nemo_prune.errors import CheckpointError
+from nemo_prune.errors import CheckpointError, option
 from nemo_prune.model import weights
 from nemo_prune.model.configs import Configs
 from nemo_prune.model.denoiser import LoadedModel, TextEncoder
@@ -71,7 +71,7 @@ def load_model(
     if unet.config["cross_attention_dim"] != width:
         raise CheckpointError(
             f"{loader.path}: its text encoder gives {width} channels where the UNet takes "
-            f"{unet.config['cross_attention_dim']}; give the right configs with --config DIR"
+            f"{unet.config['cross_attention_dim']}; give the right configs with {option('config')} DIR"
         )
     side = loader.configs.sample_size(checkpoint.family, dict(unet.config), schedule["prediction_type"])
     # A pipeline draws at the size that the UNet's config says.

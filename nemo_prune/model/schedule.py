@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.model.configs import Configs
 from nemo_prune.model.hub import DDIMScheduler
 from nemo_prune.model.inference import Config
@@ -38,7 +38,7 @@ def read_schedule(checkpoint: Checkpoint, configs: Configs, prediction_type: str
     if config["prediction_type"] not in ("epsilon", "v_prediction"):
         raise CheckpointError(
             f"{checkpoint.path}: its scheduler says that it predicts {config['prediction_type']!a}; "
-            f"only epsilon and v are known: say which with --prediction-type"
+            f"only epsilon and v are known: say which with {option('prediction_type')}"
         )
     return config
 
@@ -50,7 +50,7 @@ def alphas_cumprod(schedule: Config, path: Path) -> Tensor:
     except (ValueError, TypeError, NotImplementedError) as error:
         raise CheckpointError(
             f"{path}: its scheduler's config describes no noise schedule that is known "
-            f"({error}); give another with --config DIR"
+            f"({error}); give another with {option('config')} DIR"
         ) from None
     return alphas
 

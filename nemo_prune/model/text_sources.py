@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nemo_prune.checkpoint.copies import component_copies, read_object
 from nemo_prune.checkpoint.folder import Folder
-from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import read_header
 from nemo_prune.model.configs import holds_tokenizer
 from nemo_prune.model.inference import Config
@@ -61,7 +61,7 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
         found = [source for path in given for source in _given(path, family)]
         if len(found) != wanted:
             raise OptionError(
-                f"--text-encoder {given[0]}: {len(found)} text encoders were given where "
+                f"{option('text_encoder')} {given[0]}: {len(found)} text encoders were given where "
                 f"{'SDXL takes two' if wanted == 2 else 'this model takes one'}"
             )
         if len(given) > 1:
@@ -77,7 +77,7 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
         if source is None or not source.tensors:
             raise CheckpointError(
                 f"{checkpoint.path}: holds no {name}, which prompts need; "
-                f"give one with --text-encoder PATH"
+                f"give one with {option('text_encoder')} PATH"
             )
     return found[:wanted]
 
@@ -95,7 +95,8 @@ def _given(path: Path, family: str) -> list[TextSource]:
     found = [source for source in found if _WIDTH in source.tensors]
     if not found:
         raise OptionError(
-            f"--text-encoder {path}: holds no CLIP text encoder; give a checkpoint or diffusers "
+            f"{option('text_encoder')} {path}: holds no CLIP text encoder; give a "
+            f"checkpoint or diffusers "
             f"folder of the same family, or the encoder's own .safetensors file or folder"
         )
     return found

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.errors import CheckpointError
+from nemo_prune.errors import CheckpointError, option
 from nemo_prune.model.configs import data_folder
 from nemo_prune.model.hub import CLIPTokenizer
 
@@ -23,5 +23,5 @@ def read_tokenizer(folder: Path) -> Any:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{folder}: cannot be read as CLIP's tokenizer ({reason}); download it again, or give "
-            f"another with --config DIR"
+            f"another with {option('config')} DIR"
         ) from None

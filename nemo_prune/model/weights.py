@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nemo_prune.checkpoint.blocks import Blocks
 from nemo_prune.checkpoint.copies import component_copies
 from nemo_prune.checkpoint.families import SCALES
-from nemo_prune.errors import CheckpointError
+from nemo_prune.errors import CheckpointError, option
 from nemo_prune.model.hub import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
@@ -283,7 +283,7 @@ def fill(
         if tensors[name].shape != slot.shape:
             raise CheckpointError(
                 f"{path}: {label}.{name} has shape {list(tensors[name].shape)} where its config "
-                f"asks for {list(slot.shape)}; give the right configs with --config DIR"
+                f"asks for {list(slot.shape)}; give the right configs with {option('config')} DIR"
             )
     for name in sorted(tensors.keys() - expected.keys()):
         raise CheckpointError(f"{path}: {label}.{name} has no place in a model of this kind")

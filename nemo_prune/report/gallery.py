@@ -14,12 +14,13 @@ from torch import Tensor
 
 from nemo_prune.checkpoint.families import Checkpoint
 from nemo_prune.localize.localize import FRESH_SEEDS
-from nemo_prune.opening import Options, Progress, open_pipeline
+from nemo_prune.options import Options, Progress
 from nemo_prune.report.likeness import Described, Likeness, mean
 from nemo_prune.report.nearness import is_near, near_levels
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.scoring.batches import noise_seed
+from nemo_prune.scoring.opening import open_pipeline
 
 Album = dict[str, dict[int, dict[str, Any]]]
 """Group ("prompts", "ordinary") -> number -> name -> data URI, or a list of them."""

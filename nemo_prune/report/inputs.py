@@ -7,10 +7,10 @@ from typing import Any
 from nemo_prune.checkpoint.families import Checkpoint
 from nemo_prune.checkpoint.manifest import Manifest, Neuron, union
 from nemo_prune.checkpoint.models import model_zeros
-from nemo_prune.errors import CheckpointError, OptionError
+from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted
 from nemo_prune.localize.localize import NOT_MEMORIZED, NOT_REMOVABLE, NOT_SEARCHED, STILL, SUPPRESSED
-from nemo_prune.opening import Options
+from nemo_prune.options import Options
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,21 @@ def check_manifest(subject: Subject, removed: Sequence[Neuron]) -> None:
     records = subject.manifest.prompts
     if len(records) != len(subject.prompts):
         raise OptionError(
-            f"--manifest: is about {len(records)} prompts, the prompt file holds "
+            f"{option('manifest')}: is about {len(records)} prompts, the prompt file holds "
             f"{len(subject.prompts)} different ones; give the two that belong together"
         )
     for record, prompt in zip(records, subject.prompts, strict=True):
         if record.text is not None and record.text != prompt:
             raise OptionError(
-                f"--manifest: its prompt {record.index} is another than the prompt file's; give the "
+                f"{option('manifest')}: its prompt {record.index} is another than the "
+                f"prompt file's; give the "
                 f"two that belong together"
             )
     strange = sorted(set(subject.manifest.neurons) - set(removed))
     if strange:
         raise OptionError(
-            f"--manifest: names row {strange[0].row} of {quoted(strange[0].layer)}, which is not "
-            f"zeroed in {subject.pruned.path}; give the manifest that it was pruned by"
+            f"{option('manifest')}: names row {strange[0].row} of {quoted(strange[0].layer)}, which is "
+            f"not zeroed in {subject.pruned.path}; give the manifest that it was pruned by"
         )
 
 

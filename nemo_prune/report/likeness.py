@@ -20,7 +20,7 @@ from skimage.feature import match_template as _match_template
 from torch import Tensor
 
 from nemo_prune.checkpoint.surgery import file_sha256
-from nemo_prune.errors import OptionError
+from nemo_prune.errors import OptionError, option
 from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.similarity import ms_ssim
 
@@ -159,7 +159,7 @@ def _open_sscd(path: Path) -> Callable[[Picture], Floats]:
             model = load(str(path), map_location="cpu").eval()
     except (OSError, ValueError, RuntimeError):
         raise OptionError(
-            f"--sscd {path}: is not a TorchScript file; give SSCD's .torchscript.pt"
+            f"{option('sscd')} {path}: is not a TorchScript file; give SSCD's .torchscript.pt"
         ) from None
 
     def describe(picture: Picture) -> Floats:
@@ -168,7 +168,9 @@ def _open_sscd(path: Path) -> Callable[[Picture], Floats]:
                 output = model(_normalized(picture, _SSCD_SIDE, _IMAGENET))
             found: Floats = output[0].double().numpy()
         except (RuntimeError, TypeError, IndexError, AttributeError):
-            raise OptionError(f"--sscd {path}: does not describe a picture; give SSCD's model") from None
+            raise OptionError(
+                f"{option('sscd')} {path}: does not describe a picture; give SSCD's model"
+            ) from None
         return found / max(float(np.linalg.norm(found)), 1e-12)
 
     return describe
@@ -179,13 +181,13 @@ def _open_clip(folder: Path) -> Callable[[Picture, str], float]:
 
     if not folder.is_dir():
         raise OptionError(
-            f"--clip {folder}: is not a folder; give one with a CLIP model of transformers"
+            f"{option('clip')} {folder}: is not a folder; give one with a CLIP model of transformers"
         )
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval()
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError):
-        raise OptionError(f"--clip {folder}: holds no CLIP model with its tokenizer") from None
+        raise OptionError(f"{option('clip')} {folder}: holds no CLIP model with its tokenizer") from None
     side = model.config.vision_config.image_size
     length = model.config.text_config.max_position_embeddings
 
@@ -218,4 +220,4 @@ def _weights(folder: Path) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name
-    raise OptionError(f"--clip {folder}: holds no model.safetensors")
+    raise OptionError(f"{option('clip')} {folder}: holds no model.safetensors")

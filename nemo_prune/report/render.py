@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nemo_prune.errors import OptionError
+from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
 
 Data = Mapping[str, Any]
@@ -24,7 +24,7 @@ _NOT_MEMORIZED, _SUPPRESSED = "not memorized", "suppressed"
 def check_format(path: Path) -> None:
     """Raise OptionError for a report whose name does not end in .html, .md or .json."""
     if path.suffix.lower() not in _FORMATS:
-        raise OptionError(f"--report {path}: is written as .html, .md or .json; name it so")
+        raise OptionError(f"{option('report')} {path}: is written as .html, .md or .json; name it so")
 
 
 def write_report(data: Data, album: Album, path: Path, overwrite: bool = False) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nemo_prune.checkpoint.manifest import Manifest, Neuron
 from nemo_prune.localize.localize import FRESH_SEEDS
-from nemo_prune.opening import Options, Progress
+from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.batches import Prompt
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.similarity import ms_ssim, pairwise

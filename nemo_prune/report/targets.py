@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from nemo_prune.errors import OptionError
+from nemo_prune.errors import OptionError, option
 from nemo_prune.files.prompts import COLUMNS
 from nemo_prune.report.pictures import Picture
 
@@ -30,15 +30,18 @@ def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
     if place.is_dir():
         tables = sorted(place.glob("*.csv"))
         if len(tables) > 1:
-            raise OptionError(f"--targets {place}: holds several CSV files; name the one to use")
+            raise OptionError(
+                f"{option('targets')} {place}: holds several CSV files; name the one to use"
+            )
         found = _from_csv(tables[0], prompts) if tables else _by_name(place, prompts)
     elif place.is_file():
         found = _from_csv(place, prompts)
     else:
-        raise OptionError(f"--targets {place}: no such file or folder; check the path")
+        raise OptionError(f"{option('targets')} {place}: no such file or folder; check the path")
     if not found:
         raise OptionError(
-            f"--targets {place}: no picture belongs to a prompt; name the pictures by the prompts' "
+            f"{option('targets')} {place}: no picture belongs to a prompt; name the "
+            f"pictures by the prompts' "
             f"numbers from 0, or give a CSV with columns prompt and file"
         )
     for path in found.values():
@@ -57,7 +60,7 @@ def open_target(path: Path, width: int, height: int) -> Picture:
             return np.asarray(ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "is not a readable picture"
-        raise OptionError(f"--targets: {path}: {reason}; mend or remove it") from None
+        raise OptionError(f"{option('targets')}: {path}: {reason}; mend or remove it") from None
 
 
 def _by_name(folder: Path, prompts: Sequence[str]) -> dict[int, Path]:
@@ -81,17 +84,19 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "is not a readable CSV; save it as UTF-8"
-        raise OptionError(f"--targets {path}: {reason}") from None
+        raise OptionError(f"{option('targets')} {path}: {reason}") from None
     found = {}
     for row in rows:
         cells = {str(key).strip().lower(): value for key, value in row.items()}
         prompt, name = _cell(cells, COLUMNS), _cell(cells, _FILE_COLUMNS)
         if prompt is None or name is None:
-            raise OptionError(f"--targets {path}: needs a column prompt and a column file")
+            raise OptionError(f"{option('targets')} {path}: needs a column prompt and a column file")
         if prompt.strip() in known:
             target = path.parent / name.strip()
             if not target.is_file():
-                raise OptionError(f"--targets {path}: names {name.strip()}, which is not there")
+                raise OptionError(
+                    f"{option('targets')} {path}: names {name.strip()}, which is not there"
+                )
             found[known[prompt.strip()]] = target
     return found
 

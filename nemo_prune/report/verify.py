@@ -17,9 +17,9 @@ import torch
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.models import compare_models
-from nemo_prune.errors import NemoPruneError
+from nemo_prune.errors import NemoPruneError, option
 from nemo_prune.localize.localize import FRESH_SEEDS, NOT_MEMORIZED, SUPPRESSED
-from nemo_prune.opening import Progress, open_engine
+from nemo_prune.options import Progress
 from nemo_prune.report import drift
 from nemo_prune.report.gallery import (
     Album,
@@ -32,6 +32,7 @@ from nemo_prune.report.inputs import Subject, check_manifest, judge, removed_neu
 from nemo_prune.report.likeness import Likeness
 from nemo_prune.report.suppression import score_all
 from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.opening import open_engine
 
 FORMAT = "nemo-prune-report/1"
 _LONG = 60  # seconds of drawing that deserve a word beforehand
@@ -113,7 +114,7 @@ def verify(
         if expected > _LONG:
             progress.note(
                 f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
-                f"(--images 0 skips them)"
+                f"({option('images')} 0 skips them)"
             )
     pictures, measures, album = _draw(subject, likeness, settings, memorized, ordinary, progress)
     for group, entries in (("prompts", prompts), ("ordinary", unmemorized)):

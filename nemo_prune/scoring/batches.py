@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.manifest import Neuron
-from nemo_prune.errors import CheckpointError
+from nemo_prune.errors import CheckpointError, option, rendered
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.similarity import noise_difference
 
@@ -140,7 +140,7 @@ class Batches:
         if self.exact is None:
             self.note(
                 f"{self.model.precision} overflowed: such batches are "
-                "evaluated again in fp32; --precision fp32 does so from the start"
+                f"evaluated again in fp32; {option('precision')} fp32 does so from the start"
             )
             unet = copy.deepcopy(self.model.unet).float()
             for module in unet.modules():
@@ -198,7 +198,7 @@ def noise_seed(base: int, seed: int) -> int:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    warnings.warn(rendered(message), RuntimeWarning, stacklevel=3)
 
 
 def _masks(model: LoadedModel, offs: Sequence[frozenset[Neuron]]) -> dict[str, Tensor]:

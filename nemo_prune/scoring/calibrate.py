@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.checkpoint.families import Checkpoint
-from nemo_prune.opening import Options, Progress, open_engine
+from nemo_prune.options import DEFAULT_FPR, Options, Progress
 from nemo_prune.scoring.calibration_file import write_calibration
+from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.ordinary import Ordinary
-from nemo_prune.scoring.thresholds import DEFAULT_FPR, gate_from
+from nemo_prune.scoring.thresholds import gate_from
 
 _RATES = (DEFAULT_FPR, 0.001, 0.02, 0.05, 0.1)
 

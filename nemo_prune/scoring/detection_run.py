@@ -13,9 +13,10 @@ from nemo_prune.checkpoint.families import Checkpoint
 from nemo_prune.checkpoint.models import model_sha256
 from nemo_prune.files.atomic import write_new
 from nemo_prune.model.denoiser import TOKENS
-from nemo_prune.opening import Options, Progress, open_engine
+from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.detect import Detection, detect
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
+from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.ordinary import Ordinary
 from nemo_prune.scoring.rates import accuracy, separation
 from nemo_prune.scoring.thresholds import Thresholds

@@ -6,20 +6,20 @@ pair (neurons off, seed) is one denoiser sample.
 
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from nemo_prune.checkpoint.manifest import Neuron
 from nemo_prune.model.denoiser import LoadedModel
+from nemo_prune.options import Criterion
 from nemo_prune.scoring.batches import Batches, Prompt, Sample
 from nemo_prune.scoring.similarity import ms_ssim, pairwise
 from nemo_prune.search.literal import Answer, Question
 from nemo_prune.search.union import Pair, UnionSearch
 
 T = TypeVar("T")
-Criterion = Literal["same-seed", "cross-seed"]
 PROMPTS_AT_ONCE = 256
 """Prompts whose embeddings are held at once, however long a list is."""
 _IN_FLIGHT = 64

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nemo_prune import __version__
-from nemo_prune.errors import OutputError
+from nemo_prune.errors import OutputError, option
 from nemo_prune.files.atomic import check_place
 from nemo_prune.files.prompts import prompts_hash
 
@@ -119,7 +119,8 @@ def refuse_existing(path: Path) -> None:
     """Raise OutputError if an earlier run left its journal at `path`."""
     if path.is_symlink() or path.exists():
         raise OutputError(
-            f"{path}: an earlier run was not finished; pass --resume to go on, or remove that file"
+            f"{path}: an earlier run was not finished; pass {option('resume')} to go on, "
+            f"or remove that file"
         )
 
 

@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from nemo_prune.checkpoint.families import Checkpoint
-from nemo_prune.errors import CalibrationError, OptionError
-from nemo_prune.files.prompts import prompts_hash
+from nemo_prune.errors import CalibrationError, OptionError, option
+from nemo_prune.files.prompts import bundled_captions, prompts_hash
 from nemo_prune.model.schedule import ddim_timestep
-from nemo_prune.opening import Options, Progress, bundled_captions
+from nemo_prune.options import DEFAULT_FPR, Options, Progress
 from nemo_prune.scoring import cache
 from nemo_prune.scoring.activations import ActivationStatistics, activation_statistics
 from nemo_prune.scoring.calibration_file import (
@@ -24,7 +24,6 @@ from nemo_prune.scoring.calibration_file import (
 from nemo_prune.scoring.detect import score_paths
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.thresholds import (
-    DEFAULT_FPR,
     FEWEST_PROMPTS,
     HIGHEST_GATE,
     PUBLISHED_GATE,
@@ -67,7 +66,9 @@ class Ordinary:
         calibrating: bool = False,
     ) -> None:
         if options.calibration and captions is not None:
-            raise OptionError("--calibration and --calibration-prompts: give one of them")
+            raise OptionError(
+                f"{option('calibration')} and {option('calibration_prompts')}: give one of them"
+            )
         if captions is not None and len(captions) < FEWEST_PROMPTS:
             raise CalibrationError(
                 f"{len(captions)} calibration prompts say too little about what is ordinary; "
@@ -199,16 +200,17 @@ class Ordinary:
 
     def _judge(self, gate: Gate, tau_source: str) -> None:
         """Say that a gate is extrapolated; refuse one that would let everything pass."""
-        rate = f"a rate of {gate.fpr:g}" if self._calibrating else f"--fpr {gate.fpr:g}"
+        rate = f"a rate of {gate.fpr:g}" if self._calibrating else f"{option('fpr')} {gate.fpr:g}"
         needed = prompts_for(self._options.fpr)
         # A --tau that high is what the user asked for.
         if gate.value >= HIGHEST_GATE and not (gate.raised and tau_source == "given"):
             few = gate.extrapolated and not gate.raised
             what = "too few ordinary prompts" if few else "ordinary prompts score too high"
             cure = f"give at least {needed}" if few else "give other ones"
+            skip = "" if self._calibrating else f", or {option('gate')}"
             raise CalibrationError(
                 f"{what} for {rate}: from {gate.prompts} of them the gate is {gate.value:.3f}, and "
-                f"hardly any score exceeds that; {cure}{'' if self._calibrating else ', or --gate'}"
+                f"hardly any score exceeds that; {cure}{skip}"
             )
         if gate.extrapolated and not gate.raised:
             self._progress.note(
@@ -220,13 +222,13 @@ class Ordinary:
         """The note of a first run: why the bundled captions are scored, and what to do instead."""
         doing = "measuring what is ordinary on bundled captions"
         if self._calibrating:
-            return f"{doing} (--prompts FILE is better)"
-        why, instead = "no published threshold fits this model and setting", "--gate X"
+            return f"{doing} ({option('prompts')} FILE is better)"
+        why, instead = "no published threshold fits this model and setting", f"{option('gate')} X"
         if self._published:
-            why = f"the published gate is not for --fpr {self._options.fpr:g}"
+            why = f"the published gate is not for {option('fpr')} {self._options.fpr:g}"
         elif self._options.tau is None:
-            instead = "--tau X with --gate X"
-        return f"{why}: {doing} (--calibration-prompts FILE is better; {instead} skips it)"
+            instead = f"{option('tau')} X with {option('gate')} X"
+        return f"{why}: {doing} ({option('calibration_prompts')} FILE is better; {instead} skips it)"
 
     @property
     def _published(self) -> bool:
@@ -285,7 +287,7 @@ class Ordinary:
         if differing and not options.force:
             raise CalibrationError(
                 f"{path}: was made for another model or setting ({', '.join(differing)}); make one "
-                f"for this model with nemo-prune calibrate, or pass --force"
+                f"for this model with nemo-prune calibrate, or pass {option('force')}"
             )
         if differing:
             self._progress.note(f"{path}: used all the same ({', '.join(differing)})")

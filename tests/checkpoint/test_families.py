@@ -425,7 +425,8 @@ def test_header_faults_come_through(tmp_path):
 
 def test_no_torch_is_imported():
     code = (
-        "import sys, nemo_prune.checkpoint.families, nemo_prune.checkpoint.manifest, nemo_prune.checkpoint.surgery\n"
+        "import sys, nemo_prune.checkpoint.families, nemo_prune.checkpoint.manifest, "
+        "nemo_prune.checkpoint.surgery\n"
         "print([m for m in ('torch', 'numpy', 'safetensors', 'diffusers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

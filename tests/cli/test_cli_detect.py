@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from tiny import run, write_small, write_tiny
 
 from nemo_prune.checkpoint.families import recognize
+from nemo_prune.files.prompts import bundled_captions
 from nemo_prune.model.loading import load_model
-from nemo_prune.opening import bundled_captions
 from nemo_prune.scoring.calibration_file import fingerprint
 
 SEEDS = ["--seeds", "3", "--device", "cpu"]

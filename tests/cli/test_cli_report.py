@@ -202,7 +202,9 @@ def test_bad_input_gets_one_line_before_any_work(
     folder: Path, tmp_path: Path, more: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nemo_prune.opening.open_engine", lambda *_: pytest.fail("loaded the model"))
+    monkeypatch.setattr(
+        "nemo_prune.scoring.opening.open_engine", lambda *_: pytest.fail("loaded the model")
+    )
     (tmp_path / "taken.html").write_text("keep me")
     (tmp_path / "empty").mkdir()
     result = verify(folder, *more)
@@ -293,7 +295,9 @@ def test_pictures_start_from_noises_that_no_search_uses(
 def test_an_unreadable_target_is_refused_before_any_work(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nemo_prune.opening.open_engine", lambda *_: pytest.fail("loaded the model"))
+    monkeypatch.setattr(
+        "nemo_prune.scoring.opening.open_engine", lambda *_: pytest.fail("loaded the model")
+    )
     (tmp_path / "0.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
     result = verify(folder, "--targets", tmp_path)
     assert result.exit_code == 2

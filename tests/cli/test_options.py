@@ -6,17 +6,18 @@ from typing import Any
 import pytest
 from tiny import Told, config_folder, run, write_small, write_tiny
 
-from nemo_prune import opening
 from nemo_prune.checkpoint.families import recognize
 from nemo_prune.cli.progress import progress
 from nemo_prune.errors import OptionError
+from nemo_prune.options import Options
+from nemo_prune.scoring import opening
 
 
 def test_pictures_are_drawn_with_the_model_that_was_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = recognize(write_small(tmp_path / "tiny.safetensors"))
-    options = opening.Options(device="cpu", prediction_type="v")
+    options = Options(device="cpu", prediction_type="v")
     said: list[dict[str, Any]] = []
     for name in ("load_model", "load_pipeline"):
         load = getattr(opening, name)
@@ -36,7 +37,7 @@ def test_pictures_are_drawn_with_the_model_that_was_scored(
 def test_notes_of_the_engine_reach_who_opened_it(tmp_path: Path) -> None:
     told = Told()
     checkpoint = recognize(write_small(tmp_path / "tiny.safetensors"))
-    opening.open_engine(checkpoint, opening.Options(device="cpu"), told).note("overflowed")
+    opening.open_engine(checkpoint, Options(device="cpu"), told).note("overflowed")
     assert told.notes == ["overflowed"]
 
 
@@ -53,7 +54,7 @@ def test_who_opens_an_sd2_hears_that_nothing_says_what_it_predicts(tmp_path: Pat
         (stated, {}, 0),
     ):
         told = Told()
-        opening.open_engine(recognize(given), opening.Options(device="cpu", **options), told)
+        opening.open_engine(recognize(given), Options(device="cpu", **options), told)
         assert len(told.notes) == notes, options
         assert all("predicts epsilon or v" in note for note in told.notes)
 
@@ -78,4 +79,4 @@ def test_a_note_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", ["tau", "gate"])
 def test_a_threshold_that_is_no_number_is_refused(name: str, value: float) -> None:
     with pytest.raises(OptionError, match=f"--{name} .*: is no number"):
-        opening.Options(**{name: value})  # type: ignore[arg-type]
+        Options(**{name: value})  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from nemo_prune.cli.demo import run_demo
 from nemo_prune.errors import NemoPruneError
 from nemo_prune.files.header import read_header
 from nemo_prune.model.configs import METADATA_KEY, Configs, config_file, metadata_overrides, read_config
-from nemo_prune.opening import Options
+from nemo_prune.options import Options
 from nemo_prune.scoring.calibration_file import Calibration, write_calibration
 from nemo_prune.scoring.journal import Journal
 from nemo_prune.scoring.ordinary import Ordinary

@@ -9,8 +9,9 @@ from test_engine import CHANNELS, TAU, TIMESTEP, Toy
 from nemo_prune.checkpoint.manifest import Neuron
 from nemo_prune.localize.repair import Repaired, repair
 from nemo_prune.model.denoiser import LoadedModel
+from nemo_prune.options import Criterion
 from nemo_prune.scoring.batches import Prompt
-from nemo_prune.scoring.engine import Criterion, Engine
+from nemo_prune.scoring.engine import Engine
 from nemo_prune.search.group_testing import search
 from nemo_prune.search.literal import Ladder, Outcome, Search
 

@@ -15,8 +15,9 @@ from nemo_prune.checkpoint.manifest import Neuron
 from nemo_prune.errors import CheckpointError
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model
+from nemo_prune.options import Criterion
 from nemo_prune.scoring.batches import Prompt, Sample, masked
-from nemo_prune.scoring.engine import Criterion, Engine
+from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.similarity import ms_ssim, noise_difference
 from nemo_prune.search.group_testing import search
 from nemo_prune.search.literal import Answer, Ladder, Outcome, Question

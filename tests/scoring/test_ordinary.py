@@ -9,10 +9,11 @@ import pytest
 from tiny import Told
 
 from nemo_prune.errors import CalibrationError, OptionError
+from nemo_prune.files.prompts import bundled_captions
 from nemo_prune.model.configs import data_folder, read_config
 from nemo_prune.model.hub import CLIPTokenizer
 from nemo_prune.model.schedule import ddim_timestep
-from nemo_prune.opening import Options, bundled_captions
+from nemo_prune.options import Options
 from nemo_prune.scoring import ordinary
 from nemo_prune.scoring.calibration_file import OrdinaryScores
 from nemo_prune.scoring.ordinary import Ordinary

@@ -1,0 +1,58 @@
+"""A model opened as the options say."""
+
+from typing import Any
+
+from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.errors import OptionError, option
+from nemo_prune.model.devices import pick_device, pick_dtype
+from nemo_prune.model.loading import load_model, load_pipeline
+from nemo_prune.model.schedule import ddim_timestep
+from nemo_prune.options import Options, Progress
+from nemo_prune.scoring.engine import Engine
+
+
+def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Engine:
+    """Load the model as the options say; what it has to tell, now or later, goes to `progress`.
+
+    Raises OptionError for a device or timestep that does not exist, CheckpointError.
+    """
+    model = load_model(checkpoint, **_loading(options))
+    timestep = options.timestep
+    if timestep is None:
+        timestep = ddim_timestep(model.scheduler_config, options.steps)
+    trained = len(model.alphas_cumprod)
+    if not 0 <= timestep < trained:
+        raise OptionError(f"{option('timestep')} {timestep}: the model knows 0 to {trained - 1}")
+    engine = Engine(
+        model,
+        timestep=timestep,
+        seed=options.seed,
+        criterion=options.criterion,
+        batch_size=options.batch_size,
+    )
+    if progress is not None:
+        engine.note = progress.note
+        if model.family == "sd2" and not any(
+            (checkpoint.prediction_type, options.prediction_type, options.config)
+        ):
+            progress.note(
+                "nothing says whether this Stable Diffusion 2 predicts epsilon or v: taken as epsilon "
+                f"(512-base); for a 768-v model give {option('prediction_type')} v"
+            )
+    return engine
+
+
+def open_pipeline(checkpoint: Checkpoint, options: Options) -> Any:
+    """A diffusers pipeline of the same model, loaded as `open_engine` loads it; raises alike."""
+    return load_pipeline(checkpoint, **_loading(options))
+
+
+def _loading(options: Options) -> dict[str, Any]:
+    device = pick_device(options.device)
+    return {
+        "device": device,
+        "dtype": pick_dtype(device, options.precision),
+        "config": options.config,
+        "prediction_type": options.prediction_type,
+        "text_encoder": options.text_encoder,
+    }
