@@ -43,7 +43,7 @@ class NemoPruneError(Exception):
     `str` gives the message for users of the library; `message` is the same before `rendered`.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str = "") -> None:
         super().__init__(message)
         self.message = message
 

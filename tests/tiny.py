@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from torch import Tensor
 
 from nemo_prune.cli.main import main
+from nemo_prune.errors import rendered
 from nemo_prune.model.configs import METADATA_KEY, complete_folder, data_folder, read_config
 from nemo_prune.model.hub import (
     AutoencoderKL,
@@ -148,7 +149,7 @@ class Told:
     def advance(self, count: int = 1) -> None: ...
     def detail(self, text: str) -> None: ...
     def note(self, text: str) -> None:
-        self.notes.append(text)
+        self.notes.append(rendered(text))
 
 
 def run(*arguments: object) -> Result:

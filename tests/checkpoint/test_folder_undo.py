@@ -404,7 +404,7 @@ def test_an_undo_file_that_is_cut_off(tmp_path):
 def test_what_is_no_index(tmp_path, change):
     path = tmp_path / "u" / "undo.json"
     put(path, json.loads(path.read_text()) | change)
-    refused(tmp_path, "u: is not a folder that --undo wrote")
+    refused(tmp_path, "u: is not a folder that undo wrote")
 
 
 @pytest.mark.usefixtures("pruned")

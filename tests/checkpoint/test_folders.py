@@ -390,7 +390,7 @@ def test_room_is_checked_before_a_folder_is_written(tmp_path, model, monkeypatch
 def test_twins_in_other_forms_are_refused_or_left_out(tmp_path, model, twin):
     put(model / twin, "a pickle")
     out = tmp_path / "o"
-    with pytest.raises(CheckpointError, match=r"--drop-pickles") as caught:
+    with pytest.raises(CheckpointError, match=r"drop_pickles") as caught:
         prune(model, out)
     assert twin in str(caught.value)
     assert ("rename" in str(caught.value)) == twin.lower().endswith((".safetensors", ".sft"))

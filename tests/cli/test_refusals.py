@@ -60,11 +60,11 @@ def test_options_that_lack_another(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"seeds": 1}, "--seeds: the score compares seeds, so it needs at least 2"),
-        ({"fpr": 0.0}, "--fpr 0.0: is a rate between 0 and 1, such as 0.01"),
-        ({"fpr": 1.0}, "--fpr 1.0: is a rate between 0 and 1, such as 0.01"),
+        ({"seeds": 1}, "seeds: the score compares seeds, so it needs at least 2"),
+        ({"fpr": 0.0}, "fpr 0.0: is a rate between 0 and 1, such as 0.01"),
+        ({"fpr": 1.0}, "fpr 1.0: is a rate between 0 and 1, such as 0.01"),
         ({"tau": 0.5, "gate": 0.4},
-         "--gate 0.4: lies below tau (0.5), which no memorized seed does; raise it, or lower --tau too"),
+         "gate 0.4: lies below tau (0.5), which no memorized seed does; raise it, or lower tau too"),
     ],
 )  # fmt: skip
 def test_numbers_that_mean_nothing(given: dict[str, Any], words: str) -> None:

@@ -297,14 +297,14 @@ def metadata(key, value):
 )
 def test_what_is_no_undo_file(tmp_path, pruned, change):
     rewrite(tmp_path / "u", change)
-    with pytest.raises(UndoError, match="u: is not a file that --undo wrote") as caught:
+    with pytest.raises(UndoError, match="u: is not a file that undo wrote") as caught:
         restore(pruned, tmp_path / "u", tmp_path / "back")
     assert "\n" not in str(caught.value)
     nothing_left(tmp_path, "m", "o", "u")
 
 
 def test_other_files_for_an_undo_file(tmp_path, model, pruned):
-    with pytest.raises(UndoError, match="is not a file that --undo wrote"):
+    with pytest.raises(UndoError, match="is not a file that undo wrote"):
         restore(pruned, model, tmp_path / "back")
     with pytest.raises(CheckpointError, match="no such file"):
         restore(pruned, tmp_path / "none", tmp_path / "back")

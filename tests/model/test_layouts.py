@@ -351,7 +351,7 @@ def test_a_unet_alone_takes_its_text_encoder_from_anywhere(
     unets["folder"] = folders[family] / "unet"
     sources = text_encoder_sources(place, family, single[family], folders[family])
     for name, unet in unets.items():
-        with pytest.raises(CheckpointError, match="--text-encoder PATH"):
+        with pytest.raises(CheckpointError, match="text_encoder PATH"):
             load(unet)
         for kind, paths in sources.items():
             assert torch.equal(noise(load(unet, text_encoder=tuple(paths))), wanted), (name, kind)

@@ -371,7 +371,7 @@ def test_config_folder_overrides_inference(files: dict[str, Path], folder: Path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": [32] * 4}))
     with pytest.raises(
         CheckpointError,
-        match=r"has shape \[.*\] where its config asks for \[.*; give the right configs with --config",
+        match=r"has shape \[.*\] where its config asks for \[.*; give the right configs with config",
     ):
         load(files["sd1"], config=settings)
 
@@ -517,7 +517,7 @@ def test_unet_alone_is_read_under_every_prefix(
     assert all(torch.equal(found[name], expected[name]) for name in found)
     with pytest.raises(
         CheckpointError,
-        match="holds no text encoder, which prompts need; give one with --text-encoder PATH",
+        match="holds no text encoder, which prompts need; give one with text_encoder PATH",
     ):
         load(path)
 
@@ -559,7 +559,7 @@ def test_missing_components_are_named(folder: Path) -> None:
     path = write_tiny(folder / "mute.safetensors", text_encoder=False)
     with pytest.raises(
         CheckpointError,
-        match="holds no text encoder, which prompts need; give one with --text-encoder PATH",
+        match="holds no text encoder, which prompts need; give one with text_encoder PATH",
     ):
         load(path)
     path = write_tiny(folder / "blind.safetensors", vae=False)
@@ -585,15 +585,15 @@ def test_device_and_precision() -> None:
     assert devices.pick_dtype(CPU, "auto") == torch.float32
     assert devices.pick_dtype(torch.device("cuda"), "auto") == torch.float16
     assert devices.pick_dtype(CPU, "bf16") == torch.bfloat16
-    with pytest.raises(OptionError, match="--precision fp8: unknown; use auto, fp32, fp16 or bf16"):
+    with pytest.raises(OptionError, match="precision fp8: unknown; use auto, fp32, fp16 or bf16"):
         devices.pick_dtype(CPU, "fp8")
-    with pytest.raises(OptionError, match="--device tpu: unknown; use auto, cpu, cuda or mps"):
+    with pytest.raises(OptionError, match="device tpu: unknown; use auto, cpu, cuda or mps"):
         devices.pick_device("tpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_missing_device_is_refused() -> None:
-    with pytest.raises(OptionError, match="--device cuda: not available here"):
+    with pytest.raises(OptionError, match="device cuda: not available here"):
         devices.pick_device("cuda")
 
 

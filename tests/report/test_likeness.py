@@ -129,7 +129,7 @@ def test_weights_that_cannot_be_used_are_named(tmp_path: Path, option: str, word
     for path, said in zip((broken, tmp_path / "none", tmp_path), words, strict=True):
         with pytest.raises(OptionError) as caught:
             open_likeness(**{option: path})
-        assert str(caught.value) == f"--{option} {path}: {said}"
+        assert str(caught.value) == f"{option} {path}: {said}"
 
 
 def test_a_model_that_describes_no_picture(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_model_that_describes_no_picture(tmp_path: Path) -> None:
     found = open_likeness(sscd=path)
     with pytest.raises(OptionError) as caught:
         found.describe(photo("chelsea"))
-    assert str(caught.value) == f"--sscd {path}: does not describe a picture; give SSCD's model"
+    assert str(caught.value) == f"sscd {path}: does not describe a picture; give SSCD's model"
 
 
 def test_a_clip_whose_weights_lie_in_shards(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_clip_whose_weights_lie_in_shards(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     with pytest.raises(OptionError) as caught:
         open_likeness(clip=tmp_path)
-    assert str(caught.value) == f"--clip {tmp_path}: holds no model.safetensors"
+    assert str(caught.value) == f"clip {tmp_path}: holds no model.safetensors"
 
 
 # ---------------------------------------------------------------------------------- targets
@@ -217,4 +217,4 @@ def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
     table.write_bytes(b"prompt,file\nA caf\xe9,a.png\n")
     with pytest.raises(OptionError) as caught:
         read_targets(table, PROMPTS)
-    assert str(caught.value) == f"--targets {table}: is not a readable CSV; save it as UTF-8"
+    assert str(caught.value) == f"targets {table}: is not a readable CSV; save it as UTF-8"

@@ -98,7 +98,7 @@ def test_another_run_s_is_refused_and_kept(path: Path, name: str) -> None:
 
 def test_without_resume_nothing_is_written_over(path: Path) -> None:
     content = filled(path, a=1)
-    words = "an earlier run was not finished; pass --resume to go on, or remove that file"
+    words = "an earlier run was not finished; pass resume to go on, or remove that file"
     with pytest.raises(OutputError, match=words):
         Journal.open(path, RUN, resume=False)
     assert path.read_bytes() == content

@@ -67,15 +67,15 @@ NO_MODEL = "no published threshold fits this model and setting: measuring what i
         ({"tau": 0.3}, {}, (0.3, "given"), (0.5, "published"), None),
         ({"gate": 0.7}, {}, (0.428, "published"), (0.7, "given"), None),
         ({"gate": 0.7, "fpr": 0.05}, {}, (0.428, "published"), (0.7, "given"), None),
-        ({"fpr": 0.05}, {}, (0.428, "published"), (0.59, BUNDLED), "gate is not for --fpr 0.05"),
-        ({"tau": 0.6, "fpr": 0.05}, {}, (0.6, "given"), (0.6, BUNDLED), "--gate X skips it"),
+        ({"fpr": 0.05}, {}, (0.428, "published"), (0.59, BUNDLED), "gate is not for fpr 0.05"),
+        ({"tau": 0.6, "fpr": 0.05}, {}, (0.6, "given"), (0.6, BUNDLED), "gate X skips it"),
         ({"seeds": 10}, {}, (0.428, "published"), (0.5, "published"), None),
         ({"seeds": 11}, {}, (0.5574, BUNDLED), (0.598, BUNDLED), NO_MODEL),
-        ({}, {"side": 32}, (0.5574, BUNDLED), (0.598, BUNDLED), "--tau X with --gate X skips it"),
+        ({}, {"side": 32}, (0.5574, BUNDLED), (0.598, BUNDLED), "tau X with gate X skips it"),
         ({}, {"timestep": 500}, (0.5574, BUNDLED), (0.598, BUNDLED), NO_MODEL),
         ({}, {"family": "sd2"}, (0.5574, BUNDLED), (0.598, BUNDLED), NO_MODEL),
         ({"fpr": 0.05}, {"side": 32}, (0.5574, BUNDLED), (0.59, BUNDLED), NO_MODEL),
-        ({"tau": 0.5}, {"side": 32}, (0.5, "given"), (0.598, BUNDLED), "; --gate X skips it"),
+        ({"tau": 0.5}, {"side": 32}, (0.5, "given"), (0.598, BUNDLED), "; gate X skips it"),
         ({"tau": 0.6}, {"side": 32}, (0.6, "given"), (0.6, BUNDLED), NO_MODEL),
         ({"gate": 0.7}, {"side": 32}, (0.5574, BUNDLED), (0.7, "given"), NO_MODEL),
         ({"tau": 0.3, "gate": 0.4}, {"side": 32}, (0.3, "given"), (0.4, "given"), None),
@@ -114,13 +114,11 @@ def test_calibrate_recommends_only_options_that_it_has(monkeypatch: pytest.Monke
     case = Case(monkeypatch, {}, calibrating=True)
     found = case.ordinary.from_scores()
     assert (found.tau_source, found.gate_source) == (BUNDLED, BUNDLED)
-    assert case.told.notes == [
-        "measuring what is ordinary on bundled captions (--prompts FILE is better)"
-    ]
+    assert case.told.notes == ["measuring what is ordinary on bundled captions (prompts FILE is better)"]
 
 
 def test_a_gate_below_a_tau_that_is_found_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OptionError, match=r"--gate 0.5: lies below tau \(0.557"):
+    with pytest.raises(OptionError, match=r"gate 0.5: lies below tau \(0.557"):
         _ = Case(monkeypatch, {"gate": 0.5}, side=32).thresholds
 
 
@@ -134,7 +132,7 @@ def test_an_extrapolated_gate_says_how_many_prompts_it_takes(
     case = Case(monkeypatch, {}, captions=FEW, calibrating=calibrating)
     assert case.ordinary.from_scores().gate.extrapolated
     (note,) = case.told.notes
-    assert "30 ordinary prompts are too few to see " + ("a rate of" if calibrating else "--fpr") in note
+    assert "30 ordinary prompts are too few to see " + ("a rate of" if calibrating else "fpr") in note
     assert "at least 99 prompts would be needed" in note
 
 
@@ -153,15 +151,13 @@ def test_a_gate_that_nothing_can_exceed_is_refused(monkeypatch: pytest.MonkeyPat
     def wide(i: int) -> float:
         return i / 40
 
-    with pytest.raises(
-        CalibrationError, match=r"too few ordinary prompts for --fpr 0.001: .* 999, or --g"
-    ):
+    with pytest.raises(CalibrationError, match=r"too few ordinary prompts for fpr 0.001: .* 999, or g"):
         _ = Case(monkeypatch, {"fpr": 0.001}, captions=FEW, score=wide).thresholds
     with pytest.raises(CalibrationError, match=r"for a rate of 0.01: .* give at least 99$"):
         Case(
             monkeypatch, {}, captions=FEW, score=lambda i: i / 30, calibrating=True
         ).ordinary.from_scores()
-    with pytest.raises(CalibrationError, match=r"ordinary prompts score too high for --fpr 0\.1"):
+    with pytest.raises(CalibrationError, match=r"ordinary prompts score too high for fpr 0\.1"):
         _ = Case(monkeypatch, {"fpr": 0.1}, captions=FEW, score=lambda _: 0.9995).thresholds
     assert Case(monkeypatch, {"fpr": 0.001, "gate": 0.9}, captions=FEW, score=wide).thresholds
     assert Case(monkeypatch, {"tau": 1.0}, captions=FEW, score=lambda i: 0.3 + i / 1000).thresholds
