@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.checkpoint.families import Checkpoint, recognize
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.surgery import zero_neurons
 from nemo_prune.files.streams import Ranges, Source, copy
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from nemo_prune.checkpoint.families import Checkpoint, recognize
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.surgery import zero_neurons
 from nemo_prune.cli.main import demo
 from nemo_prune.cli.progress import progress

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.search.group_testing import search
 from nemo_prune.search.literal import LAST_RUNG, THETA_START, THETA_STEP, Ladder, literal_search, run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.checkpoint.families import SHARD
-from nemo_prune.checkpoint.manifest import union
+from nemo_prune.checkpoint.neurons import union
 from nemo_prune.checkpoint.provenance import NEURONS, earlier_neurons
 from nemo_prune.errors import CheckpointError
 from nemo_prune.files.header import Header, quoted, read_header

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_prune.checkpoint.families import Checkpoint
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import ManifestError
 from nemo_prune.files.diff import Difference, Runs, opened, read_span, rows_text
 from nemo_prune.files.hashing import file_hashes

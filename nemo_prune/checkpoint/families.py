@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, Blocks
 from nemo_prune.checkpoint.foreign import is_value_like, refuse_whole, refuse_without_values
-from nemo_prune.checkpoint.manifest import network_order
+from nemo_prune.checkpoint.neurons import network_order
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import Header, Tensor, quoted, read_header
 

@@ -16,7 +16,7 @@ from typing import Any
 from nemo_prune.checkpoint.copies import Copy, component_copies, merged_header, read_object
 from nemo_prune.checkpoint.families import Checkpoint, ValueLayer, identify
 from nemo_prune.checkpoint.foreign import is_addition, is_value_like
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError
 from nemo_prune.files.header import Header, read_header
 from nemo_prune.files.trees import entries, read_tree

@@ -11,7 +11,7 @@ from typing import Any
 
 from nemo_prune.checkpoint.expectation import Expectation, expect, rows_of
 from nemo_prune.checkpoint.folder import Folder, neurons_of
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.surgery import file_sha256
 from nemo_prune.files import diff
 from nemo_prune.files.diff import Difference

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nemo_prune.checkpoint.folder import Folder, is_misnamed, neurons_of
 from nemo_prune.checkpoint.folder_undo import check_undo_folder, write_index
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.surgery import Written, check_neurons, file_sha256, rows_of, zero_neurons
 from nemo_prune.checkpoint.zeros import Zeros, read_zeros
 from nemo_prune.errors import CheckpointError, option

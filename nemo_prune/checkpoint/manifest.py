@@ -26,11 +26,12 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import ManifestError, option
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.strict_json import Fault, check_keys, parse, typed
@@ -40,17 +41,6 @@ _MAX_BYTES = 256 * 2**20  # far above any manifest, far below a model handed in 
 _KEYS = {"format", "version", "source", "options", "prompts", "neurons"}
 _PROMPT_KEYS = {"index", "status", "score_before", "score_after", "neurons", "samples", "truncated"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, order=True)
-class Neuron:
-    """One output of a value layer: the canonical name of the layer, and the row of its weight.
-
-    Sorts by name, which is not the order of the network; `union` gives that.
-    """
-
-    layer: str
-    row: int
 
 
 @dataclass(frozen=True)
@@ -85,23 +75,6 @@ class Manifest:
     options: Mapping[str, Any]
     prompts: tuple[PromptRecord, ...] = ()
     neurons: tuple[Neuron, ...] = ()
-
-
-def network_order(layer: str) -> tuple[int, tuple[tuple[int, str], ...]]:
-    """A sorting key for canonical layer names: down, mid, up; numbers by value, 10 after 2."""
-    first, _, _ = layer.partition(".")
-    part = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}.get(first, 3)
-    return part, tuple((int(p), "") if _is_number(p) else (-1, p) for p in layer.split("."))
-
-
-def union(*groups: Iterable[Neuron]) -> tuple[Neuron, ...]:
-    """Every neuron of `groups` once, in the order of the network, rows ascending."""
-    return tuple(
-        sorted(
-            {neuron for group in groups for neuron in group},
-            key=lambda n: (network_order(n.layer), n.row),
-        )
-    )
 
 
 def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> None:
@@ -272,7 +245,3 @@ def _score(entry: dict[str, Any], key: str, where: str) -> float | None:
     if not sound or not math.isfinite(value):
         raise Fault(f"has {key} in {where} that is neither a number nor null")
     return float(value)
-
-
-def _is_number(piece: str) -> bool:
-    return piece.isascii() and piece.isdigit() and len(piece) < 20

@@ -20,7 +20,7 @@ from nemo_prune.checkpoint.folder_surgery import (
     zero_neurons_in_folder,
 )
 from nemo_prune.checkpoint.folder_undo import restore_folder
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.surgery import Written, file_sha256, zero_neurons
 from nemo_prune.checkpoint.zeros import Zeros, read_zeros
 from nemo_prune.errors import CheckpointError, OptionError, option

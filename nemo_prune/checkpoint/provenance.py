@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable, Mapping
 
 from nemo_prune import __version__
-from nemo_prune.checkpoint.manifest import Neuron, union
+from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.errors import CheckpointError
 from nemo_prune.files.header import Header
 

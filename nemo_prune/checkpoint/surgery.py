@@ -16,7 +16,7 @@ from threading import Event
 from typing import BinaryIO
 
 from nemo_prune.checkpoint.families import Checkpoint, ValueLayer
-from nemo_prune.checkpoint.manifest import Neuron, union
+from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.provenance import (
     MODELSPEC_HASH,
     check_extra,

@@ -9,8 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.checkpoint.manifest import Neuron, PromptRecord
+from nemo_prune.checkpoint.manifest import PromptRecord
 from nemo_prune.checkpoint.models import open_model, write_model
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.surgery import Written
 from nemo_prune.localize.localize import (
     FRESH_SEEDS,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import count
 
-from nemo_prune.checkpoint.manifest import Neuron, union
+from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.scoring.batches import Prompt
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.search.literal import Outcome, Search

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.scoring.batches import Prompt
 from nemo_prune.scoring.engine import Engine
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_prune.checkpoint.families import Checkpoint
-from nemo_prune.checkpoint.manifest import Manifest, Neuron, union
+from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.models import model_zeros
+from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted
 from nemo_prune.localize.localize import NOT_MEMORIZED, NOT_REMOVABLE, NOT_SEARCHED, STILL, SUPPRESSED

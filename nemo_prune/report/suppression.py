@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from nemo_prune.checkpoint.manifest import Manifest, Neuron
+from nemo_prune.checkpoint.manifest import Manifest
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.batches import Prompt

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError, option, rendered
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.similarity import noise_difference

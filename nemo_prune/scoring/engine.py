@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Criterion
 from nemo_prune.scoring.batches import Batches, Prompt, Sample

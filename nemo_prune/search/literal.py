@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 
 THETA_START = 5.0
 THETA_STEP = 0.25

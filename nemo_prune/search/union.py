@@ -15,7 +15,7 @@ every pair of prompt and seed.
 from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 
-from nemo_prune.checkpoint.manifest import Neuron, union
+from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.search.group_testing import group_size
 
 Pair = tuple[int, int]

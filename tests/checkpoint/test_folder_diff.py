@@ -12,8 +12,8 @@ from test_folders import EMA, FP16, NON_EMA, PLAIN, VARIANTS, hub_snapshot, prun
 from test_surgery import CHOSEN, DOWN, END, KEYS, MID, TWINS, UP
 
 from nemo_prune.checkpoint.folder_diff import compare_folders, describe, to_json
-from nemo_prune.checkpoint.manifest import Neuron
 from nemo_prune.checkpoint.models import compare_models
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError, ManifestError
 
 VAE = f"vae/{WEIGHTS}"

@@ -11,8 +11,8 @@ from test_cli_files import manifest, run
 from test_folders import EMA, FP16, NON_EMA, PLAIN, hub_snapshot, prune
 from test_surgery import CHOSEN, DOWN, MID, UP, no_space, nothing_left
 
-from nemo_prune.checkpoint.manifest import Neuron
 from nemo_prune.checkpoint.models import check_model_output, open_model, restore_model
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError, NemoPruneError, OutputError, UndoError
 from nemo_prune.files import atomic as placing
 from nemo_prune.files import trees

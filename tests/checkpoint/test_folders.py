@@ -16,7 +16,6 @@ from folders import WEIGHTS, add_copy, digest, pipeline, put, shard, tree
 from test_surgery import CHOSEN, DOWN, END, MID, UP
 
 from nemo_prune.checkpoint.inspection import inspection
-from nemo_prune.checkpoint.manifest import Neuron
 from nemo_prune.checkpoint.models import (
     check_model_output,
     model_sha256,
@@ -25,6 +24,7 @@ from nemo_prune.checkpoint.models import (
     restore_model,
     write_model,
 )
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.zeros import Zeros
 from nemo_prune.cli.main import main
 from nemo_prune.errors import CheckpointError, ManifestError, OptionError, OutputError

@@ -9,14 +9,12 @@ from hypothesis import strategies as st
 from nemo_prune.checkpoint.manifest import (
     FORMAT,
     Manifest,
-    Neuron,
     PromptRecord,
-    network_order,
     read_manifest,
     to_json,
-    union,
     write_manifest,
 )
+from nemo_prune.checkpoint.neurons import Neuron, network_order, union
 from nemo_prune.errors import ManifestError, OutputError
 
 DOWN = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v"

@@ -8,8 +8,8 @@ import rawfiles
 from folders import WEIGHTS, pipeline, shard
 from rawfiles import CLIP, OPEN_CLIP, VAE, XL_CLIPS, Entry
 
-from nemo_prune.checkpoint.manifest import Neuron
 from nemo_prune.checkpoint.models import model_zeros, open_model, write_model
+from nemo_prune.checkpoint.neurons import Neuron
 
 FAMILIES = {
     "sd1": (rawfiles.SD1, [CLIP]),

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.families import recognize
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.provenance import provenance_of
 from nemo_prune.checkpoint.surgery import file_sha256, zero_neurons
 from nemo_prune.checkpoint.zeros import read_zeros
@@ -266,7 +266,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     code = (
         "import resource, sys\n"
         "from nemo_prune.checkpoint.families import recognize\n"
-        "from nemo_prune.checkpoint.manifest import Neuron\n"
+        "from nemo_prune.checkpoint.neurons import Neuron\n"
         "from nemo_prune.checkpoint.surgery import zero_neurons\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "checkpoint = recognize(sys.argv[1])\n"

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from tiny import run, write_small, write_tiny
 
 from nemo_prune.checkpoint.families import recognize
-from nemo_prune.checkpoint.manifest import Manifest, Neuron, PromptRecord, write_manifest
+from nemo_prune.checkpoint.manifest import Manifest, PromptRecord, write_manifest
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.surgery import zero_neurons
 from nemo_prune.errors import CheckpointError
 from nemo_prune.localize.localize import FRESH_SEEDS

@@ -13,7 +13,7 @@ from conftest import Demo
 from PIL import Image
 
 from nemo_prune.checkpoint.families import recognize
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.cli.demo import CHECKPOINT, DATA, planted, precision, write_config_folder
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model import hub

@@ -15,7 +15,7 @@ from test_surgery import DOWN
 from tiny import Told, run
 
 from nemo_prune.checkpoint.families import recognize
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.surgery import zero_neurons
 from nemo_prune.cli.demo import run_demo
 from nemo_prune.errors import NemoPruneError

@@ -9,7 +9,7 @@ import rawfiles
 from corpus import LAYER
 
 from nemo_prune.checkpoint.families import recognize
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.surgery import zero_neurons
 from nemo_prune.errors import OutputError
 from nemo_prune.files import readback

@@ -18,7 +18,7 @@ from test_surgery import CHOSEN, DOWN, KEYS, MID, TWINS, UP, prune, sha256
 
 from nemo_prune.checkpoint.expectation import expect
 from nemo_prune.checkpoint.families import recognize
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError, ManifestError
 from nemo_prune.files import diff as module
 from nemo_prune.files.diff import Changed, Difference, Retyped, compare, describe, rows_text, to_json

@@ -24,7 +24,7 @@ from test_surgery import (
     sha256,
 )
 
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError, NemoPruneError, OutputError, UndoError
 from nemo_prune.files import atomic as placing
 from nemo_prune.files import streams

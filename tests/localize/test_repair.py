@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_engine import CHANNELS, TAU, TIMESTEP, Toy
 
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.localize.repair import Repaired, repair
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Criterion

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from tiny import ldm, run, same_weights, tiny_configs, write_tiny
 from torch import Tensor
 
-from nemo_prune.checkpoint.manifest import Neuron, read_manifest
+from nemo_prune.checkpoint.manifest import read_manifest
 from nemo_prune.checkpoint.models import open_model
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError
 from nemo_prune.model import hub, loading
 from nemo_prune.report.verify import removed_neurons

@@ -9,7 +9,7 @@ import torch
 from tiny import write_tiny
 
 from nemo_prune.checkpoint.families import Checkpoint, ValueLayer, recognize
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CalibrationError
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model

@@ -11,7 +11,7 @@ from tiny import write_tiny
 from torch import Tensor
 
 from nemo_prune.checkpoint.families import recognize
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model

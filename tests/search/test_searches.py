@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.stress import TAU, bits, format_table, make_case, stress_row
-from nemo_prune.checkpoint.manifest import Neuron
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.search.group_testing import group_size, search
 from nemo_prune.search.literal import LAST_RUNG, Ladder, Outcome, Question, Search, literal_search, run
 

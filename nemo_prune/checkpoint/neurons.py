@@ -1,0 +1,36 @@
+"""A neuron, and the order of the network. Imports nothing: the search knows of the package no more."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Neuron:
+    """One output of a value layer: the canonical name of the layer, and the row of its weight.
+
+    Sorts by name, which is not the order of the network; `union` gives that.
+    """
+
+    layer: str
+    row: int
+
+
+def network_order(layer: str) -> tuple[int, tuple[tuple[int, str], ...]]:
+    """A sorting key for canonical layer names: down, mid, up; numbers by value, 10 after 2."""
+    first, _, _ = layer.partition(".")
+    part = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}.get(first, 3)
+    return part, tuple((int(p), "") if _is_number(p) else (-1, p) for p in layer.split("."))
+
+
+def union(*groups: Iterable[Neuron]) -> tuple[Neuron, ...]:
+    """Every neuron of `groups` once, in the order of the network, rows ascending."""
+    return tuple(
+        sorted(
+            {neuron for group in groups for neuron in group},
+            key=lambda n: (network_order(n.layer), n.row),
+        )
+    )
+
+
+def _is_number(piece: str) -> bool:
+    return piece.isascii() and piece.isdigit() and len(piece) < 20
