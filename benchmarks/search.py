@@ -35,8 +35,10 @@ from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.memory import peak_memory, reset_peak_memory
 from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.thresholds import tau_from
-from nemo_prune.search.group_testing import search
-from nemo_prune.search.literal import Answer, Ladder, Outcome, Question, Search, literal_search
+from nemo_prune.search.group_testing import gradient_free_search
+from nemo_prune.search.ladder import Ladder
+from nemo_prune.search.protocol import Answer, Outcome, Question, Search
+from nemo_prune.search.literal import literal_search
 
 SEEDS = tuple(range(10))
 FRESH = range(1000, 1010)  # never used by a search

@@ -13,7 +13,9 @@ from nemo_prune.scoring.detect import Detection, Screened, detect, gated, score_
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.similarity import noise_difference, pairwise
 from nemo_prune.scoring.thresholds import gate_from, margins_from
-from nemo_prune.search.literal import Answer, Ladder, Outcome, Question, literal_search, not_memorized
+from nemo_prune.search.ladder import Ladder
+from nemo_prune.search.protocol import Answer, Outcome, Question, not_memorized
+from nemo_prune.search.literal import literal_search
 
 SEEDS = tuple(range(10))
 Pairs = dict[tuple[int, int], float]
