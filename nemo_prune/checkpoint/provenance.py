@@ -12,15 +12,20 @@ Prompts never go in: that would publish again what was just removed.
 """
 
 import json
+import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar, get_args
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.errors import CheckpointError
 from nemo_prune.files.header import Header
+from nemo_prune.options import Criterion
 
 PREFIX = "nemo_prune."
+T = TypeVar("T")
 VERSION, SOURCE_SHA256, ORIGINAL_SHA256, NEURONS = (
     PREFIX + key for key in ("version", "source_sha256", "original_sha256", "neurons")
 )
@@ -36,6 +41,66 @@ _STALE = ("sshs_model_hash", "sshs_legacy_hash")
 def provenance_of(header: Header) -> dict[str, str]:
     """The `nemo_prune.*` entries of a file's metadata, in the order of the file."""
     return {key: text for key, text in header.metadata.items() if key.startswith(PREFIX)}
+
+
+@dataclass(frozen=True)
+class StatedSettings:
+    """What a pruned file says of the run that pruned it; None where it says nothing usable.
+
+    Attributes:
+        tau, gate: thresholds in [0, 1]; the gate is at least tau.
+        timestep: the training timestep that was scored.
+        ignored: a line for each entry that is there and cannot be used.
+    """
+
+    tau: float | None
+    gate: float | None
+    criterion: Criterion | None
+    timestep: int | None
+    ignored: tuple[str, ...]
+
+
+def stated_settings(header: Header) -> StatedSettings:
+    """The settings in a file's metadata, which anybody may have edited: each is checked here."""
+    ignored: list[str] = []
+
+    def stated(name: str, read: Callable[[str], T], wanted: str) -> T | None:
+        try:
+            return read(header.metadata[PREFIX + name])
+        except KeyError:
+            return None
+        except ValueError:
+            ignored.append(
+                f"{header.path}: its metadata {PREFIX}{name} is not {wanted}, so it is ignored"
+            )
+            return None
+
+    def threshold(least: float) -> Callable[[str], float]:
+        def read(text: str) -> float:
+            if not least <= float(text) <= 1:
+                raise ValueError
+            return float(text)
+
+        return read
+
+    def criterion(text: str) -> Criterion:
+        return criteria[criteria.index(text)]
+
+    def timestep(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,6}", text):  # int reads digits of other scripts, and 1_0
+            raise ValueError
+        return int(text)
+
+    criteria: tuple[Criterion, ...] = get_args(Criterion)
+    tau = stated("tau", threshold(0), "a number between 0 and 1")
+    gate = stated("gate", threshold(tau or 0), f"a number between {tau or 0:g} (tau) and 1")
+    return StatedSettings(
+        tau,
+        gate,
+        stated("criterion", criterion, f"one of {', '.join(criteria)}"),
+        stated("timestep", timestep, "a timestep"),
+        tuple(ignored),
+    )
 
 
 def earlier_neurons(header: Header) -> tuple[Neuron, ...]:
