@@ -78,10 +78,10 @@ class BarProgress(_Noting):
         self._task: Any = None
         self._left = TimeLeft(0, 0)
 
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._left = TimeLeft(total, done)
+        self._left = TimeLeft(total or 0, done)
         self._task = self._bar.add_task(name, total=total, completed=done, detail=unit, left=self._left)
 
     def advance(self, count: int = 1) -> None:
@@ -100,13 +100,15 @@ class LineProgress(_Noting):
 
     _pending = ""
 
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
         self._begin()
-        self._name, self._total, self._unit = name, total, unit
+        self._name, self._total, self._unit = name, total or 0, unit
         self._done = self._told = done
         self._since = time.monotonic()
         if total:
             self._pending = f"{name}: {total} {unit if total > 1 else unit.removesuffix('s')}"
+        elif total is None:
+            self._pending = name
 
     def advance(self, count: int = 1) -> None:
         self._begin()

@@ -223,9 +223,14 @@ def _tell(
 
 
 def _exit_code(found: Any) -> int:
-    from nemo_prune.localize.localize import NOT_REMOVABLE, STILL
+    from nemo_prune.checkpoint.statuses import Status
 
-    return int(any(record.status in (STILL, NOT_REMOVABLE) for record in found.manifest.prompts))
+    return int(
+        any(
+            record.status not in (Status.SUPPRESSED, Status.NOT_MEMORIZED)
+            for record in found.manifest.prompts
+        )
+    )
 
 
 @click.command()

@@ -19,7 +19,7 @@ from nemo_prune.report.likeness import Described, Likeness, mean
 from nemo_prune.report.nearness import is_near, near_levels
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
-from nemo_prune.scoring.batches import noise_seed
+from nemo_prune.scoring.engine import noise_seed
 from nemo_prune.scoring.opening import open_pipeline
 
 Album = dict[str, dict[int, dict[str, Any]]]

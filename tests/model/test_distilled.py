@@ -18,8 +18,7 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.model import hub, loading
 from nemo_prune.report.inputs import check_inputs
 from nemo_prune.scoring.activations import activations
-from nemo_prune.scoring.batches import Sample
-from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.engine import Engine, Sample
 from nemo_prune.scoring.similarity import noise_difference
 
 CPU = torch.device("cpu")
