@@ -128,6 +128,7 @@ class Engine:
         self._limit = batch_size or _LARGEST_BATCH.get(model.device.type, 16)
         self.batch_size = batch_size or min(8, self._limit)
         self._noise: dict[int, Tensor] = {}
+        self._overflowed = False
         self._recomputed = False  # whether a backward pass takes a second forward pass
 
     # ------------------------------------------------------------------------------------ samples
@@ -234,10 +235,12 @@ class Engine:
         except _NotFiniteError:
             if self.model.dtype == torch.float32:
                 raise _broken() from None
-        self.note(
-            f"{self.model.precision} overflowed: such batches are "
-            f"evaluated again in fp32; {option('precision')} fp32 does so from the start"
-        )
+        if not self._overflowed:
+            self._overflowed = True
+            self.note(
+                f"{self.model.precision} overflowed: such batches are "
+                f"evaluated again in fp32; {option('precision')} fp32 does so from the start"
+            )
         unet = self.model.unet.float()
         blank = self.model.blank
         exact = replace(
@@ -372,7 +375,8 @@ class Engine:
             yield
         finally:
             model.unet.disable_gradient_checkpointing()
-            self._recomputed = False
+            self._overflowed = False
+        self._recomputed = False
 
     def _count_backward(self, samples: int) -> None:
         self.cost.backward += samples
