@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from nemo_prune import __version__
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord
-from nemo_prune.checkpoint.models import model_sha256
 from nemo_prune.checkpoint.neurons import union
 from nemo_prune.errors import Interrupted
 from nemo_prune.localize.repair import Repaired, repair

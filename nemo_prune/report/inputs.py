@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.checkpoint.diff import unremoved
 from nemo_prune.checkpoint.manifest import Manifest
-from nemo_prune.checkpoint.models import model_zeros
 from nemo_prune.checkpoint.neurons import Neuron, union
+from nemo_prune.checkpoint.zeros import model_zeros
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted
 from nemo_prune.localize.localize import NOT_MEMORIZED, NOT_REMOVABLE, NOT_SEARCHED, STILL, SUPPRESSED
@@ -63,7 +64,7 @@ def removed_neurons(original: Checkpoint, pruned: Checkpoint) -> tuple[Neuron, .
     )
 
 
-def check_manifest(subject: Subject, removed: Sequence[Neuron]) -> None:
+def check_manifest(subject: Subject) -> None:
     """Raise OptionError for a manifest of other prompts, or of neurons that are not zeroed."""
     if subject.manifest is None:
         return
@@ -80,10 +81,10 @@ def check_manifest(subject: Subject, removed: Sequence[Neuron]) -> None:
                 f"prompt file's; give the "
                 f"two that belong together"
             )
-    strange = sorted(set(subject.manifest.neurons) - set(removed))
-    if strange:
+    left = unremoved(subject.pruned, subject.manifest.neurons)
+    if left:
         raise OptionError(
-            f"{option('manifest')}: names row {strange[0].row} of {quoted(strange[0].layer)}, which is "
+            f"{option('manifest')}: names row {left[0].row} of {quoted(left[0].layer)}, which is "
             f"not zeroed in {subject.pruned.path}; give the manifest that it was pruned by"
         )
 

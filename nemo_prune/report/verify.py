@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nemo_prune import __version__
-from nemo_prune.checkpoint.models import compare_models
+from nemo_prune.checkpoint.diff import compare_models
 from nemo_prune.errors import NemoPruneError, option
 from nemo_prune.localize.localize import FRESH_SEEDS, NOT_MEMORIZED, SUPPRESSED
 from nemo_prune.options import Progress
@@ -70,7 +70,7 @@ def verify(
     started = time.monotonic()
     options = subject.options
     removed = removed_neurons(subject.original, subject.pruned)
-    check_manifest(subject, removed)
+    check_manifest(subject)
     promise = compare_models(subject.original.path, subject.pruned.path, removed).promise
     assert promise is not None, "neurons were named"
     only_rows = not promise.unexpected

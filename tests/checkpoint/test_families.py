@@ -6,7 +6,7 @@ import pytest
 import rawfiles
 from rawfiles import CLIP, OPEN_CLIP, SD1, SD2, SDXL, VAE, XL_CLIPS, unet, value_names, write
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import CheckpointError, OptionError
 
 END = ".transformer_blocks.0.attn2.to_v"
@@ -425,8 +425,8 @@ def test_header_faults_come_through(tmp_path):
 
 def test_no_torch_is_imported():
     code = (
-        "import sys, nemo_prune.checkpoint.families, nemo_prune.checkpoint.manifest, "
-        "nemo_prune.checkpoint.surgery\n"
+        "import sys, nemo_prune.checkpoint.open, nemo_prune.checkpoint.manifest, "
+        "nemo_prune.checkpoint.apply\n"
         "print([m for m in ('torch', 'numpy', 'safetensors', 'diffusers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

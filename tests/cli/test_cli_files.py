@@ -14,7 +14,7 @@ from rawfiles import SD1, SD2, SDXL, parse, unet, write
 from test_selection import NONE, table
 from test_surgery import DOWN, KEYS, MID, TWINS, UP, nothing_left
 
-from nemo_prune.checkpoint.models import open_model
+from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.cli.main import main
 
 
@@ -93,7 +93,7 @@ def test_a_manifest_for_another_architecture_names_both(tmp_path, other, told):
 
 
 def test_a_manifest_for_the_same_architecture_warns_of_another_file_only(tmp_path, model):
-    kind = open_model(model).kind
+    kind = open_checkpoint(model).kind
     assert kind == "sd1, 16 value layers with 98 rows, 5 text channels"
     chosen = manifest(tmp_path / "n.json", [(DOWN, 1)], model=kind)
     result = run("apply", model, "--manifest", chosen, "-o", tmp_path / "o")

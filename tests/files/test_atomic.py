@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from nemo_prune.errors import OutputError
-from nemo_prune.files import leftovers
+from nemo_prune.files import atomic
 from nemo_prune.files.atomic import check_output, check_place, new_file, refuse_inputs
 
 
@@ -247,7 +247,7 @@ def test_what_a_living_run_writes_is_kept(tmp_path, monkeypatch):
     with new_file(out, False):
         (temporary,) = names(tmp_path)
         # As seen from another container: the process id is unknown, the lock is held all the same.
-        monkeypatch.setattr(leftovers, "_alive", lambda _: False)
+        monkeypatch.setattr(atomic, "_alive", lambda _: False)
         put(out)
         assert names(tmp_path) == [temporary, "out"]
         out.unlink()

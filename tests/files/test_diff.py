@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from rawfiles import SD1, assemble, parse, unet, write
 from test_surgery import CHOSEN, DOWN, KEYS, MID, TWINS, UP, prune, sha256
 
-from nemo_prune.checkpoint.expectation import expect
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.diff import compare_models
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError, ManifestError
 from nemo_prune.files import diff as module
@@ -234,8 +233,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
 
 
 def unexpected(path, out, neurons=CHOSEN):
-    checkpoint, second = recognize(path), read_header(out)
-    return expect(checkpoint, second, compare(checkpoint.header, second), neurons).unexpected
+    return compare_models(path, out, neurons).promise.unexpected
 
 
 @pytest.fixture
@@ -254,8 +252,7 @@ def model(tmp_path):
 def test_what_the_rewriter_writes_is_as_expected(tmp_path, model):
     out = tmp_path / "o"
     prune(model, out)
-    checkpoint, second = recognize(model), read_header(out)
-    found = expect(checkpoint, second, compare(checkpoint.header, second), CHOSEN)
+    found = compare_models(model, out, CHOSEN).promise
     assert found.unexpected == ()
     assert found.rows == 4 * 2 + 1
     assert (found.a_sha256, found.b_sha256) == (sha256(model.read_bytes()), sha256(out.read_bytes()))
