@@ -238,6 +238,28 @@ def test_biases_in_another_shard(tmp_path, model):
         assert 0 not in data[: 7 * width]
 
 
+def test_a_bias_in_another_shard_keeps_a_neuron_alive(model):
+    entries = [*rawfiles.unet(rawfiles.SD1, "diffusers", "F32"), (f"{MID}.bias", "F32", (8,))]
+    values = {f"{MID}.weight": bytes(2 * 20) + b"\1" * (6 * 20), f"{MID}.bias": bytes(4) + b"\1" * 28}
+    rawfiles.write(model / PLAIN, entries, values=values)
+    places = json.loads(shard(model / PLAIN, 2).read_text())["weight_map"]
+    assert places[f"{MID}.bias"] != places[f"{MID}.weight"], "the test needs them apart"
+    assert rows_zero(open_checkpoint(model)) == {MID: [0]}
+
+
+def test_every_part_has_its_own_header_and_keys(model):
+    add_copy(model / FP16, seed=1)
+    shard(model / PLAIN, 3)
+    found = open_checkpoint(model)
+    assert [len(copy) for copy in found.copies] == [3, 1]
+    assert found.files == tuple(part.path for part in found.parts[:3])
+    for part in found.parts:
+        content = part.path.read_bytes()
+        assert part.header.raw == content[8 : part.header.data_start]
+        keys = {key for layer in part.value_layers for key in (*layer.tensors, *layer.biases)}
+        assert keys <= part.header.tensors.keys()
+
+
 # --------------------------------------------------------------------------- links and pickles
 
 
