@@ -35,12 +35,13 @@ from nemo_prune.localize import prune as pruning
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization, localize
 from nemo_prune.model.loading import load_pipeline
 from nemo_prune.options import Options, Progress
-from nemo_prune.report.drift import random_neurons
 from nemo_prune.report.gallery import PictureSettings
+from nemo_prune.report.inputs import inputs_of_run
 from nemo_prune.report.likeness import Likeness, mean, open_likeness
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.report.verify import verify
+from nemo_prune.scoring.drift import random_neurons
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from demo_judge import accuracy, train_judge  # scripts, not a package
@@ -55,8 +56,8 @@ def measure(folder: Path, ordinary: int, settings: PictureSettings, bar: Progres
     found = localize(checkpoint, prompts, Options(), bar, calibration_prompts=calibration)
     pruned = folder / "union.safetensors"
     pruning.write(found, pruned, overwrite=False)
-    subject = pruning.subject(found, pruned, prompts, captions, "ordinary-heldout.txt")
-    verified = verify(subject, Likeness(), PictureSettings(images=0), bar).data
+    inputs = inputs_of_run(found, pruned, prompts, captions, "ordinary-heldout.txt")
+    verified = verify(inputs, Likeness(), PictureSettings(images=0), bar).data
     likeness = open_likeness()
     prompts_table = _prompts(found, folder, pruned, prompts, likeness, settings, bar)
     for row, entry in zip(prompts_table, verified["prompts"], strict=True):

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 from nemo_prune.errors import OptionError, option
 
 Criterion = Literal["same-seed", "cross-seed"]
+SearchKind = Literal["auto", "gradient-free", "literal"]
+Confirm = Literal["trajectory", "pictures", "none"]
 DEFAULT_FPR = 0.01
 """Rate at which ordinary prompts may exceed the gate."""
 
@@ -15,7 +17,7 @@ DEFAULT_FPR = 0.01
 class Progress(Protocol):
     """What a long job tells its caller about where it is; `done`: what an earlier run has done."""
 
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> None: ...
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None: ...
     def advance(self, count: int = 1) -> None: ...
     def detail(self, text: str) -> None: ...
     def note(self, text: str) -> None: ...
@@ -31,6 +33,11 @@ class Options:
     calibration: a file of `nemo-prune calibrate`; `force` uses it though made for another model.
     cache: keep statistics and scores of ordinary prompts between runs.
     prediction_type, text_encoder, config: what the model does not say of itself, or lacks.
+    layers: "auto" is down + mid, the paper's, and all where trajectories ask for more.
+    search: "auto", "gradient-free" or "literal", which is the paper's procedure; `as_published`: as the
+        authors' code does it where that differs.
+    confirm: what decides that a picture is gone: short guided trajectories, as many steps as a picture
+        takes ("pictures"), or "none": the score alone.
     steps, timestep: scores are taken at `timestep`, or at the second of `steps` DDIM steps.
 
     Raises OptionError for a gate below tau, one of them that is no number, or fewer than 2 seeds.
@@ -48,9 +55,11 @@ class Options:
     timestep: int | None = None
     device: str = "auto"
     precision: str = "auto"
-    layers: str = "down+mid"
+    layers: str = "auto"
     criterion: Criterion = "cross-seed"
-    search: Literal["fast", "literal"] = "fast"
+    search: SearchKind = "auto"
+    as_published: bool = False
+    confirm: Confirm = "trajectory"
     batch_size: int | None = None
     rounds: int = 3
     config: Path | None = None
@@ -68,6 +77,11 @@ class Options:
                 raise OptionError(f"--{name} {value}: is no number; give one between 0 and 1")
         if self.tau is not None:
             self.check_gate(self.tau)
+
+    @property
+    def searched_layers(self) -> str:
+        """The layers that a search begins with."""
+        return "down+mid" if self.layers == "auto" else self.layers
 
     def check_gate(self, tau: float) -> None:
         """Raise OptionError for a gate below tau: no seed of such a prompt need be memorized."""

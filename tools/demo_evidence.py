@@ -24,9 +24,9 @@ from nemo_prune.localize import prune as pruning
 from nemo_prune.localize.localize import Localization, localize
 from nemo_prune.model.loading import load_pipeline
 from nemo_prune.options import Options
-from nemo_prune.report.drift import random_neurons
 from nemo_prune.report.pictures import Picture, draw, sheet, similarity
 from nemo_prune.scoring.calibrate import calibrate
+from nemo_prune.scoring.drift import random_neurons
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.rates import separation
 

@@ -27,7 +27,7 @@ import math
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ class PromptRecord:
     samples: int = 0
     truncated: bool = False
     text: str | None = None
+    trajectory: float | None = None
+    trajectory_samples: int = 0
+    search: str = ""
+    attribution: Mapping[Neuron, float] = field(default_factory=dict)
+    harm: Mapping[Neuron, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

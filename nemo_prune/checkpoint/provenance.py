@@ -12,7 +12,11 @@ Prompts never go in: that would publish again what was just removed.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, get_args
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.neurons import Neuron, union
@@ -20,8 +24,10 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.files.header import Header, encode_header
 from nemo_prune.files.rewrite import BLOCK
 from nemo_prune.files.undo import SOURCE_SHA256
+from nemo_prune.options import Criterion
 
 PREFIX = "nemo_prune."
+T = TypeVar("T")
 VERSION, ORIGINAL_SHA256, NEURONS = (PREFIX + key for key in ("version", "original_sha256", "neurons"))
 # Not this module's, but nobody may overwrite it: how the model is built.
 _CONFIG = PREFIX + "config"
@@ -43,6 +49,64 @@ def joint_metadata(headers: Sequence[Header]) -> dict[str, str]:
     if NEURONS in joint:
         joint[NEURONS] = _rows_json(union(*map(earlier_neurons, headers)))
     return joint
+
+
+@dataclass(frozen=True)
+class StatedSettings:
+    """What a pruned file says of the run that pruned it; None where it says nothing usable.
+
+    Attributes:
+        tau, gate: thresholds in [0, 1]; the gate is at least tau.
+        timestep: the training timestep that was scored.
+        ignored: a line for each entry that is there and cannot be used.
+    """
+
+    tau: float | None
+    gate: float | None
+    criterion: Criterion | None
+    timestep: int | None
+    ignored: tuple[str, ...]
+
+
+def stated_settings(metadata: Mapping[str, str], path: Path) -> StatedSettings:
+    """The settings in the metadata of `path`, which anybody may have edited: each is checked here."""
+    ignored: list[str] = []
+
+    def stated(name: str, read: Callable[[str], T], wanted: str) -> T | None:
+        try:
+            return read(metadata[PREFIX + name])
+        except KeyError:
+            return None
+        except ValueError:
+            ignored.append(f"{path}: its metadata {PREFIX}{name} is not {wanted}, so it is ignored")
+            return None
+
+    def threshold(least: float) -> Callable[[str], float]:
+        def read(text: str) -> float:
+            if not least <= float(text) <= 1:
+                raise ValueError
+            return float(text)
+
+        return read
+
+    def criterion(text: str) -> Criterion:
+        return criteria[criteria.index(text)]
+
+    def timestep(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,6}", text):  # int reads digits of other scripts, and 1_0
+            raise ValueError
+        return int(text)
+
+    criteria: tuple[Criterion, ...] = get_args(Criterion)
+    tau = stated("tau", threshold(0), "a number between 0 and 1")
+    gate = stated("gate", threshold(tau or 0), f"a number between {tau or 0:g} (tau) and 1")
+    return StatedSettings(
+        tau,
+        gate,
+        stated("criterion", criterion, f"one of {', '.join(criteria)}"),
+        stated("timestep", timestep, "a timestep"),
+        tuple(ignored),
+    )
 
 
 def earlier_neurons(header: Header) -> tuple[Neuron, ...]:

@@ -55,6 +55,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     from nemo_prune.localize import prune as pruning
     from nemo_prune.localize.localize import localize
     from nemo_prune.options import Options
+    from nemo_prune.report.inputs import inputs_of_run
     from nemo_prune.report.likeness import open_likeness
     from nemo_prune.report.render import pictures_near, write_report
     from nemo_prune.report.verify import verify
@@ -69,8 +70,8 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     found = pruning.check(found, pruned, prompts, progress)
     write_manifest(found.manifest, folder / "manifest.json")
     _write_configs(folder / "config")
-    subject = pruning.subject(found, pruned, prompts, heldout, "ordinary-heldout.txt")
-    verified = verify(subject, open_likeness(), _picture_settings(prompts), progress)
+    inputs = inputs_of_run(found, pruned, prompts, heldout, "ordinary-heldout.txt")
+    verified = verify(inputs, open_likeness(), _picture_settings(prompts), progress)
     verified.data["command"] = shlex.join(["nemo-prune", "demo", "--folder", str(folder)])
     write_report(verified.data, verified.album, folder / "report.html")
     near_before, near_after = (

@@ -29,7 +29,7 @@ from nemo_prune.cli.options import (
 if TYPE_CHECKING:
     from nemo_prune.options import Progress
     from nemo_prune.report.gallery import PictureSettings
-    from nemo_prune.report.inputs import Subject
+    from nemo_prune.report.inputs import VerifyInputs
     from nemo_prune.report.likeness import Likeness
     from nemo_prune.report.verify import Verification
 
@@ -74,12 +74,12 @@ class Reporting:
     def wanted(self) -> bool:
         return bool(self.reports or self.card)
 
-    def verify(self, subject: "Subject", progress: "Progress") -> "Verification":
+    def verify(self, inputs: "VerifyInputs", progress: "Progress") -> "Verification":
         """Verify, and write what was asked for."""
         from nemo_prune.report.render import write_card, write_report
         from nemo_prune.report.verify import verify
 
-        found = verify(subject, self.likeness, self.settings, progress)
+        found = verify(inputs, self.likeness, self.settings, progress)
         found.data["command"] = self.command
         for path in self.reports:
             write_report(found.data, found.album, path, self.overwrite)
@@ -199,50 +199,50 @@ def verify(
     """
     from nemo_prune.checkpoint.manifest import read_manifest
     from nemo_prune.checkpoint.open import open_checkpoint
-    from nemo_prune.checkpoint.provenance import provenance_of
+    from nemo_prune.checkpoint.provenance import stated_settings
     from nemo_prune.cli.console import print_verification
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.prompts import read_prompts
 
-    inputs = read_files(original, given["prompt_file"], given)
-    check_report_places(given, overwrite, [], [pruned, manifest, *inputs])
+    reads = read_files(original, given["prompt_file"], given)
+    check_report_places(given, overwrite, [], [pruned, manifest, *reads])
     before, after = open_checkpoint(original), open_checkpoint(pruned)
     prompts = read_prompts(given.pop("prompt_file"))
     wanted = read_manifest(manifest) if manifest else None
     ordinary = read_ordinary(given)
     show = given.pop("show_prompts")
-    stated = provenance_of(after.metadata)
-    from nemo_prune.report.inputs import Subject
+    stated = stated_settings(after.metadata, after.path)
+    from nemo_prune.report.inputs import VerifyInputs, check_inputs
     from nemo_prune.scoring.opening import open_engine
     from nemo_prune.scoring.ordinary import Ordinary
 
+    check_inputs(before, after, prompts.texts, wanted)
     reporting = read_reporting(given, prompts.texts, overwrite)
     source = click.get_current_context().get_parameter_source
     if source("criterion") is ParameterSource.DEFAULT:
-        given["criterion"] = stated.get("nemo_prune.criterion", given["criterion"])
-    timestep = stated.get("nemo_prune.timestep", "")
-    if source("steps") is ParameterSource.DEFAULT and given["timestep"] is None and timestep.isdigit():
-        given["timestep"] = int(timestep)
+        given["criterion"] = stated.criterion or given["criterion"]
+    if source("steps") is ParameterSource.DEFAULT and given["timestep"] is None:
+        given["timestep"] = stated.timestep
     settings = read_options(given)
     with progress(quiet) as bar:
-        asked = settings.tau is not None or settings.calibration or ordinary
-        if not asked and _number(stated.get("nemo_prune.tau")):
-            tau, tau_source, gate = float(stated["nemo_prune.tau"]), "the pruned file's", settings.gate
-            settings.check_gate(tau)
-            gate_source = "given" if gate is not None else "tau"
-            if gate is None and _number(stated.get("nemo_prune.gate")):
-                gate, gate_source = float(stated["nemo_prune.gate"]), tau_source
+        for line in stated.ignored:
+            bar.note(line)
+        if stated.tau is not None and settings.tau is None and not settings.calibration and not ordinary:
+            settings.check_gate(stated.tau)
+            tau, tau_source, gate, gate_source = stated.tau, "the pruned file's", settings.gate, "given"
+            if gate is None:
+                gate, gate_source = stated.gate, "tau" if stated.gate is None else tau_source
         else:
             engine = open_engine(before, settings, bar)
             thresholds = Ordinary(engine, before, settings, ordinary, bar).thresholds
             tau, tau_source = thresholds.tau, thresholds.tau_source
             gate, gate_source = thresholds.gate.value, thresholds.gate_source
             engine.model.release()
-        subject = Subject(
+        inputs = VerifyInputs(
             before, after, prompts.texts, reporting.some_ordinary(), settings, tau, tau_source,
             gate, gate_source, wanted, show, reporting.ordinary_from,
         )  # fmt: skip
-        found = reporting.verify(subject, bar)
+        found = reporting.verify(inputs, bar)
     if not quiet:
         print_verification(found.data)
         for path in reporting.written():
@@ -250,10 +250,3 @@ def verify(
     if as_json:
         click.echo(json.dumps(found.data))
     click.get_current_context().exit(0 if found.all_suppressed else 1)
-
-
-def _number(text: str | None) -> bool:
-    try:
-        return text is not None and 0 <= float(text) <= 1
-    except ValueError:
-        return False

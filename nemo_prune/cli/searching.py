@@ -155,12 +155,14 @@ def prune(
     # Told, and the manifest kept, before pictures that may take hours.
     _tell(found, written, manifest, replace, as_json, quiet)
     if written is not None and reporting.wanted:
-        subject = pruning.subject(
+        from nemo_prune.report.inputs import inputs_of_run
+
+        written_file = inputs_of_run(
             found, written.path, prompts, reporting.some_ordinary(), reporting.ordinary_from
         )
         try:
             with progress(quiet) as bar:
-                reporting.verify(subject, bar)
+                reporting.verify(written_file, bar)
         except KeyboardInterrupt:
             click.echo(f"nemo-prune: interrupted, no report; {output} is written and checked", err=True)
             click.get_current_context().exit(130)

@@ -22,8 +22,7 @@ from nemo_prune.localize.localize import (
     Localization,
 )
 from nemo_prune.options import Progress
-from nemo_prune.report import drift
-from nemo_prune.report.inputs import Subject
+from nemo_prune.scoring import drift
 from nemo_prune.scoring.memory import peak_memory
 from nemo_prune.scoring.opening import open_engine
 
@@ -109,32 +108,6 @@ def expected_drift(found: Localization, ordinary: Sequence[str], progress: Progr
         advance=progress.advance,
     )  # fmt: skip
     return float(measured["pruned"])
-
-
-def subject(
-    found: Localization,
-    pruned: Path,
-    prompts: Sequence[str],
-    ordinary: Sequence[str],
-    ordinary_from: str,
-) -> Subject:
-    """What `verify` needs to look at the file that was just written."""
-    return Subject(
-        original=found.checkpoint,
-        pruned=open_checkpoint(pruned),
-        prompts=prompts,
-        ordinary=ordinary,
-        options=found.options,
-        tau=found.tau,
-        tau_source=found.thresholds.tau_source,
-        gate=found.thresholds.gate.value,
-        gate_source=found.thresholds.gate_source,
-        manifest=found.manifest,
-        show_prompts=any(record.text is not None for record in found.manifest.prompts),
-        ordinary_from=ordinary_from,
-        # Without what depends on the cache: two runs alike must give the same report.
-        searched={name: found.cost[name] for name in ("samples", "check_samples")},
-    )
 
 
 def summary(found: Localization, written: Written | None) -> dict[str, Any]:

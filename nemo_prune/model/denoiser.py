@@ -108,11 +108,12 @@ class LoadedModel:
         count = len(prompts)
         return torch.cat(states)[:count], torch.cat(pooled)[:count] if pooled else None
 
-    @torch.no_grad()
     def predict_noise(
         self, latents: Tensor, timestep: int, text: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
         """One denoiser pass without guidance: the noise epsilon that it sees in the latents.
+
+        Differentiable: callers that want no graph say so (`torch.inference_mode`).
 
         Args:
             latents: `[n, *latent_shape]`.

@@ -1,28 +1,32 @@
-"""What is verified: two checkpoints, prompts, and what is known of both from where they came."""
+"""The inputs of `verify`: two checkpoints, prompts, and what is known of how one became the other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.diff import unremoved
 from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, union
+from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.checkpoint.zeros import model_zeros
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted
-from nemo_prune.localize.localize import NOT_MEMORIZED, NOT_REMOVABLE, NOT_SEARCHED, STILL, SUPPRESSED
+from nemo_prune.localize.localize import Localization
 from nemo_prune.options import Options
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is verified.
+class VerifyInputs:
+    """What `verify` looks at.
 
-    gate: the score above which a prompt is memorized, where no manifest says so; None: tau.
-    manifest: which prompt asked for which neuron; its prompts are numbered like `prompts`.
-    ordinary_from: where the ordinary prompts come from, for the report.
-    searched: what finding the neurons cost, where that is known.
+    Attributes:
+        gate: score above which a prompt is memorized, where no manifest says so; None: tau.
+        manifest: which prompt asked for which neuron; its prompts are numbered like `prompts`.
+        ordinary_from: where the ordinary prompts come from, for the report.
+        searched: what finding the neurons cost, where that is known.
     """
 
     original: Checkpoint
@@ -45,71 +49,110 @@ class Subject:
         return self.tau if self.gate is None else self.gate
 
 
-def removed_neurons(original: Checkpoint, pruned: Checkpoint) -> tuple[Neuron, ...]:
-    """The neurons that are zero in all copies in `pruned` and not in `original`, in network order.
+def inputs_of_run(
+    found: Localization,
+    pruned: Path,
+    prompts: Sequence[str],
+    ordinary: Sequence[str],
+    ordinary_from: str,
+) -> VerifyInputs:
+    """The inputs for the file `pruned` that was just written from what `found` holds."""
+    return VerifyInputs(
+        original=found.checkpoint,
+        pruned=open_checkpoint(pruned),
+        prompts=prompts,
+        ordinary=ordinary,
+        options=found.options,
+        tau=found.tau,
+        tau_source=found.thresholds.tau_source,
+        gate=found.thresholds.gate.value,
+        gate_source=found.thresholds.gate_source,
+        manifest=found.manifest,
+        show_prompts=any(record.text is not None for record in found.manifest.prompts),
+        ordinary_from=ordinary_from,
+        # Without what depends on the cache: two runs alike must give the same report.
+        searched={name: found.cost[name] for name in ("samples", "check_samples")},
+    )
 
-    Raises CheckpointError if the two do not have the same value layers.
+
+def check_inputs(
+    original: Checkpoint, pruned: Checkpoint, prompts: Sequence[str], manifest: Manifest | None
+) -> tuple[Neuron, ...]:
+    """Refuse what does not belong together, from the files alone: no model is loaded.
+
+    Returns:
+        The neurons that are zero in all copies in `pruned` and not in `original`, in network order.
+
+    Raises:
+        CheckpointError: the two do not have the same value layers.
+        OptionError: the manifest is about other prompts, or names neurons that are not zero.
     """
     shapes = [[(layer.name, layer.rows) for layer in c.value_layers] for c in (original, pruned)]
     if shapes[0] != shapes[1]:
         raise CheckpointError(
             f"{pruned.path}: has other value layers than {original.path}; it was not made from it"
         )
-    before, after = model_zeros(original), model_zeros(pruned)
-    return union(
+    before, after = _zero_neurons(original), _zero_neurons(pruned)
+    if manifest is not None:
+        _check_manifest(manifest, prompts, pruned)
+    return union(after - before)
+
+
+def _zero_neurons(checkpoint: Checkpoint) -> frozenset[Neuron]:
+    return frozenset(
         Neuron(layer, row)
-        for layer, zeros in after.items()
+        for layer, zeros in model_zeros(checkpoint).items()
         for row in zeros.everywhere
-        if layer not in before or row not in before[layer].everywhere
     )
 
 
-def check_manifest(subject: Subject) -> None:
-    """Raise OptionError for a manifest of other prompts, or of neurons that are not zeroed."""
-    if subject.manifest is None:
-        return
-    records = subject.manifest.prompts
-    if len(records) != len(subject.prompts):
+def _check_manifest(manifest: Manifest, prompts: Sequence[str], pruned: Checkpoint) -> None:
+    records = manifest.prompts
+    if len(records) != len(prompts):
         raise OptionError(
             f"{option('manifest')}: is about {len(records)} prompts, the prompt file holds "
-            f"{len(subject.prompts)} different ones; give the two that belong together"
+            f"{len(prompts)} different ones; give the two that belong together"
         )
-    for record, prompt in zip(records, subject.prompts, strict=True):
+    for record, prompt in zip(records, prompts, strict=True):
         if record.text is not None and record.text != prompt:
             raise OptionError(
                 f"{option('manifest')}: its prompt {record.index} is another than the "
-                f"prompt file's; give the "
-                f"two that belong together"
+                f"prompt file's; give the two that belong together"
             )
-    left = unremoved(subject.pruned, subject.manifest.neurons)
-    if left:
+    # Zero, not zeroed since: a row that the original had lost already is as removed as any.
+    if missing := unremoved(pruned, manifest.neurons):
         raise OptionError(
-            f"{option('manifest')}: names row {left[0].row} of {quoted(left[0].layer)}, which is "
-            f"not zeroed in {subject.pruned.path}; give the manifest that it was pruned by"
+            f"{option('manifest')}: names row {missing[0].row} of {quoted(missing[0].layer)}, which is "
+            f"not zeroed in {pruned.path}; give the manifest that it was pruned by"
         )
 
 
-def judge(entry: dict[str, Any], subject: Subject) -> None:
-    """Add what became of a prompt, and what else is known of it."""
+def judge(entry: dict[str, Any], inputs: VerifyInputs) -> None:
+    """Add a prompt's status by its scores, and what else is known of it."""
     index = entry["index"]
-    record = subject.manifest.prompts[index] if subject.manifest else None
+    record = inputs.manifest.prompts[index] if inputs.manifest else None
     # Whether to search was decided when the manifest was made, on more than these scores.
     memorized = (
-        record.status != NOT_MEMORIZED
-        if record and record.status != NOT_SEARCHED
-        else entry["score_before"] > subject.memorized_above
+        record.status != Status.NOT_MEMORIZED
+        if record and record.status != Status.NOT_SEARCHED
+        else entry["score_before"] > inputs.memorized_above
     )
     if not memorized:
-        status = NOT_MEMORIZED
-    elif entry["score_after"] <= subject.tau:
-        status = SUPPRESSED
+        status = Status.NOT_MEMORIZED
+    elif entry["score_after"] <= inputs.tau:
+        status = Status.SUPPRESSED
+    elif record and record.status == Status.NOT_REMOVABLE:
+        status = Status.NOT_REMOVABLE
     else:
-        status = NOT_REMOVABLE if record and record.status == NOT_REMOVABLE else STILL
+        status = Status.STILL_MEMORIZED
     entry["status"] = status
     if record is not None:
         entry["neurons"] = [{"layer": n.layer, "row": n.row} for n in record.neurons]
-    if subject.show_prompts:
-        entry["text"] = subject.prompts[index]
+        # Manifests that were made without a confirmation by trajectory have none.
+        if (trajectory := getattr(record, "trajectory", None)) is not None:
+            entry["trajectory"] = trajectory
+    if inputs.show_prompts:
+        entry["text"] = inputs.prompts[index]
 
 
 def shared_neurons(manifest: Manifest | None) -> list[dict[str, Any]]:

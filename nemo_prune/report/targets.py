@@ -1,6 +1,7 @@
 """Training pictures to compare with: which belongs to which prompt."""
 
 import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ _FILE_COLUMNS = ("file", "target", "image", "path")
 def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
     """Prompt number -> training picture.
 
-    place: a CSV with a column of prompts (caption, prompt or text) and one of picture files (file,
-        target, image or path; relative to the CSV), or a folder. In a folder a CSV is read if it
-        holds just one; else a picture belongs to the prompt whose number (`3.png`, `003.png`) or
-        text is its name; of the text only letters and digits count, in any case.
+    place: a CSV (separated by `,` or `;`) with a column of prompts (caption, prompt or text) and one
+        of picture files (file, target, image or path; relative to the CSV), or a folder. In a folder
+        a CSV is read if it holds just one; else a picture belongs to the prompt whose number
+        (`3.png`, `003.png`) or text is its name; of the text only letters and digits count, in any
+        case.
 
     Raises OptionError, one line, if nothing there belongs to any prompt, or a file is missing or no
     readable picture.
@@ -80,8 +82,11 @@ def _by_name(folder: Path, prompts: Sequence[str]) -> dict[int, Path]:
 def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
     known = {prompt: index for index, prompt in enumerate(prompts)}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        text = path.read_bytes().decode("utf-8-sig")
+        head = text.partition("\n")[0]
+        # By what the header uses, as in prompt files: captions hold commas.
+        separator = ";" if head.count(";") > head.count(",") else ","
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "is not a readable CSV; save it as UTF-8"
         raise OptionError(f"{option('targets')} {path}: {reason}") from None

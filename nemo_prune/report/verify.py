@@ -17,10 +17,10 @@ import torch
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.diff import compare_models
+from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import NemoPruneError, option
-from nemo_prune.localize.localize import FRESH_SEEDS, NOT_MEMORIZED, SUPPRESSED
+from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Progress
-from nemo_prune.report import drift
 from nemo_prune.report.gallery import (
     Album,
     Measures,
@@ -28,9 +28,10 @@ from nemo_prune.report.gallery import (
     draw_and_measure,
     inlined_difference,
 )
-from nemo_prune.report.inputs import Subject, check_manifest, judge, removed_neurons, shared_neurons
+from nemo_prune.report.inputs import VerifyInputs, check_inputs, judge, shared_neurons
 from nemo_prune.report.likeness import Likeness
 from nemo_prune.report.suppression import score_all
+from nemo_prune.scoring import drift
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.opening import open_engine
 
@@ -56,11 +57,14 @@ class Verification:
 
     @property
     def all_suppressed(self) -> bool:
-        return all(entry["status"] in (SUPPRESSED, NOT_MEMORIZED) for entry in self.data["prompts"])
+        return all(
+            entry["status"] in (Status.SUPPRESSED, Status.NOT_MEMORIZED)
+            for entry in self.data["prompts"]
+        )
 
 
 def verify(
-    subject: Subject, likeness: Likeness, settings: PictureSettings, progress: Progress
+    inputs: VerifyInputs, likeness: Likeness, settings: PictureSettings, progress: Progress
 ) -> Verification:
     """Measure suppression, pictures and side effects.
 
@@ -68,31 +72,30 @@ def verify(
     are not the same, or that cannot be loaded. Whether more than rows of those was changed is told.
     """
     started = time.monotonic()
-    options = subject.options
-    removed = removed_neurons(subject.original, subject.pruned)
-    check_manifest(subject)
-    promise = compare_models(subject.original.path, subject.pruned.path, removed).promise
+    options = inputs.options
+    removed = check_inputs(inputs.original, inputs.pruned, inputs.prompts, inputs.manifest)
+    promise = compare_models(inputs.original.path, inputs.pruned.path, removed).promise
     assert promise is not None, "neurons were named"
     only_rows = not promise.unexpected
     if not only_rows:
         progress.note(
-            f"{subject.pruned.path}: differs from the original in more than zeroed rows, so what is "
+            f"{inputs.pruned.path}: differs from the original in more than zeroed rows, so what is "
             f"measured is not the pruning alone (nemo-prune diff tells what)"
         )
-    known = set(subject.prompts)
-    ordinary = [text for text in subject.ordinary if text not in known]
+    known = set(inputs.prompts)
+    ordinary = [text for text in inputs.ordinary if text not in known]
     progress.stage("loading the models", 2, "files")
-    original = open_engine(subject.original, options, progress)
+    original = open_engine(inputs.original, options, progress)
     progress.advance()
-    other = open_engine(subject.pruned, options, progress)
+    other = open_engine(inputs.pruned, options, progress)
     progress.advance()
 
     scoring = time.monotonic()
-    progress.stage("scoring both models", len(subject.prompts) + len(ordinary), "prompts")
-    prompts = score_all(original, other, subject.prompts, options, subject.manifest, progress)
+    progress.stage("scoring both models", len(inputs.prompts) + len(ordinary), "prompts")
+    prompts = score_all(original, other, inputs.prompts, options, inputs.manifest, progress)
     unmemorized = score_all(original, other, ordinary, options, None, progress)
     for entry in prompts:
-        judge(entry, subject)
+        judge(entry, inputs)
     samples = original.cost.samples + other.cost.samples
     per_sample = (time.monotonic() - scoring) / max(1, samples)
 
@@ -106,7 +109,7 @@ def verify(
     del original, other  # their memory is needed for drawing
 
     memorized = {
-        e["index"]: subject.prompts[e["index"]] for e in prompts if e["status"] != NOT_MEMORIZED
+        e["index"]: inputs.prompts[e["index"]] for e in prompts if e["status"] != Status.NOT_MEMORIZED
     }
     picture_samples = settings.passes(len(memorized), len(ordinary))
     if facts["device"] != "cuda":
@@ -116,7 +119,7 @@ def verify(
                 f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
                 f"({option('images')} 0 skips them)"
             )
-    pictures, measures, album = _draw(subject, likeness, settings, memorized, ordinary, progress)
+    pictures, measures, album = _draw(inputs, likeness, settings, memorized, ordinary, progress)
     for group, entries in (("prompts", prompts), ("ordinary", unmemorized)):
         for entry in entries:
             entry["pictures"] = measures[group].get(entry["index"])
@@ -131,13 +134,13 @@ def verify(
         "version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
-        "original": {"path": subject.original.path.name, "sha256": promise.a_sha256},
-        "pruned": {"path": subject.pruned.path.name, "sha256": promise.b_sha256},
+        "original": {"path": inputs.original.path.name, "sha256": promise.a_sha256},
+        "pruned": {"path": inputs.pruned.path.name, "sha256": promise.b_sha256},
         "options": {
-            "tau": subject.tau,
-            "tau_source": subject.tau_source,
-            "gate": subject.memorized_above,
-            "gate_source": subject.gate_source,
+            "tau": inputs.tau,
+            "tau_source": inputs.tau_source,
+            "gate": inputs.memorized_above,
+            "gate_source": inputs.gate_source,
             "criterion": options.criterion,
             "seeds": options.seeds,
             "seed": options.seed,
@@ -147,7 +150,7 @@ def verify(
             "layers": options.layers,
             "search": options.search,
             "rounds": options.rounds,
-            "ordinary_from": subject.ordinary_from,
+            "ordinary_from": inputs.ordinary_from,
             **facts,
         },
         "prompts": prompts,
@@ -161,13 +164,13 @@ def verify(
                 "rows": layer.rows,
                 "removed": [n.row for n in removed if n.layer == layer.name],
             }
-            for layer in subject.original.value_layers
+            for layer in inputs.original.value_layers
         ],
         "neurons": len(removed),
         "only_rows": only_rows,
-        "shared": shared_neurons(subject.manifest),
+        "shared": shared_neurons(inputs.manifest),
         "cost": {
-            **{f"search_{name}": value for name, value in subject.searched.items()},
+            **{f"search_{name}": value for name, value in inputs.searched.items()},
             "samples": samples,
             "picture_samples": 0 if "skipped" in pictures else picture_samples,
         },
@@ -177,7 +180,7 @@ def verify(
 
 
 def _draw(
-    subject: Subject,
+    inputs: VerifyInputs,
     likeness: Likeness,
     settings: PictureSettings,
     prompts: Mapping[int, str],
@@ -192,10 +195,10 @@ def _draw(
         "guidance": settings.guidance,
     }
     if settings.images:
-        models = (subject.original, subject.pruned)
+        models = (inputs.original, inputs.pruned)
         try:
             return told, *draw_and_measure(
-                models, subject.options, settings, prompts, ordinary, likeness, progress
+                models, inputs.options, settings, prompts, ordinary, likeness, progress
             )
         except (NemoPruneError, torch.OutOfMemoryError) as error:
             # The scores stand without pictures, and may have taken hours.

@@ -4,11 +4,16 @@ from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.errors import OptionError, option
+from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.devices import pick_device, pick_dtype
 from nemo_prune.model.loading import load_model, load_pipeline
 from nemo_prune.model.schedule import ddim_timestep
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.trajectory import STEPS, Schedule, schedule_from
+
+
+PICTURE_STEPS = 25
 
 
 def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Engine:
@@ -56,3 +61,9 @@ def _loading(options: Options) -> dict[str, Any]:
         "prediction_type": options.prediction_type,
         "text_encoder": options.text_encoder,
     }
+
+
+def trajectory_schedule(model: LoadedModel, confirm: str) -> Schedule:
+    """A few steps for "trajectory", as many as a picture takes for "pictures", on the model's own schedule."""
+    first = ddim_timestep(model.scheduler_config, 50, 0)
+    return schedule_from(first, PICTURE_STEPS if confirm == "pictures" else STEPS)

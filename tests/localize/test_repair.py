@@ -4,16 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from nemo_prune.scoring.batches import Prompt
 from test_engine import CHANNELS, TAU, TIMESTEP, Toy
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.localize.repair import Repaired, repair
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Criterion
-from nemo_prune.scoring.batches import Prompt
 from nemo_prune.scoring.engine import Engine
-from nemo_prune.search.group_testing import search
-from nemo_prune.search.literal import Ladder, Outcome, Search
+from nemo_prune.search.group_testing import gradient_free_search
+from nemo_prune.search.ladder import Ladder
+from nemo_prune.search.protocol import Outcome, Search
 
 SEEDS = 4
 
@@ -45,7 +46,9 @@ def begin(one: Prompt, seeds: Any) -> Search:
     activation = one.text[0].tolist()
     z = [10.0 if value else 0.0 for value in activation]
     layers = ("first", "second")
-    return search(Ladder(dict.fromkeys(layers, z), dict.fromkeys(layers, activation)), tuple(seeds), TAU)
+    return gradient_free_search(
+        Ladder(dict.fromkeys(layers, z), dict.fromkeys(layers, activation)), tuple(seeds), TAU
+    )
 
 
 def outcome(status: Any, *rows: int) -> Outcome:

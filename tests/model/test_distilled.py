@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from layouts import SMALL
+from nemo_prune.scoring.batches import Sample
 from safetensors.torch import load_file
 from tiny import ldm, run, same_weights, tiny_configs, write_tiny
 from torch import Tensor
@@ -16,9 +17,8 @@ from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.errors import CheckpointError
 from nemo_prune.model import hub, loading
-from nemo_prune.report.verify import removed_neurons
+from nemo_prune.report.inputs import check_inputs
 from nemo_prune.scoring.activations import activations
-from nemo_prune.scoring.batches import Sample
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.similarity import noise_difference
 
@@ -262,7 +262,7 @@ def test_a_neuron_that_is_off_has_no_bias_either(place: Path, biased: Path) -> N
     out = place / "biased-clean.safetensors"
     chosen = ",".join(f"{neuron.layer}:{neuron.row}" for neuron in sorted(off))
     assert run("apply", biased, "--neurons", chosen, "-o", out).exit_code == 0
-    removed = removed_neurons(open_checkpoint(biased), open_checkpoint(out))
+    removed = check_inputs(open_checkpoint(biased), open_checkpoint(out), (), None)
     assert set(removed) == off
 
     by_hand = load(biased)

@@ -174,10 +174,12 @@ def test_targets_by_number_and_by_text(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_targets_by_csv_in_the_folder_or_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_targets_by_csv_in_the_folder_or_named(tmp_path: Path, separator: str) -> None:
     save(tmp_path / "x.png")
     table = tmp_path / "t.csv"
-    table.write_text('Caption,File\n"The sea",x.png\nunknown,y.png\n')
+    rows = [["Caption", "File"], ['"The sea"', "x.png"], ['"unknown, and known"', "y.png"]]
+    table.write_text("".join(separator.join(row) + "\n" for row in rows))
     for place in (tmp_path, table):
         assert read_targets(place, PROMPTS) == {1: tmp_path / "x.png"}
 

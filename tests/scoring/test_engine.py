@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from nemo_prune.scoring.batches import Prompt, Sample, masked
 from tiny import write_tiny
 from torch import Tensor
 
@@ -16,11 +17,11 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model
 from nemo_prune.options import Criterion
-from nemo_prune.scoring.batches import Prompt, Sample, masked
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.similarity import ms_ssim, noise_difference
-from nemo_prune.search.group_testing import search
-from nemo_prune.search.literal import Answer, Ladder, Outcome, Question
+from nemo_prune.search.group_testing import gradient_free_search
+from nemo_prune.search.ladder import Ladder
+from nemo_prune.search.protocol import Answer, Outcome, Question
 
 TEXTS = ["a cat", "a dog on a lawn", "", "the sea at night"]
 SEEDS = range(4)
@@ -145,7 +146,7 @@ def outcomes(engine: Engine, tau: float = TAU, **options: Any) -> list[Outcome]:
         z = [10.0 if value or row in (1, 3) else 0.0 for row, value in enumerate(activation)]
         path = Ladder(dict.fromkeys(("first", "second"), z),
                       dict.fromkeys(("first", "second"), activation))  # fmt: skip
-        searches.append((Prompt(text, None), search(path, tuple(SEEDS), tau)))
+        searches.append((Prompt(text, None), gradient_free_search(path, tuple(SEEDS), tau)))
     return engine.run(searches, **options)
 
 
@@ -376,7 +377,10 @@ def test_the_order_of_prompts_does_not_matter(model: LoadedModel) -> None:
 
     def found(texts: list[str], size: int | None) -> dict[str, Outcome]:
         one = engine(model, batch_size=size)
-        jobs = [(prompt, search(Ladder(ladder, ladder), seeds, 0.0)) for prompt in one.prompts(texts)]
+        jobs = [
+            (prompt, gradient_free_search(Ladder(ladder, ladder), seeds, 0.0))
+            for prompt in one.prompts(texts)
+        ]
         return dict(zip(texts, one.run(jobs), strict=True))
 
     expected = found(TEXTS, None)

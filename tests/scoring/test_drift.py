@@ -14,7 +14,7 @@ from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model
-from nemo_prune.report.drift import CONTROLS, measure, random_neurons, recorded
+from nemo_prune.scoring.drift import CONTROLS, measure, random_neurons, recorded
 
 TEXTS = ["a cat", "the sea at night"]
 

@@ -1,0 +1,20 @@
+"""What became of a prompt, in the words that every output and file uses."""
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """What became of a prompt; equal to its word, so JSON and comparisons take it as text."""
+
+    SUPPRESSED = "suppressed"
+    """Memorized before; neither its score nor, where they were judged, its pictures show it now."""
+    REPLICATED = "replicated"
+    """The score calls it suppressed, and the memorized picture is still drawn."""
+    STILL_MEMORIZED = "still memorized"
+    """The check of the written file scores it above tau."""
+    NOT_REMOVABLE = "not removable"
+    """Searched, and still above tau whatever is switched off."""
+    NOT_MEMORIZED = "not memorized"
+    """Its score lies below the gate, so it was left alone."""
+    NOT_SEARCHED = "not searched"
+    """The run was stopped before its turn."""
