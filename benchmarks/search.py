@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stress import format_table, stress_table
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.checkpoint.neurons import union
 from nemo_prune.cli.demo import CHECKPOINT, DATA, precision
 from nemo_prune.files.prompts import read_prompts

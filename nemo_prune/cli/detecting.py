@@ -41,11 +41,11 @@ def _find(
     keep: Path | None = None, resume: bool = False,
 ) -> Any:  # fmt: skip
     """The shared half of `detect` and `check`: read everything, then score."""
-    from nemo_prune.checkpoint.models import open_model
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.prompts import read_labels, read_prompts
 
-    checkpoint = open_model(model)
+    checkpoint = open_checkpoint(model)
     prompts = read_prompts(prompt_file)
     labels = read_labels(prompt_file, prompts.texts) if labelled else None
     ordinary = read_ordinary(given)
@@ -175,7 +175,7 @@ def calibrate(
     \b
     nemo-prune calibrate model.safetensors --prompts ordinary.txt -o calibration.safetensors
     """
-    from nemo_prune.checkpoint.models import open_model
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.console import interval_text
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import check_place, refuse_inputs
@@ -183,7 +183,7 @@ def calibrate(
 
     refuse_inputs([output], read_files(model, prompt_file, given))
     check_place(output, overwrite)
-    checkpoint = open_model(model)
+    checkpoint = open_checkpoint(model)
     captions = read_prompts(prompt_file).texts if prompt_file else None
     with progress(quiet) as bar:
         from nemo_prune.scoring.calibrate import calibrate as measure

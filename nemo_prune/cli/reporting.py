@@ -198,7 +198,7 @@ def verify(
     nemo-prune verify model.safetensors clean.safetensors --prompts mem.txt --report report.html
     """
     from nemo_prune.checkpoint.manifest import read_manifest
-    from nemo_prune.checkpoint.models import open_model
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.checkpoint.provenance import stated_settings
     from nemo_prune.cli.console import print_verification
     from nemo_prune.cli.progress import progress
@@ -206,12 +206,12 @@ def verify(
 
     reads = read_files(original, given["prompt_file"], given)
     check_report_places(given, overwrite, [], [pruned, manifest, *reads])
-    before, after = open_model(original), open_model(pruned)
+    before, after = open_checkpoint(original), open_checkpoint(pruned)
     prompts = read_prompts(given.pop("prompt_file"))
     wanted = read_manifest(manifest) if manifest else None
     ordinary = read_ordinary(given)
     show = given.pop("show_prompts")
-    stated = stated_settings(after.header)
+    stated = stated_settings(after.metadata, after.path)
     from nemo_prune.report.inputs import VerifyInputs, check_inputs
     from nemo_prune.scoring.opening import open_engine
     from nemo_prune.scoring.ordinary import Ordinary

@@ -108,14 +108,15 @@ def prune(
     nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
     nemo-prune diffusers-folder --prompts mem.txt -o clean-folder --link
     """
-    from nemo_prune.checkpoint.models import check_model_output, open_model
+    from nemo_prune.checkpoint.apply import check_model_output
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import refuse_inputs
     from nemo_prune.scoring.journal import journal_path
 
     if output is None and not dry_run:
         raise click.UsageError("give -o OUT, the checkpoint to write, or --dry-run")
-    checkpoint = open_model(model)
+    checkpoint = open_checkpoint(model)
     folder = {"link": link, "drop_pickles": drop_pickles}
     if output is not None:
         check_model_output(checkpoint, output, overwrite=overwrite, undo=undo, **folder)
@@ -188,13 +189,13 @@ def localize(
     \b
     nemo-prune localize model.safetensors --prompts mem.txt -o neurons.json
     """
-    from nemo_prune.checkpoint.models import open_model
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import refuse_inputs
 
     refuse_inputs([manifest], read_files(model, given["prompt_file"], given))
     replace = _check_manifest(manifest, overwrite, resume)
-    checkpoint = open_model(model)
+    checkpoint = open_checkpoint(model)
     with progress(quiet) as bar:
         found, _, _ = _localize(checkpoint, given, bar, manifest, replace, resume)
     _tell(found, None, manifest, replace, as_json, quiet)

@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_prune.checkpoint.apply import Written, write_model
 from nemo_prune.checkpoint.manifest import PromptRecord
-from nemo_prune.checkpoint.models import open_model, write_model
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.checkpoint.statuses import Status
-from nemo_prune.checkpoint.surgery import Written
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization
 from nemo_prune.options import Progress
 from nemo_prune.scoring import drift
@@ -73,7 +73,7 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     texts = [prompts[index] for index in searched]
     baselines = [original.baseline(prompt, fresh) for prompt in original.prompts(texts)]
     original.model.release()
-    other = open_engine(open_model(pruned), found.options, progress)
+    other = open_engine(open_checkpoint(pruned), found.options, progress)
     for index, baseline, prompt in zip(searched, baselines, other.prompts(texts), strict=True):
         after = max(original.compare(baseline, other, prompt, fresh).values())
         status = Status(records[index].status)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.errors import OptionError, option
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.devices import pick_device, pick_dtype
