@@ -74,8 +74,9 @@ def draw_and_measure(
         original's pictures of other seeds; with a target "target_before" and "target_after", each
         picture's in "each_before" and "each_after", and "target_unrelated" (the mean over ordinary
         prompts' pictures). Where the pictures can be judged, "near_before" and "near_after" count
-        those that are near the target or the original's of other seeds, and "near_above" holds the
-        levels by "target" and "consensus", whichever tell (see `judge_near`).
+        those that are near the target or the original's of other seeds, "near_after_which" numbers
+        them by seed from 0, and "near_above" holds the levels by "target" and "consensus", whichever
+        tell (see `judge_near`).
 
     Raises:
         CheckpointError: a model cannot draw.
@@ -179,10 +180,15 @@ def _judge(
             found["target_unrelated"] = mean(to_others)
         judged["target"] = judge_near([[s] for s in to_old], [[s] for s in to_new], to_others)
     if telling := {name: nearness for name, nearness in judged.items() if nearness}:
+        near = [
+            [number for number, each in enumerate(zip(*columns, strict=True)) if any(each)]
+            for columns in zip(*((n.before, n.after) for n in telling.values()), strict=True)
+        ]
         found |= {
             "near_above": {name: nearness.levels for name, nearness in telling.items()},
-            "near_before": sum(map(any, zip(*(n.before for n in telling.values()), strict=True))),
-            "near_after": sum(map(any, zip(*(n.after for n in telling.values()), strict=True))),
+            "near_before": len(near[0]),
+            "near_after": len(near[1]),
+            "near_after_which": near[1],
         }
     return found
 

@@ -55,7 +55,7 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Report:
+class Verification:
     """What `verify` found.
 
     Attributes:
@@ -101,7 +101,7 @@ class _Measured:
 
 def verify(
     inputs: VerifyInputs, likeness: Likeness, settings: PictureSettings, progress: Progress
-) -> Report:
+) -> Verification:
     """Measure suppression, pictures and side effects.
 
     Raises:
@@ -173,7 +173,7 @@ def verify(
                f"from two of {ENOUGH_SEEDS} may have been missed."] if few else []),
         ],
     }  # fmt: skip
-    return Report(data | {"notes": notes(data)}, album)
+    return Verification(data | {"notes": notes(data)}, album)
 
 
 def _measure(
@@ -218,11 +218,22 @@ def _add_pictures(measured: _Measured, measures: Measures, album: Album) -> None
             found = entry["pictures"] = measures[group].get(entry["index"])
             before, after = entry.pop("differences")
             if group == "prompts" and entry["status"] != Status.NOT_MEMORIZED:
-                if entry["status"] == Status.SUPPRESSED and found and found.get("near_after"):
-                    entry["status"] = Status.REPLICATED
+                entry["status"] = _by_pictures(entry["status"], found)
                 shown = album["prompts"].setdefault(entry["index"], {})
                 shown["noise_before"] = inlined_difference(before)
                 shown["noise_after"] = inlined_difference(after)
+
+
+def _by_pictures(status: Status, pictures: Mapping[str, Any] | None) -> Status:
+    """The status by the pictures: they overrule the score, and the trajectories of a manifest."""
+    if not pictures or "near_after" not in pictures:
+        return status
+    if status == Status.SUPPRESSED and pictures["near_after"]:
+        return Status.REPLICATED
+    enough = len(pictures["consensus_after"]) >= ENOUGH_SEEDS
+    if status == Status.REPLICATED and not pictures["near_after"] and enough:
+        return Status.SUPPRESSED
+    return status
 
 
 def _draw(

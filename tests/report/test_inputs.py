@@ -40,9 +40,9 @@ def with_metadata(source: Path, out: Path, **entries: str) -> Path:
     return out
 
 
-def manifest_of(place: Path, rows: Sequence[int], prompts: int = 1) -> Path:
+def manifest_of(place: Path, rows: Sequence[int], prompts: int = 1, status: str = "suppressed") -> Path:
     neurons = tuple(Neuron(LAYER, row) for row in rows)
-    records = tuple(PromptRecord(i, "suppressed", 0.9, 0.2, neurons=neurons) for i in range(prompts))
+    records = tuple(PromptRecord(i, status, 0.9, 0.2, neurons=neurons) for i in range(prompts))
     source = {"path": "model.safetensors", "sha256": "0" * 64}
     write_manifest(Manifest("0.1.0", source, {}, records, neurons), place, True)
     return place

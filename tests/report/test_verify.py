@@ -38,7 +38,7 @@ def noisy(picture: Picture, seed: int, strength: float = 8) -> Picture:
 
 def verify(
     folder: Path, monkeypatch: pytest.MonkeyPatch, before: list[Picture], after: list[Picture],
-    *more: object,
+    *more: object, status: str = "suppressed",
 ) -> Result:  # fmt: skip
     """verify, at thresholds by which the score calls the prompt memorized and suppressed."""
     ordinary = [
@@ -50,12 +50,12 @@ def verify(
     return run("verify", folder / "model.safetensors", folder / "clean.safetensors", "--prompts",
                folder / "prompts.txt", "--ordinary", folder / "ordinary.txt", "--seeds", "3",
                "--device", "cpu", "--images", len(before), "--json", "--tau", "1", "--gate", "1",
-               "--manifest", _manifest(folder), *more)  # fmt: skip
+               "--manifest", _manifest(folder, status), *more)  # fmt: skip
 
 
-def _manifest(folder: Path) -> Path:
+def _manifest(folder: Path, status: str) -> Path:
     """Says that the prompt is memorized, which no score above a gate of 1 could."""
-    return manifest_of(folder / "manifest.json", [3])
+    return manifest_of(folder / "manifest.json", [3], status=status)
 
 
 def test_a_prompt_whose_picture_comes_back_from_two_of_eight_seeds_is_replicated(
@@ -72,7 +72,9 @@ def test_a_prompt_whose_picture_comes_back_from_two_of_eight_seeds_is_replicated
     (entry,) = told["prompts"]
     assert entry["status"] == "replicated"
     assert (entry["pictures"]["near_before"], entry["pictures"]["near_after"]) == (8, 2)
+    assert entry["pictures"]["near_after_which"] == [2, 7]
     assert set(entry["pictures"]["near_above"]) == {"consensus"}
+    assert (tmp_path / "r.html").read_text().count('<img class="near"') == 2
     assert "still drawn: caption 0" in (tmp_path / "card.md").read_text()
     assert 'class="replicated"' in (tmp_path / "r.html").read_text()
     assert "replicated" in result.stderr
@@ -89,6 +91,18 @@ def test_without_the_picture_it_is_suppressed(folder: Path, monkeypatch: pytest.
     assert told["prompts"][0]["status"] == "suppressed"
     assert told["prompts"][0]["pictures"]["near_after"] == 0
     assert [limit for limit in told["limits"] if "on 4 starting noises a prompt" in limit]
+
+
+@pytest.mark.parametrize(("seeds", "status"), [(4, "replicated"), (8, "suppressed")])
+def test_what_the_manifest_calls_replicated_takes_eight_pictures_to_be_suppressed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, status: str
+) -> None:
+    cat = photo("chelsea")
+    result = verify(folder, monkeypatch, [noisy(cat, seed) for seed in range(seeds)],
+                    [photo(name) for name in OTHERS[:seeds]], status="replicated")  # fmt: skip
+    (entry,) = json.loads(result.stdout)["prompts"]
+    assert (entry["status"], entry["pictures"]["near_after"]) == (status, 0)
+    assert result.exit_code == (status != "suppressed")
 
 
 def test_a_model_whose_pictures_do_not_agree_is_not_judged(
