@@ -65,7 +65,7 @@ def print_prompts(result: dict[str, Any]) -> None:
 
 
 def print_verification(data: dict[str, Any]) -> None:
-    """The table of prompts, the verdict and the notes of a `Verification`."""
+    """The table of prompts, the verdict and the notes of a `Report`."""
     from nemo_prune.report.verdict import near_text, verdict
 
     shown = console()

@@ -30,7 +30,7 @@ def check_format(path: Path) -> None:
 def write_report(data: Data, album: Album, path: Path, overwrite: bool = False) -> None:
     """Write the report as `path`'s suffix says, at once and whole.
 
-    data, album: of a `Verification`. Raises OptionError for another suffix, OutputError.
+    data, album: of a `Report`. Raises OptionError for another suffix, OutputError.
     """
     check_format(path)
     _write(_FORMATS[path.suffix.lower()](data, album), path, overwrite)

@@ -1,6 +1,6 @@
 """What a report's figures come to, in sentences that are the same in every form. Imports no torch.
 
-`Data` is the plain data of a `Verification`. What counts as damage to ordinary prompts:
+`Data` is the plain data of a `Report`. What counts as damage to ordinary prompts:
 
 - drift of cross-attention outputs above 5 % *and* above 1.5 times that of as many random neurons
   (either alone is what any removal of that size, or of few neurons, does), or

@@ -55,7 +55,7 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Verification:
+class Report:
     """What `verify` found.
 
     Attributes:
@@ -101,7 +101,7 @@ class _Measured:
 
 def verify(
     inputs: VerifyInputs, likeness: Likeness, settings: PictureSettings, progress: Progress
-) -> Verification:
+) -> Report:
     """Measure suppression, pictures and side effects.
 
     Raises:
@@ -173,7 +173,7 @@ def verify(
                f"from two of {ENOUGH_SEEDS} may have been missed."] if few else []),
         ],
     }  # fmt: skip
-    return Verification(data | {"notes": notes(data)}, album)
+    return Report(data | {"notes": notes(data)}, album)
 
 
 def _measure(

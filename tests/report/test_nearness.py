@@ -76,7 +76,7 @@ def test_what_two_of_eight_seeds_replicated_is_the_target_of_those_two() -> None
     assert not any(gone.after)
 
 
-def test_a_template_is_told_by_its_layout_alone() -> None:
+def test_a_template_is_recognized_by_its_layout_alone() -> None:
     found = judge_near(table(8, {}, LAYOUT), table(8, {(3, 0): LAYOUT}, OTHER), CHANCE)
     assert found is not None
     assert set(found.levels) == {"edges"}

@@ -115,13 +115,13 @@ def _made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_is_whole_and_readable(browser: Any, report: Page, width: int, scheme: str) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.set_default_timeout(_PATIENCE)
-    heard: list[str] = []
-    page.on("console", lambda message: heard.append(message.text))
-    page.on("pageerror", lambda error: heard.append(str(error)))
-    page.on("dialog", lambda dialog: (heard.append("a dialog"), dialog.dismiss()))
-    page.on("request", lambda request: heard.append(request.url))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("dialog", lambda dialog: (messages.append("a dialog"), dialog.dismiss()))
+    page.on("request", lambda request: messages.append(request.url))
     page.goto(report.path.as_uri())
-    assert [one for one in heard if not one.startswith("data:")] == [report.path.as_uri()]
+    assert [one for one in messages if not one.startswith("data:")] == [report.path.as_uri()]
     counts = page.evaluate(_COUNTS)
     assert counts["width"] <= width, "the page itself must not scroll sideways"
     assert counts["cut"] == 0, "the table of prompts is whole at any width"

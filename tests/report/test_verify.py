@@ -68,8 +68,8 @@ def test_a_prompt_whose_picture_comes_back_from_two_of_eight_seeds_is_replicated
     result = verify(folder, monkeypatch, before, after, "--report", tmp_path / "r.html",
                     "--card", tmp_path / "card.md")  # fmt: skip
     assert result.exit_code == 1, result.output
-    told = json.loads(result.stdout)
-    (entry,) = told["prompts"]
+    found = json.loads(result.stdout)
+    (entry,) = found["prompts"]
     assert entry["status"] == "replicated"
     assert (entry["pictures"]["near_before"], entry["pictures"]["near_after"]) == (8, 2)
     assert entry["pictures"]["near_after_which"] == [2, 7]
@@ -79,7 +79,7 @@ def test_a_prompt_whose_picture_comes_back_from_two_of_eight_seeds_is_replicated
     assert 'class="replicated"' in (tmp_path / "r.html").read_text()
     assert "replicated" in result.stderr
     assert "2 of 8" in result.stderr
-    assert not [limit for limit in told["limits"] if "may have been missed" in limit]
+    assert not [limit for limit in found["limits"] if "may have been missed" in limit]
 
 
 def test_without_the_picture_it_is_suppressed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,10 +87,10 @@ def test_without_the_picture_it_is_suppressed(folder: Path, monkeypatch: pytest.
     result = verify(folder, monkeypatch, [noisy(cat, seed) for seed in range(4)],
                     [photo(name) for name in OTHERS[:4]])  # fmt: skip
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told["prompts"][0]["status"] == "suppressed"
-    assert told["prompts"][0]["pictures"]["near_after"] == 0
-    assert [limit for limit in told["limits"] if "on 4 starting noises a prompt" in limit]
+    found = json.loads(result.stdout)
+    assert found["prompts"][0]["status"] == "suppressed"
+    assert found["prompts"][0]["pictures"]["near_after"] == 0
+    assert [limit for limit in found["limits"] if "on 4 starting noises a prompt" in limit]
 
 
 @pytest.mark.parametrize(("seeds", "status"), [(4, "replicated"), (8, "suppressed")])
@@ -110,9 +110,9 @@ def test_a_model_whose_pictures_do_not_agree_is_not_judged(
 ) -> None:
     some = [photo(name) for name in OTHERS[:4]]
     result = verify(folder, monkeypatch, some, some)
-    told = json.loads(result.stdout)
-    assert told["prompts"][0]["status"] == "suppressed"
-    assert "near_after" not in told["prompts"][0]["pictures"]
+    found = json.loads(result.stdout)
+    assert found["prompts"][0]["status"] == "suppressed"
+    assert "near_after" not in found["prompts"][0]["pictures"]
     said = " ".join(result.stderr.split())
     assert "not judged" in said
     assert "Pictures of prompt 0 could not be judged" in said
