@@ -10,7 +10,7 @@ from rich.table import Table
 from nemo_prune.errors import rendered
 
 _STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red",
-           "not removable": "bold red"}  # fmt: skip
+           "not removable": "bold red", "replicated": "bold red"}  # fmt: skip
 _ROWS = 40  # of a ranked table, unless more are memorized
 
 
@@ -65,25 +65,29 @@ def print_prompts(result: dict[str, Any]) -> None:
 
 
 def print_verification(data: dict[str, Any]) -> None:
-    """The table of prompts and the verdict of a `Verification`."""
-    from nemo_prune.report.render import verdict  # and with it jinja2, which no other table needs
+    """The table of prompts, the verdict and the notes of a `Report`."""
+    from nemo_prune.report.verdict import near_text, verdict
 
     shown = console()
     table = Table(header_style="bold")
-    for name in ("prompt", "status", "score before", "score after", "pictures near the target"):
+    with_trajectory = any(entry.get("trajectory") is not None for entry in data["prompts"])
+    columns = ["prompt", "status", "score before", "score after"]
+    columns += (["trajectory r"] if with_trajectory else []) + ["pictures near"]
+    for name in columns:
         table.add_column(name, justify="left" if name == "status" else "right")
     for entry in data["prompts"]:
-        pictures = entry.get("pictures") or {}
-        near = (
-            f"{pictures['near_before']} -> {pictures['near_after']}" if "near_after" in pictures else "-"
-        )
+        r = entry.get("trajectory")
         table.add_row(
             str(entry["index"]),
             f"[{_STYLES[entry['status']]}]{entry['status']}[/]",
-            f"{entry['score_before']:.3f}", f"{entry['score_after']:.3f}", near,
-        )  # fmt: skip
+            f"{entry['score_before']:.3f}",
+            f"{entry['score_after']:.3f}",
+            *(["" if r is None else f"{r:.3f}"] if with_trajectory else []),
+            near_text(entry, data),
+        )
     shown.print(table)
-    shown.print(verdict(data), markup=False)
+    for line in (verdict(data), *data["notes"]):
+        shown.print(line, markup=False)
 
 
 def print_findings(result: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     from nemo_prune.options import Options
     from nemo_prune.report.inputs import inputs_of_run
     from nemo_prune.report.likeness import open_likeness
-    from nemo_prune.report.render import pictures_near, write_report
+    from nemo_prune.report.verdict import pictures_near
     from nemo_prune.report.verify import verify
 
     checkpoint = recognize(CHECKPOINT)
@@ -73,7 +73,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     inputs = inputs_of_run(found, pruned, prompts, heldout, "ordinary-heldout.txt")
     verified = verify(inputs, open_likeness(), _picture_settings(prompts), progress)
     verified.data["command"] = shlex.join(["nemo-prune", "demo", "--folder", str(folder)])
-    write_report(verified.data, verified.album, folder / "report.html")
+    verified.save(folder / "report.html")
     near_before, near_after = (
         pictures_near(verified.data, when) for when in ("near_before", "near_after")
     )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nemo_prune.report.gallery import PictureSettings
     from nemo_prune.report.inputs import VerifyInputs
     from nemo_prune.report.likeness import Likeness
-    from nemo_prune.report.verify import Verification
+    from nemo_prune.report.verify import Report
 
 _BUNDLED = 20  # ordinary captions: each costs twice as many samples as seeds
 
@@ -74,17 +74,16 @@ class Reporting:
     def wanted(self) -> bool:
         return bool(self.reports or self.card)
 
-    def verify(self, inputs: "VerifyInputs", progress: "Progress") -> "Verification":
+    def verify(self, inputs: "VerifyInputs", progress: "Progress") -> "Report":
         """Verify, and write what was asked for."""
-        from nemo_prune.report.render import write_card, write_report
         from nemo_prune.report.verify import verify
 
         found = verify(inputs, self.likeness, self.settings, progress)
         found.data["command"] = self.command
         for path in self.reports:
-            write_report(found.data, found.album, path, self.overwrite)
+            found.save(path, self.overwrite)
         if self.card:
-            write_card(found.data, self.card, self.overwrite)
+            found.save_card(self.card, self.overwrite)
         return found
 
     def some_ordinary(self) -> Sequence[str]:

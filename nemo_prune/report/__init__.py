@@ -1,1 +1,1 @@
-"""Two models compared, and what people are told of it."""
+"""Two models compared, and the report on it for people."""

@@ -140,7 +140,9 @@ def judge(entry: dict[str, Any], inputs: VerifyInputs) -> None:
     if not memorized:
         status = Status.NOT_MEMORIZED
     elif entry["score_after"] <= inputs.tau:
-        status = Status.SUPPRESSED
+        # That a trajectory still drew it is not undone by a score.
+        drawn = record is not None and record.status == Status.REPLICATED
+        status = Status.REPLICATED if drawn else Status.SUPPRESSED
     elif record and record.status == Status.NOT_REMOVABLE:
         status = Status.NOT_REMOVABLE
     else:

@@ -40,9 +40,9 @@ def with_metadata(source: Path, out: Path, **entries: str) -> Path:
     return out
 
 
-def manifest_of(place: Path, rows: Sequence[int], prompts: int = 1) -> Path:
+def manifest_of(place: Path, rows: Sequence[int], prompts: int = 1, status: str = "suppressed") -> Path:
     neurons = tuple(Neuron(LAYER, row) for row in rows)
-    records = tuple(PromptRecord(i, "suppressed", 0.9, 0.2, neurons=neurons) for i in range(prompts))
+    records = tuple(PromptRecord(i, status, 0.9, 0.2, neurons=neurons) for i in range(prompts))
     source = {"path": "model.safetensors", "sha256": "0" * 64}
     write_manifest(Manifest("0.1.0", source, {}, records, neurons), place, True)
     return place
@@ -105,18 +105,18 @@ def test_metadata_that_say_nonsense_are_named_and_ignored(
     assert result.exit_code in (0, 1), result.output
     said = " ".join(result.stderr.split())
     assert f"its metadata nemo_prune.{entry} is not {wanted}, so it is ignored" in said
-    told = json.loads(result.stdout)["options"]
-    assert told["criterion"] == "cross-seed"
-    assert told["timestep"] == 961
-    assert (told["tau"], told["gate"]) == (0.3, 0.3)
+    settings = json.loads(result.stdout)["options"]
+    assert settings["criterion"] == "cross-seed"
+    assert settings["timestep"] == 961
+    assert (settings["tau"], settings["gate"]) == (0.3, 0.3)
 
 
 def test_sound_metadata_are_used(folder: Path, tmp_path: Path) -> None:
     edited = with_metadata(folder / "one.safetensors", tmp_path / "edited.safetensors", tau="0.3",
                            gate="0.4", criterion="same-seed", timestep="721")  # fmt: skip
     result = verify(folder, "model.safetensors", edited, "--json", "-q")
-    told = json.loads(result.stdout)["options"]
-    assert [told[name] for name in ("tau", "gate", "criterion", "timestep")] == [
+    settings = json.loads(result.stdout)["options"]
+    assert [settings[name] for name in ("tau", "gate", "criterion", "timestep")] == [
         0.3, 0.4, "same-seed", 721
     ]  # fmt: skip
-    assert (told["tau_source"], told["gate_source"]) == ("the pruned file's",) * 2
+    assert (settings["tau_source"], settings["gate_source"]) == ("the pruned file's",) * 2

@@ -27,6 +27,6 @@ def test_a_caption_of_two_lines_stays_one(between: str) -> None:
     assert [row for row in table.splitlines() if "::error::" in row] == [table.splitlines()[-2]]
 
 
-def test_without_text_none_is_told() -> None:
+def test_without_text_none_is_shown() -> None:
     line = finding_line({"index": 0, "score": 0.6}, RESULT, Path("p.txt"))
     assert line == "p.txt: prompt 0 is memorized (score 0.600, gate 0.500)"

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nemo_prune.scoring.batches import Prompt
 from test_engine import CHANNELS, loaded
 
 from nemo_prune.model.denoiser import LoadedModel
