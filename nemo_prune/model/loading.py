@@ -150,6 +150,18 @@ def load_pipeline(
     return pipeline
 
 
+def model_schedule(
+    checkpoint: Checkpoint, config: Path | None = None, prediction_type: str | None = None
+) -> Config:
+    """The noise schedule that `load_model` would give the model; raises as it does, loads nothing."""
+    return read_schedule(checkpoint, _configs(checkpoint, config), prediction_type)
+
+
+def _configs(checkpoint: Checkpoint, config: Path | None) -> Configs:
+    own = checkpoint.configs if isinstance(checkpoint, Folder) else {}
+    return Configs(checkpoint.family, checkpoint.header.metadata, checkpoint.path, config, own)
+
+
 class _Loader:
     """Loads single components of one checkpoint."""
 
@@ -164,8 +176,7 @@ class _Loader:
         self.device = device
         self.dtype = dtype
         self.path = checkpoint.path
-        own = checkpoint.configs if isinstance(checkpoint, Folder) else {}
-        self.configs = Configs(checkpoint.family, checkpoint.header.metadata, self.path, config, own)
+        self.configs = _configs(checkpoint, config)
 
     def _component(
         self,
