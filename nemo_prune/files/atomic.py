@@ -9,7 +9,9 @@ import errno
 import os
 import shutil
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,6 +48,33 @@ def refuse_inputs(outs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
                 real = path.resolve()  # RuntimeError: links in a loop
                 if out.samefile(path) or (out.exists() and real in out.resolve().parents):
                     raise OutputError(f"{out}: is read by this command; choose another name")
+
+
+def refuse_same(outputs: Iterable[Path | None]) -> None:
+    """Raise OutputError if two outputs of one command are one file, or one lies in the other.
+
+    To be called before any work. Paths are compared with all links and `..` resolved, and without
+    regard to case, as many file systems have it; hard links to one file count as that file.
+    """
+    for one, other in combinations([path for path in outputs if path is not None], 2):
+        first, second = _comparable(one), _comparable(other)
+        alike = first == second
+        with contextlib.suppress(OSError, ValueError):
+            alike = alike or one.samefile(other)
+        if alike:
+            raise OutputError(f"{other}: is to be written twice; give each output its own name")
+        if first in second.parents or second in first.parents:
+            raise OutputError(
+                f"{other}: lies in {one} or around it, and both are outputs; give two places"
+            )
+
+
+def _comparable(path: Path) -> Path:
+    try:
+        real = os.path.realpath(path)
+    except (OSError, ValueError):
+        real = str(path)  # no possible name, which whoever writes it will say
+    return Path(unicodedata.normalize("NFC", real.casefold()))
 
 
 def check_place(out: Path, overwrite: bool) -> None:
