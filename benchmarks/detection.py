@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.options import DEFAULT_FPR, Options
 from nemo_prune.report.demo import CHECKPOINT, DATA

@@ -23,11 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stress import format_table, stress_table
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.checkpoint.neurons import union
+from nemo_prune.report.demo import CHECKPOINT, DATA, precision
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.options import Options
-from nemo_prune.report.demo import CHECKPOINT, DATA, precision
 from nemo_prune.scoring.activations import activation_statistics, ladders
 from nemo_prune.scoring.batches import Prompt
 from nemo_prune.scoring.detect import score_paths

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.search import SEEDS
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.cli.progress import progress
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization, localize

@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 
-from nemo_prune.checkpoint.families import Checkpoint, recognize
+from nemo_prune.checkpoint.apply import write_model
+from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import zero_neurons
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.cli.progress import progress
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.localize import prune as pruning
@@ -83,7 +84,7 @@ def _pictures(
 
 
 def _without(found: Localization, neurons: Sequence[Neuron], out: Path) -> Checkpoint:
-    zero_neurons(found.checkpoint, neurons, out, {}, overwrite=True)
+    write_model(found.checkpoint, neurons, out, {}, overwrite=True)
     return recognize(out)
 
 

@@ -16,7 +16,7 @@ import torch
 from demo_world import MEMORIZED, Memorized, memorized_pictures
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.cli.progress import progress
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.localize import prune as pruning

@@ -38,7 +38,7 @@ def calibrate(
     \b
     nemo-prune calibrate model.safetensors --prompts ordinary.txt -o calibration.safetensors
     """
-    from nemo_prune.checkpoint.models import open_model
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.console import interval_text
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import check_place
@@ -47,7 +47,7 @@ def calibrate(
     asked = build(Options, given)
     check_files()
     check_place(output, overwrite)
-    checkpoint = open_model(model)
+    checkpoint = open_checkpoint(model)
     captions = read_prompts(prompt_file).texts if prompt_file else None
     from nemo_prune.scoring import calibrate as measuring
     from nemo_prune.scoring.ordinary import check_calibration

@@ -34,7 +34,7 @@ def check(
     \b
     nemo-prune check clean.safetensors --prompts captions.txt --junit memorization.xml
     """
-    from nemo_prune.checkpoint.models import open_model
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import check_place
 
@@ -43,7 +43,7 @@ def check(
     check_files(step_summary)
     if junit:
         check_place(junit, overwrite)
-    inputs = read_inputs(open_model(model), {"prompt_file": prompt_file, **given})
+    inputs = read_inputs(open_checkpoint(model), {"prompt_file": prompt_file, **given})
     from nemo_prune.report.junit import append_step_summary, finding_line, write_junit
     from nemo_prune.scoring.detection_run import find_memorized, summary
 

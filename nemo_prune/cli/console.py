@@ -140,6 +140,14 @@ def print_inspection(found: dict[str, Any]) -> None:
                 f"prune again, or start from the source",
                 markup=False,
             )
+    named = found["named_but_not_zero"]
+    if named is None:
+        shown.print("damaged metadata: nemo_prune.neurons names no neurons by layer", markup=False)
+    for entry in named or ():
+        shown.print(
+            f"the metadata name row {entry['row']} of {entry['layer']} as removed, and it is not zero",
+            markup=False,
+        )
     for key, value in found.get("hashes", {}).items():
         shown.print(f"{key.replace('_', ' ')}: {'none' if value is None else value}", markup=False)
     for key, value in found["provenance"].items():

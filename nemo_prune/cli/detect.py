@@ -36,7 +36,7 @@ def detect(
     \b
     nemo-prune detect model.safetensors --prompts captions.csv
     """
-    from nemo_prune.checkpoint.models import open_model
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.console import print_findings
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import check_place
@@ -51,7 +51,7 @@ def detect(
         check_place(table, overwrite)
         if not resume:
             refuse_existing(journal)
-    inputs = read_inputs(open_model(model), given)
+    inputs = read_inputs(open_checkpoint(model), given)
     labels = read_labels(given["prompt_file"], inputs.prompts.texts)
     if journal and resume:
         check_resumable(journal, inputs.prompts.texts, inputs.calibration_prompts)

@@ -25,8 +25,8 @@ from nemo_prune.errors import Interrupted
 from nemo_prune.options import Progress, Writing
 
 if TYPE_CHECKING:
+    from nemo_prune.checkpoint.apply import Written
     from nemo_prune.checkpoint.manifest import Manifest
-    from nemo_prune.checkpoint.surgery import Written
     from nemo_prune.localize.localize import Localization
 
 
@@ -44,13 +44,13 @@ def localize(model: Path, show_prompts: bool, as_json: bool, quiet: bool, **give
     \b
     nemo-prune localize model.safetensors --prompts mem.txt -o neurons.json
     """
-    from nemo_prune.checkpoint.models import open_model
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.progress import progress
 
     writing = build(Writing, given)
     check_files(journal_of(writing))
     check_manifest(writing)
-    inputs = read_inputs(open_model(model), given)
+    inputs = read_inputs(open_checkpoint(model), given)
     with progress(quiet) as bar:
         found = search(inputs, writing, show_prompts, bar)
     conclude(found, None, writing, as_json, quiet)

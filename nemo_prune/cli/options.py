@@ -10,7 +10,7 @@ import click
 from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind
 
 if TYPE_CHECKING:
-    from nemo_prune.checkpoint.families import Checkpoint
+    from nemo_prune.checkpoint.checkpoint import Checkpoint
     from nemo_prune.files.prompts import PromptList
 
 FILE = click.Path(path_type=Path)

@@ -61,7 +61,8 @@ def prune(
     nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
     nemo-prune diffusers-folder --prompts mem.txt -o clean-folder --link
     """
-    from nemo_prune.checkpoint.models import check_model_output, open_model
+    from nemo_prune.checkpoint.apply import check_model_output
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.progress import progress
 
     context = click.get_current_context()
@@ -72,7 +73,7 @@ def prune(
         raise click.UsageError("--resume: the journal lies beside the manifest; give --manifest")
     if dry_run and reporting.outputs:
         raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
-    checkpoint = open_model(model)
+    checkpoint = open_checkpoint(model)
     folder = {"link": writing.link, "drop_pickles": writing.drop_pickles}
     if writing.output is not None:
         check_model_output(

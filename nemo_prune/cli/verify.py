@@ -57,7 +57,7 @@ def verify(
     nemo-prune verify model.safetensors clean.safetensors --prompts mem.txt --report report.html
     """
     from nemo_prune.checkpoint.manifest import read_manifest
-    from nemo_prune.checkpoint.models import open_model
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.checkpoint.provenance import stated_settings
     from nemo_prune.cli.console import print_verification
     from nemo_prune.cli.progress import progress
@@ -66,11 +66,11 @@ def verify(
     reporting = build(Reporting, given)
     check_files()
     check_reports(reporting)
-    before, after = open_model(original), open_model(pruned)
+    before, after = open_checkpoint(original), open_checkpoint(pruned)
     wanted = read_manifest(manifest) if manifest else None
     inputs = read_inputs(before, given)
     prompts = inputs.prompts.texts
-    stated = stated_settings(after.header)
+    stated = stated_settings(after.metadata, after.path)
     from nemo_prune.report.inputs import VerifyInputs, check_inputs
 
     check_inputs(before, after, prompts, wanted)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune import __version__
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord
-from nemo_prune.checkpoint.models import model_sha256
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import Interrupted

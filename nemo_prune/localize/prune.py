@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_prune.checkpoint.apply import Written, write_model
 from nemo_prune.checkpoint.manifest import PromptRecord
-from nemo_prune.checkpoint.models import open_model, write_model
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import Written
+from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.localize.localize import (
     FRESH_SEEDS,
     NOT_MEMORIZED,
@@ -80,7 +80,7 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     for prompt in before_pruning:
         original.remember(prompt, fresh)
     original.model.release()
-    other = open_engine(open_model(pruned), found.options, progress)
+    other = open_engine(open_checkpoint(pruned), found.options, progress)
     for index, prompt, twin in zip(searched, before_pruning, other.prompts(texts), strict=True):
         after = max(original.compare(prompt, fresh, other, twin).values())
         if after <= found.tau:

@@ -10,9 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_prune.checkpoint.families import recognize
 from nemo_prune.checkpoint.manifest import write_manifest
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import CheckpointError, OutputError, option
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model.configs import complete_folder

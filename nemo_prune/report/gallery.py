@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress
 from nemo_prune.report.likeness import Described, Likeness, mean

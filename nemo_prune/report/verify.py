@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nemo_prune import __version__
-from nemo_prune.checkpoint.models import compare_models
+from nemo_prune.checkpoint.diff import compare_models
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import NemoPruneError, option
 from nemo_prune.localize.localize import FRESH_SEEDS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nemo_prune.checkpoint.families import ValueLayer
+from nemo_prune.checkpoint.checkpoint import ValueLayer
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CalibrationError
 from nemo_prune.model.denoiser import LoadedModel

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.errors import OptionError, option
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.devices import pick_device, pick_dtype
@@ -11,7 +11,6 @@ from nemo_prune.model.schedule import alphas_cumprod, ddim_timestep
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.trajectory import STEPS, Schedule, schedule_from
-
 
 PICTURE_STEPS = 25
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.checkpoint.families import FAMILIES, Published
 from nemo_prune.errors import CalibrationError, OptionError, option
 from nemo_prune.files.prompts import bundled_captions, prompts_hash
 from nemo_prune.model.schedule import ddim_timestep
@@ -26,8 +27,6 @@ from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.thresholds import (
     FEWEST_PROMPTS,
     HIGHEST_GATE,
-    PUBLISHED_GATE,
-    PUBLISHED_TAU,
     Gate,
     Thresholds,
     gate_from,
@@ -36,7 +35,6 @@ from nemo_prune.scoring.thresholds import (
     tau_from,
 )
 
-PUBLISHED_SEEDS = 10  # of the paper; the score is a maximum over pairs, so more seeds raise it
 BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as seeds
 FILE, CACHE, NOW = "file", "cache", "this run"
 
@@ -170,12 +168,13 @@ class Ordinary:
         options = self._options
         if options.tau is not None and options.gate is not None and not self._file:
             return self._told(options.tau, "given", Gate(options.gate), "given")
-        if self._file or not self._bundled or not self._published:
+        published = self._published
+        if self._file or not self._bundled or published is None:
             return self.from_scores()
-        tau, source = (PUBLISHED_TAU, "published") if options.tau is None else (options.tau, "given")
+        tau, source = (published.tau, "published") if options.tau is None else (options.tau, "given")
         if options.gate is None and options.fpr != DEFAULT_FPR:
             return self.from_scores((tau, source))
-        gate = Gate(max(tau, PUBLISHED_GATE))
+        gate = Gate(max(tau, published.gate))
         return self._told(tau, source, gate, "tau" if gate.value == options.tau else "published")
 
     def from_scores(self, known: tuple[float, str] | None = None) -> Thresholds:
@@ -257,15 +256,17 @@ class Ordinary:
         return f"{why}: {doing} ({option('calibration_prompts')} FILE is better; {instead} skips it)"
 
     @property
-    def _published(self) -> bool:
-        """Whether the paper's thresholds hold: its family, size of latents, timestep and seeds."""
+    def _published(self) -> Published | None:
+        """The paper's thresholds where they hold: family, size of latents, timestep and seeds."""
         model = self._engine.model
-        return (
-            self._options.seeds <= PUBLISHED_SEEDS
-            and model.family == "sd1"
-            and model.latent_shape[1:] == (64, 64)
+        found = FAMILIES[model.family].published
+        holds = (
+            found is not None
+            and self._options.seeds <= found.seeds
+            and model.latent_shape[1:] == (found.side, found.side)
             and self._engine.timestep == ddim_timestep(model.scheduler_config)
         )
+        return found if holds else None
 
     @property
     def _scored(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import run, write_small
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
 # One layer of few neurons: a random model memorizes nothing, so the search climbs to its end.
@@ -217,7 +217,7 @@ def test_an_error_of_the_program_is_no_verdict(
     def broken(_path: Path) -> None:
         raise error
 
-    monkeypatch.setattr("nemo_prune.checkpoint.models.open_model", broken)
+    monkeypatch.setattr("nemo_prune.checkpoint.open.open_checkpoint", broken)
     result = run("check", "m.safetensors", "--prompts", prompts)
     assert result.exit_code == 2
     assert result.stdout == ""

@@ -13,8 +13,8 @@ import torch
 from conftest import Demo
 from PIL import Image
 
-from nemo_prune.checkpoint.families import recognize
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model import hub
 from nemo_prune.model.loading import load_pipeline

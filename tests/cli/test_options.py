@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tiny import Told, config_folder, run, write_small, write_tiny
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.cli.progress import progress
 from nemo_prune.errors import OptionError
 from nemo_prune.options import Options

@@ -14,9 +14,9 @@ from test_calibration_file import calibration
 from test_surgery import DOWN
 from tiny import Told, run
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import zero_neurons
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import NemoPruneError
 from nemo_prune.files.header import read_header
 from nemo_prune.model.configs import METADATA_KEY, Configs, config_file, metadata_overrides, read_config
@@ -107,7 +107,7 @@ def test_a_config_that_is_no_file(tmp_path: Path) -> None:
 def test_pictures_of_sizes_that_no_score_is_taken_at(side: int) -> None:
     metadata = {METADATA_KEY: json.dumps({"unet": {"sample_size": side}})}
     configs = Configs("sd1", metadata, Path("m"), None)
-    assert refusal(lambda: configs.sample_size("sd1", {"sample_size": side}, "epsilon")) == (
+    assert refusal(lambda: configs.sample_size({"sample_size": side}, "epsilon")) == (
         f"m: its config has the sample_size {side} where 11 to 1024 is due"
     )
 
@@ -118,7 +118,7 @@ def test_pictures_of_sizes_that_no_score_is_taken_at(side: int) -> None:
 def test_a_neuron_named_twice(tmp_path: Path) -> None:
     checkpoint = recognize(write(tmp_path / "m", unet(SD1)))
     twice = [Neuron(DOWN, 1)] * 2
-    assert refusal(lambda: zero_neurons(checkpoint, twice, tmp_path / "o", {})) == (
+    assert refusal(lambda: write_model(checkpoint, twice, tmp_path / "o", {})) == (
         f"{tmp_path / 'm'}: row 1 of {DOWN} is to be zeroed twice; name each neuron once"
     )
     assert not (tmp_path / "o").exists()
@@ -126,8 +126,8 @@ def test_a_neuron_named_twice(tmp_path: Path) -> None:
 
 def test_a_header_that_would_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = recognize(write(tmp_path / "m", unet(SD1)))
-    monkeypatch.setattr("nemo_prune.checkpoint.surgery.MAX_HEADER_BYTES", 1000)
-    assert refusal(lambda: zero_neurons(checkpoint, [Neuron(DOWN, 1)], tmp_path / "o", {})) == (
+    monkeypatch.setattr("nemo_prune.checkpoint.apply.MAX_HEADER_BYTES", 1000)
+    assert refusal(lambda: write_model(checkpoint, [Neuron(DOWN, 1)], tmp_path / "o", {})) == (
         f"{tmp_path / 'o'}: its header would be larger than safetensors allows"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["m"]

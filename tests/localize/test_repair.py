@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from nemo_prune.scoring.batches import Prompt
 from test_engine import CHANNELS, TAU, TIMESTEP, Toy
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.localize.repair import Repaired, repair
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Criterion
-from nemo_prune.scoring.batches import Prompt
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import Ladder

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny import write_tiny
 
-from nemo_prune.checkpoint.families import Checkpoint, ValueLayer, recognize
+from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import CalibrationError
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model

@@ -10,8 +10,8 @@ import torch
 from test_engine import LOUD, engine, names, rows, zeroed
 from tiny import write_tiny
 
-from nemo_prune.checkpoint.families import recognize
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model
 from nemo_prune.scoring.drift import CONTROLS, measure, random_neurons, recorded

@@ -10,7 +10,7 @@ import torch
 from tiny import write_tiny
 from torch import Tensor
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError
 from nemo_prune.model.denoiser import LoadedModel

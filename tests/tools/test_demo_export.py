@@ -12,7 +12,7 @@ from demo_export import export
 from demo_unet import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VALUE_LAYERS
 from demo_vae import VAE_CONFIG
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.header import read_header
 from nemo_prune.model import hub, loading
 from nemo_prune.model.schedule import ddim_timestep
