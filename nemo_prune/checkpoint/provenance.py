@@ -69,7 +69,7 @@ class StatedSettings:
 
 
 def stated_settings(metadata: Mapping[str, str], path: Path) -> StatedSettings:
-    """The settings in the metadata of the model at `path`, each checked: anybody may have edited them."""
+    """The settings in the metadata of `path`, which anybody may have edited: each is checked here."""
     ignored: list[str] = []
 
     def stated(name: str, read: Callable[[str], T], wanted: str) -> T | None:

@@ -120,8 +120,7 @@ def _check_manifest(manifest: Manifest, prompts: Sequence[str], pruned: Checkpoi
                 f"prompt file's; give the two that belong together"
             )
     # Zero, not zeroed since: a row that the original had lost already is as removed as any.
-    missing = unremoved(pruned, manifest.neurons)
-    if missing:
+    if missing := unremoved(pruned, manifest.neurons):
         raise OptionError(
             f"{option('manifest')}: names row {missing[0].row} of {quoted(missing[0].layer)}, which is "
             f"not zeroed in {pruned.path}; give the manifest that it was pruned by"

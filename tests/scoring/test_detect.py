@@ -5,17 +5,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from nemo_prune.scoring.batches import Prompt
 from test_engine import CHANNELS, loaded
 
 from nemo_prune.model.denoiser import LoadedModel
-from nemo_prune.scoring.batches import Prompt
 from nemo_prune.scoring.detect import Detection, Screened, detect, gated, score_paths, screening
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.similarity import noise_difference, pairwise
 from nemo_prune.scoring.thresholds import gate_from, margins_from
 from nemo_prune.search.ladder import Ladder
-from nemo_prune.search.protocol import Answer, Outcome, Question, not_memorized
 from nemo_prune.search.literal import literal_search
+from nemo_prune.search.protocol import Answer, Outcome, Question, not_memorized
 
 SEEDS = tuple(range(10))
 Pairs = dict[tuple[int, int], float]

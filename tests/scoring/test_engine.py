@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from nemo_prune.scoring.batches import Prompt, Sample, masked
 from tiny import write_tiny
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model
 from nemo_prune.options import Criterion
-from nemo_prune.scoring.batches import Prompt, Sample, masked
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.similarity import ms_ssim, noise_difference
 from nemo_prune.search.group_testing import gradient_free_search
