@@ -57,18 +57,21 @@ def print_prompts(result: dict[str, Any]) -> None:
 
 
 def print_verification(data: dict[str, Any]) -> None:
-    """The table of prompts and the verdict of a `Verification`."""
-    from nemo_prune.report.render import verdict  # and with it jinja2, which no other table needs
+    """The table of prompts, the verdict and the notes of a `Report`."""
+    from nemo_prune.report.verdict import near_text, verdict
 
     shown = console()
-    table = _table("prompt", "status", "score before", "score after", "pictures near the target")
+    scores = ["score_before", "score_after"]
+    if any(entry.get("trajectory") is not None for entry in data["prompts"]):
+        scores.append("trajectory")
+    names = {"score_before": "score before", "score_after": "score after", "trajectory": "trajectory r"}
+    table = _table("prompt", "status", *(names[key] for key in scores), "pictures near")
     for entry in data["prompts"]:
-        drawn = entry.get("pictures") or {}
-        near = f"{drawn['near_before']} -> {drawn['near_after']}" if "near_after" in drawn else "-"
-        scores = _score(entry["score_before"]), _score(entry["score_after"])
-        table.add_row(str(entry["index"]), _status(entry), *scores, near)
+        cells = (_score(entry.get(key)) for key in scores)
+        table.add_row(str(entry["index"]), _status(entry), *cells, near_text(entry, data))
     shown.print(table)
-    shown.print(verdict(data), markup=False)
+    for line in (verdict(data), *data["notes"]):
+        shown.print(line, markup=False)
 
 
 def print_findings(result: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nemo_prune.report.gallery import PictureSettings
     from nemo_prune.report.inputs import VerifyInputs
     from nemo_prune.report.likeness import Likeness
-    from nemo_prune.report.verify import Verification
+    from nemo_prune.report.verify import Report
 
 _BUNDLED = 20  # ordinary captions: each costs twice as many samples as seeds
 
@@ -42,7 +42,7 @@ report_options = options(
 
 
 @dataclass(frozen=True)
-class Report:
+class Prepared:
     """A report that was asked for, and all that was read for it."""
 
     asked: Reporting
@@ -52,17 +52,16 @@ class Report:
     likeness: "Likeness"
     command: str
 
-    def verify(self, inputs: "VerifyInputs", progress: Progress) -> "Verification":
+    def verify(self, inputs: "VerifyInputs", progress: Progress) -> "Report":
         """Verify, and write what was asked for."""
-        from nemo_prune.report.render import write_card, write_report
         from nemo_prune.report.verify import verify
 
         found = verify(inputs, self.likeness, self.settings, progress)
         found.data["command"] = self.command
         for path in self.asked.reports:
-            write_report(found.data, found.album, path, self.asked.overwrite)
+            found.save(path, self.asked.overwrite)
         if self.asked.card:
-            write_card(found.data, self.asked.card, self.asked.overwrite)
+            found.save_card(self.asked.card, self.asked.overwrite)
         return found
 
     def tell(self, quiet: bool) -> None:
@@ -86,7 +85,7 @@ def check_reports(reporting: Reporting) -> None:
         check_place(path, reporting.overwrite)
 
 
-def prepare(reporting: Reporting, prompts: Sequence[str]) -> Report:
+def prepare(reporting: Reporting, prompts: Sequence[str]) -> Prepared:
     """Read all that a report needs besides the models; imports torch.
 
     Raises OptionError, PromptFileError.
@@ -99,7 +98,7 @@ def prepare(reporting: Reporting, prompts: Sequence[str]) -> Report:
     from nemo_prune.report.likeness import open_likeness
     from nemo_prune.report.targets import read_targets
 
-    return Report(
+    return Prepared(
         asked=reporting,
         ordinary=texts,
         ordinary_from=ordinary.name if ordinary else f"the first {_BUNDLED} of the bundled list",

@@ -63,7 +63,6 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     from nemo_prune.options import Options
     from nemo_prune.report.inputs import inputs_of_run
     from nemo_prune.report.likeness import open_likeness
-    from nemo_prune.report.render import write_report
     from nemo_prune.report.verify import verify
 
     checkpoint = recognize(CHECKPOINT)
@@ -79,7 +78,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     inputs = inputs_of_run(found, pruned, prompts, heldout, "ordinary-heldout.txt")
     verified = verify(inputs, open_likeness(), _picture_settings(prompts), progress)
     verified.data["command"] = shlex.join(["nemo-prune", "demo", "--folder", str(folder)])
-    write_report(verified.data, verified.album, folder / "report.html")
+    verified.save(folder / "report.html")
     rates = [
         rate
         for caption, record in zip(prompts, found.manifest.prompts, strict=True)
@@ -91,9 +90,9 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
 def demo_part(rates: Sequence[float], data: Mapping[str, Any]) -> dict[str, Any]:
     """The result's "demo" part, plain JSON; None where no pictures were compared.
 
-    rates: the precision of each caption for which neurons were found; data: of a `Verification`.
+    rates: the precision of each caption for which neurons were found; data: of a `Report`.
     """
-    from nemo_prune.report.render import pictures_near
+    from nemo_prune.report.verdict import pictures_near
 
     before, after = (pictures_near(data, when) for when in ("near_before", "near_after"))
     return {

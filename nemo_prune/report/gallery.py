@@ -15,8 +15,7 @@ from torch import Tensor
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress
-from nemo_prune.report.likeness import Described, Likeness, mean
-from nemo_prune.report.nearness import is_near, near_levels
+from nemo_prune.report.likeness import Described, Likeness, Scores, judge_near, mean, nearest
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.scoring.batches import noise_seed
@@ -65,15 +64,22 @@ def draw_and_measure(
 ) -> tuple[Measures, Album]:
     """Draw the prompts' and the ordinary prompts' pictures with both models; compare them.
 
-    Returns the measures and the pictures, by group and number: "before_after" (same seed, mean
-    over seeds), "seeds_before" and "seeds_after" (pairs of seeds: lower is more diverse); with a
-    target "target_before", "target_after", and each picture's in "each_before" and "each_after";
-    beside ordinary prompts also "target_unrelated" (the mean over both models' pictures of them) and,
-    if any measure tells, how many pictures are "near_before" and "near_after", and from where on
-    "near_above" (see `near_levels`); with CLIP "clip_before" and "clip_after". The starting noises
-    are ones that no search uses.
+    The starting noises are ones that no search uses.
 
-    Raises CheckpointError for a model that cannot draw, OptionError for an unreadable target.
+    Returns:
+        The measures and the pictures, by group and number. Measures of every prompt: "before_after"
+        (same seed, mean over seeds), "seeds_before" and "seeds_after" (pairs of seeds: lower is more
+        diverse); with CLIP "clip_before" and "clip_after". Of the memorized prompts also
+        "consensus_before" and "consensus_after", each picture's likeness to the nearest of the
+        original's pictures of other seeds; with a target "target_before" and "target_after", each
+        picture's in "each_before" and "each_after", and "target_unrelated" (the mean over ordinary
+        prompts' pictures). Where the pictures can be judged, "near_before" and "near_after" count
+        those that are near the target or the original's of other seeds, and "near_above" holds the
+        levels by "target" and "consensus", whichever tell (see `judge_near`).
+
+    Raises:
+        CheckpointError: a model cannot draw.
+        OptionError: a target cannot be read.
     """
     most = max(settings.images, settings.ordinary_images)
     seeds = [noise_seed(options.seed, FRESH_SEEDS + number) for number in range(most)]
@@ -105,7 +111,10 @@ def draw_and_measure(
             if group == "prompts" and number in settings.targets:
                 height, width = before[0].shape[:2]
                 target = open_target(settings.targets[number], width, height)
-            measures[group][number] = _measure(likeness, text, before, after, target, unrelated)
+            measured, old, new = _measure(likeness, text, before, after)
+            if group == "prompts":
+                measured |= _judge(likeness, old, new, target, unrelated)
+            measures[group][number] = measured
             album[group][number] = {
                 "before": [inlined(picture) for picture in before],
                 "after": [inlined(picture) for picture in after],
@@ -117,13 +126,9 @@ def draw_and_measure(
 
 
 def _measure(
-    likeness: Likeness,
-    text: str,
-    before: Sequence[Picture],
-    after: Sequence[Picture],
-    target: Picture | None,
-    unrelated: Sequence[Described],
-) -> dict[str, Any]:
+    likeness: Likeness, text: str, before: Sequence[Picture], after: Sequence[Picture]
+) -> tuple[dict[str, Any], list[Described], list[Described]]:
+    """What is measured of any prompt, and the descriptions of its pictures."""
     old, new = ([likeness.describe(picture) for picture in row] for row in (before, after))
     found: dict[str, Any] = {
         "before_after": mean([likeness.compare(a, b) for a, b in zip(old, new, strict=True)]),
@@ -134,6 +139,31 @@ def _measure(
         for name, row in (("clip_before", before), ("clip_after", after)):
             scores = [likeness.alignment(picture, text) for picture in row]
             found[name] = round(sum(scores) / len(scores), 4)
+    return found, old, new
+
+
+def _judge(
+    likeness: Likeness,
+    old: Sequence[Described],
+    new: Sequence[Described],
+    target: Picture | None,
+    unrelated: Sequence[Described],
+) -> dict[str, Any]:
+    """What is measured of a memorized prompt: how near its pictures are to what was memorized."""
+
+    def against_others(pictures: Sequence[Described]) -> list[list[Scores]]:
+        return [
+            [likeness.to_target(other, picture) for i, other in enumerate(old) if i != j]
+            for j, picture in enumerate(pictures)
+        ]
+
+    between, across = against_others(old), against_others(new)
+    chance = [likeness.to_target(picture, other) for picture in old for other in unrelated]
+    judged = {"consensus": judge_near(between, across, chance)}
+    found: dict[str, Any] = {
+        "consensus_before": [nearest(row) for row in between],
+        "consensus_after": [nearest(row) for row in across],
+    }
     if target is not None:
         wanted = likeness.describe(target)
         to_old, to_new, to_others = (
@@ -147,12 +177,13 @@ def _measure(
         }
         if unrelated:
             found["target_unrelated"] = mean(to_others)
-        if levels := near_levels(to_old, to_others):
-            found |= {
-                "near_above": levels,
-                "near_before": sum(is_near(scores, levels) for scores in to_old),
-                "near_after": sum(is_near(scores, levels) for scores in to_new),
-            }
+        judged["target"] = judge_near([[s] for s in to_old], [[s] for s in to_new], to_others)
+    if telling := {name: nearness for name, nearness in judged.items() if nearness}:
+        found |= {
+            "near_above": {name: nearness.levels for name, nearness in telling.items()},
+            "near_before": sum(map(any, zip(*(n.before for n in telling.values()), strict=True))),
+            "near_after": sum(map(any, zip(*(n.after for n in telling.values()), strict=True))),
+        }
     return found
 
 

@@ -1,11 +1,16 @@
-"""How alike two pictures are: measures that need no weights, and two that take local ones.
+"""How alike two pictures are, and which pictures are near a memorized one.
 
-A picture is described once and then compared with many. No measure ever loads anything from a
-network: SSCD and CLIP come from files that the user names.
+Measures need no weights, but for two that take local ones. A picture is described once and then
+compared with many. No measure ever loads anything from a network: SSCD and CLIP come from files that
+the user names.
+
+How alike unrelated pictures are depends on them: to a tile of clear sky any sky is alike. So whether
+a picture is near is judged by no absolute threshold; ordinary prompts' pictures of the same run say
+what each measure is worth, and the original model's own pictures how near a replica comes.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +132,83 @@ def mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     if not scores:
         return {}
     return {name: round(sum(s[name] for s in scores) / len(scores), 4) for name in scores[0]}
+
+
+# ------------------------------------------------------------------------------- near or not
+
+Scores = Mapping[str, float]  # measure -> similarity of two pictures
+_SHARED = {"colour"}  # a palette is no copy: unrelated pictures of one kind have it in common
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """Which pictures are near what was memorized.
+
+    Attributes:
+        levels: measure -> the similarity above which a picture is near; see `near_levels`.
+        before, after: seed by seed, in the original and in the pruned model.
+    """
+
+    levels: dict[str, float]
+    before: tuple[bool, ...]
+    after: tuple[bool, ...]
+
+
+def judge_near(
+    before: Sequence[Sequence[Scores]],
+    after: Sequence[Sequence[Scores]],
+    unrelated: Sequence[Scores],
+) -> Nearness | None:
+    """Judge each picture of a prompt by the references of what was memorized.
+
+    The reference is the training picture, or, where that is not at hand, the original model's
+    pictures of the *other* seeds: what a memorized caption draws from every seed is its own target.
+    A picture is near if it is near any reference, so a replica from one seed of many counts.
+
+    Args:
+        before: [picture][reference], the original model's pictures.
+        after: [picture][reference], the pruned model's from the same seeds.
+        unrelated: ordinary prompts' pictures, of both models, against the same references.
+
+    Returns:
+        None if it cannot be judged: no measure tells the original's pictures from chance.
+    """
+    levels = near_levels([scores for row in before for scores in row], unrelated)
+    if not levels:
+        return None
+    near = [tuple(any(is_near(s, levels) for s in row) for row in rows) for rows in (before, after)]
+    return Nearness(levels, *near)
+
+
+def near_levels(original: Sequence[Scores], unrelated: Sequence[Scores]) -> dict[str, float]:
+    """Measure -> the similarity above which a picture is near; only measures that tell.
+
+    A picture is near if it is more like the original's nearest one than like the nearest unrelated
+    one: the level lies halfway between the two. The nearest of the original's, since even a model
+    that replicates from one seed of ten replicates; the nearest of the unrelated ones, since their
+    mean says nothing about how far chance goes. A measure tells if the original's nearest exceeds
+    the nearest unrelated one by more than that exceeds their mean: else chance could go as far.
+    """
+    found = {}
+    for name in original[0] if original and unrelated else ():
+        if name in _SHARED:
+            continue
+        others = [scores[name] for scores in unrelated]
+        replica, chance = max(scores[name] for scores in original), max(others)
+        spread = chance - sum(others) / len(others)
+        if replica - chance > spread:
+            found[name] = round((replica + chance) / 2, 4)
+    return found
+
+
+def is_near(picture: Scores, levels: Mapping[str, float]) -> bool:
+    """Whether any measure exceeds its level: each of them sees replication of another kind."""
+    return any(picture[name] > level for name, level in levels.items())
+
+
+def nearest(scores: Sequence[Scores]) -> dict[str, float]:
+    """The largest of each measure over comparisons; empty for none."""
+    return {name: max(one[name] for one in scores) for name in (scores[0] if scores else ())}
 
 
 # ---------------------------------------------------------------------------------- measures

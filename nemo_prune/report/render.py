@@ -1,4 +1,4 @@
-"""A verification as a page people can judge: HTML, Markdown or JSON from the same data.
+"""A report as a page people can judge: HTML, Markdown or JSON from the same data.
 
 The HTML is one file: styles and pictures are inlined, there is no script and nothing is fetched.
 Imports no torch.
@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
+from nemo_prune.report import verdict as says
+from nemo_prune.report.verdict import Data
 
-Data = Mapping[str, Any]
 Album = Mapping[str, Mapping[int, Mapping[str, Any]]]
 _BINS = 20
-_NOT_MEMORIZED, _SUPPRESSED = "not memorized", "suppressed"
 
 
 def check_format(path: Path) -> None:
@@ -30,7 +30,7 @@ def check_format(path: Path) -> None:
 def write_report(data: Data, album: Album, path: Path, overwrite: bool = False) -> None:
     """Write the report as `path`'s suffix says, at once and whole.
 
-    data, album: of a `Verification`. Raises OptionError for another suffix, OutputError.
+    data, album: of a `Report`. Raises OptionError for another suffix, OutputError.
     """
     check_format(path)
     _write(_FORMATS[path.suffix.lower()](data, album), path, overwrite)
@@ -53,7 +53,7 @@ def to_markdown(data: Data, _album: Album) -> str:
 
 def to_json(data: Data, _album: Album) -> str:
     """The data itself, with the sentence that the other forms begin with."""
-    return json.dumps({**data, "verdict": verdict(data)}, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps({**data, "verdict": says.verdict(data)}, indent=1, ensure_ascii=False) + "\n"
 
 
 _FORMATS: dict[str, Callable[[Data, Album], str]] = {
@@ -64,47 +64,7 @@ _FORMATS: dict[str, Callable[[Data, Album], str]] = {
 }
 
 
-# ---------------------------------------------------------------------------- what it comes to
-
-
-def verdict(data: Data) -> str:
-    """What a reader needs to know first, in one line."""
-    memorized = [entry for entry in data["prompts"] if entry["status"] != _NOT_MEMORIZED]
-    gone = sum(entry["status"] == _SUPPRESSED for entry in memorized)
-    if not memorized:
-        parts = [f"None of {_count(len(data['prompts']), 'prompt')} is memorized"]
-    else:
-        parts = [f"{gone} of {_count(len(memorized), 'memorized prompt')} suppressed"]
-    near = pictures_near(data)
-    if near is not None:
-        after, drawn = near
-        parts.append(f"{after} of {_count(drawn, 'picture')} still near the training picture")
-    drift = data["drift"]
-    if drift is not None and data["neurons"]:
-        ratio = (
-            f", {drift['ratio']:.2f} times what random neurons do" if drift["ratio"] is not None else ""
-        )
-        parts.append(f"ordinary prompts drift {percent(drift['pruned'])}{ratio}")
-    parts.append(f"{_count(data['neurons'], 'neuron')} removed")
-    return "; ".join(parts) + "."
-
-
-def pictures_near(data: Data, when: str = "near_after") -> tuple[int, int] | None:
-    """(pictures near their target, pictures compared); None without targets.
-
-    when: "near_before" or "near_after" pruning.
-    """
-    compared = [
-        entry["pictures"][when] for entry in data["prompts"] if when in (entry.get("pictures") or {})
-    ]
-    return (sum(compared), len(compared) * data["pictures"]["images"]) if compared else None
-
-
-def settled(data: Data) -> bool:
-    """Whether nothing is left that a reader must act on."""
-    statuses = {entry["status"] for entry in data["prompts"]}
-    near = pictures_near(data)
-    return statuses <= {_SUPPRESSED, _NOT_MEMORIZED} and not (near and near[0])
+# ------------------------------------------------------------------------------------ figures
 
 
 def histogram(scores: Iterable[float]) -> list[int]:
@@ -145,10 +105,6 @@ _COMPARISONS = (
 # ---------------------------------------------------------------------------------- rendering
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
-
-
 def _render(template: str, data: Data, album: Album) -> str:
     environment = Environment(
         loader=PackageLoader("nemo_prune", "data/report"),
@@ -160,30 +116,33 @@ def _render(template: str, data: Data, album: Album) -> str:
     )
     filters: dict[str, Callable[..., str]] = {
         "score": lambda value: "–" if value is None else f"{value:.3f}",
-        "percent": percent,
+        "percent": says.percent,
+        "near": lambda entry: says.near_text(entry, data),
         "layer": _short,
         "line": _markdown_line,
     }
     environment.filters |= filters
+    memorized = says.memorized_prompts(data)
     charts = [
         ("ordinary prompts", "ordinary", [entry["score_before"] for entry in data["ordinary"]]),
         *(
-            (f"memorized prompts, {when}", when, [
-                entry[key] for entry in data["prompts"] if entry["status"] != _NOT_MEMORIZED
-            ])
+            (f"memorized prompts, {when}", when, [entry[key] for entry in memorized])
             for when, key in (("before", "score_before"), ("after", "score_after"))
         ),
     ]  # fmt: skip
     return environment.get_template(template).render(
         data=data,
         album=album,
-        verdict=verdict(data),
-        near=pictures_near(data),
-        settled=settled(data),
+        verdict=says.verdict(data),
+        summary=says.summary(data),
+        notes=says.notes(data),
+        outlook=says.outlook(data),
+        near=says.pictures_near(data),
         histograms=[(title, kind, histogram(scores)) for title, kind, scores in charts if scores],
-        memorized=averages([e for e in data["prompts"] if e["status"] != _NOT_MEMORIZED]),
+        memorized=averages(memorized),
         ordinary=averages(data["ordinary"]),
         own=any(entry["score_own"] is not None for entry in data["prompts"]),
+        trajectory=any(entry.get("trajectory") is not None for entry in data["prompts"]),
         removed=[layer for layer in data["layers"] if layer["removed"]],
     )
 
@@ -200,10 +159,6 @@ def _markdown_line(text: str) -> str:
         return f"&#{ord(mark[0])};" if mark[0] in "<>&|" else f"\\{mark[0]}"
 
     return re.sub(r"[\\`*_{}\[\]<>|#!~&]", harmless, " ".join(str(text).split()))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _write(text: str, path: Path, overwrite: bool) -> None:

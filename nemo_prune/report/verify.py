@@ -1,9 +1,12 @@
-"""Compare a pruned checkpoint with its original, on seeds that no search used; plain data comes out.
+"""Compare a pruned checkpoint with its original, on seeds that no search used.
 
-What is measured, per prompt and over ordinary prompts: memorization scores ("Finding NeMo",
-section 3.1), pictures of both models from the same seeds, and the drift of cross-attention
-outputs. The paper removes each prompt's own neurons, a file loses the union of all: where a
-manifest tells them apart, both are scored.
+    report = verify(inputs, open_likeness(), PictureSettings(), progress)
+    report.save(Path("report.html"))
+
+Measured per prompt and over ordinary prompts: memorization scores ("Finding NeMo", section 3.1),
+pictures of both models from the same seeds, and the drift of cross-attention outputs. The paper
+removes each prompt's own neurons, a file loses the union of all: where a manifest tells them apart,
+both are scored.
 """
 
 import platform
@@ -11,12 +14,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.diff import compare_models
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import NemoPruneError, option
 from nemo_prune.localize.localize import FRESH_SEEDS
@@ -30,7 +35,9 @@ from nemo_prune.report.gallery import (
 )
 from nemo_prune.report.inputs import VerifyInputs, check_inputs, judge, shared_neurons
 from nemo_prune.report.likeness import Likeness
+from nemo_prune.report.render import write_card, write_report
 from nemo_prune.report.suppression import score_all
+from nemo_prune.report.verdict import ENOUGH_SEEDS, notes
 from nemo_prune.scoring import drift
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.opening import open_engine
@@ -48,31 +55,61 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Verification:
-    """`data` is plain JSON, the same for the same models, options and seeds but for "created" and
-    "seconds"; `album` holds the pictures."""
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        data: plain JSON, the same for the same models, options and seeds but for "created" and
+            "seconds".
+        album: the pictures, for HTML.
+    """
 
     data: dict[str, Any]
     album: Album = field(default_factory=dict)
 
     @property
     def all_suppressed(self) -> bool:
-        return all(
-            entry["status"] in (Status.SUPPRESSED, Status.NOT_MEMORIZED)
-            for entry in self.data["prompts"]
-        )
+        """Whether no prompt is still memorized, by its score or by its pictures."""
+        settled = (Status.SUPPRESSED, Status.NOT_MEMORIZED)
+        return all(entry["status"] in settled for entry in self.data["prompts"])
+
+    def save(self, path: Path, overwrite: bool = False) -> None:
+        """Write it as .html, .md or .json, as the name says.
+
+        Raises:
+            OptionError: another suffix.
+            OutputError: the file cannot be written, or exists and `overwrite` is false.
+        """
+        write_report(self.data, self.album, path, overwrite)
+
+    def save_card(self, path: Path, overwrite: bool = False) -> None:
+        """Write a section for the pruned model's card, Markdown; raises OutputError."""
+        write_card(self.data, path, overwrite)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the denoisers answered; `seconds_a_sample` is what one forward pass took."""
+
+    prompts: list[dict[str, Any]]
+    ordinary: list[dict[str, Any]]
+    drift: dict[str, Any] | None
+    samples: int
+    seconds_a_sample: float
+    facts: dict[str, Any]
 
 
 def verify(
     inputs: VerifyInputs, likeness: Likeness, settings: PictureSettings, progress: Progress
-) -> Verification:
+) -> Report:
     """Measure suppression, pictures and side effects.
 
-    Raises OptionError for options that do not fit, CheckpointError for models whose value layers
-    are not the same, or that cannot be loaded. Whether more than rows of those was changed is told.
+    Raises:
+        OptionError: options that do not fit.
+        CheckpointError: models whose value layers are not the same, or that cannot be loaded. If more
+            than rows of those was changed, a note says so.
     """
     started = time.monotonic()
-    options = inputs.options
     removed = check_inputs(inputs.original, inputs.pruned, inputs.prompts, inputs.manifest)
     promise = compare_models(inputs.original.path, inputs.pruned.path, removed).promise
     assert promise is not None, "neurons were named"
@@ -80,55 +117,27 @@ def verify(
     if not only_rows:
         progress.note(
             f"{inputs.pruned.path}: differs from the original in more than zeroed rows, so what is "
-            f"measured is not the pruning alone (nemo-prune diff tells what)"
+            f"measured is not the pruning alone (nemo-prune diff shows what)"
         )
     known = set(inputs.prompts)
     ordinary = [text for text in inputs.ordinary if text not in known]
-    progress.stage("loading the models", 2, "files")
-    original = open_engine(inputs.original, options, progress)
-    progress.advance()
-    other = open_engine(inputs.pruned, options, progress)
-    progress.advance()
-
-    scoring = time.monotonic()
-    progress.stage("scoring both models", len(inputs.prompts) + len(ordinary), "prompts")
-    prompts = score_all(original, other, inputs.prompts, options, inputs.manifest, progress)
-    unmemorized = score_all(original, other, ordinary, options, None, progress)
-    for entry in prompts:
-        judge(entry, inputs)
-    samples = original.cost.samples + other.cost.samples
-    per_sample = (time.monotonic() - scoring) / max(1, samples)
-
-    progress.stage("measuring drift", len(ordinary), "ordinary prompts")
-    measured = drift.measure(
-        original, original.prompts(ordinary), removed, seed=FRESH_SEEDS,
-        pruned=(other, other.prompts(ordinary)), advance=progress.advance,
-    ) if ordinary else None  # fmt: skip
-    samples = original.cost.samples + other.cost.samples
-    facts, timestep = _model_facts(original), original.timestep
-    del original, other  # their memory is needed for drawing
-
+    measured = _measure(inputs, ordinary, removed, progress)
     memorized = {
-        e["index"]: inputs.prompts[e["index"]] for e in prompts if e["status"] != Status.NOT_MEMORIZED
+        entry["index"]: inputs.prompts[entry["index"]]
+        for entry in measured.prompts
+        if entry["status"] != Status.NOT_MEMORIZED
     }
     picture_samples = settings.passes(len(memorized), len(ordinary))
-    if facts["device"] != "cuda":
-        expected = per_sample * picture_samples
-        if expected > _LONG:
-            progress.note(
-                f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
-                f"({option('images')} 0 skips them)"
-            )
+    expected = measured.seconds_a_sample * picture_samples
+    if measured.facts["device"] != "cuda" and expected > _LONG:
+        progress.note(
+            f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
+            f"({option('images')} 0 skips them)"
+        )
     pictures, measures, album = _draw(inputs, likeness, settings, memorized, ordinary, progress)
-    for group, entries in (("prompts", prompts), ("ordinary", unmemorized)):
-        for entry in entries:
-            entry["pictures"] = measures[group].get(entry["index"])
-            before, after = entry.pop("differences")
-            if group == "prompts" and entry["index"] in memorized:
-                shown = album["prompts"].setdefault(entry["index"], {})
-                shown["noise_before"] = inlined_difference(before)
-                shown["noise_after"] = inlined_difference(after)
+    _add_pictures(measured, measures, album)
 
+    few = 0 < settings.images < ENOUGH_SEEDS and "skipped" not in pictures
     data: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
@@ -136,26 +145,10 @@ def verify(
         "seconds": round(time.monotonic() - started, 1),
         "original": {"path": inputs.original.path.name, "sha256": promise.a_sha256},
         "pruned": {"path": inputs.pruned.path.name, "sha256": promise.b_sha256},
-        "options": {
-            "tau": inputs.tau,
-            "tau_source": inputs.tau_source,
-            "gate": inputs.memorized_above,
-            "gate_source": inputs.gate_source,
-            "criterion": options.criterion,
-            "seeds": options.seeds,
-            "seed": options.seed,
-            "first_seed": FRESH_SEEDS,
-            "timestep": timestep,
-            "fpr": options.fpr,
-            "layers": options.layers,
-            "search": options.search,
-            "rounds": options.rounds,
-            "ordinary_from": inputs.ordinary_from,
-            **facts,
-        },
-        "prompts": prompts,
-        "ordinary": unmemorized,
-        "drift": measured,
+        "options": _options(inputs) | measured.facts,
+        "prompts": measured.prompts,
+        "ordinary": measured.ordinary,
+        "drift": measured.drift,
         "pictures": pictures,
         "measures": likeness.used if settings.images else [],
         "layers": [
@@ -171,12 +164,65 @@ def verify(
         "shared": shared_neurons(inputs.manifest),
         "cost": {
             **{f"search_{name}": value for name, value in inputs.searched.items()},
-            "samples": samples,
+            "samples": measured.samples,
             "picture_samples": 0 if "skipped" in pictures else picture_samples,
         },
-        "limits": list(LIMITS),
-    }
-    return Verification(data, album)
+        "limits": [
+            *LIMITS,
+            *([f"Pictures were judged on {settings.images} starting noises a prompt; what comes back "
+               f"from two of {ENOUGH_SEEDS} may have been missed."] if few else []),
+        ],
+    }  # fmt: skip
+    return Report(data | {"notes": notes(data)}, album)
+
+
+def _measure(
+    inputs: VerifyInputs, ordinary: Sequence[str], removed: Sequence[Neuron], progress: Progress
+) -> _Measured:
+    """Scores and drift. No model is kept: their memory is needed for drawing."""
+    options = inputs.options
+    progress.stage("loading the models", 2, "files")
+    original = open_engine(inputs.original, options, progress)
+    progress.advance()
+    other = open_engine(inputs.pruned, options, progress)
+    progress.advance()
+
+    started = time.monotonic()
+    progress.stage("scoring both models", len(inputs.prompts) + len(ordinary), "prompts")
+    prompts = score_all(original, other, inputs.prompts, options, inputs.manifest, progress)
+    unmemorized = score_all(original, other, ordinary, options, None, progress)
+    for entry in prompts:
+        judge(entry, inputs)
+    samples = original.cost.samples + other.cost.samples
+    seconds_a_sample = (time.monotonic() - started) / max(1, samples)
+
+    progress.stage("measuring drift", len(ordinary), "ordinary prompts")
+    drifted = drift.measure(
+        original, original.prompts(ordinary), removed, seed=FRESH_SEEDS,
+        pruned=(other, other.prompts(ordinary)), advance=progress.advance,
+    ) if ordinary else None  # fmt: skip
+    return _Measured(
+        prompts,
+        unmemorized,
+        drifted,
+        original.cost.samples + other.cost.samples,
+        seconds_a_sample,
+        {"timestep": original.timestep, **_model_facts(original)},
+    )
+
+
+def _add_pictures(measured: _Measured, measures: Measures, album: Album) -> None:
+    """Each prompt's measures of pictures, its status in their light, and its noise differences."""
+    for group, entries in (("prompts", measured.prompts), ("ordinary", measured.ordinary)):
+        for entry in entries:
+            found = entry["pictures"] = measures[group].get(entry["index"])
+            before, after = entry.pop("differences")
+            if group == "prompts" and entry["status"] != Status.NOT_MEMORIZED:
+                if entry["status"] == Status.SUPPRESSED and found and found.get("near_after"):
+                    entry["status"] = Status.REPLICATED
+                shown = album["prompts"].setdefault(entry["index"], {})
+                shown["noise_before"] = inlined_difference(before)
+                shown["noise_after"] = inlined_difference(after)
 
 
 def _draw(
@@ -188,7 +234,7 @@ def _draw(
     progress: Progress,
 ) -> tuple[dict[str, Any], Measures, Album]:
     """How pictures were drawn ("skipped": why none were), their measures, and the pictures."""
-    told: dict[str, Any] = {
+    how: dict[str, Any] = {
         "images": settings.images,
         "ordinary_images": settings.ordinary_images if settings.images else 0,
         "steps": settings.steps,
@@ -197,15 +243,34 @@ def _draw(
     if settings.images:
         models = (inputs.original, inputs.pruned)
         try:
-            return told, *draw_and_measure(
+            return how, *draw_and_measure(
                 models, inputs.options, settings, prompts, ordinary, likeness, progress
             )
         except (NemoPruneError, torch.OutOfMemoryError) as error:
             # The scores stand without pictures, and may have taken hours.
-            told["skipped"] = str(error).partition("\n")[0]
-            progress.note(f"no pictures: {told['skipped']}")
+            how["skipped"] = str(error).partition("\n")[0]
+            progress.note(f"no pictures: {how['skipped']}")
     empty: dict[str, dict[int, dict[str, Any]]] = {"prompts": {}, "ordinary": {}}
-    return told, empty, {group: {} for group in empty}
+    return how, empty, {group: {} for group in empty}
+
+
+def _options(inputs: VerifyInputs) -> dict[str, Any]:
+    options = inputs.options
+    return {
+        "tau": inputs.tau,
+        "tau_source": inputs.tau_source,
+        "gate": inputs.memorized_above,
+        "gate_source": inputs.gate_source,
+        "criterion": options.criterion,
+        "seeds": options.seeds,
+        "seed": options.seed,
+        "first_seed": FRESH_SEEDS,
+        "fpr": options.fpr,
+        "layers": options.layers,
+        "search": options.search,
+        "rounds": options.rounds,
+        "ordinary_from": inputs.ordinary_from,
+    }
 
 
 def _model_facts(engine: Engine) -> Mapping[str, str]:

@@ -1,11 +1,12 @@
-"""Which pictures count as near a training picture, by made-up scores and by photographs."""
+"""Which pictures count as near a memorized one, by made-up scores and by photographs."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from test_likeness import photo
 
-from nemo_prune.report.likeness import Likeness, open_likeness
-from nemo_prune.report.nearness import is_near, near_levels
+from nemo_prune.report.likeness import Likeness, Scores, is_near, judge_near, near_levels, open_likeness
 from nemo_prune.report.pictures import Picture
 
 UNRELATED = [
@@ -36,6 +37,63 @@ def test_chance_must_not_reach_as_far_as_the_original() -> None:
 def test_nothing_is_known_without_pictures_to_compare_with() -> None:
     assert near_levels([{"edges": 0.9}], []) == {}
     assert near_levels([], UNRELATED) == {}
+
+
+# ------------------------------------------------- the original's other seeds as the reference
+
+CHANCE = [{"ms_ssim": 0.1 + 0.02 * i, "edges": 0.05 * i} for i in range(6)]  # up to .20 and .25
+ALIKE, LAYOUT, OTHER = (
+    {"ms_ssim": 0.9, "edges": 0.9}, {"ms_ssim": 0.2, "edges": 0.8}, {"ms_ssim": 0.15, "edges": 0.2},
+)  # fmt: skip
+
+
+def table(seeds: int, pairs: dict[tuple[int, int], Scores], elsewhere: Scores) -> list[list[Scores]]:
+    """[picture j][original's picture i, i != j] from the pairs (j, i) that are given."""
+    return [[pairs.get((j, i), elsewhere) for i in range(seeds) if i != j] for j in range(seeds)]
+
+
+def among(some: Sequence[int], scores: Scores) -> dict[tuple[int, int], Scores]:
+    return {(j, i): scores for j in some for i in some}
+
+
+def test_a_picture_that_comes_back_from_two_of_eight_seeds_is_caught() -> None:
+    before = table(8, {}, ALIKE)
+    after = table(8, {(j, i): ALIKE for j in (2, 5) for i in range(8)}, OTHER)
+    found = judge_near(before, after, CHANCE)
+    assert found is not None
+    assert found.before == (True,) * 8
+    assert [j for j, near in enumerate(found.after) if near] == [2, 5], "the mean would hide them"
+
+
+def test_what_two_of_eight_seeds_replicated_is_the_target_of_those_two() -> None:
+    pairs = among((1, 6), ALIKE)
+    found = judge_near(table(8, pairs, OTHER), table(8, pairs, OTHER), CHANCE)
+    assert found is not None
+    assert [j for j, near in enumerate(found.before) if near] == [1, 6]
+    assert found.after == found.before
+    gone = judge_near(table(8, pairs, OTHER), table(8, {}, OTHER), CHANCE)
+    assert gone is not None
+    assert not any(gone.after)
+
+
+def test_a_template_is_told_by_its_layout_alone() -> None:
+    found = judge_near(table(8, {}, LAYOUT), table(8, {(3, 0): LAYOUT}, OTHER), CHANCE)
+    assert found is not None
+    assert set(found.levels) == {"edges"}
+    assert found.levels["edges"] == pytest.approx((0.8 + 0.25) / 2)
+    assert found.after == tuple(j == 3 for j in range(8))
+
+
+def test_pictures_that_do_not_agree_are_not_judged() -> None:
+    assert judge_near(table(8, {}, OTHER), table(8, {}, ALIKE), CHANCE) is None
+    assert judge_near(table(1, {}, ALIKE), table(1, {}, ALIKE), CHANCE) is None, "no other seed"
+    assert judge_near(table(8, {}, ALIKE), table(8, {}, OTHER), []) is None, "no ordinary pictures"
+
+
+def test_the_training_picture_is_a_reference_like_any() -> None:
+    found = judge_near([[ALIKE], [OTHER]], [[OTHER], [ALIKE]], CHANCE)
+    assert found is not None
+    assert (found.before, found.after) == ((True, False), (False, True))
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,13 @@ import pytest
 from nemo_prune.errors import OptionError, OutputError
 from nemo_prune.report.render import (
     histogram,
-    settled,
     to_html,
     to_json,
     to_markdown,
-    verdict,
     write_card,
     write_report,
 )
+from nemo_prune.report.verdict import outlook, verdict
 
 DOT = (
     "data:image/png;base64,"
@@ -35,7 +34,7 @@ def make_data(text: str | None = None, status: str = "suppressed") -> dict[str, 
     pictures = {
         "before_after": scores, "seeds_before": scores, "seeds_after": scores, "target_before": target,
         "target_after": target, "target_unrelated": target, "near_before": 2, "near_after": 1,
-        "near_above": {"ms_ssim": 0.55},
+        "near_above": {"target": {"ms_ssim": 0.55}, "consensus": {"edges": 0.45}},
     }  # fmt: skip
     one = {"score_before": 0.9, "score_after": 0.1, "within_after": 0.2, "same_seed": 0.15}
     memorized = one | {
@@ -58,7 +57,7 @@ def make_data(text: str | None = None, status: str = "suppressed") -> dict[str, 
                    "neurons": [], "pictures": None},
         ],
         "ordinary": [one | {"index": 0, "score_own": None, "pictures": {"before_after": scores,
-                     "seeds_before": scores | {"edges": 0.321},
+                     "seeds_before": scores | {"ms_ssim": 0.3, "edges": 0.321},
                      "seeds_after": scores | {"edges": 0.123}}}],
         "drift": {
             "layers": [{"layer": LAYER, "removed": 1, "pruned": 0.02, "random": 0.01}],
@@ -170,7 +169,7 @@ def test_json_is_the_data_with_the_verdict() -> None:
 
 def test_the_verdict_counts() -> None:
     assert verdict(make_data()) == (
-        "1 of 1 memorized prompt suppressed; 1 of 2 pictures still near the training picture; "
+        "1 of 1 memorized prompt suppressed; 1 of 2 pictures still near the memorized picture; "
         "ordinary prompts drift 2.00 %, 1.25 times what random neurons do; 1 neuron removed."
     )
     assert verdict(make_data(status="still memorized")).startswith("0 of 1 memorized prompt suppressed")
@@ -179,10 +178,12 @@ def test_the_verdict_counts() -> None:
 
 def test_settled_needs_scores_and_pictures() -> None:
     data = make_data()
-    assert not settled(data)
+    assert outlook(data) == "unsettled"
     data["prompts"][0]["pictures"]["near_after"] = 0
-    assert settled(data)
-    assert not settled(data | {"prompts": [data["prompts"][0] | {"status": "not removable"}]})
+    assert outlook(data) == "settled"
+    assert outlook(data | {"prompts": [data["prompts"][0] | {"status": "not removable"}]}) == "unsettled"
+    data["prompts"][0]["pictures"] = None
+    assert outlook(data) == "open", "nobody looked at its pictures"
 
 
 def test_without_pictures_drift_or_ordinary_prompts_it_still_is_a_report() -> None:

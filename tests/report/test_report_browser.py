@@ -22,6 +22,8 @@ _COUNTS = """() => ({
     width: document.documentElement.scrollWidth,
     broken: [...document.images].filter(image => !image.naturalWidth).length,
     images: document.images.length,
+    cut: [...document.querySelectorAll('.stack')].filter(
+        table => table.scrollWidth > table.parentElement.clientWidth).length,
 })"""
 # Contrast of every text with what is behind it, by WCAG 2, and the size of its letters.
 _TEXTS = """() => {
@@ -95,8 +97,8 @@ def _made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = make_data(EVIL + " " + "word" * 60)
     data["pruned"]["path"] = "a_rather_long_name_of_a_checkpoint_" * 4 + ".safetensors"
     first = data["prompts"][0]
-    statuses = ("suppressed", "still memorized", "not removable")
-    data["prompts"] = [first | {"index": i, "status": statuses[i % 3]} for i in range(12)]
+    statuses = ("suppressed", "still memorized", "not removable", "replicated")
+    data["prompts"] = [first | {"index": i, "status": statuses[i % 4]} for i in range(12)]
     album = {
         "prompts": {
             i: ALBUM["prompts"][0] | {"before": [uri] * 4, "after": [uri] * 4} for i in range(12)
@@ -122,6 +124,7 @@ def test_the_page_is_whole_and_readable(browser: Any, report: Page, width: int, 
     assert [one for one in heard if not one.startswith("data:")] == [report.path.as_uri()]
     counts = page.evaluate(_COUNTS)
     assert counts["width"] <= width, "the page itself must not scroll sideways"
+    assert counts["cut"] == 0, "the table of prompts is whole at any width"
     assert counts["broken"] == 0
     assert counts["images"] == report.pictures
     texts = page.evaluate(_TEXTS)
