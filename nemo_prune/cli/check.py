@@ -44,6 +44,7 @@ def check(
     if junit:
         check_place(junit, overwrite)
     inputs = read_inputs(open_checkpoint(model), {"prompt_file": prompt_file, **given})
+    inputs.check()
     from nemo_prune.report.junit import append_step_summary, finding_line, write_junit
     from nemo_prune.scoring.detection_run import find_memorized, summary
 

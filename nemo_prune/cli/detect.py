@@ -55,6 +55,7 @@ def detect(
     labels = read_labels(given["prompt_file"], inputs.prompts.texts)
     if journal and resume:
         check_resumable(journal, inputs.prompts.texts, inputs.calibration_prompts)
+    inputs.check()
     from nemo_prune.scoring.detection_run import find_memorized, summary, write_csv
 
     with progress(quiet) as bar:

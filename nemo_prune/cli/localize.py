@@ -51,6 +51,7 @@ def localize(model: Path, show_prompts: bool, as_json: bool, quiet: bool, **give
     check_files(journal_of(writing))
     check_manifest(writing)
     inputs = read_inputs(open_checkpoint(model), given)
+    check_search(inputs, writing)
     with progress(quiet) as bar:
         found = search(inputs, writing, show_prompts, bar)
     conclude(found, None, writing, as_json, quiet)
@@ -75,23 +76,28 @@ def check_manifest(writing: Writing) -> None:
         check_place(writing.manifest, _replaces(writing, journal))
 
 
+def check_search(inputs: Inputs, writing: Writing) -> None:
+    """Refuse what the search could not begin with; no model is loaded."""
+    from nemo_prune.scoring.journal import check_resumable
+
+    if writing.resume and (journal := journal_of(writing)):
+        check_resumable(journal, inputs.prompts.texts, inputs.calibration_prompts)
+    inputs.check()
+
+
 def search(inputs: Inputs, writing: Writing, show_prompts: bool, progress: Progress) -> "Localization":
     """Search; of an interrupted search the manifest keeps what was finished.
 
     Raises what `nemo_prune.localize.localize.localize` raises.
     """
     from nemo_prune.localize.localize import localize
-    from nemo_prune.scoring.journal import check_resumable
 
-    journal = journal_of(writing)
-    if journal and writing.resume:
-        check_resumable(journal, inputs.prompts.texts, inputs.calibration_prompts)
     inputs.note_repetitions(progress)
     try:
         return localize(
             inputs.checkpoint, inputs.prompts.texts, inputs.options, progress,
             calibration_prompts=inputs.calibration_prompts, show_prompts=show_prompts,
-            keep=journal, resume=writing.resume,
+            keep=journal_of(writing), resume=writing.resume,
         )  # fmt: skip
     except Interrupted as stop:
         keep_manifest(stop.manifest, writing)

@@ -197,26 +197,30 @@ class Inputs:
         if self.prompts.merged:
             progress.note(f"{self.prompts.merged} repeated prompts merged")
 
+    def check(self) -> None:
+        """Refuse options that do not go with this model or machine. Imports torch, so it comes last.
+
+        Raises OptionError, CheckpointError, CalibrationError.
+        """
+        from nemo_prune.model.devices import pick_device
+        from nemo_prune.scoring.opening import scored_timestep
+        from nemo_prune.scoring.ordinary import check_calibration
+
+        pick_device(self.options.device)
+        scored_timestep(self.checkpoint, self.options)
+        check_calibration(self.checkpoint, self.options, self.calibration_prompts)
+
 
 def read_inputs(checkpoint: "Checkpoint", given: Mapping[str, Any]) -> Inputs:
-    """Read all prompts and the calibration file, and refuse what does not fit; imports torch.
+    """Read all prompts; `given` is what click parsed.
 
-    Raises OptionError, CheckpointError, PromptFileError, CalibrationError.
+    Raises OptionError, PromptFileError.
     """
     from nemo_prune.files.prompts import read_prompts
 
     asked = build(Options, given)
     prompts = read_prompts(given["prompt_file"])
-    ordinary = given["calibration_prompts"]
-    inputs = Inputs(checkpoint, prompts, asked, read_prompts(ordinary).texts if ordinary else None)
     if "layers" in given:
         checkpoint.select(asked.searched_layers)
-    # What needs no torch is refused first: importing it takes seconds.
-    from nemo_prune.model.devices import pick_device
-    from nemo_prune.scoring.opening import scored_timestep
-    from nemo_prune.scoring.ordinary import check_calibration
-
-    pick_device(asked.device)
-    scored_timestep(checkpoint, asked)
-    check_calibration(checkpoint, asked, inputs.calibration_prompts)
-    return inputs
+    ordinary = given["calibration_prompts"]
+    return Inputs(checkpoint, prompts, asked, read_prompts(ordinary).texts if ordinary else None)

@@ -8,6 +8,7 @@ import click
 
 from nemo_prune.cli.localize import (
     check_manifest,
+    check_search,
     conclude,
     exit_code,
     journal_of,
@@ -83,6 +84,7 @@ def prune(
     check_manifest(writing)
     check_reports(reporting)
     inputs = read_inputs(checkpoint, given)
+    check_search(inputs, writing)
     report = prepare(reporting, inputs.prompts.texts)
     from nemo_prune.localize import prune as pruning
 

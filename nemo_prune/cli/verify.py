@@ -74,6 +74,7 @@ def verify(
     from nemo_prune.report.inputs import VerifyInputs, check_inputs
 
     check_inputs(before, after, prompts, wanted)
+    inputs.check()
     report = prepare(reporting, prompts)
     asked = _as_pruned(inputs.options, stated, context)
     with progress(quiet) as bar:
