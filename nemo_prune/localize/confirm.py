@@ -9,6 +9,8 @@ Prompts are taken one after the other, so that each profits from what is off for
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.options import Progress
 from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
@@ -60,7 +62,7 @@ class Confirmation:
     """
 
     def __init__(
-        self, engine: Engine, schedule: Schedule, unrelated: Sequence[object], progress: Progress
+        self, engine: Engine, schedule: Schedule, unrelated: Sequence[Tensor], progress: Progress
     ) -> None:
         self.engine, self.schedule, self.progress = engine, schedule, progress
         self.unrelated = unrelated
@@ -148,20 +150,17 @@ class Confirmation:
         left = Candidates(tuple(n for n in candidates.order if n not in off), candidates.harm)
         search = trajectory_search(left, remaining, _GOAL)
         job = Job(prompt, search, base=off, reference=self.references[index], layers=layers)
-        (found,) = self.engine.run([job], on_samples=self.progress.advance)
+        found: list[Outcome] = self.engine.run([job], on_samples=self.progress.advance)
         self._spent(index, before)
-        outcome: Outcome = found
-        return outcome
+        return found[0]
 
     def _spent(self, index: int, before: int) -> None:
-        self.result.passes[index] = (
-            self.result.passes.get(index, 0) + self.engine.cost.samples - before
-        )
+        self.result.passes[index] = self.result.passes.get(index, 0) + self.engine.cost.samples - before
 
 
 def unrelated_ends(
     engine: Engine, ordinary: Sequence[str], schedule: Schedule, progress: Progress
-) -> list[object]:
+) -> list[Tensor]:
     """Where ordinary prompts' trajectories end, one seed each; once per model."""
     texts = ordinary[:UNRELATED]
     progress.stage("drawing ordinary trajectories", len(texts) * schedule.passes, "samples")
@@ -169,4 +168,4 @@ def unrelated_ends(
         Sample(prompt, frozenset(), _UNRELATED_SEED + place)
         for place, prompt in enumerate(engine.prompts(texts))
     ]
-    return list(engine.trajectories(samples, schedule, progress.advance))
+    return engine.trajectories(samples, schedule, progress.advance)

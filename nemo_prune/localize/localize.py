@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
@@ -290,9 +289,7 @@ class _Run:
         truncated = self.counts[index] > TOKENS
         text = self.prompts[index] if self.show_prompts else None
         if outcome is None:
-            return PromptRecord(
-                index, Status.NOT_SEARCHED, None, None, truncated=truncated, text=text
-            )
+            return PromptRecord(index, Status.NOT_SEARCHED, None, None, truncated=truncated, text=text)
         neurons, samples = outcome.neurons, self.spent[index]
         after = max(outcome.scores_after.values(), default=None)
         if repaired is not None and index in repaired.neurons:
@@ -350,5 +347,3 @@ class _Run:
             self.statistics_from, outcomes, cost, confirmed,
             self.confirmation.references if self.confirmation else {},
         )  # fmt: skip
-
-

@@ -121,7 +121,9 @@ class Repair:
             baseline = dict(self.baselines[index])
             jobs.append(Job(self.prompts[index], search, baseline, result.off, layers=self.layers))
         spent = self.engine.cost.samples
-        found = self.engine.run(jobs, on_finished=lambda _index, _outcome: self.progress.advance())
+        found: list[Outcome] = self.engine.run(
+            jobs, on_finished=lambda _index, _outcome: self.progress.advance()
+        )
         shared = (self.engine.cost.samples - spent) // len(again)
         for index, outcome in zip(again, found, strict=True):
             result.samples[index] = result.samples.get(index, 0) + shared
@@ -140,7 +142,9 @@ class Repair:
         self.progress.stage("dropping neurons that are not needed", None, "samples")
         spent = engine.cost.samples
         pairs = {
-            (index, seed): score for index, scores in self.known.items() for seed, score in scores.items()
+            (index, seed): score
+            for index, scores in self.known.items()
+            for seed, score in scores.items()
         }
         search = reduce_union(result.neurons, pairs, self.tau)
         kept = set(engine.run_union(search, self.prompts, self.baselines, self.progress.advance))

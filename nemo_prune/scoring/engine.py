@@ -25,7 +25,7 @@ from nemo_prune.scoring.attribution import Masking, attribute, soft_maxima
 from nemo_prune.scoring.criterion import best_pairs, compared_with, scores_against
 from nemo_prune.scoring.similarity import noise_difference
 from nemo_prune.scoring.trajectory import Reference, Schedule, denoise
-from nemo_prune.search.protocol import Attribute, Attribution, Question, Reply, Search
+from nemo_prune.search.protocol import Attribute, Attribution, Question, Reply, Steps
 from nemo_prune.search.union import Pair, UnionSearch
 
 T = TypeVar("T")

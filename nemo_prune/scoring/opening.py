@@ -29,6 +29,7 @@ def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | N
         seed=options.seed,
         criterion=options.criterion,
         batch_size=options.batch_size,
+        published=model.family == "sd1" and model.latent_shape[1:] == (64, 64),
     )
     if progress is not None:
         engine.note = progress.note
@@ -74,6 +75,6 @@ def _loading(options: Options) -> dict[str, Any]:
 
 
 def trajectory_schedule(model: LoadedModel, confirm: str) -> Schedule:
-    """A few steps for "trajectory", as many as a picture takes for "pictures", on the model's own schedule."""
+    """A few steps for "trajectory", as many as a picture takes for "pictures"."""
     first = ddim_timestep(model.scheduler_config, 50, 0)
     return schedule_from(first, PICTURE_STEPS if confirm == "pictures" else STEPS)

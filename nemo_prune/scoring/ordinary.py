@@ -285,6 +285,7 @@ class Ordinary:
             "seed": self._options.seed,
             "timestep": self._engine.timestep,
             "guidance": 0,
+            "similarity": "published" if self._engine.published else "current",
             "latents": list(self._engine.model.latent_shape),
         }
 

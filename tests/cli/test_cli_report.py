@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from nemo_prune.scoring.batches import noise_seed
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -25,6 +24,7 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.report.gallery import PictureSettings
 from nemo_prune.report.pictures import draw
+from nemo_prune.scoring.engine import noise_seed
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
 CAPTION = "marker caption of a red fox"

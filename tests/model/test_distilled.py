@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from layouts import SMALL
-from nemo_prune.scoring.batches import Sample
 from safetensors.torch import load_file
 from tiny import ldm, run, same_weights, tiny_configs, write_tiny
 from torch import Tensor
@@ -19,7 +18,7 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.model import hub, loading
 from nemo_prune.report.inputs import check_inputs
 from nemo_prune.scoring.activations import activations
-from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.engine import Engine, Sample
 from nemo_prune.scoring.similarity import noise_difference
 
 CPU = torch.device("cpu")
