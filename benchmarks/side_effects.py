@@ -28,13 +28,13 @@ from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
-from nemo_prune.cli.main import demo
 from nemo_prune.cli.progress import progress
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.localize import prune as pruning
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization, localize
 from nemo_prune.model.loading import load_pipeline
 from nemo_prune.options import Options, Progress
+from nemo_prune.report import demo
 from nemo_prune.report.gallery import PictureSettings
 from nemo_prune.report.inputs import inputs_of_run
 from nemo_prune.report.likeness import Likeness, mean, open_likeness

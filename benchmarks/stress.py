@@ -32,8 +32,8 @@ from typing import Any
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import LAST_RUNG, THETA_START, THETA_STEP, Ladder
-from nemo_prune.search.protocol import run
 from nemo_prune.search.literal import literal_search
+from nemo_prune.search.protocol import run
 
 TAU = 0.428
 WIDTHS = (320, 320, 640, 640, 1280, 1280, 1280)  # SD1's value layers, down blocks and mid block

@@ -72,7 +72,7 @@ def refuse_same(outputs: Iterable[Path | None]) -> None:
         with contextlib.suppress(OSError, ValueError):
             alike = alike or one.samefile(other)
         if alike:
-            raise OutputError(f"{other}: is named for two outputs of one command; give two names")
+            raise OutputError(f"{other}: is to be written twice, as two outputs; give two names")
         if first in second.parents or second in first.parents:
             raise OutputError(
                 f"{other}: lies in {one} or around it, and both are outputs; give two places"

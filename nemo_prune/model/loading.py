@@ -149,6 +149,17 @@ def load_pipeline(
     return pipeline
 
 
+def model_schedule(
+    checkpoint: Checkpoint, config: Path | None = None, prediction_type: str | None = None
+) -> Config:
+    """The noise schedule that `load_model` would give the model; raises as it does, loads nothing."""
+    return read_schedule(checkpoint, _configs(checkpoint, config), prediction_type)
+
+
+def _configs(checkpoint: Checkpoint, config: Path | None) -> Configs:
+    return Configs(checkpoint.family, checkpoint.metadata, checkpoint.path, config, checkpoint.configs)
+
+
 class _Loader:
     """Loads single components of one checkpoint."""
 
@@ -163,9 +174,7 @@ class _Loader:
         self.device = device
         self.dtype = dtype
         self.path = checkpoint.path
-        self.configs = Configs(
-            checkpoint.family, checkpoint.metadata, self.path, config, checkpoint.configs
-        )
+        self.configs = _configs(checkpoint, config)
 
     def _component(
         self,

@@ -39,6 +39,40 @@ BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as s
 FILE, CACHE, NOW = "file", "cache", "this run"
 
 
+def check_calibration(
+    checkpoint: Checkpoint, options: Options, captions: Sequence[str] | None
+) -> Calibration | None:
+    """Refuse ordinary prompts or a calibration file that cannot be for `checkpoint`; no model is loaded.
+
+    Returns the calibration of `options.calibration`, if there is one.
+
+    Raises OptionError for both a file and prompts, CalibrationError for fewer than 30 prompts and
+    for a file that is unreadable, incomplete or of other value layers.
+    """
+    path = options.calibration
+    if path and captions is not None:
+        raise OptionError(
+            f"{option('calibration')} and {option('calibration_prompts')}: give one of them"
+        )
+    if captions is not None and len(captions) < FEWEST_PROMPTS:
+        raise CalibrationError(
+            f"{len(captions)} calibration prompts say too little about what is ordinary; "
+            f"give at least {FEWEST_PROMPTS}, better several hundred"
+        )
+    if path is None:
+        return None
+    found = read_calibration(path)
+    if not found.statistics or not found.scores:
+        raise CalibrationError(f"{path}: is incomplete; make it anew with nemo-prune calibrate")
+    rows = {layer.name: layer.rows for layer in checkpoint.value_layers}
+    if {name: len(mean) for name, mean in found.statistics.mean.items()} != rows:
+        raise CalibrationError(
+            f"{path}: is for a model with other value layers; make one for this model with "
+            f"nemo-prune calibrate"
+        )
+    return found
+
+
 class Ordinary:
     """What is ordinary for one model, each part found once and only if asked for.
 
@@ -63,15 +97,7 @@ class Ordinary:
         progress: Progress,
         calibrating: bool = False,
     ) -> None:
-        if options.calibration and captions is not None:
-            raise OptionError(
-                f"{option('calibration')} and {option('calibration_prompts')}: give one of them"
-            )
-        if captions is not None and len(captions) < FEWEST_PROMPTS:
-            raise CalibrationError(
-                f"{len(captions)} calibration prompts say too little about what is ordinary; "
-                f"give at least {FEWEST_PROMPTS}, better several hundred"
-            )
+        found = check_calibration(checkpoint, options, captions)
         self._engine = engine
         self._layers = checkpoint.value_layers
         self._options = options
@@ -79,7 +105,7 @@ class Ordinary:
         self._captions = bundled_captions() if captions is None else tuple(captions)
         self._progress = progress
         self._calibrating = calibrating
-        self._file = self._checked(options) if options.calibration else None
+        self._file = self._fitting(found) if found else None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -270,19 +296,9 @@ class Ordinary:
         if trouble := cache.store(kind, calibration):
             self._progress.note(trouble)
 
-    def _checked(self, options: Options) -> Calibration:
+    def _fitting(self, found: Calibration) -> Calibration:
         """The calibration file, if it is for this model and these settings."""
-        assert options.calibration is not None
-        path = options.calibration
-        found = read_calibration(path)
-        if not found.statistics or not found.scores:
-            raise CalibrationError(f"{path}: is incomplete; make it anew with nemo-prune calibrate")
-        rows = {layer.name: layer.rows for layer in self._layers}
-        if {name: len(mean) for name, mean in found.statistics.mean.items()} != rows:
-            raise CalibrationError(
-                f"{path}: is for a model with other value layers; make one for this model with "
-                f"nemo-prune calibrate"
-            )
+        path, options = self._options.calibration, self._options
         differing = misfits(
             found, self._engine.model, self.scores_about, options.seeds, lambda: self.fingerprint
         )

@@ -162,7 +162,7 @@ def test_prune_reports_on_what_it_wrote(folder: Path, tmp_path: Path) -> None:
     assert [e["score_own"] for e in verdict["prompts"]] == [e["score_own"] for e in data["prompts"]]
 
 
-def test_too_much_drift_stops_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+def test_too_much_drift_writes_no_checkpoint_and_keeps_the_search(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.safetensors"
     common = [folder / "model.safetensors", "--prompts", folder / "prompts.txt",
               "--tau", "0", "--gate", "0",
@@ -178,9 +178,13 @@ def test_too_much_drift_stops_before_anything_is_written(folder: Path, tmp_path:
     assert told["drift"] > 0
     assert told["output"] is None
     assert "would drift" in result.stderr
-    assert list(tmp_path.iterdir()) == []
-    assert "would drift" not in run(*common, "--max-drift", "100").stderr
-    assert out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "m.journal"]
+    assert json.loads((tmp_path / "m").read_text())["neurons"] == told["neurons"]
+    assert f"nothing was written but {tmp_path / 'm'} and its journal" in result.stderr
+    resumed = run(*common, "--max-drift", "100", "--manifest", tmp_path / "m", "--resume", "--json")
+    assert "would drift" not in resumed.stderr
+    assert json.loads(resumed.stdout)["neurons"] == told["neurons"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "o.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from tiny import ldm, run, same_weights
 
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.checkpoint.zeros import model_zeros
-from nemo_prune.cli.demo import CHECKPOINT, DATA, write_config_folder
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model import hub
 from nemo_prune.model.loading import load_model, load_pipeline
+from nemo_prune.report.demo import CHECKPOINT, DATA, write_config_folder
 
 pytestmark = pytest.mark.slow
 

@@ -78,5 +78,5 @@ def test_a_note_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["tau", "gate"])
 def test_a_threshold_that_is_no_number_is_refused(name: str, value: float) -> None:
-    with pytest.raises(OptionError, match=f"--{name} .*: is no number"):
+    with pytest.raises(OptionError, match=f"{name} .*: is no number"):
         Options(**{name: value})  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ def test_two_outputs_are_two_files(tmp_path, monkeypatch):
     (tmp_path / "dangling").symlink_to("new")
     (tmp_path / "hard").hardlink_to(tmp_path / "old")
     for one, other, words in (
-        ("new", "new", "new: is named for two outputs of one command; give two names"),
+        ("new", "new", "new: is to be written twice, as two outputs; give two names"),
         ("new", "./new", "two names"),
         ("new", "folder/../new", "two names"),
         ("new", tmp_path / "new", "two names"),
