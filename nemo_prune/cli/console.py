@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nemo_prune.checkpoint.statuses import Status
+from nemo_prune.checkpoint.statuses import GONE, Status
 from nemo_prune.errors import rendered
 
 _STYLES = {Status.SUPPRESSED: "green", Status.NOT_MEMORIZED: "dim", Status.NOT_SEARCHED: "dim"}
@@ -31,27 +31,37 @@ def interval_text(gate: Mapping[str, Any]) -> str:
 
 
 def print_prompts(result: dict[str, Any]) -> None:
-    """The table of prompts and the totals of a `summary`."""
+    """The table of prompts and the totals of a `summary`.
+
+    "picture left": what trajectories say is left of the memorized picture, at the worst seed.
+    """
     shown = console()
-    table = _table("prompt", "status", "score before", "score after", "neurons", "samples")
+    table = _table(
+        "prompt", "status", "score before", "score after", "picture left", "neurons", "samples"
+    )
     for entry in result["prompts"]:
         table.add_row(
             str(entry["index"]), _status(entry), _score(entry["score_before"]),
-            _score(entry["score_after"]), str(len(entry["neurons"])), str(entry["samples"]),
+            _score(entry["score_after"]), _share(entry["trajectory"]), str(len(entry["neurons"])),
+            str(entry["samples"] + entry["trajectory_samples"]),
         )  # fmt: skip
     shown.print(table)
     cost = result["cost"]
     memorized = [e for e in result["prompts"] if e["status"] != Status.NOT_MEMORIZED]
     suppressed = sum(e["status"] == Status.SUPPRESSED for e in memorized)
+    drawn = [str(e["index"]) for e in memorized if (e["trajectory"] or 0) >= GONE]
+    still = f" Still drawn: {', '.join(drawn)}." if drawn else ""
+    confirmed = "the score alone" if result["confirm"] == "none" else f"score and {result['confirm']}"
     shown.print(
         f"gate {result['gate']['value']} ({result['gate_source']}), tau {result['tau']} "
         f"({result['tau_source']}), ordinary activations from {result['statistics_from']}, "
         f"criterion {result['criterion']}. "
-        f"{suppressed} of {len(memorized)} memorized prompts suppressed, "
+        f"{suppressed} of {len(memorized)} memorized prompts suppressed by {confirmed}, "
         f"{len(result['prompts']) - len(memorized)} not memorized; "
-        f"{len(result['neurons'])} neurons in all.\n"
+        f"{len(result['neurons'])} neurons in all.{still}\n"
         f"Denoiser samples: {cost['samples']} to search, {cost['calibration_samples']} to "
-        f"calibrate, {cost['check_samples']} to check; {cost['seconds']} s, "
+        f"calibrate, {cost['check_samples']} to check, {cost['trajectory_samples']} for trajectories; "
+        f"{cost['seconds']} s, "
         f"{cost['peak_memory_mb']} MB at the peak."
     )
 
@@ -167,6 +177,10 @@ def _table(*columns: str) -> Table:
 
 def _status(entry: Mapping[str, Any]) -> str:
     return f"[{_STYLES.get(entry['status'], _UNSOLVED)}]{entry['status']}[/]"
+
+
+def _share(remaining: float | None) -> str:
+    return "-" if remaining is None else f"{100 * max(0.0, remaining):.0f} %"
 
 
 def _score(value: float | None) -> str:
