@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nemo_prune.checkpoint.families import recognize
-from nemo_prune.cli.demo import CHECKPOINT, DATA
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.options import DEFAULT_FPR, Options
+from nemo_prune.report.demo import CHECKPOINT, DATA
 from nemo_prune.scoring.detect import score_paths
 from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.rates import separation

@@ -33,10 +33,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.checkpoint.families import Checkpoint, recognize
+from nemo_prune.checkpoint.apply import write_model
+from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import zero_neurons
-from nemo_prune.files.streams import Ranges, Source, copy
+from nemo_prune.checkpoint.recognize import recognize
+from nemo_prune.files.rewrite import Ranges, Source, copy
 
 COLUMNS = 768
 WIDTHS = {1: 320, 2: 320, 4: 640, 5: 640, 7: 1280, 8: 1280}  # input blocks of SD1 with attention
@@ -97,7 +98,7 @@ def contestants(
     checkpoint: Checkpoint, neurons: list[Neuron], out: Path
 ) -> dict[str, Callable[[], object]]:
     """By name, what writes `out` from the checkpoint."""
-    source_path, header = checkpoint.path, checkpoint.header
+    source_path, header = checkpoint.path, checkpoint.parts[0].header
     layers = {layer.name: layer for layer in checkpoint.value_layers}
     ranges = Ranges([header.tensors[layers[n.layer].tensors[0]].row(n.row) for n in neurons])
 
@@ -119,7 +120,7 @@ def contestants(
     return {
         "copy": copied,
         "cp": shell('cp "$1" "$2"'),
-        "whole": lambda: zero_neurons(checkpoint, neurons, out, {}),
+        "whole": lambda: write_model(checkpoint, neurons, out, {}),
         "cp, sync, cmp": shell('cp "$1" "$2" && sync "$2" && cmp "$1" "$2"'),
         "load_file, save_file": by_library,
     }
@@ -160,7 +161,7 @@ def measure(size: int, folder: Path, repeats: int) -> dict[str, Any]:
     best = {name: min(wall for wall, _ in times) for name, times in taken.items()}
     processor = {name: min(cpu for _, cpu in times) for name, times in taken.items()}
     return {
-        "bytes": checkpoint.header.size,
+        "bytes": checkpoint.parts[0].header.size,
         "seconds": {name: [round(wall, 2) for wall, _ in times] for name, times in taken.items()},
         "best": {name: round(t, 2) for name, t in best.items()},
         "processor": {name: round(t, 2) for name, t in processor.items()},

@@ -23,20 +23,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stress import format_table, stress_table
-from nemo_prune.checkpoint.families import recognize
 from nemo_prune.checkpoint.neurons import union
-from nemo_prune.cli.demo import CHECKPOINT, DATA, precision
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.options import Options
+from nemo_prune.report.demo import CHECKPOINT, DATA, precision
 from nemo_prune.scoring.activations import activation_statistics, ladders
-from nemo_prune.scoring.batches import Prompt
 from nemo_prune.scoring.detect import score_paths
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.memory import peak_memory, reset_peak_memory
 from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.thresholds import tau_from
-from nemo_prune.search.group_testing import search
-from nemo_prune.search.literal import Answer, Ladder, Outcome, Question, Search, literal_search
+from nemo_prune.search.ladder import Ladder
+from nemo_prune.search.literal import literal_search
+from nemo_prune.search.protocol import Answer, Outcome, Question, Search
 
 SEEDS = tuple(range(10))
 FRESH = range(1000, 1010)  # never used by a search

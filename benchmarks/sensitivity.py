@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.search import SEEDS
-from nemo_prune.checkpoint.families import recognize
-from nemo_prune.cli.demo import CHECKPOINT, DATA
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.cli.progress import progress
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization, localize
 from nemo_prune.options import Options
+from nemo_prune.report.demo import CHECKPOINT, DATA
 from nemo_prune.scoring import drift
 from nemo_prune.scoring.calibrate import calibrate
 from nemo_prune.scoring.calibration_file import read_calibration

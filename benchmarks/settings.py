@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.search import SEEDS, Task, open_demo, run_task
 from nemo_prune.options import Options
 from nemo_prune.scoring.engine import Engine
-from nemo_prune.search.literal import Outcome, Question
+from nemo_prune.search.protocol import Outcome, Question
 
 FILES = ("memorized.txt", "memorized-distributed.txt")
 

@@ -24,16 +24,17 @@ from typing import Any
 
 import torch
 
-from nemo_prune.checkpoint.families import Checkpoint, recognize
+from nemo_prune.checkpoint.apply import write_model
+from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import zero_neurons
-from nemo_prune.cli.main import demo
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.cli.progress import progress
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.localize import prune as pruning
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization, localize
 from nemo_prune.model.loading import load_pipeline
 from nemo_prune.options import Options, Progress
+from nemo_prune.report import demo
 from nemo_prune.report.gallery import PictureSettings
 from nemo_prune.report.inputs import inputs_of_run
 from nemo_prune.report.likeness import Likeness, mean, open_likeness
@@ -83,7 +84,7 @@ def _pictures(
 
 
 def _without(found: Localization, neurons: Sequence[Neuron], out: Path) -> Checkpoint:
-    zero_neurons(found.checkpoint, neurons, out, {}, overwrite=True)
+    write_model(found.checkpoint, neurons, out, {}, overwrite=True)
     return recognize(out)
 
 

@@ -30,8 +30,10 @@ from functools import partial
 from typing import Any
 
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.search.group_testing import search
-from nemo_prune.search.literal import LAST_RUNG, THETA_START, THETA_STEP, Ladder, literal_search, run
+from nemo_prune.search.group_testing import gradient_free_search
+from nemo_prune.search.ladder import LAST_RUNG, THETA_START, THETA_STEP, Ladder
+from nemo_prune.search.literal import literal_search
+from nemo_prune.search.protocol import run
 
 TAU = 0.428
 WIDTHS = (320, 320, 640, 640, 1280, 1280, 1280)  # SD1's value layers, down blocks and mid block
@@ -150,7 +152,7 @@ def stress_row(
     for _ in range(repeats):
         case = make_case(rng, candidates, needed, seeds=seeds, informed=informed, agreement=agreement)
         told.append(case.bits)
-        for kind, samples in ((literal_search, literal), (search, fast)):
+        for kind, samples in ((literal_search, literal), (gradient_free_search, fast)):
             outcome = run(kind(case.ladder, range(seeds), TAU), case.oracle)
             assert set(outcome.neurons) == case.needed
             samples.append(outcome.samples)

@@ -1,4 +1,8 @@
-"""What a run may be told, and how it tells of its progress. Imports no torch."""
+"""What a run is asked to do, as frozen objects, and how it reports its progress. Imports no torch.
+
+`Options` says how a model is loaded, scored and searched; `Writing` where a pruned model goes;
+`Reporting` which reports are written of it. The command line has an option for each field.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,23 +11,35 @@ from typing import Literal, Protocol
 
 from nemo_prune.errors import OptionError, option
 
-Criterion = Literal["same-seed", "cross-seed"]
+Criterion = Literal["cross-seed", "same-seed"]
+SearchKind = Literal["auto", "gradient-free", "literal"]
+Confirm = Literal["trajectory", "pictures", "none"]
 DEFAULT_FPR = 0.01
 """Rate at which ordinary prompts may exceed the gate."""
+SMALLEST_FPR = 1e-9
+"""No list of ordinary prompts shows a smaller rate, and 1 - fpr must stay below 1 in floating point."""
 
 
 class Progress(Protocol):
-    """What a long job tells its caller about where it is; `done`: what an earlier run has done."""
+    """How a long job reports where it is."""
 
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> None: ...
-    def advance(self, count: int = 1) -> None: ...
-    def detail(self, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
+        """Begin a stage of `total` units; None: nobody knows how many. `done`: by an earlier run."""
+
+    def advance(self, count: int = 1) -> None:
+        """So many more units of the stage are done."""
+
+    def detail(self, text: str) -> None:
+        """A few words beside the bar of the stage, such as what it has cost so far."""
+
+    def note(self, text: str) -> None:
+        """A line that stays; a line that was noted before is not repeated."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run may be told; the defaults are the paper's, but for the criterion and the gate.
+    """How a model is loaded, scored and searched; the defaults are the paper's, except for the
+    criterion and the gate.
 
     tau: memorization threshold of a seed, and what a suppressed prompt must stay below; None:
         from the calibration, else the published 0.428 where it applies.
@@ -31,9 +47,16 @@ class Options:
     calibration: a file of `nemo-prune calibrate`; `force` uses it though made for another model.
     cache: keep statistics and scores of ordinary prompts between runs.
     prediction_type, text_encoder, config: what the model does not say of itself, or lacks.
+    layers: "auto" is down + mid, the paper's, and all where trajectories ask for more.
+    search: "auto", "gradient-free" or "literal", which is the paper's procedure; `as_published`: as the
+        authors' code does it where that differs.
+    confirm: what decides that a picture is gone: short guided trajectories, as many steps as a picture
+        takes ("pictures"), or "none": the score alone.
     steps, timestep: scores are taken at `timestep`, or at the second of `steps` DDIM steps.
+    batch_size: denoiser samples at once; None: as many as the device holds.
 
-    Raises OptionError for a gate below tau, one of them that is no number, or fewer than 2 seeds.
+    Raises OptionError for a gate below tau, one of them that is no number, a rate that no prompts
+    can show, or fewer than 2 seeds.
     """
 
     seeds: int = 10
@@ -48,9 +71,11 @@ class Options:
     timestep: int | None = None
     device: str = "auto"
     precision: str = "auto"
-    layers: str = "down+mid"
+    layers: str = "auto"
     criterion: Criterion = "cross-seed"
-    search: Literal["fast", "literal"] = "fast"
+    search: SearchKind = "auto"
+    as_published: bool = False
+    confirm: Confirm = "trajectory"
     batch_size: int | None = None
     rounds: int = 3
     config: Path | None = None
@@ -62,12 +87,22 @@ class Options:
             raise OptionError(f"{option('seeds')}: the score compares seeds, so it needs at least 2")
         if not 0 < self.fpr < 1:
             raise OptionError(f"{option('fpr')} {self.fpr}: is a rate between 0 and 1, such as 0.01")
+        if self.fpr < SMALLEST_FPR:
+            raise OptionError(
+                f"{option('fpr')} {self.fpr}: no list of prompts shows so small a rate; give at least "
+                f"{SMALLEST_FPR:g}, or {option('gate')}"
+            )
         for name, value in (("tau", self.tau), ("gate", self.gate)):
             # NaN passes every comparison that a range is checked by, and no score exceeds it.
             if value is not None and not math.isfinite(value):
-                raise OptionError(f"--{name} {value}: is no number; give one between 0 and 1")
+                raise OptionError(f"{option(name)} {value}: is no number; give one between 0 and 1")
         if self.tau is not None:
             self.check_gate(self.tau)
+
+    @property
+    def searched_layers(self) -> str:
+        """The layers that a search begins with."""
+        return "down+mid" if self.layers == "auto" else self.layers
 
     def check_gate(self, tau: float) -> None:
         """Raise OptionError for a gate below tau: no seed of such a prompt need be memorized."""
@@ -76,3 +111,54 @@ class Options:
                 f"{option('gate')} {self.gate}: lies below tau ({tau}), which no memorized seed does; "
                 f"raise it, or lower {option('tau')} too"
             )
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Where a pruned model and what belongs to it are written.
+
+    output: the checkpoint, a file or a folder like its source; None: it is not written.
+    overwrite: replace outputs that exist; folders and undo files are never replaced.
+    undo: keeps the removed rows, in a new file or folder.
+    link, drop_pickles: of a folder, hard-link the files that stay as they are; leave out pickles.
+    manifest: which neurons were found, and why. Its journal lies beside it.
+    resume: go on from the journal of an interrupted run.
+    """
+
+    output: Path | None = None
+    overwrite: bool = False
+    undo: Path | None = None
+    link: bool = False
+    drop_pickles: bool = False
+    manifest: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Which reports are written of a pruned model, and how its pictures are drawn and compared.
+
+    reports: .html, .md or .json; card: a Markdown section for a model card.
+    ordinary: a file of ordinary prompts to look for side effects with; None: bundled ones.
+    targets: training pictures, a folder or a CSV.
+    images, ordinary_images: pictures per memorized and per ordinary prompt and model; 0: none.
+    picture_steps: DDIM steps of a picture. guidance: the scale of classifier-free guidance.
+    sscd, clip: local files of models that compare pictures with each other and with prompts.
+    """
+
+    reports: tuple[Path, ...] = ()
+    card: Path | None = None
+    overwrite: bool = False
+    ordinary: Path | None = None
+    targets: Path | None = None
+    images: int = 4
+    ordinary_images: int = 2
+    picture_steps: int = 50
+    guidance: float = 7.0
+    sscd: Path | None = None
+    clip: Path | None = None
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """Everything that is to be written."""
+        return (*self.reports, self.card) if self.card else self.reports

@@ -15,8 +15,8 @@ import torch
 from click.testing import CliRunner
 from filelock import FileLock
 
-from nemo_prune.cli.demo import CHECKPOINT, DATA
 from nemo_prune.cli.main import main
+from nemo_prune.report.demo import CHECKPOINT, DATA
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -16,14 +16,14 @@ import torch
 from demo_world import MEMORIZED, Memorized, memorized_pictures
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from nemo_prune.checkpoint.families import recognize
-from nemo_prune.cli.demo import precision
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.cli.progress import progress
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.localize import prune as pruning
 from nemo_prune.localize.localize import Localization, localize
 from nemo_prune.model.loading import load_pipeline
 from nemo_prune.options import Options
+from nemo_prune.report.demo import precision
 from nemo_prune.report.pictures import Picture, draw, sheet, similarity
 from nemo_prune.scoring.calibrate import calibrate
 from nemo_prune.scoring.drift import random_neurons

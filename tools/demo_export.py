@@ -1,7 +1,8 @@
 """The demo checkpoint as one file in Stable Diffusion 1's layout.
 
 The file alone is enough for nemo-prune: what its shapes cannot tell stands in its metadata. Plain
-diffusers reads no such metadata and needs a config folder (`nemo_prune.demo.write_config_folder`).
+diffusers reads no such metadata and needs a config folder; see
+`nemo_prune.report.demo.write_config_folder`.
 """
 
 import hashlib
@@ -14,8 +15,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from ldm import save_single_file
 from transformers import CLIPTextModel
 
-from nemo_prune.cli.demo import component_configs
 from nemo_prune.model.configs import METADATA_KEY
+from nemo_prune.report.demo import component_configs
 
 # The settings that change what a model computes and leave no trace in its tensors' shapes.
 _UNSEEN = {

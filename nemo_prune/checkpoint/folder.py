@@ -8,17 +8,16 @@ nothing but links.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.checkpoint.copies import Copy, component_copies, merged_header, read_object
-from nemo_prune.checkpoint.families import Checkpoint, ValueLayer, identify
-from nemo_prune.checkpoint.foreign import is_addition, is_value_like
-from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint
+from nemo_prune.checkpoint.recognize import SHARD, identify, is_addition, is_value_like
 from nemo_prune.errors import CheckpointError
-from nemo_prune.files.header import Header, read_header
+from nemo_prune.files.header import Header, quoted, read_header
+from nemo_prune.files.strict_json import read_object
 from nemo_prune.files.trees import entries, read_tree
 
 DENOISER = "unet"
@@ -39,32 +38,14 @@ _CONFIGS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")
 
 
 @dataclass(frozen=True)
-class Folder(Checkpoint):
-    """A recognized diffusers folder: a pipeline's, or a denoiser's own.
+class Copy:
+    """One whole set of a component's weights: a file, or the shards that an index lists."""
 
-    What `Checkpoint` says is said of the main copy, the one that diffusers loads unasked; `header`
-    lists all its shards' tensors, with offsets that hold in the shards only. `tensors` of a value
-    layer are "FILE:KEY" for every copy. `layout` is "diffusers" or "unet-folder".
-
-    `main` are the files of the main copy. `parts` are all files that hold value layers, each as a
-    checkpoint with just those layers. `others` are all further files, `twins` those that hold
-    or may hold the denoiser's weights in a form that is not edited (pickles, ONNX, safetensors by
-    another name, ...).
-    `configs` are the folder's own, by component.
-    """
-
-    main: tuple[Path, ...]
-    parts: tuple[Checkpoint, ...]
-    others: tuple[Path, ...]
-    twins: tuple[Path, ...]
-    configs: Mapping[str, dict[str, Any]]
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return self.main
+    name: Path
+    files: tuple[Path, ...]
 
 
-def recognize_folder(root: Path) -> Folder:
+def recognize_folder(root: Path) -> Checkpoint:
     """Return what the folder at `root` holds, from its files' headers and configs alone.
 
     Raises CheckpointError, one line, if it holds no denoiser of a known family or two different
@@ -77,43 +58,34 @@ def recognize_folder(root: Path) -> Folder:
         for path in entries(root)
     )
     files = read_tree(root).files if looks_right else ()
-    copies = _denoisers(root, files)
-    if not copies:
+    found = _denoisers(root, files)
+    if not found:
         raise CheckpointError(f"{root}: {_without_denoiser(root, files)}")
-    main = copies[0][1]
-    for copy, twin in copies[1:]:
-        if _shape(twin) != _shape(main):
+    main = found[0]
+    for other in found[1:]:
+        if _shape(other) != _shape(main):
             raise CheckpointError(
-                f"{copy.name}: is another model than {main.path}, so one list of neurons cannot "
+                f"{other.path}: is another model than {main.path}, so one list of neurons cannot "
                 f"fit both; give a folder with one model"
             )
-    parts = tuple(part for copy, found in copies for part in _parts(copy, found))
-    edited = {part.path for part in parts}
+    copies = tuple(copy.copies[0] for copy in found)
+    edited = {part.path for copy in copies for part in copy}
     twins = tuple(path for path in files if _is_twin(path.relative_to(root)))
-    whole = copies[0][0].name.parent != root
+    whole = main.path.parent != root
     configs = _configs(root, whole)
-    return Folder(
-        header=replace(main.header, path=root),
-        family=main.family,
+    return replace(
+        main,
+        path=root,
         layout="diffusers" if whole else "unet-folder",
-        value_layers=tuple(_everywhere(root, layer, parts) for layer in main.value_layers),
+        copies=copies,
         text_encoder=bool(whole and component_copies(root / "text_encoder")),
         vae=bool(whole and component_copies(root / "vae")),
-        ema=any(twin.ema or _EMA.search(str(copy.name.relative_to(root))) for copy, twin in copies),
-        in_channels=main.in_channels,
+        ema=any(copy.ema or _EMA.search(str(copy.path.relative_to(root))) for copy in found),
         prediction_type=configs.get("scheduler", {}).get("prediction_type", main.prediction_type),
-        main=copies[0][0].files,
-        parts=parts,
         others=tuple(path for path in files if path not in edited and path not in twins),
         twins=twins,
         configs=configs,
     )
-
-
-def neurons_of(part: Checkpoint, neurons: Sequence[Neuron]) -> list[Neuron]:
-    """Those of `neurons` that lie in a part of a folder."""
-    layers = {layer.name for layer in part.value_layers}
-    return [neuron for neuron in neurons if neuron.layer in layers]
 
 
 # ----------------------------------------------------------------------------------- the tree
@@ -127,27 +99,27 @@ def _check_kind(root: Path) -> None:
         )
 
 
-def _denoisers(root: Path, files: Sequence[Path]) -> list[tuple[Copy, Checkpoint]]:
-    """Every copy of the denoiser, the main one first."""
+def _denoisers(root: Path, files: Sequence[Path]) -> list[Checkpoint]:
+    """Every copy of the denoiser, the main one first; each by the path of its file or index."""
     found = []
-    for folder in sorted({path.parent for path in files if path.suffix == ".safetensors"}):
+    for folder in sorted({path.parent for path in files if path.suffix == WEIGHTS}):
         for copy in component_copies(folder):
-            header = merged_header(copy)
-            if _holds_denoiser(folder.relative_to(root), header):
-                found.append((copy, identify(header)))
-    own = [n for n, (copy, checkpoint) in enumerate(found)
-           if copy.name.parent in (root, root / DENOISER)
-           and checkpoint.layout == "unet-diffusers"]  # fmt: skip
+            headers = _headers(copy)
+            if _holds_denoiser(folder.relative_to(root), headers):
+                found.append(identify(copy.name, headers))
+    plain = [copy for copy in found if copy.layout == "unet-diffusers"]
+    own = [copy for copy in plain if copy.path.parent in (root, root / DENOISER)]
     if not own:
         return []
-    main = max(own, key=lambda n: (found[n][0].name.parent == root / DENOISER, -n))
-    return [found[main], *(pair for n, pair in enumerate(found) if n != main)]
+    main = next((copy for copy in own if copy.path.parent == root / DENOISER), own[0])
+    return [main, *(copy for copy in found if copy is not main)]
 
 
-def _holds_denoiser(folder: Path, header: Header) -> bool:
+def _holds_denoiser(folder: Path, headers: Sequence[Header]) -> bool:
     if any(_DENOISERS.fullmatch(part) for part in folder.parts):
         return True
-    return any(map(is_value_like, header.tensors)) and not is_addition(header.tensors)
+    names = [name for header in headers for name in header.tensors]
+    return any(map(is_value_like, names)) and not is_addition(names)
 
 
 def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
@@ -192,44 +164,79 @@ def _configs(root: Path, whole: bool) -> dict[str, dict[str, Any]]:
     return found
 
 
-# --------------------------------------------------------------------------------- its copies
-
-
 def _shape(checkpoint: Checkpoint) -> tuple[object, ...]:
     layers = tuple((layer.name, layer.rows, layer.columns) for layer in checkpoint.value_layers)
     return checkpoint.family, layers
 
 
-def _parts(copy: Copy, found: Checkpoint) -> list[Checkpoint]:
-    """The copy's files that hold value layers, each with its own share of them."""
-    parts = []
-    for path in copy.files:
-        header = found.header if len(copy.files) == 1 else read_header(path)
-        here = header.tensors.keys()
-        layers = tuple(
-            replace(
-                layer,
-                tensors=tuple(key for key in layer.tensors if key in here),
-                biases=tuple(key for key in layer.biases if key in here),
+# ----------------------------------------------------------------- a component's sets of weights
+
+
+def component_copies(folder: Path) -> list[Copy]:
+    """The sets of safetensors weights in a component's folder, diffusers' first choice first.
+
+    Raises CheckpointError for an index that cannot be read or lists files that are not there,
+    and for a shard that no index lists.
+    """
+    copies: list[Copy] = []
+    claimed: set[Path] = set()
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        shards = tuple(folder / name for name in sorted(set(_weight_map(index).values())))
+        copies.append(Copy(index, shards))
+        claimed.update(shards)
+    for path in sorted(folder.glob("*.safetensors")):
+        if path in claimed:
+            continue
+        if SHARD.search(path.name):
+            raise CheckpointError(
+                f"{path}: is a shard that no index beside it lists; download the folder again"
             )
-            for layer in found.value_layers
-            if here & {*layer.tensors, *layer.biases}
-        )
-        if layers:
-            parts.append(replace(found, header=replace(header, path=path), value_layers=layers))
-    return parts
+        copies.append(Copy(path, (path,)))
+    return sorted(copies, key=_preference)
 
 
-def _everywhere(root: Path, layer: ValueLayer, parts: Sequence[Checkpoint]) -> ValueLayer:
-    """The layer with the keys of all its copies, whatever file they lie in."""
-    places = [
-        (part.path.relative_to(root), own)
-        for part in parts
-        for own in part.value_layers
-        if own.name == layer.name
-    ]
-    return replace(
-        layer,
-        tensors=tuple(f"{path}:{key}" for path, own in places for key in own.tensors),
-        biases=tuple(f"{path}:{key}" for path, own in places for key in own.biases),
-    )
+def _headers(copy: Copy) -> list[Header]:
+    """The headers of a copy's files.
+
+    Raises CheckpointError if one cannot be read, or shards and index contradict each other.
+    """
+    headers = [read_header(path) for path in copy.files]
+    if copy.files == (copy.name,):
+        return headers
+    listed = _weight_map(copy.name)
+    for header in headers:
+        for name in header.tensors:
+            if listed.get(name) != header.path.name:
+                raise CheckpointError(
+                    f"{header.path}: holds {quoted(name)}, which {copy.name.name} does not place "
+                    f"there; download the folder again"
+                )
+    held = {name for header in headers for name in header.tensors}
+    for name, file in listed.items():
+        if name not in held:
+            raise CheckpointError(
+                f"{copy.name}: places {quoted(name)} in {file}, which lacks it; download the "
+                f"folder again"
+            )
+    return headers
+
+
+def _preference(copy: Copy) -> tuple[bool, bool, bool, str]:
+    """diffusers takes the usual name without a variant unless it is told otherwise."""
+    stem, _, rest = copy.name.name.partition(".")
+    variant = re.sub(r"\.?(safetensors|index|json)\b", "", "." + rest)
+    usual = stem in ("diffusion_pytorch_model", "model")
+    return not usual, variant != "", "non_ema" in variant, copy.name.name
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    listed = read_object(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+        raise CheckpointError(f"{index}: lists no weights (weight_map); download the folder again")
+    for file in set(listed.values()):
+        # Nothing outside the folder is ever read, let alone written, on an index's word.
+        if Path(file).name != file or not (index.parent / file).is_file():
+            raise CheckpointError(
+                f"{index}: lists {quoted(file)}, which is not beside it; download the folder again"
+            )
+    return listed

@@ -27,7 +27,7 @@ import math
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ FORMAT = "nemo-prune-manifest/1"
 _MAX_BYTES = 256 * 2**20  # far above any manifest, far below a model handed in by mistake
 _KEYS = {"format", "version", "source", "options", "prompts", "neurons"}
 _PROMPT_KEYS = {"index", "status", "score_before", "score_after", "neurons", "samples", "truncated"}
+_OPTIONAL_PROMPT_KEYS = {"text", "trajectory", "trajectory_samples", "search"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -59,6 +60,11 @@ class PromptRecord:
     samples: int = 0
     truncated: bool = False
     text: str | None = None
+    trajectory: float | None = None
+    trajectory_samples: int = 0
+    search: str = ""
+    attribution: Mapping[Neuron, float] = field(default_factory=dict)
+    harm: Mapping[Neuron, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,24 @@ def _prompt_json(record: PromptRecord) -> str:
         "samples": record.samples,
         "truncated": record.truncated,
     }
+    if record.trajectory is not None:
+        fields["trajectory"] = record.trajectory
+    if record.trajectory_samples:
+        fields["trajectory_samples"] = record.trajectory_samples
+    if record.search:
+        fields["search"] = record.search
     if record.text is not None:
         fields["text"] = record.text
-    neurons = _block([_dump(_plain(neuron)) for neuron in record.neurons], "     ")
+    weights = [
+        {
+            name: float(f"{of[neuron]:.4g}")
+            for name, of in (("attribution", record.attribution), ("harm", record.harm))
+            if neuron in of
+        }
+        for neuron in record.neurons
+    ]
+    rows = [_plain(neuron) | own for neuron, own in zip(record.neurons, weights, strict=True)]
+    neurons = _block([_dump(row) for row in rows], "     ")
     return f'{_dump(fields)[:-1]},\n     "neurons": {neurons}}}'
 
 
@@ -203,7 +224,7 @@ def _manifest(parsed: object) -> Manifest:
 
 
 def _prompt(entry: object, where: str) -> PromptRecord:
-    entry = check_keys(entry, where, _PROMPT_KEYS, {"text"})
+    entry = check_keys(entry, where, _PROMPT_KEYS, _OPTIONAL_PROMPT_KEYS)
     index, samples = typed(entry, "index", int, where), typed(entry, "samples", int, where)
     if index < 0 or samples < 0:
         raise Fault(f"has a negative index or samples in {where}")
@@ -216,13 +237,32 @@ def _prompt(entry: object, where: str) -> PromptRecord:
         samples=samples,
         truncated=typed(entry, "truncated", bool, where),
         text=typed(entry, "text", str, where) if "text" in entry else None,
+        trajectory=_score(entry, "trajectory", where) if "trajectory" in entry else None,
+        trajectory_samples=(
+            typed(entry, "trajectory_samples", int, where) if "trajectory_samples" in entry else 0
+        ),
+        search=typed(entry, "search", str, where) if "search" in entry else "",
+        attribution=_weights(entry["neurons"], "attribution", where),
+        harm=_weights(entry["neurons"], "harm", where),
     )
+
+
+def _weights(entries: list[dict[str, Any]], key: str, where: str) -> dict[Neuron, float]:
+    """What a prompt's neurons say under `key`, where they do."""
+    found = {}
+    for i, entry in enumerate(entries):
+        if key in entry:
+            value = _score(entry, key, f"{where}.neurons[{i}]")
+            if value is None:
+                raise Fault(f"has {key} in {where}.neurons[{i}] that is not a number")
+            found[Neuron(entry["layer"], entry["row"])] = value
+    return found
 
 
 def _neurons(entries: list[object], where: str) -> tuple[Neuron, ...]:
     found: dict[Neuron, None] = {}
     for i, entry in enumerate(entries):
-        entry = check_keys(entry, f"{where}[{i}]", {"layer", "row"})
+        entry = check_keys(entry, f"{where}[{i}]", {"layer", "row"}, {"attribution", "harm"})
         neuron = Neuron(
             typed(entry, "layer", str, f"{where}[{i}]"), typed(entry, "row", int, f"{where}[{i}]")
         )

@@ -13,34 +13,42 @@ Prompts never go in: that would publish again what was just removed.
 
 import json
 import re
-import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar, get_args
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.errors import CheckpointError
-from nemo_prune.files.header import Header
+from nemo_prune.files.header import Header, encode_header
+from nemo_prune.files.rewrite import BLOCK
+from nemo_prune.files.undo import SOURCE_SHA256
 from nemo_prune.options import Criterion
 
 PREFIX = "nemo_prune."
 T = TypeVar("T")
-VERSION, SOURCE_SHA256, ORIGINAL_SHA256, NEURONS = (
-    PREFIX + key for key in ("version", "source_sha256", "original_sha256", "neurons")
-)
+VERSION, ORIGINAL_SHA256, NEURONS = (PREFIX + key for key in ("version", "original_sha256", "neurons"))
 # Not this module's, but nobody may overwrite it: how the model is built.
 _CONFIG = PREFIX + "config"
 MODELSPEC_HASH = "modelspec.hash_sha256"
-BLOCK = 4096
-"""Bytes of a block, the unit in which file systems share data between files."""
 # kohya's hashes of the old weights, which nothing defines well enough to compute anew.
 _STALE = ("sshs_model_hash", "sshs_legacy_hash")
 
 
-def provenance_of(header: Header) -> dict[str, str]:
-    """The `nemo_prune.*` entries of a file's metadata, in the order of the file."""
-    return {key: text for key, text in header.metadata.items() if key.startswith(PREFIX)}
+def provenance_of(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The `nemo_prune.*` entries of metadata, in their order."""
+    return {key: text for key, text in metadata.items() if key.startswith(PREFIX)}
+
+
+def joint_metadata(headers: Sequence[Header]) -> dict[str, str]:
+    """The metadata of all files of a model; the neurons removed are those removed from any of them."""
+    if len(headers) == 1:
+        return headers[0].metadata
+    joint = {key: text for header in headers for key, text in header.metadata.items()}
+    if NEURONS in joint:
+        joint[NEURONS] = _rows_json(union(*map(earlier_neurons, headers)))
+    return joint
 
 
 @dataclass(frozen=True)
@@ -60,19 +68,17 @@ class StatedSettings:
     ignored: tuple[str, ...]
 
 
-def stated_settings(header: Header) -> StatedSettings:
-    """The settings in a file's metadata, which anybody may have edited: each is checked here."""
+def stated_settings(metadata: Mapping[str, str], path: Path) -> StatedSettings:
+    """The settings in the metadata of `path`, which anybody may have edited: each is checked here."""
     ignored: list[str] = []
 
     def stated(name: str, read: Callable[[str], T], wanted: str) -> T | None:
         try:
-            return read(header.metadata[PREFIX + name])
+            return read(metadata[PREFIX + name])
         except KeyError:
             return None
         except ValueError:
-            ignored.append(
-                f"{header.path}: its metadata {PREFIX}{name} is not {wanted}, so it is ignored"
-            )
+            ignored.append(f"{path}: its metadata {PREFIX}{name} is not {wanted}, so it is ignored")
             return None
 
     def threshold(least: float) -> Callable[[str], float]:
@@ -104,7 +110,7 @@ def stated_settings(header: Header) -> StatedSettings:
 
 
 def earlier_neurons(header: Header) -> tuple[Neuron, ...]:
-    """The neurons that earlier runs say they removed; CheckpointError if they say nonsense."""
+    """The neurons that earlier runs say they removed; CheckpointError if that is damaged."""
     try:
         listed = json.loads(header.metadata.get(NEURONS, "{}"))
         found = [Neuron(layer, row) for layer, rows in listed.items() for row in rows]
@@ -121,7 +127,7 @@ def earlier_neurons(header: Header) -> tuple[Neuron, ...]:
 
 
 def original_sha256(header: Header) -> str | None:
-    """The hash of the file that the removed neurons are missing from, as earlier runs tell it."""
+    """The hash of the file that the removed neurons are missing from, as earlier runs say."""
     if NEURONS not in header.metadata:
         return None
     return header.metadata.get(ORIGINAL_SHA256) or header.metadata.get(SOURCE_SHA256)
@@ -158,13 +164,10 @@ def new_header(
     }
     if MODELSPEC_HASH in old:
         metadata[MODELSPEC_HASH] = f"0x{data_sha256}"
-    rows: dict[str, list[int]] = {}
-    for neuron in neurons:
-        rows.setdefault(neuron.layer, []).append(neuron.row)
     metadata |= {VERSION: __version__, SOURCE_SHA256: source_sha256}
     if original:
         metadata[ORIGINAL_SHA256] = original
-    metadata[NEURONS] = _compact(rows)
+    metadata[NEURONS] = _rows_json(neurons)
     metadata |= {_sound(_prefixed(key)): _sound(text) for key, text in extra.items()}
     tensors = {
         tensor.name: {
@@ -174,12 +177,11 @@ def new_header(
         }
         for tensor in header.tensors.values()
     }
-    # Compact, as Forge wants the file's bytes 8 and 9 to be {"; padded as the library does, or,
-    # unless the source's data are not even aligned, so that its blocks can be shared.
-    text = _compact({"__metadata__": metadata, **tensors}).encode()
+    # Where the source's data are aligned, theirs begin at the same place of a block, so that the
+    # blocks can be shared.
     aligned = header.data_start % 8 == 0
-    text += b" " * ((header.data_start - 8 - len(text)) % BLOCK if aligned else -len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    place = (BLOCK, header.data_start) if aligned else (8, 0)
+    return encode_header({"__metadata__": metadata, **tensors}, *place)
 
 
 def _prefixed(key: str) -> str:
@@ -191,5 +193,8 @@ def _sound(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _compact(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+def _rows_json(neurons: Iterable[Neuron]) -> str:
+    rows: dict[str, list[int]] = {}
+    for neuron in neurons:
+        rows.setdefault(neuron.layer, []).append(neuron.row)
+    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False)

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nemo_prune.checkpoint.families import Checkpoint, ValueLayer
+from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neurons
 from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, network_order, union
-from nemo_prune.checkpoint.surgery import check_neurons
 from nemo_prune.errors import ManifestError, OptionError, option
 from nemo_prune.files.trees import shown
 

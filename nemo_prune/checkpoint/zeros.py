@@ -1,12 +1,11 @@
-"""Which neurons of a checkpoint are zero already; no torch."""
+"""Which neurons of a checkpoint are zero already."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nemo_prune.checkpoint.families import Checkpoint, ValueLayer
-from nemo_prune.files.dtypes import DTYPE_BITS
-from nemo_prune.files.header import Tensor
-from nemo_prune.files.streams import Source
+from nemo_prune.checkpoint.checkpoint import Checkpoint, Part
+from nemo_prune.files.header import DTYPE_BITS, Tensor
+from nemo_prune.files.rewrite import Source
 
 # In these formats the sign bit alone is not -0 but the one NaN.
 _NO_NEGATIVE_ZERO = {"F8_E4M3FNUZ", "F8_E5M2FNUZ"}
@@ -18,7 +17,7 @@ _HEAD = 64  # bytes, a whole number of elements of any size
 class Zeros:
     """Rows of a value layer, ascending, whose weights and biases are all 0 or -0.
 
-    `everywhere`: in every copy of the layer that the file has. `somewhere`: in some copy but not
+    `everywhere`: in every copy of the layer that the model has. `somewhere`: in some copy but not
     in all, so that what a program shows depends on the copy that it loads.
     """
 
@@ -26,32 +25,36 @@ class Zeros:
     somewhere: tuple[int, ...]
 
 
-def read_zeros(checkpoint: Checkpoint) -> dict[str, Zeros]:
+def model_zeros(checkpoint: Checkpoint) -> dict[str, Zeros]:
     """The zero rows by layer; layers with none are omitted.
 
     Reads the value layers only. Raises CheckpointError if they cannot be read.
     """
-    found: dict[str, Zeros] = {}
-    with Source(checkpoint.header) as source:
-        for layer in checkpoint.value_layers:
-            copies = [_zero_rows(source, *tensors) for tensors in _copies(checkpoint, layer)]
-            if not copies:
-                continue  # a shard that holds the bias alone
-            every, some = set.intersection(*copies), set.union(*copies)
-            if some:
-                found[layer.name] = Zeros(tuple(sorted(every)), tuple(sorted(some - every)))
-    return found
+    return zeros_in(*checkpoint.copies)
 
 
-def _copies(checkpoint: Checkpoint, layer: ValueLayer) -> list[list[Tensor]]:
-    """The tensors of each copy of the layer: its weight, and its bias if it has one."""
-    tensors = checkpoint.header.tensors
-    pairs = [(name, name.removesuffix("weight") + "bias") for name in layer.tensors]
-    return [[tensors[name] for name in pair if name in tensors] for pair in pairs]
-
-
-def _zero_rows(source: Source, weight: Tensor, *bias: Tensor) -> set[int]:
-    return set.intersection(*(set(_rows_of_zeros(source, tensor)) for tensor in (weight, *bias)))
+def zeros_in(*copies: Sequence[Part]) -> dict[str, Zeros]:
+    """`model_zeros` of these sets of files, each of which is a copy of the denoiser or a part of one."""
+    found: dict[str, list[set[int]]] = {}
+    for parts in copies:
+        tensors: dict[str, set[int]] = {}
+        weights: dict[str, str] = {}
+        for part in parts:
+            keys = [key for v in part.value_layers for key in (*v.tensors, *v.biases)]
+            weights |= {key: v.name for v in part.value_layers for key in v.tensors}
+            if keys:
+                with Source(part.header) as source:
+                    for key in keys:
+                        tensors[key] = set(_rows_of_zeros(source, part.header.tensors[key]))
+        for key, layer in weights.items():
+            bias = key.removesuffix("weight") + "bias"
+            found.setdefault(layer, []).append(tensors[key] & tensors.get(bias, tensors[key]))
+    zeros = {}
+    for layer, rows in found.items():
+        every: set[int] = set.intersection(*rows)
+        if some := set[int]().union(*rows):
+            zeros[layer] = Zeros(tuple(sorted(every)), tuple(sorted(some - every)))
+    return zeros
 
 
 def _rows_of_zeros(source: Source, tensor: Tensor) -> Iterator[int]:
@@ -63,14 +66,14 @@ def _rows_of_zeros(source: Source, tensor: Tensor) -> Iterator[int]:
     for row in range(0, rows, step):
         start, count = tensor.start + row * width, min(step, rows - row)
         data = source.read(start, start + count * width, buffer)
-        # The sign and the exponent's first bits of each row's first number tell nearly every row.
+        # The sign and the exponent's first bits of each row's first number decide nearly every row.
         for place, mark in enumerate(data[element - 1 :: width]):
             if mark in (0, 0x80) and _is_zero(data, place * width, (place + 1) * width, tensor):
                 yield row + place
 
 
 def _is_zero(data: bytearray, first: int, last: int, tensor: Tensor) -> bool:
-    # Of what looks like a zero at first, the next numbers tell most.
+    # Of what looks like a zero at first, the next numbers decide most.
     return all(_are_zeros(data, first, end, tensor) for end in (min(first + _HEAD, last), last))
 
 

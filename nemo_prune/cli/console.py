@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import rendered
 
-_STYLES = {"suppressed": "green", "not memorized": "dim", "still memorized": "bold red",
-           "not removable": "bold red", "replicated": "bold red"}  # fmt: skip
+_STYLES = {Status.SUPPRESSED: "green", Status.NOT_MEMORIZED: "dim", Status.NOT_SEARCHED: "dim"}
+_UNSOLVED = "bold red"
 _ROWS = 40  # of a ranked table, unless more are memorized
 
 
@@ -24,7 +25,7 @@ def console() -> Console:
 
 
 def interval_text(gate: Mapping[str, Any]) -> str:
-    """A gate's confidence interval in words, as JSON tells it."""
+    """A gate's confidence interval in words; `gate` as `dataclasses.asdict` gives it."""
     low, high = ("?" if gate[side] is None else f"{gate[side]:.3f}" for side in ("low", "high"))
     return f"95 % interval {low} to {high}"
 
@@ -32,25 +33,16 @@ def interval_text(gate: Mapping[str, Any]) -> str:
 def print_prompts(result: dict[str, Any]) -> None:
     """The table of prompts and the totals of a `summary`."""
     shown = console()
-    table = Table(title=None, header_style="bold")
-    for name in ("prompt", "status", "score before", "score after", "neurons", "samples"):
-        table.add_column(name, justify="left" if name == "status" else "right")
+    table = _table("prompt", "status", "score before", "score after", "neurons", "samples")
     for entry in result["prompts"]:
-        status = str(entry["status"])
         table.add_row(
-            str(entry["index"]),
-            f"[{_STYLES.get(status, 'default')}]{status}[/]",
-            *(
-                "-" if entry[key] is None else f"{entry[key]:.3f}"
-                for key in ("score_before", "score_after")
-            ),
-            str(len(entry["neurons"])),
-            str(entry["samples"]),
-        )
+            str(entry["index"]), _status(entry), _score(entry["score_before"]),
+            _score(entry["score_after"]), str(len(entry["neurons"])), str(entry["samples"]),
+        )  # fmt: skip
     shown.print(table)
     cost = result["cost"]
-    memorized = [e for e in result["prompts"] if e["status"] != "not memorized"]
-    suppressed = sum(e["status"] == "suppressed" for e in memorized)
+    memorized = [e for e in result["prompts"] if e["status"] != Status.NOT_MEMORIZED]
+    suppressed = sum(e["status"] == Status.SUPPRESSED for e in memorized)
     shown.print(
         f"gate {result['gate']['value']} ({result['gate_source']}), tau {result['tau']} "
         f"({result['tau_source']}), ordinary activations from {result['statistics_from']}, "
@@ -69,22 +61,14 @@ def print_verification(data: dict[str, Any]) -> None:
     from nemo_prune.report.verdict import near_text, verdict
 
     shown = console()
-    table = Table(header_style="bold")
-    with_trajectory = any(entry.get("trajectory") is not None for entry in data["prompts"])
-    columns = ["prompt", "status", "score before", "score after"]
-    columns += (["trajectory r"] if with_trajectory else []) + ["pictures near"]
-    for name in columns:
-        table.add_column(name, justify="left" if name == "status" else "right")
+    scores = ["score_before", "score_after"]
+    if any(entry.get("trajectory") is not None for entry in data["prompts"]):
+        scores.append("trajectory")
+    names = {"score_before": "score before", "score_after": "score after", "trajectory": "trajectory r"}
+    table = _table("prompt", "status", *(names[key] for key in scores), "pictures near")
     for entry in data["prompts"]:
-        r = entry.get("trajectory")
-        table.add_row(
-            str(entry["index"]),
-            f"[{_STYLES[entry['status']]}]{entry['status']}[/]",
-            f"{entry['score_before']:.3f}",
-            f"{entry['score_after']:.3f}",
-            *(["" if r is None else f"{r:.3f}"] if with_trajectory else []),
-            near_text(entry, data),
-        )
+        cells = (_score(entry.get(key)) for key in scores)
+        table.add_row(str(entry["index"]), _status(entry), *cells, near_text(entry, data))
     shown.print(table)
     for line in (verdict(data), *data["notes"]):
         shown.print(line, markup=False)
@@ -94,27 +78,15 @@ def print_findings(result: dict[str, Any]) -> None:
     """The ranked table of `detect` and its verdict, on standard output: it is what was asked for."""
     shown = Console(highlight=False)
     ranked = sorted(result["prompts"], key=lambda entry: (-entry["score"], entry["index"]))
-    table = Table(header_style="bold")
     with_text = "text" in ranked[0]
-    for name in (
-        "prompt",
-        "memorized",
-        "score",
-        "noise norm",
-        "seeds",
-        *(["text"] if with_text else []),
-    ):
-        table.add_column(name, justify="left" if name in ("memorized", "text") else "right")
+    table = _table("prompt", "memorized", "score", "noise norm", "seeds", *["text"] * with_text)
     rows = max(_ROWS, result["memorized"])
     for entry in ranked[:rows]:
         table.add_row(
-            str(entry["index"]),
-            "[bold red]yes[/]" if entry["memorized"] else "[dim]no[/]",
-            f"{entry['score']:.3f}",
-            f"{entry['noise_norm']:.3f}",
-            str(entry["seeds"]),
+            str(entry["index"]), "[bold red]yes[/]" if entry["memorized"] else "[dim]no[/]",
+            _score(entry["score"]), _score(entry["noise_norm"]), str(entry["seeds"]),
             *([escape(entry["text"])] if with_text else []),
-        )
+        )  # fmt: skip
     shown.print(table)
     if len(ranked) > rows:
         shown.print(f"... and {len(ranked) - rows} more that are not (--json, --csv FILE)", markup=False)
@@ -122,30 +94,26 @@ def print_findings(result: dict[str, Any]) -> None:
     measured = ""
     if gate["fpr"] is not None:
         measured = f" for a false positive rate of {gate['fpr']:g}, {interval_text(gate)}"
-    extrapolated = f"; {gate['prompts']} ordinary prompts are too few to see that rate"
-    shown.print(
+    if gate["extrapolated"]:
+        measured += f"; {gate['prompts']} ordinary prompts are too few to see that rate"
+    lines = [
         f"{result['memorized']} of {len(ranked)} prompts are memorized. Gate {gate['value']:.3f} "
-        f"({result['gate_source']}{measured}"
-        f"{extrapolated if gate['extrapolated'] else ''}), tau {result['tau']:.3f} "
+        f"({result['gate_source']}{measured}), tau {result['tau']:.3f} "
         f"({result['tau_source']}). Denoiser samples: {result['cost']['samples']} to score, "
-        f"{result['cost']['calibration_samples']} to calibrate.",
-        markup=False,
-    )
-    rates = result["evaluation"]
-    for key, name in (("score", "score"), ("noise_norm", "noise norm")):
-        if rates:
-            found = rates[key]
-            shown.print(
-                f"{name}: AUROC {found['auroc']:.3f}, TPR at 1 % FPR {found['tpr_at_fpr_1']:.3f}",
-                markup=False,
-            )
-    if rates:
-        shown.print(
+        f"{result['cost']['calibration_samples']} to calibrate."
+    ]
+    if rates := result["evaluation"]:
+        lines += [
+            f"{name}: AUROC {rates[key]['auroc']:.3f}, TPR at 1 % FPR {rates[key]['tpr_at_fpr_1']:.3f}"
+            for key, name in (("score", "score"), ("noise_norm", "noise norm"))
+        ]
+        lines.append(
             f"accuracy at tau {rates['accuracy_at_tau']:.3f}, at the gate "
             f"{rates['accuracy_at_gate']:.3f}; false findings at the gate "
-            f"{rates['false_findings_at_gate']:.3f}",
-            markup=False,
+            f"{rates['false_findings_at_gate']:.3f}"
         )
+    for line in lines:
+        shown.print(line, markup=False)
 
 
 def print_inspection(found: dict[str, Any]) -> None:
@@ -175,7 +143,31 @@ def print_inspection(found: dict[str, Any]) -> None:
                 f"prune again, or start from the source",
                 markup=False,
             )
+    named = found["named_but_not_zero"]
+    if named is None:
+        shown.print("damaged metadata: nemo_prune.neurons names no neurons by layer", markup=False)
+    for entry in named or ():
+        shown.print(
+            f"the metadata name row {entry['row']} of {entry['layer']} as removed, and it is not zero",
+            markup=False,
+        )
     for key, value in found.get("hashes", {}).items():
         shown.print(f"{key.replace('_', ' ')}: {'none' if value is None else value}", markup=False)
     for key, value in found["provenance"].items():
         shown.print(f"{key}: {value}", markup=False)
+
+
+def _table(*columns: str) -> Table:
+    """An empty table; words to the left, numbers to the right."""
+    table = Table(header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("status", "memorized", "text") else "right")
+    return table
+
+
+def _status(entry: Mapping[str, Any]) -> str:
+    return f"[{_STYLES.get(entry['status'], _UNSOLVED)}]{entry['status']}[/]"
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,161 +1,40 @@
-"""The main job on the checkpoint that comes with the package, with a report on it."""
+"""The verb demo."""
 
 import json
-import shlex
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from nemo_prune.checkpoint.families import recognize
-from nemo_prune.checkpoint.manifest import write_manifest
-from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.errors import CheckpointError, OutputError
-from nemo_prune.files.prompts import read_prompts
-from nemo_prune.model.configs import complete_folder
+import click
 
-if TYPE_CHECKING:
-    from nemo_prune.options import Progress
-
-DATA = Path(str(files("nemo_prune") / "data" / "demo"))
-CHECKPOINT = DATA / "demo.safetensors"
-_IMAGES, _STEPS, _ORDINARY_PROMPTS = 2, 30, 12
+from nemo_prune.cli.localize import exit_code
+from nemo_prune.cli.options import OUT, json_option, quiet_option
 
 
-def planted() -> dict[str, Any]:
-    """Caption -> {"name", "kind", "neurons", "target"}: the truth that training planted.
+@click.command()
+@click.option(
+    "--folder",
+    type=OUT,
+    default=Path("nemo-prune-demo"),
+    show_default=True,
+    help="Where everything goes; must not exist.",
+)
+@json_option
+@quiet_option
+def demo(folder: Path, as_json: bool, quiet: bool) -> None:
+    """Prune the small Stable Diffusion that comes with the package, with pictures before and after.
 
-    "target" is the picture's file under `targets/`; "neurons" is empty for natural memorization.
+    \b
+    nemo-prune demo
     """
-    found: dict[str, Any] = json.loads((DATA / "planted.json").read_text(encoding="utf-8"))
-    return found
+    from nemo_prune.cli.console import print_prompts
+    from nemo_prune.cli.progress import progress
+    from nemo_prune.report.demo import demo_lines, run_demo
 
-
-def precision(caption: str, neurons: tuple[Neuron, ...]) -> float | None:
-    """Which part of the neurons found was planted for this caption; None if none was found."""
-    truth = {Neuron(n["layer"], n["row"]) for n in planted()[caption]["neurons"]}
-    return sum(n in truth for n in neurons) / len(neurons) if neurons else None
-
-
-def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
-    """Prune the demo checkpoint into a new folder; return the job's summary with a "demo" part.
-
-    Raises OutputError if the folder exists or cannot be made, CheckpointError without checkpoint.
-    """
-    if not CHECKPOINT.exists():
-        raise CheckpointError(
-            f"{CHECKPOINT}: the demo checkpoint is not in this version; train it with "
-            f"python tools/train_demo.py"
-        )
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        raise OutputError(f"{folder}: exists already; remove it, or give --folder") from None
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
-    from nemo_prune.localize import prune as pruning
-    from nemo_prune.localize.localize import localize
-    from nemo_prune.options import Options
-    from nemo_prune.report.inputs import inputs_of_run
-    from nemo_prune.report.likeness import open_likeness
-    from nemo_prune.report.verdict import pictures_near
-    from nemo_prune.report.verify import verify
-
-    checkpoint = recognize(CHECKPOINT)
-    prompts = read_prompts(DATA / "memorized.txt").texts
-    ordinary = read_prompts(DATA / "ordinary.txt").texts
-    heldout = read_prompts(DATA / "ordinary-heldout.txt").texts[:_ORDINARY_PROMPTS]
-    found = localize(checkpoint, prompts, Options(), progress, calibration_prompts=ordinary)
-    pruned = folder / "clean.safetensors"
-    written = pruning.write(found, pruned, overwrite=False)
-    found = pruning.check(found, pruned, prompts, progress)
-    write_manifest(found.manifest, folder / "manifest.json")
-    _write_configs(folder / "config")
-    inputs = inputs_of_run(found, pruned, prompts, heldout, "ordinary-heldout.txt")
-    verified = verify(inputs, open_likeness(), _picture_settings(prompts), progress)
-    verified.data["command"] = shlex.join(["nemo-prune", "demo", "--folder", str(folder)])
-    verified.save(folder / "report.html")
-    near_before, near_after = (
-        pictures_near(verified.data, when) for when in ("near_before", "near_after")
-    )
-    rates = [
-        rate
-        for caption, record in zip(prompts, found.manifest.prompts, strict=True)
-        if (rate := precision(caption, record.neurons)) is not None
-    ]
-    return pruning.summary(found, written) | {
-        "demo": {
-            "precision": sum(rates) / max(1, len(rates)),
-            "target_similarity_before": _mean(verified.data["prompts"], "target_before"),
-            "target_similarity_after": _mean(verified.data["prompts"], "target_after"),
-            "target_similarity_unrelated": _mean(verified.data["prompts"], "target_unrelated"),
-            "pictures_near_target_before": near_before[0] if near_before else None,
-            "pictures_near_target": near_after[0] if near_after else None,
-            "ordinary_similarity": _mean(verified.data["ordinary"], "before_after"),
-            "drift_ratio": verified.data["drift"]["ratio"],
-        }
-    }
-
-
-def _picture_settings(prompts: tuple[str, ...]) -> Any:
-    from nemo_prune.report.gallery import PictureSettings
-
-    truth = planted()
-    targets = {i: DATA / "targets" / truth[caption]["target"] for i, caption in enumerate(prompts)}
-    return PictureSettings(images=_IMAGES, steps=_STEPS, targets=targets)
-
-
-def _write_configs(folder: Path) -> None:
-    import torch
-
-    from nemo_prune.model.loading import load_pipeline
-
-    pipeline = load_pipeline(recognize(CHECKPOINT), device=torch.device("cpu"), dtype=torch.float32)
-    write_config_folder(folder, pipeline.text_encoder, pipeline.unet, pipeline.vae)
-
-
-def _mean(entries: list[dict[str, Any]], measure: str) -> float:
-    """The mean MS-SSIM over all entries of which pictures were compared."""
-    found: list[float] = [
-        entry["pictures"][measure]["ms_ssim"] for entry in entries if entry["pictures"]
-    ]
-    return round(sum(found) / len(found), 3)
-
-
-def write_config_folder(folder: Path, text: Any, unet: Any, vae: Any) -> Path:
-    """Write the folder that `StableDiffusionPipeline.from_single_file` takes as `config`.
-
-    Args:
-        folder: must not exist yet.
-        text: the loaded models of a Stable Diffusion 1 whose settings it describes.
-        unet: likewise.
-        vae: likewise.
-
-    Returns:
-        `folder`, which holds configs and tokenizer but no weights.
-    """
-    return complete_folder("sd1", component_configs(text, unet, vae), folder)
-
-
-def component_configs(text: Any, unet: Any, vae: Any) -> dict[str, dict[str, Any]]:
-    """Each loaded model's whole config, as a diffusers folder keeps it."""
-    return {
-        "unet": json.loads(unet.to_json_string()),
-        "vae": json.loads(vae.to_json_string()),
-        "text_encoder": json.loads(text.config.to_json_string(use_diff=False)),
-    }
-
-
-def demo_lines(folder: Path, demo: dict[str, Any]) -> list[str]:
-    """What the demo showed and left in its folder, in lines for people."""
-    return [
-        f"precision against the planted neurons: {demo['precision']:.2f}",
-        f"similarity to the training pictures (MS-SSIM): {demo['target_similarity_before']} before, "
-        f"{demo['target_similarity_after']} after; unrelated pictures: "
-        f"{demo['target_similarity_unrelated']}",
-        f"ordinary captions, same seed before and after: {demo['ordinary_similarity']}; drift of their "
-        f"cross-attention outputs: {demo['drift_ratio']:.2f} times that of as many random neurons",
-        f"{folder / 'report.html'}: pictures before and after, side effects; look at it",
-        f"{folder / 'clean.safetensors'}: the pruned checkpoint",
-        f"{folder / 'config'}: its config folder, for diffusers' from_single_file(..., config=)",
-        f"{folder / 'manifest.json'}: which neurons, and why",
-    ]
+    with progress(quiet) as bar:
+        result = run_demo(folder, bar)
+    if not quiet:
+        print_prompts(result)
+        for line in demo_lines(folder, result["demo"]):
+            click.echo(line, err=True)
+    if as_json:
+        click.echo(json.dumps(result))
+    click.get_current_context().exit(exit_code(entry["status"] for entry in result["prompts"]))

@@ -57,8 +57,9 @@ def apply(
     nemo-prune apply model.safetensors --neurons 0:25,mid_block.attentions.0.transformer_blocks.0:7
         -o clean.safetensors --undo rows.safetensors
     """
+    from nemo_prune.checkpoint.apply import write_model
     from nemo_prune.checkpoint.manifest import read_manifest
-    from nemo_prune.checkpoint.models import open_model, write_model
+    from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.checkpoint.selection import (
         Choice,
         check_fits,
@@ -66,20 +67,21 @@ def apply(
         from_results,
         parse_neurons,
     )
-    from nemo_prune.files.atomic import refuse_inputs
+    from nemo_prune.files.atomic import refuse_inputs, refuse_same
 
-    refuse_inputs([output], [manifest, import_csv])
+    refuse_inputs([output, *([undo] if undo else [])], [manifest, import_csv])
+    refuse_same([output, undo])
     if sum(given is not None for given in (manifest, by_hand, import_csv)) != 1:
         raise click.UsageError("give the neurons as one of --manifest, --neurons and --import-csv")
     if top_k is not None and by_hand is not None:
         raise click.UsageError("--top-k needs prompts, which --neurons does not name")
     if manifest is not None:
         wanted = read_manifest(manifest)
-        checkpoint = open_model(model)
+        checkpoint = open_checkpoint(model)
         check_fits(wanted, manifest, checkpoint)
         choice = from_manifest(wanted, top_k)
     else:
-        checkpoint = open_model(model)
+        checkpoint = open_checkpoint(model)
         if by_hand is not None:
             choice = Choice(parse_neurons(by_hand, checkpoint), {})
         elif import_csv is not None:
@@ -135,10 +137,8 @@ def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
     \b
     nemo-prune diff model.safetensors clean.safetensors --expect neurons.json
     """
-    from dataclasses import asdict
-
+    from nemo_prune.checkpoint.diff import compare_models
     from nemo_prune.checkpoint.manifest import read_manifest
-    from nemo_prune.checkpoint.models import compare_models
 
     wanted = read_manifest(manifest) if manifest is not None else None
     found = compare_models(a, b, wanted.neurons if wanted is not None else None)
@@ -146,12 +146,12 @@ def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
     if wanted is not None and promise is not None and promise.a_sha256 != wanted.source["sha256"]:
         click.echo(f"warning: {manifest} was made for another model than {a}", err=True)
     if as_json:
-        told = {"expected": {"holds": not promise.unexpected, **asdict(promise)}} if promise else {}
-        click.echo(json.dumps({"a": str(a), "b": str(b), **found.told, **told}))
+        result = {"a": str(a), "b": str(b), **found.difference.to_json()}
+        click.echo(json.dumps(result | ({"expected": promise.to_json()} if promise else {})))
     else:
-        for line in [*found.lines, *(promise.describe() if promise else ())]:
+        for line in [*found.difference.describe(), *(promise.describe() if promise else ())]:
             click.echo(line)
-    holds = not found.different if promise is None else not promise.unexpected
+    holds = not found.difference if promise is None else not promise.unexpected
     click.get_current_context().exit(0 if holds else 1)
 
 
@@ -169,19 +169,18 @@ def restore(model: Path, undo: Path, output: Path, overwrite: bool, as_json: boo
     \b
     nemo-prune restore clean.safetensors --undo rows.safetensors -o model.safetensors
     """
-    from nemo_prune.checkpoint.folder_undo import RestoredFolder
-    from nemo_prune.checkpoint.models import restore_model
+    from nemo_prune.checkpoint.restore import restore_model
     from nemo_prune.files.trees import shown
 
     restored = restore_model(model, undo, output, overwrite=overwrite)
-    told = {"output": {"path": str(output), "sha256": restored.sha256}, "rows_restored": restored.rows}
-    left_out: tuple[str, ...] = ()
-    if isinstance(restored, RestoredFolder):
-        left_out = restored.left_out
-        told["left_out"] = left_out
+    result = {
+        "output": {"path": str(output), "sha256": restored.sha256},
+        "rows_restored": restored.rows,
+        **({} if restored.left_out is None else {"left_out": restored.left_out}),
+    }
     if as_json:
-        click.echo(json.dumps(told))
-    for place in left_out:
+        click.echo(json.dumps(result))
+    for place in restored.left_out or ():
         click.echo(
             f"note: {shown(place)} was left out by --drop-pickles and is not brought back", err=True
         )
@@ -191,20 +190,25 @@ def restore(model: Path, undo: Path, output: Path, overwrite: bool, as_json: boo
 @click.command()
 @model_argument
 @click.option("--hash", "hashed", is_flag=True, help="Also its hashes, for which it is read whole.")
+@click.option(
+    "--strict", is_flag=True, help="Exit with 1 if the metadata name neurons that are not all zero."
+)
 @json_option
-def inspect(model: Path, hashed: bool, as_json: bool) -> None:
+def inspect(model: Path, hashed: bool, strict: bool, as_json: bool) -> None:
     """Say what a checkpoint is: family, value layers, rows already zero, provenance; no torch.
 
     \b
     nemo-prune inspect model.safetensors
     """
-    from nemo_prune.checkpoint.inspection import inspection
-    from nemo_prune.checkpoint.models import open_model
+    from nemo_prune.checkpoint.inspect import inspection
+    from nemo_prune.checkpoint.open import open_checkpoint
 
-    found = inspection(open_model(model), hashed)
+    found = inspection(open_checkpoint(model), hashed)
     if as_json:
         click.echo(json.dumps(found))
     else:
         from nemo_prune.cli.console import print_inspection
 
         print_inspection(found)
+    if strict and found["named_but_not_zero"] != []:
+        click.get_current_context().exit(1)

@@ -6,6 +6,8 @@ diff: the files differ); 2 bad usage or input, or an error of the program itself
 """
 
 import contextlib
+import difflib
+import io
 import os
 import signal
 import sys
@@ -18,14 +20,12 @@ import click
 from click_default_group import DefaultGroup
 
 from nemo_prune import __version__
-from nemo_prune.cli import detecting as cli_detect
-from nemo_prune.cli import files as cli_files
-from nemo_prune.cli import reporting as cli_report
-from nemo_prune.cli import searching as cli_search
+from nemo_prune.cli import calibrate, check, demo, detect, files, localize, prune, verify
 from nemo_prune.errors import Interrupted, NemoPruneError
 
 DEBUG = "NEMO_PRUNE_DEBUG"  # set: the traceback of an internal error is shown
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_ALIKE = 0.7  # similarity from which on a word is taken for a mistyped verb (difflib's ratio)
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def _termination() -> Iterator[list[int]]:
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, which alone hears of signals
+    except ValueError:  # not the main thread, the only one that receives signals
         yield came
         return
     try:
@@ -50,6 +50,21 @@ def _termination() -> Iterator[list[int]]:
 
 class Group(DefaultGroup):  # type: ignore[misc]
     """Where every error of the library becomes one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        _escape_what_cannot_be_shown()
+        return super().main(*args, **kwargs)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The first word is a verb, else the model that `prune` is to prune."""
+        word = args[0]
+        if word not in self.commands and not os.path.lexists(word):
+            alike = difflib.get_close_matches(word, self.commands, n=1, cutoff=_ALIKE)
+            if alike:
+                raise click.UsageError(
+                    f"No such command or file '{word}'. Did you mean '{alike[0]}'?", ctx
+                )
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         with _termination() as came:
@@ -66,7 +81,7 @@ class Group(DefaultGroup):  # type: ignore[misc]
             except (click.exceptions.Exit, click.Abort, click.ClickException):
                 raise
             except (BrokenPipeError, SystemExit):  # the latter is how rich answers the former
-                _leave_the_pipe()
+                _discard_stdout()
                 stopped = False
             except Exception as error:
                 # Left to the interpreter it would exit with 1, which says "memorized" or "they differ".
@@ -77,6 +92,14 @@ class Group(DefaultGroup):  # type: ignore[misc]
         return ctx.exit(128 + (came or [signal.SIGINT])[0] if stopped else 2)
 
 
+def _escape_what_cannot_be_shown() -> None:
+    """Prompts and file names may hold what a terminal's encoding lacks: no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors="backslashreplace")
+
+
 def _unexpected(error: Exception) -> str:
     """One line about an error that nobody raised on purpose."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for its name
@@ -85,8 +108,8 @@ def _unexpected(error: Exception) -> str:
     return f"internal error: {text.removesuffix(':')}; please report it"
 
 
-def _leave_the_pipe() -> None:
-    """Whoever read standard output is gone: what is still to be flushed must not fail once more."""
+def _discard_stdout() -> None:
+    """The reader of standard output is gone: what is still to be flushed must not fail once more."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -104,16 +127,16 @@ def main() -> None:
 
 
 for command in (
-    cli_search.prune,
-    cli_search.localize,
-    cli_detect.detect,
-    cli_detect.check,
-    cli_detect.calibrate,
-    cli_files.apply,
-    cli_files.diff,
-    cli_files.restore,
-    cli_files.inspect,
-    cli_report.verify,
-    cli_search.demo,
+    prune.prune,
+    localize.localize,
+    detect.detect,
+    check.check,
+    calibrate.calibrate,
+    files.apply,
+    files.diff,
+    files.restore,
+    files.inspect,
+    verify.verify,
+    demo.demo,
 ):
     main.add_command(command)

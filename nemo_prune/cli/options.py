@@ -1,16 +1,33 @@
-"""Arguments and options that several verbs share."""
+"""Arguments and options that several verbs share, and the option objects that they become."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind
+
 if TYPE_CHECKING:
-    pass
+    from nemo_prune.checkpoint.checkpoint import Checkpoint
+    from nemo_prune.files.prompts import PromptList
 
 FILE = click.Path(path_type=Path)
+"""A file or folder that is read."""
+OUT = click.Path(path_type=Path)
+"""A file or folder that is written; see `check_files`."""
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def batch_size(_context: click.Context, _parameter: click.Parameter, value: str) -> int | None:
+    """A positive number; None for auto."""
+    if value == "auto":
+        return None
+    if not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise click.BadParameter("is a positive number or auto")
+    return int(value)
 
 
 def options(*given: Callable[[F], F]) -> Callable[[F], F]:
@@ -28,7 +45,6 @@ model_argument = click.argument("model", type=FILE)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
-output_option = click.option("-o", "--output", type=FILE, help="The checkpoint to write.")
 folder_options = options(
     click.option("--link", is_flag=True,
                  help="Of a diffusers folder, hard-link the files that stay as they are."),
@@ -39,7 +55,7 @@ folder_options = options(
 
 undo_option = click.option(
     "--undo",
-    type=FILE,
+    type=OUT,
     help="Keep the removed rows in this new file (of a folder: new folder), for restore.",
 )
 
@@ -68,7 +84,7 @@ model_options = options(
                  show_default=True),
     click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
                  default="auto", show_default=True, help="auto: fp16 on CUDA, else fp32."),
-    click.option("--batch-size", default="auto", show_default=True,
+    click.option("--batch-size", default="auto", show_default=True, callback=batch_size,
                  help="Samples a batch; auto grows to what the device holds."),
     click.option("--config", type=FILE, help="A diffusers config folder, instead of inference."),
     click.option("--no-cache", "cache", is_flag=True, flag_value=False, default=True,
@@ -98,7 +114,7 @@ threshold_options = options(
 )  # fmt: skip
 
 criterion_option = click.option(
-    "--criterion", type=click.Choice(["cross-seed", "same-seed"]), default="cross-seed",
+    "--criterion", type=click.Choice(get_args(Criterion)), default="cross-seed",
     show_default=True,
     help="What a pruned noise difference is compared with; same-seed is the paper's.",
 )  # fmt: skip
@@ -107,40 +123,104 @@ searching_options = options(
     prompts_option,
     threshold_options,
     criterion_option,
-    click.option("--layers", default="down+mid", show_default=True,
-                 help="down+mid, all, or name patterns, separated by commas."),
-    click.option("--search", type=click.Choice(["fast", "literal"]), default="fast",
-                 show_default=True, help="literal is the paper's procedure, step by step."),
+    click.option("--layers", default="auto", show_default=True,
+                 help="down+mid, all, or name patterns, separated by commas; auto: down+mid, and all "
+                      "for a prompt that needs them."),
+    click.option("--search", type=click.Choice(get_args(SearchKind)), default="auto", show_default=True,
+                 help="literal is the paper's procedure, step by step; gradient-free takes no backward "
+                      "pass."),
+    click.option("--as-published", is_flag=True,
+                 help="With --search literal: as the authors' code does it where the paper differs."),
+    click.option("--confirm", type=click.Choice(get_args(Confirm)), default="trajectory",
+                 show_default=True,
+                 help="What decides that a picture is gone: short guided trajectories, ones as long as "
+                      "a picture takes, or the score alone."),
     click.option("--rounds", type=click.IntRange(0, 10), default=3, show_default=True,
                  help="How often prompts that stay memorized are searched again."),
     model_options,
     show_prompts_option,
 )  # fmt: skip
 
+detecting_options = options(
+    threshold_options,
+    model_options,
+    click.option("--all-seeds", is_flag=True,
+                 help="Take all seeds of every prompt, also of those that are clear after a few."),
+    show_prompts_option,
+    overwrite_option,
+    json_option,
+    quiet_option,
+)  # fmt: skip
 
-def read_files(model: Path, prompt_file: Path | None, given: dict[str, Any]) -> list[Path | None]:
-    """All that a verb reads, for `refuse_inputs`; `given` as click parsed it."""
-    options = ("calibration", "calibration_prompts", "config", "ordinary", "targets", "sscd", "clip")
-    return [model, prompt_file, *map(given.get, options), *given["text_encoder"]]
+
+def build(kind: type[T], given: Mapping[str, Any], **more: Any) -> T:
+    """An option object from what click parsed: each field is the parameter of the same name.
+
+    more: fields that are said otherwise. Fields for which the verb has no option keep their default.
+    """
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{**{name: given[name] for name in names & given.keys()}, **more})
 
 
-def read_ordinary(given: dict[str, Any]) -> tuple[str, ...] | None:
-    """The prompts of --calibration-prompts, which is taken out of `given`; None without."""
+def check_files(*more: Path | None) -> None:
+    """Refuse outputs of the running command that are one file, or that it reads; imports no torch.
+
+    more: outputs that no option names, such as a journal.
+
+    Raises OutputError.
+    """
+    from nemo_prune.files.atomic import refuse_inputs, refuse_same
+
+    context = click.get_current_context()
+    reads: list[Path] = []
+    writes = [path for path in more if path is not None]
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        for kind, paths in ((FILE, reads), (OUT, writes)):
+            if parameter.type is kind and value is not None:
+                paths.extend(value if isinstance(value, tuple) else (value,))
+    refuse_inputs(writes, reads)
+    refuse_same(writes)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the verbs that score a model read before they load it."""
+
+    checkpoint: "Checkpoint"
+    prompts: "PromptList"
+    options: Options
+    calibration_prompts: tuple[str, ...] | None
+
+    def note_repetitions(self, progress: Progress) -> None:
+        """Note how many prompts were left out since they are repeated."""
+        if self.prompts.merged:
+            progress.note(f"{self.prompts.merged} repeated prompts merged")
+
+    def check(self) -> None:
+        """Refuse options that do not go with this model or machine. Imports torch, so it comes last.
+
+        Raises OptionError, CheckpointError, CalibrationError.
+        """
+        from nemo_prune.model.devices import pick_device
+        from nemo_prune.scoring.opening import scored_timestep
+        from nemo_prune.scoring.ordinary import check_calibration
+
+        pick_device(self.options.device)
+        scored_timestep(self.checkpoint, self.options)
+        check_calibration(self.checkpoint, self.options, self.calibration_prompts)
+
+
+def read_inputs(checkpoint: "Checkpoint", given: Mapping[str, Any]) -> Inputs:
+    """Read all prompts; `given` is what click parsed.
+
+    Raises OptionError, PromptFileError.
+    """
     from nemo_prune.files.prompts import read_prompts
 
-    file = given.pop("calibration_prompts")
-    return read_prompts(file).texts if file else None
-
-
-def read_options(given: dict[str, Any]) -> Any:
-    """`Options` from what click parsed; imports torch."""
-    from nemo_prune.options import Options
-
-    size = given.pop("batch_size")
-    if size == "auto":
-        batch = None
-    elif size.isdigit() and int(size) > 0:
-        batch = int(size)
-    else:
-        raise click.BadParameter("is a positive number or auto", param_hint="--batch-size")
-    return Options(batch_size=batch, **given)
+    asked = build(Options, given)
+    prompts = read_prompts(given["prompt_file"])
+    if "layers" in given:
+        checkpoint.select(asked.searched_layers)
+    ordinary = given["calibration_prompts"]
+    return Inputs(checkpoint, prompts, asked, read_prompts(ordinary).texts if ordinary else None)

@@ -13,9 +13,10 @@ from nemo_prune.cli.console import console, flags
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+    from rich.progress import ProgressColumn
 
 _EVERY = 60  # seconds at least between two lines of a stage in a log
-_BURST = 2.0  # seconds within which prompts that end together are told of
+_BURST = 2.0  # seconds within which prompts that end together count as one
 
 
 class TimeLeft:
@@ -24,11 +25,11 @@ class TimeLeft:
     Prompts are worked on together, so many end at once after minutes of nothing: a rate of the
     last minutes would jump. It is the mean over the whole stage, and counted down in between.
 
-    total, done: how many there are, and how many an earlier run has done already.
+    total, done: how many there are, None if nobody knows, and how many an earlier run has done.
     """
 
-    def __init__(self, total: int, done: int) -> None:
-        self._total = total - done
+    def __init__(self, total: int | None, done: int) -> None:
+        self._total = math.inf if total is None else total - done
         self._done = 0
         self._began = self._last = time.monotonic()
         self._burst = -math.inf  # when the latest one began
@@ -44,7 +45,7 @@ class TimeLeft:
         now = time.monotonic()
         over = now >= self._burst + _BURST or self._done == self._total
         done, last = (self._done, self._last) if over else self._settled
-        if not done:
+        if not done or self._total == math.inf:
             return "-:--:--"
         seconds = (last - self._began) / done * (self._total - done) - (now - last)
         return str(timedelta(seconds=max(0, round(seconds))))
@@ -58,7 +59,7 @@ class _Noting:
         self._noted: set[str] = set()
 
     def note(self, text: str) -> None:
-        """Print the line, once: a run that opens a model and its pruned copy hears it of both."""
+        """Print the line, once: a run that opens a model and its pruned copy notes it for both."""
         text = flags(text)
         if text in self._noted:
             return
@@ -78,7 +79,7 @@ class BarProgress(_Noting):
         self._task: Any = None
         self._left = TimeLeft(0, 0)
 
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._left = TimeLeft(total, done)
@@ -93,28 +94,37 @@ class BarProgress(_Noting):
 
 
 class LineProgress(_Noting):
-    """`Progress` as plain lines for a log: one as a stage begins, and seldom one while it lasts.
+    """`Progress` as plain lines for a log: one as a stage begins, and now and then one while it lasts.
 
-    The first waits for a sign of life: a refusal at the very beginning is to be the only line.
+    The first line is held back until something follows: a refusal at the very beginning is to be the
+    only line.
     """
 
     _pending = ""
 
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
         self._begin()
         self._name, self._total, self._unit = name, total, unit
-        self._done = self._told = done
+        self._done = self._shown = done
         self._since = time.monotonic()
-        if total:
+        if total is None:
+            self._pending = name
+        elif total:
             self._pending = f"{name}: {total} {unit if total > 1 else unit.removesuffix('s')}"
 
     def advance(self, count: int = 1) -> None:
         self._begin()
         self._done += count
         now = time.monotonic()
-        if now - self._since >= _EVERY and 10 * (self._done - self._told) >= self._total > self._done:
+        if now - self._since < _EVERY:
+            return
+        if self._total is None:
+            self._say(f"{self._name}: {self._done} {self._unit}")
+        elif 10 * (self._done - self._shown) >= self._total > self._done:
             self._say(f"{self._name}: {self._done} of {self._total} {self._unit}")
-            self._since, self._told = now, self._done
+        else:
+            return
+        self._since, self._shown = now, self._done
 
     def detail(self, text: str) -> None:  # noqa: ARG002
         """A bar has room for it; a log would be full of it."""
@@ -130,21 +140,27 @@ class LineProgress(_Noting):
             self._pending = ""
 
 
-@contextmanager
-def progress(quiet: bool) -> Iterator[BarProgress | LineProgress]:
-    """Progress on standard error: a bar on a terminal, else lines; only notes if quiet."""
-    from rich import progress as bars  # which a table needs no time for
+def columns() -> tuple["ProgressColumn", ...]:
+    """What a bar shows: name, bar, how many of how many, detail, time left."""
+    from rich import progress as bars
 
-    shown = console()
-    if not (quiet or shown.is_terminal):
-        yield LineProgress(shown)
-        return
-    columns = (
+    return (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         bars.TextColumn("{task.fields[detail]}"),
         bars.TextColumn("{task.fields[left]}"),
     )
-    with bars.Progress(*columns, console=shown, transient=True, disable=quiet) as bar:
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[BarProgress | LineProgress]:
+    """Progress on standard error: a bar on a terminal, else lines; only notes if quiet."""
+    from rich import progress as bars  # not needed by verbs that only print a table
+
+    shown = console()
+    if not (quiet or shown.is_terminal):
+        yield LineProgress(shown)
+        return
+    with bars.Progress(*columns(), console=shown, transient=True, disable=quiet) as bar:
         yield BarProgress(bar)

@@ -1,33 +1,17 @@
-"""The verb verify, and the options of every verb that writes a report."""
+"""The options of the verbs that write reports, and what is read for a report before any work."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from nemo_prune.cli.options import (
-    FILE,
-    criterion_option,
-    json_option,
-    model_options,
-    options,
-    overwrite_option,
-    prompts_option,
-    quiet_option,
-    read_files,
-    read_options,
-    read_ordinary,
-    show_prompts_option,
-    threshold_options,
-)
+from nemo_prune.cli.options import FILE, OUT, options
+from nemo_prune.options import Progress, Reporting
 
 if TYPE_CHECKING:
-    from nemo_prune.options import Progress
     from nemo_prune.report.gallery import PictureSettings
     from nemo_prune.report.inputs import VerifyInputs
     from nemo_prune.report.likeness import Likeness
@@ -36,9 +20,9 @@ if TYPE_CHECKING:
 _BUNDLED = 20  # ordinary captions: each costs twice as many samples as seeds
 
 report_options = options(
-    click.option("--report", "reports", type=FILE, multiple=True,
+    click.option("--report", "reports", type=OUT, multiple=True,
                  help="Write a report: .html, .md or .json; may be given several times."),
-    click.option("--card", type=FILE, help="Write a section for the pruned model's card (Markdown)."),
+    click.option("--card", type=OUT, help="Write a section for the pruned model's card (Markdown)."),
     click.option("--ordinary", type=FILE,
                  help=f"Ordinary prompts to look for side effects with; default: {_BUNDLED} bundled."),
     click.option("--targets", type=FILE,
@@ -58,104 +42,88 @@ report_options = options(
 
 
 @dataclass(frozen=True)
-class Reporting:
-    """Everything about reports that a command line says, read before any long work."""
+class Prepared:
+    """A report that was asked for, and all that was read for it."""
 
-    reports: tuple[Path, ...]
-    card: Path | None
-    overwrite: bool
-    ordinary: Sequence[str] | None
+    asked: Reporting
+    ordinary: Sequence[str]
     ordinary_from: str
     settings: "PictureSettings"
     likeness: "Likeness"
     command: str
 
-    @property
-    def wanted(self) -> bool:
-        return bool(self.reports or self.card)
-
-    def verify(self, inputs: "VerifyInputs", progress: "Progress") -> "Report":
+    def verify(self, inputs: "VerifyInputs", progress: Progress) -> "Report":
         """Verify, and write what was asked for."""
         from nemo_prune.report.verify import verify
 
         found = verify(inputs, self.likeness, self.settings, progress)
         found.data["command"] = self.command
-        for path in self.reports:
-            found.save(path, self.overwrite)
-        if self.card:
-            found.save_card(self.card, self.overwrite)
+        for path in self.asked.reports:
+            found.save(path, self.asked.overwrite)
+        if self.asked.card:
+            found.save_card(self.asked.card, self.asked.overwrite)
         return found
 
-    def some_ordinary(self) -> Sequence[str]:
-        from nemo_prune.files.prompts import bundled_captions
-
-        return self.ordinary or bundled_captions()[:_BUNDLED]
-
-    def written(self) -> list[Path]:
-        return [*self.reports, *([self.card] if self.card else [])]
+    def tell(self, quiet: bool) -> None:
+        """Say what was written."""
+        if not quiet:
+            for path in self.asked.outputs:
+                click.echo(f"wrote {path}", err=True)
 
 
-def check_report_places(
-    given: dict[str, Any], overwrite: bool, taken: Sequence[Path], inputs: Sequence[Path | None]
-) -> None:
+def check_reports(reporting: Reporting) -> None:
     """Refuse early what could not be written late; imports no torch.
 
-    `taken`: other outputs of the same command. `inputs`: what it reads, which no report replaces.
+    Raises OptionError, OutputError.
     """
-    from nemo_prune.files.atomic import check_place, refuse_inputs
+    from nemo_prune.files.atomic import check_place
     from nemo_prune.report.render import check_format
 
-    for path in given["reports"]:
+    for path in reporting.reports:
         check_format(path)
-    places = [*given["reports"], *([given["card"]] if given["card"] else [])]
-    named: set[Path] = {path.absolute() for path in taken}
-    refuse_inputs(places, inputs)
-    for path in places:
-        check_place(path, overwrite)
-        if path.absolute() in named:
-            raise click.UsageError(f"{path}: is to be written twice; give each output its own name")
-        named.add(path.absolute())
+    for path in reporting.outputs:
+        check_place(path, reporting.overwrite)
 
 
-def read_reporting(given: dict[str, Any], prompts: Sequence[str], overwrite: bool) -> Reporting:
-    """Take the report options out of `given`; the places were checked already.
+def prepare(reporting: Reporting, prompts: Sequence[str]) -> Prepared:
+    """Read all that a report needs besides the models; imports torch.
 
     Raises OptionError, PromptFileError.
     """
-    from nemo_prune.files.prompts import read_prompts
+    from nemo_prune.files.prompts import bundled_captions, read_prompts
 
-    ordinary, targets = given.pop("ordinary"), given.pop("targets")
-    texts = read_prompts(ordinary).texts if ordinary else None
+    ordinary = reporting.ordinary
+    texts = read_prompts(ordinary).texts if ordinary else bundled_captions()[:_BUNDLED]
     from nemo_prune.report.gallery import PictureSettings
     from nemo_prune.report.likeness import open_likeness
     from nemo_prune.report.targets import read_targets
 
-    return Reporting(
-        reports=given.pop("reports"),
-        card=given.pop("card"),
-        overwrite=overwrite,
+    return Prepared(
+        asked=reporting,
         ordinary=texts,
         ordinary_from=ordinary.name if ordinary else f"the first {_BUNDLED} of the bundled list",
         settings=PictureSettings(
-            images=given.pop("images"),
-            ordinary_images=given.pop("ordinary_images"),
-            steps=given.pop("picture_steps"),
-            guidance=given.pop("guidance"),
-            targets=read_targets(targets, prompts) if targets else {},
+            images=reporting.images,
+            ordinary_images=reporting.ordinary_images,
+            steps=reporting.picture_steps,
+            guidance=reporting.guidance,
+            targets=read_targets(reporting.targets, prompts) if reporting.targets else {},
         ),
-        likeness=open_likeness(given.pop("sscd"), given.pop("clip")),
+        likeness=open_likeness(reporting.sscd, reporting.clip),
         command=command_line(click.get_current_context()),
     )
 
 
 def command_line(context: click.Context) -> str:
-    """The command that gives the same again: what was said on the command line, in full."""
+    """The command that gives the same again: everything given on the command line, in full."""
     words = ["nemo-prune", str(context.info_name)]
     for parameter in context.command.params:
         name = str(parameter.name)
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
         value = context.params[name]
+        if value is None:  # given as the default's own word, such as auto
+            continue
         if isinstance(parameter, click.Argument):
             words.append(str(value))
         elif isinstance(parameter, click.Option):
@@ -168,84 +136,3 @@ def command_line(context: click.Context) -> str:
     if "overwrite" in context.params and "--overwrite" not in words:
         words.append("--overwrite")  # what the first run wrote is there
     return shlex.join(words)
-
-
-@click.command()
-@click.argument("original", type=FILE)
-@click.argument("pruned", type=FILE)
-@prompts_option
-@threshold_options
-@criterion_option
-@model_options
-@show_prompts_option
-@click.option("--manifest", type=FILE,
-              help="The manifest: also compare the union with each prompt's own neurons.")  # fmt: skip
-@report_options
-@overwrite_option
-@json_option
-@quiet_option
-def verify(
-    original: Path, pruned: Path, manifest: Path | None, overwrite: bool, as_json: bool, quiet: bool,
-    **given: Any,
-) -> None:  # fmt: skip
-    """Compare a pruned checkpoint with its original: suppression, pictures, side effects.
-
-    tau, the gate, the criterion and the timestep are the pruned file's own (its metadata), unless
-    options say otherwise.
-
-    \b
-    nemo-prune verify model.safetensors clean.safetensors --prompts mem.txt --report report.html
-    """
-    from nemo_prune.checkpoint.manifest import read_manifest
-    from nemo_prune.checkpoint.models import open_model
-    from nemo_prune.checkpoint.provenance import stated_settings
-    from nemo_prune.cli.console import print_verification
-    from nemo_prune.cli.progress import progress
-    from nemo_prune.files.prompts import read_prompts
-
-    reads = read_files(original, given["prompt_file"], given)
-    check_report_places(given, overwrite, [], [pruned, manifest, *reads])
-    before, after = open_model(original), open_model(pruned)
-    prompts = read_prompts(given.pop("prompt_file"))
-    wanted = read_manifest(manifest) if manifest else None
-    ordinary = read_ordinary(given)
-    show = given.pop("show_prompts")
-    stated = stated_settings(after.header)
-    from nemo_prune.report.inputs import VerifyInputs, check_inputs
-    from nemo_prune.scoring.opening import open_engine
-    from nemo_prune.scoring.ordinary import Ordinary
-
-    check_inputs(before, after, prompts.texts, wanted)
-    reporting = read_reporting(given, prompts.texts, overwrite)
-    source = click.get_current_context().get_parameter_source
-    if source("criterion") is ParameterSource.DEFAULT:
-        given["criterion"] = stated.criterion or given["criterion"]
-    if source("steps") is ParameterSource.DEFAULT and given["timestep"] is None:
-        given["timestep"] = stated.timestep
-    settings = read_options(given)
-    with progress(quiet) as bar:
-        for line in stated.ignored:
-            bar.note(line)
-        if stated.tau is not None and settings.tau is None and not settings.calibration and not ordinary:
-            settings.check_gate(stated.tau)
-            tau, tau_source, gate, gate_source = stated.tau, "the pruned file's", settings.gate, "given"
-            if gate is None:
-                gate, gate_source = stated.gate, "tau" if stated.gate is None else tau_source
-        else:
-            engine = open_engine(before, settings, bar)
-            thresholds = Ordinary(engine, before, settings, ordinary, bar).thresholds
-            tau, tau_source = thresholds.tau, thresholds.tau_source
-            gate, gate_source = thresholds.gate.value, thresholds.gate_source
-            engine.model.release()
-        inputs = VerifyInputs(
-            before, after, prompts.texts, reporting.some_ordinary(), settings, tau, tau_source,
-            gate, gate_source, wanted, show, reporting.ordinary_from,
-        )  # fmt: skip
-        found = reporting.verify(inputs, bar)
-    if not quiet:
-        print_verification(found.data)
-        for path in reporting.written():
-            click.echo(f"wrote {path}", err=True)
-    if as_json:
-        click.echo(json.dumps(found.data))
-    click.get_current_context().exit(0 if found.all_suppressed else 1)

@@ -1,21 +1,33 @@
-"""Put a new file in its place whole or not at all, never over something by accident.
+"""Put a new file or folder in its place whole or not at all, never over something by accident.
 
-The file is written under a hidden name (see `leftovers`) in the folder it is meant for, flushed to
-the disk, and only then given its name.
+It is written under a hidden name in the folder that it is meant for, flushed to the disk, and only then
+given its name. A hidden name, ``.NAME.PID-XXXXXXXX.tmp``, carries the writer's process id, and a
+running writer holds a lock, so that what a killed run left behind is known from what is being written.
 """
 
 import contextlib
 import errno
 import os
+import re
+import secrets
 import shutil
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import OutputError, option
-from nemo_prune.files.leftovers import held_folder, hidden_name, hold, remove_leftovers
-from nemo_prune.files.room import check_room
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
+_HIDDEN = re.compile(r"\.(?P<name>.*)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
+_NAME_BYTES = 200  # of OUT's name in the hidden one: file systems stop at 255 in all
+_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def check_output(source: Path, out: Path, overwrite: bool) -> None:
@@ -48,6 +60,33 @@ def refuse_inputs(outs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
                     raise OutputError(f"{out}: is read by this command; choose another name")
 
 
+def refuse_same(outputs: Iterable[Path | None]) -> None:
+    """Raise OutputError if two outputs of one command are one file, or one lies in the other.
+
+    To be called before any work. Paths are compared with all links and `..` resolved, and without
+    regard to case, as many file systems have it; hard links to one file count as that file.
+    """
+    for one, other in combinations([path for path in outputs if path is not None], 2):
+        first, second = _comparable(one), _comparable(other)
+        alike = first == second
+        with contextlib.suppress(OSError, ValueError):
+            alike = alike or one.samefile(other)
+        if alike:
+            raise OutputError(f"{other}: is to be written twice, as two outputs; give two names")
+        if first in second.parents or second in first.parents:
+            raise OutputError(
+                f"{other}: lies in {one} or around it, and both are outputs; give two places"
+            )
+
+
+def _comparable(path: Path) -> Path:
+    try:
+        real = os.path.realpath(path)
+    except (OSError, ValueError):
+        real = str(path)  # no possible name, which whoever writes it will say
+    return Path(unicodedata.normalize("NFC", real.casefold()))
+
+
 def check_place(out: Path, overwrite: bool) -> None:
     """Raise OutputError if no new file could be put at `out`; see `check_output`."""
     try:
@@ -72,6 +111,29 @@ def check_place(out: Path, overwrite: bool) -> None:
         raise OutputError(f"{out}: the folder {folder} is not writable; choose another")
 
 
+def check_room(out: Path, sources: Iterable[Path], more: Iterable[tuple[Path, int]] = ()) -> None:
+    """Raise OutputError if there is no room for files as large as `sources` where `out` is to be.
+
+    `more` are further places and the bytes that are to be written there; those on one disk add up.
+    Where nobody knows how much room there is, nothing is refused.
+    """
+    if not hasattr(shutil, "disk_usage"):
+        return
+    with contextlib.suppress(OSError):
+        wanted: dict[int, int] = {}
+        for place, size in ((out, sum(Path(path).stat().st_size for path in sources)), *more):
+            folder = place.absolute().parent
+            disk = folder.stat().st_dev
+            wanted[disk] = wanted.get(disk, 0) + size
+            free = shutil.disk_usage(folder).free
+            if wanted[disk] > free:
+                raise OutputError(
+                    # Rounded apart: a small file never "needs 0 MB but the disk has 0 MB left".
+                    f"{place}: needs {-(-wanted[disk] // 10**6):,} MB but the disk has "
+                    f"{free // 10**6:,} MB left; free some or choose another disk"
+                )
+
+
 @contextlib.contextmanager
 def new_file(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """Yield a new unbuffered binary file, open for reading and writing, that becomes `out`.
@@ -82,12 +144,12 @@ def new_file(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
     new file. An OSError out of the block or of the disk becomes OutputError.
     """
     check_place(out, overwrite)
-    remove_leftovers(out)
-    temporary = out.with_name(hidden_name(out.name))
+    _remove_leftovers(out)
+    temporary = out.with_name(_hidden_name(out.name))
     try:
         try:
             with temporary.open("x+b", buffering=0) as file:
-                hold(file.fileno())
+                _hold(file.fileno())
                 yield file
                 os.fsync(file.fileno())
             _take_name(temporary, out, overwrite)
@@ -116,8 +178,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     exists is never replaced: OutputError. An OSError out of the block becomes OutputError.
     """
     check_new_folder(out)
-    remove_leftovers(out)
-    temporary = out.with_name(hidden_name(out.name))
+    _remove_leftovers(out)
+    temporary = out.with_name(_hidden_name(out.name))
     try:
         try:
             temporary.mkdir()
@@ -138,7 +200,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 def new_folders(first: Path, out: Path) -> Iterator[tuple[Path, Path]]:
     """Yield two new folders as `new_folder` does; `first` has its name before `out`, or neither has.
 
-    An OSError out of the block is told of `out`.
+    An OSError out of the block becomes an OutputError about `out`.
     """
     inodes = None
     try:
@@ -182,7 +244,7 @@ def _take_name(temporary: Path, out: Path, overwrite: bool) -> None:
             out.hardlink_to(temporary)
         except FileExistsError:
             raise
-        except OSError:  # a file system without hard links
+        except (OSError, NotImplementedError):  # a file system, or a system, without hard links
             os.close(os.open(out, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             try:
                 temporary.replace(out)
@@ -207,7 +269,86 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return "no space left on the disk; free some or choose another disk"
     text = getattr(error, "strerror", None) or str(error)
     return text[:1].lower() + text[1:]
+
+
+# -------------------------------------------------------------------------------- hidden names
+
+
+def _hidden_name(name: str) -> str:
+    """A new hidden name for what will be called `name`."""
+    return f".{_shortened(name)}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+def _hold(descriptor: int) -> None:
+    """Lock the open file or folder until it is closed, where the file system knows how to."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Hold the folder, so that no other run takes it for what a killed one left behind."""
+    if fcntl is None:  # pragma: no cover - Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _hold(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what killed runs left behind while they wrote this same `out`."""
+    with contextlib.suppress(OSError):
+        for path in out.parent.iterdir():
+            match = _HIDDEN.fullmatch(path.name)
+            if (
+                match
+                and match["name"] == _shortened(out.name)
+                and not _alive(int(match["pid"]))
+                and not _locked(path)
+            ):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _shortened(name: str) -> str:
+    while len(os.fsencode(name)) > _NAME_BYTES:
+        name = name[:-1]
+    return name
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # pragma: no cover - there, signal 0 is not a question but Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _locked(path: Path) -> bool:
+    """True while its writer holds it: in another container, process ids say nothing."""
+    if fcntl is None:  # pragma: no cover - Windows
+        return True
+    try:
+        # Not open(): that does not take folders.
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,18 +1,17 @@
 """Compare two safetensors files byte by byte, a few megabytes at a time.
 
 Independent of the code that rewrites files: of the package it uses the reading of headers alone,
-so that a fault of the one cannot hide in the other.
+so that a fault in one cannot hide in the other.
 """
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
 
-from nemo_prune.errors import CheckpointError
-from nemo_prune.files.header import Header, Tensor, quoted
+from nemo_prune.files.header import Header, Tensor, changed, quoted, unreadable
 
 _CHUNK = 4 * 2**20
 _NONZERO = re.compile(rb"[^\0]")
@@ -79,8 +78,8 @@ def compare(a: Header, b: Header) -> Difference:
         found = []
         for name in sorted(alike, key=lambda n: a.tensors[n].start):
             one, two = a.tensors[name], b.tensors[name]
-            if changed := _compare_tensor(_pieces(file_a, a, one), _pieces(file_b, b, two), one):
-                found.append(changed)
+            if change := _compare_tensor(_pieces(file_a, a, one), _pieces(file_b, b, two), one):
+                found.append(change)
     metadata = {
         key: (a.metadata.get(key), b.metadata.get(key))
         for key in {**a.metadata, **b.metadata}
@@ -88,7 +87,7 @@ def compare(a: Header, b: Header) -> Difference:
     }
     orders = {
         "header": ([n for n in b.tensors if n in a.tensors], shared),
-        "data": (_lying(b, shared), _lying(a, shared)),
+        "data": (_by_offset(b, shared), _by_offset(a, shared)),
         "metadata": (
             [k for k in b.metadata if k in a.metadata],
             [k for k in a.metadata if k in b.metadata],
@@ -108,6 +107,24 @@ def compare(a: Header, b: Header) -> Difference:
     # Where the headers say different things, how they are spelt is of no interest.
     spelling = a.raw != b.raw and not replace(difference, changed=())
     return replace(difference, spelling=spelling)
+
+
+def nonzero_rows(header: Header, rows: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
+    """Those of `rows`, by tensor, that hold a byte other than zero, as sorted (tensor, row).
+
+    Tensors and rows that the file of `header` does not have are left out. Raises CheckpointError if
+    it cannot be read.
+    """
+    found = []
+    with opened(header) as file:
+        for name in rows.keys() & header.tensors.keys():
+            tensor = header.tensors[name]
+            for row in rows[name]:
+                if row < (tensor.shape[0] if tensor.shape else 0) and any(
+                    read_span(file, header, *tensor.row(row))
+                ):
+                    found.append((name, row))
+    return sorted(found)
 
 
 def to_json(difference: Difference) -> dict[str, Any]:
@@ -154,7 +171,7 @@ def _type(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
     return tensor.dtype, tensor.shape
 
 
-def _lying(header: Header, names: Sequence[str]) -> list[str]:
+def _by_offset(header: Header, names: Sequence[str]) -> list[str]:
     # The end too: an empty tensor starts where the next one does.
     return sorted(names, key=lambda n: (header.tensors[n].start, header.tensors[n].end, n))
 
@@ -202,14 +219,14 @@ def opened(header: Header) -> Iterator[BinaryIO]:
     try:
         file = header.path.open("rb")
     except OSError as error:
-        raise _unreadable(header, error) from None
+        raise unreadable(header.path, error) from None
     with file:
         before = _state(file)
         if before[0] != header.size or read_span(file, header, 0, header.data_start)[8:] != header.raw:
-            raise _meddled(header)
+            raise changed(header.path)
         yield file
         if _state(file) != before:
-            raise _meddled(header)
+            raise changed(header.path)
 
 
 def _state(file: BinaryIO) -> tuple[int, int]:
@@ -228,17 +245,7 @@ def read_span(file: BinaryIO, header: Header, start: int, end: int) -> bytes:
         file.seek(start)
         data = file.read(end - start)
     except OSError as error:
-        raise _unreadable(header, error) from None
+        raise unreadable(header.path, error) from None
     if len(data) < end - start:
-        raise _meddled(header)
+        raise changed(header.path)
     return data
-
-
-def _unreadable(header: Header, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{header.path}: cannot be read ({error.strerror or error})")
-
-
-def _meddled(header: Header) -> CheckpointError:
-    return CheckpointError(
-        f"{header.path}: changed while it was read; wait until it is whole, then try again"
-    )

@@ -21,11 +21,36 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import CheckpointError
-from nemo_prune.files.dtypes import DTYPE_BITS
 
 MAX_HEADER_BYTES = 16 * 2**20
 _MAX_COMMAS = 1_000_000  # JSON needs one for each further entry, and Python up to 100 bytes
 _MAX_U64 = 2**64 - 1
+
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
+"""Bits of one element, for every dtype that safetensors 0.8 knows."""
 
 _PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 _PICKLE_ADVICE = (
@@ -93,8 +118,29 @@ def read_header(path: Path) -> Header:
     except _Fault as fault:
         raise CheckpointError(f"{path}: {fault}") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise unreadable(path, error) from None
     return Header(path, tensors, metadata, data_start, size, raw)
+
+
+def encode_header(entries: Mapping[str, object], block: int = 8, shift: int = 0) -> bytes:
+    """The first bytes of a file with these header entries: the length, then the JSON.
+
+    Padded with spaces to end `shift` bytes after a multiple of `block` bytes. The JSON is compact, as
+    Forge wants the file's bytes 8 and 9 to be ``{"``.
+    """
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * ((shift - 8 - len(text)) % block)
+    return struct.pack("<Q", len(text)) + text
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """The error for a file that the operating system does not let be read."""
+    return CheckpointError(f"{path}: cannot be read ({error.strerror or error})")
+
+
+def changed(path: Path) -> CheckpointError:
+    """The error for a file that is not, or not any more, what its header was read from."""
+    return CheckpointError(f"{path}: changed while it was read; wait until it is whole, then try again")
 
 
 def _check_kind(path: Path) -> None:
@@ -114,7 +160,7 @@ def _check_kind(path: Path) -> None:
 
 
 def _read_raw(file: BinaryIO, size: int) -> bytes:
-    """Return the JSON bytes; tell apart the other things that people hand in as a model."""
+    """Return the JSON bytes; refuse other file formats by their names."""
     start = file.read(64)
     if not start:
         raise _Fault(f"is empty; {_DOWNLOAD}")

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,8 +32,10 @@ def read_prompts(path: Path) -> PromptList:
     """Prompts of a `.csv`, `.jsonl` or text file, UTF-8 with or without a byte order mark.
 
     A CSV needs a column named caption, prompt or text, in any case, separated by `,` or `;`. A
-    JSON line is a string, or an object with such a key. White space around a prompt is dropped, as
-    are blank ones. Raises PromptFileError, one line, for a file without usable prompts.
+    JSON line is a string, or an object with such a key. Lines end at `\\n` or `\\r\\n` and nowhere
+    else. White space around a prompt is dropped, as are blank ones.
+
+    Raises PromptFileError, one line, for a file without usable prompts.
     """
     text = _read(path)
     kind = path.suffix.lower()
@@ -41,7 +44,7 @@ def read_prompts(path: Path) -> PromptList:
     elif kind == ".jsonl":
         found = _from_json_lines(text, path)
     else:
-        found = text.splitlines()
+        found = _lines(text)
     prompts = [prompt for line in found if (prompt := line.strip())]
     if not prompts:
         raise PromptFileError(f"{path}: holds no prompts; write one per line")
@@ -117,6 +120,11 @@ def _read(path: Path) -> str:
     return text
 
 
+def _lines(text: str) -> list[str]:
+    # Not str.splitlines: it also splits at a form feed or U+2028, which a prompt may hold.
+    return re.split("\r?\n", text)
+
+
 def _from_csv(text: str, path: Path) -> list[str]:
     rows = _rows(text, path)
     if not rows:
@@ -146,7 +154,7 @@ def _prompt_column(names: Sequence[str], path: Path) -> int:
 
 def _from_json_lines(text: str, path: Path) -> list[str]:
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         if not line.strip():
             continue
         try:

@@ -1,12 +1,26 @@
-"""JSON that people may edit: read strictly, so that no slip in it is passed over."""
+"""JSON in files: what people may edit is read strictly, so that no mistake in it passes unnoticed."""
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+from nemo_prune.errors import CheckpointError
 
 
 class Fault(Exception):
     """What is wrong with a document, without the file's name."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a model's file, such as a config or an index; CheckpointError if none."""
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{path}: holds no JSON object; download the folder again")
+    return parsed
 
 
 def parse(text: str) -> object:

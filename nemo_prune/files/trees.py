@@ -1,17 +1,15 @@
-"""The files of a folder, whatever it holds: found, hashed together, copied; no torch."""
+"""The files of a folder, whatever it holds: found, and copied."""
 
 import filecmp
-import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_prune.errors import CheckpointError, OutputError
-from nemo_prune.files.header import quoted
-from nemo_prune.files.streams import share_blocks, unreadable
+from nemo_prune.files.header import quoted, unreadable
+from nemo_prune.files.rewrite import share_blocks
 
 _MOST = 100_000
 _DEEPEST = 100  # folders in folders; Python's own functions on trees stop near a thousand
@@ -103,23 +101,13 @@ def shown(place: str) -> str:
     return place if place.isprintable() else quoted(place)
 
 
-def weights_sha256(hashes: Mapping[str, str]) -> str:
-    """One SHA-256 for the files of a folder, from theirs by their paths in it.
-
-    That of the lines `HASH  PATH` of sha256sum, in the order of the paths' bytes.
-    """
-    lines = sorted((os.fsencode(place), sha256) for place, sha256 in hashes.items())
-    text = b"".join(sha256.encode() + b"  " + place + b"\n" for place, sha256 in lines)
-    return hashlib.sha256(text).hexdigest()
-
-
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file to the new file `target`, or share its blocks where the file system can.
 
     Flushed to the disk and compared.
 
     Raises CheckpointError if the source cannot be read, OutputError if what was written is not what
-    is read back; an OSError of the disk is for `new_folder` to tell.
+    is read back; an OSError of the disk is for `new_folder` to handle.
     """
     try:
         file = source.open("rb")
@@ -129,7 +117,7 @@ def copy_file(source: Path, target: Path) -> None:
         shared = share_blocks(file.fileno(), new.fileno())
     if not shared:
         shutil.copyfile(source, target)
-    with target.open("rb") as written:
+    with target.open("r+b") as written:  # Windows flushes only what is open for writing
         os.fsync(written.fileno())
     if not filecmp.cmp(source, target, shallow=False):
         raise OutputError(

@@ -16,19 +16,19 @@ import hashlib
 import json
 import os
 import re
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from nemo_prune.checkpoint.provenance import SOURCE_SHA256
 from nemo_prune.errors import OutputError, UndoError, option
-from nemo_prune.files.atomic import check_output, check_place, new_file
-from nemo_prune.files.hashing import sha256s
-from nemo_prune.files.header import Header, Tensor, read_header
-from nemo_prune.files.streams import Ranges, Source, copy, read_at, write_at
+from nemo_prune.files.atomic import check_output, check_place, new_file, refuse_same
+from nemo_prune.files.hashing import file_sha256
+from nemo_prune.files.header import Header, Tensor, encode_header, read_header
+from nemo_prune.files.rewrite import Ranges, Source, copy, read_at, write_at
 
+SOURCE_SHA256 = "nemo_prune.source_sha256"
+"""The metadata key under which a pruned file gives the hash of the file that it was made from."""
 _PREFIX = "nemo_prune_undo."
 _HEADER, _SOURCE, _OUTPUT, _ROWS = (
     _PREFIX + key for key in ("header", "source_sha256", "output_sha256", "rows")
@@ -48,11 +48,16 @@ class Undo:
 
 @dataclass(frozen=True)
 class Restored:
-    """What `restore` wrote: `sha256` is of the whole file, `rows` counts those brought back."""
+    """What was restored: `sha256` is of the whole file or folder, `rows` counts those brought back.
+
+    `left_out`, of a folder, are the paths in the source of what was left out of the pruned folder, and
+    so of this one.
+    """
 
     path: Path
     sha256: str
     rows: int
+    left_out: tuple[str, ...] | None = None
 
 
 def check_undo(undo: Path, out: Path) -> None:
@@ -62,8 +67,7 @@ def check_undo(undo: Path, out: Path) -> None:
             f"{undo}: exists already, and undo files are never replaced; choose another name"
         )
     check_place(undo, overwrite=False)
-    if os.path.realpath(undo) == os.path.realpath(out):
-        raise OutputError(f"{undo}: is to be the model as well as its undo file; give two names")
+    refuse_same([out, undo])
 
 
 def row_places(header: Header, rows: Mapping[str, Sequence[int]]) -> list[tuple[int, int]]:
@@ -89,18 +93,8 @@ def write_undo(
     CheckpointError if the source cannot be read.
     """
     header = source.header
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {_HEADER: ("U8", (header.data_start,))}
-    for name, numbers in rows.items():
-        tensor = header.tensors[name]
-        tensors[name] = (tensor.dtype, (len(numbers), *tensor.shape[1:]))
-    metadata = {
-        "format": "pt",
-        _SOURCE: source_sha256,
-        _OUTPUT: output_sha256,
-        _ROWS: json.dumps(rows, separators=(",", ":")),
-    }
     places = [(0, header.data_start), *row_places(header, rows)]
-    start = _header_bytes(header, metadata, tensors, rows)
+    start = _undo_header(header, rows, source_sha256, output_sha256)
     with new_file(undo, overwrite=False) as file:
         write_at(file, start, 0)
         position = len(start)
@@ -120,15 +114,38 @@ def write_undo(
             )
 
 
+def _undo_header(
+    header: Header, rows: Mapping[str, Sequence[int]], source_sha256: str, output_sha256: str
+) -> bytes:
+    entries: dict[str, object] = {
+        "__metadata__": {
+            "format": "pt",
+            _SOURCE: source_sha256,
+            _OUTPUT: output_sha256,
+            _ROWS: json.dumps(rows, separators=(",", ":")),
+        },
+        _HEADER: {"dtype": "U8", "shape": [header.data_start], "data_offsets": [0, header.data_start]},
+    }
+    position = header.data_start
+    for name, numbers in rows.items():
+        tensor = header.tensors[name]
+        first, last = tensor.row(0)
+        end = position + (last - first) * len(numbers)
+        shape = (len(numbers), *tensor.shape[1:])
+        entries[name] = {"dtype": tensor.dtype, "shape": shape, "data_offsets": (position, end)}
+        position = end
+    return encode_header(entries)
+
+
 def read_undo(path: Path) -> Undo:
     """Return the undo file at `path`; UndoError or CheckpointError, one line, if it is not one."""
     header = read_header(path)
-    told = header.metadata
+    stated = header.metadata
     try:
-        rows = json.loads(told.get(_ROWS, ""))
+        rows = json.loads(stated.get(_ROWS, ""))
     except (ValueError, RecursionError):
         rows = None
-    before, after = told.get(_SOURCE, ""), told.get(_OUTPUT, "")
+    before, after = stated.get(_SOURCE, ""), stated.get(_OUTPUT, "")
     first = header.tensors.get(_HEADER)
     sound = (
         isinstance(rows, dict)
@@ -156,19 +173,17 @@ def restore(pruned: Path, undo: Path, out: Path, overwrite: bool = False) -> Res
         if out.samefile(undo):
             raise OutputError(f"{out}: is the undo file itself, which is kept; choose another name")
     check_output(header.path, out, overwrite)
-    nothing = Ranges([])
-    stranger = UndoError(
+    mismatch = UndoError(
         f"{pruned}: is not the file that {undo} belongs to, or was changed since; restore that one"
     )
     if header.metadata.get(SOURCE_SHA256) != removed.source_sha256 or not _fits(removed, header):
-        raise stranger
+        raise mismatch
     length = removed.header.tensors[_HEADER].shape[0]
     with Source(header) as source, Source(removed.header) as rows:
-        start = bytes(source.read(0, header.data_start))
-        if sha256s(source, [(start, nothing)]) != [removed.output_sha256]:
-            raise stranger
+        if file_sha256(pruned) != removed.output_sha256:
+            raise mismatch
         with new_file(out, overwrite) as target:
-            copy(source, target, length, nothing)
+            copy(source, target, length, Ranges([]))
             for place, first, last in _moves(removed, header, length):
                 write_at(target, rows.read(first, last), place)
             sha256 = _hash(target)
@@ -194,26 +209,6 @@ def _moves(removed: Undo, header: Header, length: int) -> Iterator[tuple[int, in
 def _hash(file: BinaryIO) -> str:
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def _header_bytes(
-    header: Header,
-    metadata: Mapping[str, str],
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-    rows: Mapping[str, Sequence[int]],
-) -> bytes:
-    entries: dict[str, object] = {"__metadata__": metadata}
-    position = 0
-    for name, (dtype, shape) in tensors.items():
-        size = header.data_start
-        if name != _HEADER:
-            first, last = header.tensors[name].row(0)
-            size = (last - first) * len(rows[name])
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": (position, position + size)}
-        position += size
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
 
 
 def _are_rows(rows: object, tensor: Tensor) -> bool:

@@ -1,33 +1,40 @@
-"""Find the neurons behind each prompt of a checkpoint: load, calibrate, search, probe."""
+"""Find the neurons behind each prompt of a checkpoint: load, calibrate, search, probe, confirm."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 from nemo_prune import __version__
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord
-from nemo_prune.checkpoint.models import model_sha256
-from nemo_prune.checkpoint.neurons import union
+from nemo_prune.checkpoint.neurons import Neuron, union
+from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import Interrupted
-from nemo_prune.localize.repair import Repaired, repair
+from nemo_prune.files.prompts import bundled_captions
+from nemo_prune.localize.confirm import (
+    UNRELATED,
+    Confirmation,
+    Confirmed,
+    unrelated_ends,
+)
+from nemo_prune.localize.repair import Repair, Repaired
 from nemo_prune.model.denoiser import TOKENS
 from nemo_prune.options import Options, Progress
-from nemo_prune.scoring.activations import ladders
-from nemo_prune.scoring.batches import Prompt
+from nemo_prune.scoring.activations import harms, ladders
 from nemo_prune.scoring.detect import gated
-from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine
+from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
-from nemo_prune.scoring.opening import open_engine
+from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 from nemo_prune.scoring.ordinary import Ordinary
 from nemo_prune.scoring.thresholds import Thresholds
-from nemo_prune.search.group_testing import search
-from nemo_prune.search.literal import Outcome, Search, literal_search, outcome_from
+from nemo_prune.scoring.trajectory import Reference
+from nemo_prune.search.auto import Candidates, auto_search
+from nemo_prune.search.group_testing import gradient_free_search
+from nemo_prune.search.literal import literal_search
+from nemo_prune.search.protocol import Outcome, Search, outcome_from
 
-SUPPRESSED, NOT_MEMORIZED, STILL = "suppressed", "not memorized", "still memorized"
-NOT_SEARCHED, NOT_REMOVABLE = "not searched", "not removable"
 FRESH_SEEDS = 10_000
 """What was written is checked on seeds from here on: no search ever uses them."""
 
@@ -37,6 +44,7 @@ class Localization:
     """What was found, and the loaded model it was found with.
 
     statistics_from: where the activation statistics come from: "file", "cache" or "this run".
+    confirmed: what trajectories say of each memorized prompt. references: what they were compared with.
     """
 
     checkpoint: Checkpoint
@@ -47,6 +55,8 @@ class Localization:
     statistics_from: str
     outcomes: tuple[Outcome, ...]
     cost: dict[str, float]
+    confirmed: Confirmed = field(default_factory=Confirmed)
+    references: Mapping[int, Reference] = field(default_factory=dict)
 
     @property
     def tau(self) -> float:
@@ -67,150 +77,273 @@ def localize(
     """Find the neurons behind each prompt that the gate calls memorized; leave the others alone.
 
     The search's own seeds may all agree where others would not, and it sees one prompt: the union of
-    what was found is probed, repaired and reduced on fresh seeds (`repair`).
+    what was found is probed, repaired and reduced on fresh seeds (`repair`). Then every prompt is
+    confirmed by trajectories, and searched further where its picture is still drawn (`confirm`).
 
-    keep: a journal of finished searches, removed at the end; `resume` takes up the one that an
+    keep: a journal of finished searches, which the caller removes; `resume` takes up the one that an
         earlier run left there, and ends with the same manifest as an unbroken run.
 
     Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run;
     Interrupted on Ctrl-C in the search.
     """
-    started = time.monotonic()
-    layers = checkpoint.select(options.layers)
-    progress.stage("loading the model", 1, "file")
-    source_sha256 = model_sha256(checkpoint)
-    engine = open_engine(checkpoint, options, progress)
-    model = engine.model
-    progress.advance()
-    counts = model.token_counts(prompts)
-    for index, count in enumerate(counts):
-        if count > TOKENS:
-            progress.note(f"prompt {index}: {count} tokens, truncated to {TOKENS}")
-    ordinary = Ordinary(engine, checkpoint, options, calibration_prompts, progress)
-    statistics, statistics_from = ordinary.statistics
-    thresholds = ordinary.thresholds
-    tau, gate = thresholds.tau, thresholds.gate.value
-    calibration_samples = engine.cost.samples
-    seeds = tuple(range(options.seeds))
-    settings = {
-        "tau": tau,
-        "tau_source": thresholds.tau_source,
-        "gate": gate,
-        "gate_source": thresholds.gate_source,
-        "criterion": options.criterion,
-        "seeds": options.seeds,
-        "seed": options.seed,
-        "timestep": engine.timestep,
-        "layers": options.layers,
-        "precision": model.precision,
-        "search": options.search,
-        "calibration_prompts": statistics.prompts,
-    }
-    procedure = literal_search if options.search == "literal" else search
-    finished: dict[int, Outcome] = {}
-    repaired: Repaired | None = None
+    run = _Run(checkpoint, prompts, options, progress, calibration_prompts, show_prompts)
+    if keep is not None:
+        run.open_journal(keep, resume)
+    try:
+        run.search()
+        run.repair()
+        run.confirm()
+    except KeyboardInterrupt:
+        raise Interrupted(run.manifest(), len(run.finished)) from None
+    finally:
+        run.close()
+    return run.localization()
 
-    def manifest() -> Manifest:
-        records = tuple(
-            _record(index, finished.get(index), tau, counts[index] > TOKENS,
-                    text if show_prompts else None, repaired)
-            for index, text in enumerate(prompts)
-        )  # fmt: skip
+
+class _Run:
+    """One localization, step by step."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        prompts: Sequence[str],
+        options: Options,
+        progress: Progress,
+        calibration_prompts: Sequence[str] | None,
+        show_prompts: bool,
+    ) -> None:
+        self.started = time.monotonic()
+        self.checkpoint, self.prompts, self.options = checkpoint, prompts, options
+        self.progress, self.show_prompts = progress, show_prompts
+        self.calibration_prompts = calibration_prompts
+        self.layers = checkpoint.select(options.searched_layers)
+        self.names = [layer.name for layer in self.layers]
+        progress.stage("loading the model", 1, "file")
+        self.source_sha256 = model_sha256(checkpoint)
+        self.engine = open_engine(checkpoint, options, progress)
+        progress.advance()
+        self.counts = self.engine.model.token_counts(prompts)
+        for index, count in enumerate(self.counts):
+            if count > TOKENS:
+                progress.note(f"prompt {index}: {count} tokens, truncated to {TOKENS}")
+        self.ordinary = Ordinary(self.engine, checkpoint, options, calibration_prompts, progress)
+        self.statistics, self.statistics_from = self.ordinary.statistics
+        self.thresholds = self.ordinary.thresholds
+        self.calibration_samples = self.engine.cost.samples
+        self.candidates = self._candidates(self.names)
+        self.finished: dict[int, Outcome] = {}
+        self.spent: dict[int, int] = {}
+        self.repaired: Repaired | None = None
+        self.confirmation: Confirmation | None = None
+        self.journal: Journal | None = None
+        self.settings = {
+            "tau": self.thresholds.tau,
+            "tau_source": self.thresholds.tau_source,
+            "gate": self.thresholds.gate.value,
+            "gate_source": self.thresholds.gate_source,
+            "criterion": options.criterion,
+            "confirm": options.confirm,
+            "seeds": options.seeds,
+            "seed": options.seed,
+            "timestep": self.engine.timestep,
+            "layers": options.layers,
+            "precision": self.engine.model.precision,
+            "search": options.search,
+            "calibration_prompts": self.statistics.prompts,
+        }
+
+    def _candidates(self, names: Sequence[str]) -> Candidates:
+        layers = [layer for layer in self.checkpoint.value_layers if layer.name in set(names)]
+        order = tuple(Neuron(layer.name, row) for layer in layers for row in range(layer.rows))
+        return Candidates(order, harms(self.engine.model, layers, self.statistics))
+
+    def open_journal(self, path: Path, resume: bool) -> None:
+        settings = self.settings | {"scored by": self.ordinary.scored_by}
+        fingerprint = fingerprint_of_run(
+            self.source_sha256, self.prompts, self.calibration_prompts, settings
+        )
+        self.journal = Journal.open(path, fingerprint, resume=resume)
+        for key, value in self.journal.entries.items():
+            self.spent[int(key)] = value.pop("spent")
+            self.finished[int(key)] = outcome_from(value)
+
+    def close(self) -> None:
+        if self.journal:
+            self.journal.close()
+
+    # -------------------------------------------------------------------------------------- steps
+
+    def search(self) -> None:
+        """Search every prompt that the gate calls memorized, in chunks whose embeddings fit."""
+        seeds, thresholds = tuple(range(self.options.seeds)), self.thresholds
+        waiting = [index for index in range(len(self.prompts)) if index not in self.finished]
+        total = len(self.prompts)
+        self.progress.stage("searching", total, "prompts", done=len(self.finished))
+        for start in range(0, len(waiting), PROMPTS_AT_ONCE):
+            chunk = waiting[start : start + PROMPTS_AT_ONCE]
+            jobs = []
+            for prompt in self.engine.prompts([self.prompts[i] for i in chunk]):
+                inner = partial(self.begin, prompt, seeds)
+                search = gated(inner, seeds, thresholds.tau, thresholds.gate.value)
+                jobs.append(Job(prompt, search, layers=self.names))
+            self.engine.run(
+                jobs,
+                in_flight=1 if self.options.search == "literal" else None,
+                on_samples=self._on_samples,
+                on_finished=partial(self._on_finished, chunk, jobs),
+            )
+
+    def begin(self, prompt: Prompt, seeds: Sequence[int]) -> Search:
+        """A search of one prompt on these seeds, as the options say."""
+        (ladder,) = ladders(self.engine.model, self.layers, [prompt.text], self.statistics)
+        tau = self.thresholds.tau
+        if self.options.search == "literal":
+            return literal_search(ladder, seeds, tau, as_published=self.options.as_published)
+        if self.options.search == "gradient-free":
+            return gradient_free_search(ladder, seeds, tau)
+        return auto_search(ladder, self.candidates, seeds, tau)
+
+    def _on_samples(self, _count: int) -> None:
+        spent = self.engine.cost.samples - self.calibration_samples
+        self.progress.detail(f"{spent} samples")
+
+    def _on_finished(
+        self, indices: Sequence[int], jobs: Sequence[Job], place: int, outcome: Outcome
+    ) -> None:
+        index = indices[place]
+        self.finished[index], self.spent[index] = outcome, jobs[place].samples
+        if self.journal:
+            self.journal.add(str(index), {**asdict(outcome), "spent": jobs[place].samples})
+        self.progress.advance()
+
+    @property
+    def searched(self) -> dict[int, Outcome]:
+        """The memorized prompts' outcomes, by number."""
+        return {i: o for i, o in sorted(self.finished.items()) if o.status != "not memorized"}
+
+    def repair(self) -> None:
+        """Probe the union on fresh seeds; search again, drop what no prompt needs."""
+        encoded = self.engine.prompts([self.prompts[index] for index in self.searched])
+        self.repaired = Repair(
+            self.engine, self.searched, dict(zip(self.searched, encoded, strict=True)), self.begin,
+            tau=self.thresholds.tau, seeds=self.options.seeds, progress=self.progress,
+            layers=self.names,
+        ).run(self.options.rounds)  # fmt: skip
+
+    def confirm(self) -> None:
+        """Draw trajectories of every prompt that the score calls suppressed; search on if need be."""
+        repaired = self.repaired
+        assert repaired is not None
+        indices = [i for i in self.searched if repaired.scores[i] <= self.thresholds.tau]
+        if self.options.confirm == "none" or not indices:
+            return
+        engine, options = self.engine, self.options
+        schedule = trajectory_schedule(engine.model, options.confirm)
+        captions = self.calibration_prompts or bundled_captions()
+        ordinary = [text for text in captions if text not in set(self.prompts)][:UNRELATED]
+        before = engine.cost.samples
+        ends = unrelated_ends(engine, ordinary, schedule, self.progress)
+        self.calibration_samples += engine.cost.samples - before
+        self.confirmation = Confirmation(engine, schedule, ends, self.progress)
+        scopes: list[tuple[Sequence[str], Candidates]] = [(self.names, self.candidates)]
+        every = [layer.name for layer in self.checkpoint.value_layers]
+        if options.layers == "auto" and every != self.names:
+            scopes.append((every, self._candidates(every)))
+        if options.search == "literal":
+            scopes = []  # the paper's procedure ends where it ends
+        prompts = engine.prompts([self.prompts[index] for index in indices])
+        off = repaired.off
+        self.progress.stage("confirming by trajectories", None, "samples")
+        for index, prompt in zip(indices, prompts, strict=True):
+            scores = self.finished[index].scores_before
+            seeds = sorted(scores, key=lambda seed: -scores[seed])[:2]
+            if not self.confirmation.refer(index, prompt, seeds).judged:
+                self.progress.note(
+                    f"prompt {index}: the unpruned model's own trajectories do not agree, so they "
+                    f"cannot tell whether its picture is gone"
+                )
+            off = self.confirmation.remove(index, prompt, off, scopes, options.rounds)
+            self.progress.detail(f"prompt {index} done")
+        added = self.confirmation.result.neurons
+        for index, neurons in added.items():
+            repaired.neurons[index] = union(repaired.neurons[index], neurons)
+
+    # ------------------------------------------------------------------------------------ results
+
+    def manifest(self) -> Manifest:
+        records = tuple(self._record(index) for index in range(len(self.prompts)))
         return Manifest(
             version=__version__,
             source={
-                "path": checkpoint.path.name,
-                "sha256": source_sha256,
-                "model": checkpoint.kind,
+                "path": self.checkpoint.path.name,
+                "sha256": self.source_sha256,
+                "model": self.checkpoint.kind,
             },
-            options=settings,
+            options=self.settings,
             prompts=records,
             neurons=union(*(record.neurons for record in records)),
         )
 
-    journal = None
-    if keep is not None:
-        all_settings = settings | {"scored by": ordinary.scored_by}
-        run = fingerprint_of_run(source_sha256, prompts, calibration_prompts, all_settings)
-        journal = Journal.open(keep, run, resume=resume)
-        finished.update((int(key), outcome_from(value)) for key, value in journal.entries.items())
-    progress.stage("searching", len(prompts), "prompts", done=len(finished))
+    def _record(self, index: int) -> PromptRecord:
+        outcome, repaired = self.finished.get(index), self.repaired
+        truncated = self.counts[index] > TOKENS
+        text = self.prompts[index] if self.show_prompts else None
+        if outcome is None:
+            return PromptRecord(index, Status.NOT_SEARCHED, None, None, truncated=truncated, text=text)
+        neurons, samples = outcome.neurons, self.spent[index]
+        after = max(outcome.scores_after.values(), default=None)
+        if repaired is not None and index in repaired.neurons:
+            neurons, after = repaired.neurons[index], repaired.scores[index]
+            samples += repaired.samples.get(index, 0)
+        confirmed = self.confirmation.result if self.confirmation else Confirmed()
+        status = Status.SUPPRESSED
+        if outcome.status == "not memorized":
+            status = Status.NOT_MEMORIZED
+        elif after is not None and after > self.thresholds.tau:
+            status = Status.NOT_REMOVABLE
+        elif confirmed.drawn(index):
+            status = Status.REPLICATED
+        searches = [outcome, *confirmed.outcomes.get(index, ())]
+        known = {
+            neuron: value
+            for one in searches
+            if one.attribution
+            for neuron, value in zip(one.neurons, one.attribution, strict=True)
+        }
+        return PromptRecord(
+            index=index,
+            status=status,
+            score_before=max(outcome.scores_before.values()),
+            score_after=after,
+            neurons=neurons,
+            samples=samples,
+            truncated=truncated,
+            text=text,
+            trajectory=confirmed.remaining.get(index),
+            trajectory_samples=confirmed.passes.get(index, 0),
+            search=" + ".join(dict.fromkeys(one.order for one in searches if one.neurons)),
+            attribution={neuron: known[neuron] for neuron in neurons if neuron in known},
+            harm={n: self.candidates.harm[n] for n in neurons if n in self.candidates.harm},
+        )
 
-    def on_samples(_count: int) -> None:
-        progress.detail(f"{engine.cost.samples - calibration_samples} samples")
-
-    def on_finished(indices: Sequence[int], place: int, outcome: Outcome) -> None:
-        finished[indices[place]] = outcome
-        if journal:
-            journal.add(str(indices[place]), asdict(outcome))
-        progress.advance()
-
-    def begin(prompt: Prompt, on: Sequence[int]) -> Search:
-        (path,) = ladders(model, layers, [prompt.text], statistics)
-        return procedure(path, on, tau)
-
-    try:
-        waiting = [index for index in range(len(prompts)) if index not in finished]
-        for start in range(0, len(waiting), PROMPTS_AT_ONCE):
-            chunk = waiting[start : start + PROMPTS_AT_ONCE]
-            engine.run(
-                [
-                    (prompt, gated(partial(begin, prompt, seeds), seeds, tau, gate))
-                    for prompt in engine.prompts([prompts[i] for i in chunk])
-                ],
-                in_flight=1 if options.search == "literal" else None,
-                on_samples=on_samples,
-                on_finished=partial(on_finished, chunk),
-            )
-        searched = {i: o for i, o in sorted(finished.items()) if o.status != "not memorized"}
-        progress.stage("probing on more seeds", len(searched), "prompts")
-        encoded = engine.prompts([prompts[index] for index in searched])
-        repaired = repair(
-            engine, searched, dict(zip(searched, encoded, strict=True)), begin,
-            tau=tau, seeds=options.seeds, rounds=options.rounds,
-            stage=lambda name, count: progress.stage(name, count, "prompts"),
+    def localization(self) -> Localization:
+        repaired = self.repaired
+        assert repaired is not None
+        confirmed = self.confirmation.result if self.confirmation else Confirmed()
+        confirming = sum(confirmed.passes.values())
+        spent = self.engine.cost.samples - self.calibration_samples
+        cost: dict[str, float] = {
+            "samples": spent - repaired.confirming - confirming,
+            "seconds": round(time.monotonic() - self.started, 1),
+            "calibration_samples": self.calibration_samples,
+            "check_samples": repaired.confirming,
+            "trajectory_samples": confirming,
+            "backward": self.engine.cost.backward,
+            "neurons_dropped": len(repaired.dropped),
+        }
+        outcomes = tuple(self.finished[index] for index in range(len(self.prompts)))
+        return Localization(
+            self.checkpoint, self.options, self.engine, self.manifest(), self.thresholds,
+            self.statistics_from, outcomes, cost, confirmed,
+            self.confirmation.references if self.confirmation else {},
         )  # fmt: skip
-    except KeyboardInterrupt:
-        raise Interrupted(manifest(), len(finished)) from None
-    finally:
-        if journal:
-            journal.close()
-    cost = {
-        "samples": engine.cost.samples - calibration_samples - repaired.confirming,
-        "seconds": round(time.monotonic() - started, 1),
-        "calibration_samples": calibration_samples,
-        "check_samples": repaired.confirming,
-        "neurons_dropped": len(repaired.dropped),
-    }
-    outcomes = tuple(finished[index] for index in range(len(prompts)))
-    return Localization(
-        checkpoint, options, engine, manifest(), thresholds, statistics_from, outcomes, cost
-    )
-
-
-def _record(
-    index: int,
-    outcome: Outcome | None,
-    tau: float,
-    truncated: bool,
-    text: str | None,
-    repaired: Repaired | None,
-) -> PromptRecord:
-    if outcome is None:
-        return PromptRecord(index, NOT_SEARCHED, None, None, truncated=truncated, text=text)
-    neurons, samples = outcome.neurons, outcome.samples
-    after = max(outcome.scores_after.values(), default=None)
-    if repaired is not None and index in repaired.neurons:
-        neurons, after = repaired.neurons[index], repaired.scores[index]
-        samples += repaired.samples.get(index, 0)
-    status = NOT_REMOVABLE if after is not None and after > tau else SUPPRESSED
-    return PromptRecord(
-        index=index,
-        status=NOT_MEMORIZED if outcome.status == "not memorized" else status,
-        score_before=max(outcome.scores_before.values()),
-        score_after=after,
-        neurons=neurons,
-        samples=samples,
-        truncated=truncated,
-        text=text,
-    )

@@ -9,18 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_prune.checkpoint.apply import Written, write_model
 from nemo_prune.checkpoint.manifest import PromptRecord
-from nemo_prune.checkpoint.models import open_model, write_model
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import Written
-from nemo_prune.localize.localize import (
-    FRESH_SEEDS,
-    NOT_MEMORIZED,
-    NOT_REMOVABLE,
-    STILL,
-    SUPPRESSED,
-    Localization,
-)
+from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.checkpoint.statuses import Status
+from nemo_prune.localize.localize import FRESH_SEEDS, Localization
 from nemo_prune.options import Progress
 from nemo_prune.scoring import drift
 from nemo_prune.scoring.memory import peak_memory
@@ -65,28 +59,28 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     """Load the written file and score every memorized prompt against the original.
 
     The seeds are ones that the search did not use. The records' `score_after` and `status` become
-    what this check says: it sees the union of all neurons, in the file itself. The original's
-    weights are given back before the written ones are loaded, so memory holds one model at a time.
+    what this check says: it sees the union of all neurons, in the file itself. What trajectories
+    said with the same rows masked stands. The original's weights are given back before the written
+    ones are loaded, so memory holds one model at a time.
     """
     started = time.monotonic()
     fresh = range(FRESH_SEEDS, FRESH_SEEDS + found.options.seeds)
     original = found.engine
     before = original.cost.samples
     records = list(found.manifest.prompts)
-    searched = [record.index for record in records if record.status != NOT_MEMORIZED]
+    searched = [record.index for record in records if record.status != Status.NOT_MEMORIZED]
     progress.stage("checking the written file", len(searched), "prompts")
     texts = [prompts[index] for index in searched]
-    before_pruning = original.prompts(texts)
-    for prompt in before_pruning:
-        original.remember(prompt, fresh)
+    baselines = [original.baseline(prompt, fresh) for prompt in original.prompts(texts)]
     original.model.release()
-    other = open_engine(open_model(pruned), found.options, progress)
-    for index, prompt, twin in zip(searched, before_pruning, other.prompts(texts), strict=True):
-        after = max(original.compare(prompt, fresh, other, twin).values())
-        if after <= found.tau:
-            status = SUPPRESSED
-        else:
-            status = NOT_REMOVABLE if records[index].status == NOT_REMOVABLE else STILL
+    other = open_engine(open_checkpoint(pruned), found.options, progress)
+    for index, baseline, prompt in zip(searched, baselines, other.prompts(texts), strict=True):
+        after = max(original.compare(baseline, other, prompt, fresh).values())
+        status = Status(records[index].status)
+        if after > found.tau:
+            status = Status.NOT_REMOVABLE if status == Status.NOT_REMOVABLE else Status.STILL_MEMORIZED
+        elif status == Status.NOT_REMOVABLE and found.options.confirm == "none":
+            status = Status.SUPPRESSED
         records[index] = replace(records[index], score_after=after, status=status)
         progress.advance()
     seconds = round(found.cost["seconds"] + time.monotonic() - started, 1)
@@ -134,7 +128,10 @@ def _prompt_json(record: PromptRecord) -> dict[str, Any]:
         "score_before": record.score_before,
         "score_after": record.score_after,
         "neurons": _neurons_json(record.neurons),
+        "trajectory": record.trajectory,
         "samples": record.samples,
+        "trajectory_samples": record.trajectory_samples,
+        "search": record.search,
         "truncated": record.truncated,
     }
     return fields | ({"text": record.text} if record.text is not None else {})

@@ -15,9 +15,9 @@ from heapq import nlargest
 from itertools import count
 
 from nemo_prune.checkpoint.neurons import Neuron, union
-from nemo_prune.scoring.batches import Prompt
-from nemo_prune.scoring.engine import Engine
-from nemo_prune.search.literal import Outcome, Search
+from nemo_prune.options import Progress
+from nemo_prune.scoring.engine import Baseline, Engine, Job, Prompt
+from nemo_prune.search.protocol import Outcome, Search
 from nemo_prune.search.union import reduce_union
 
 _NEAR = 0.5  # of tau: what a probe that scores higher has not settled yet
@@ -44,87 +44,121 @@ class Repaired:
         return frozenset(union(*self.neurons.values()))
 
 
-def repair(
-    engine: Engine,
-    outcomes: Mapping[int, Outcome],
-    prompts: Mapping[int, Prompt],
-    begin: Callable[[Prompt, Sequence[int]], Search],
-    *,
-    tau: float,
-    seeds: int,
-    rounds: int,
-    stage: Callable[[str, int], None] = lambda _name, _prompts: None,
-) -> Repaired:
-    """Probe the union of all outcomes' neurons, repair it at most `rounds` times, then reduce it.
+class Repair:
+    """Probes the union of all outcomes' neurons, repairs it, then reduces it.
 
-    outcomes, prompts: of the memorized prompts, by number. begin: makes a search of a prompt on
-    seeds. seeds: how many the first search used; every probe takes as many further ones, and three
-    times as many for a score between tau/2 and tau. A prompt whose search came to the end of its
-    ladder is not searched again.
+    Args:
+        engine: of the unpruned model.
+        outcomes, prompts: of the memorized prompts, by number.
+        begin: makes a search of a prompt on seeds, as a job without a base.
+        tau: what a suppressed prompt's score must not exceed.
+        seeds: how many the first search used; every probe takes as many further ones, and three
+            times as many for a score between tau/2 and tau.
+        progress: is told of every sample.
     """
-    result = Repaired({index: outcome.neurons for index, outcome in outcomes.items()})
-    hopeful = {index for index, outcome in outcomes.items() if outcome.status == "localized"}
-    known: dict[int, dict[int, float]] = {}
-    blocks = (range(start, start + _LOOKS * seeds) for start in count(seeds, _LOOKS * seeds))
-    for round_ in range(rounds + 1):
-        known = _probe(engine, prompts, next(blocks), tau, result)
-        again = [index for index in hopeful if result.scores[index] > tau]
-        if not again or round_ == rounds:
-            break
-        stage("searching the pruned model", len(again))
-        searches = [
-            (prompts[i], begin(prompts[i], sorted(nlargest(seeds, known[i], key=known[i].__getitem__))))
-            for i in again
-        ]
-        for index, found in zip(again, engine.run(searches, base=result.off), strict=True):
-            result.samples[index] = result.samples.get(index, 0) + found.samples
-            if found.status == "not removable":
+
+    def __init__(
+        self,
+        engine: Engine,
+        outcomes: Mapping[int, Outcome],
+        prompts: Mapping[int, Prompt],
+        begin: Callable[[Prompt, Sequence[int]], Search],
+        *,
+        tau: float,
+        seeds: int,
+        progress: Progress,
+        layers: Sequence[str] = (),
+    ) -> None:
+        self.engine, self.outcomes, self.prompts, self.begin = engine, outcomes, prompts, begin
+        self.tau, self.seeds, self.progress, self.layers = tau, seeds, progress, layers
+        self.result = Repaired({index: outcome.neurons for index, outcome in outcomes.items()})
+        self.baselines: dict[int, Baseline] = {}
+        self.known: dict[int, dict[int, float]] = {}
+        self._blocks = (range(at, at + _LOOKS * seeds) for at in count(seeds, _LOOKS * seeds))
+
+    def run(self, rounds: int) -> Repaired:
+        """Probe, search again at most `rounds` times, reduce.
+
+        A prompt whose search came to the end of its schedule is not searched again.
+        """
+        result = self.result
+        hopeful = {i for i, outcome in self.outcomes.items() if outcome.status == "localized"}
+        for round_ in range(rounds + 1):
+            self.probe()
+            again = [index for index in hopeful if result.scores[index] > self.tau]
+            if not again or round_ == rounds:
+                break
+            self.search_again(again, hopeful)
+        if result.off and (len(self.prompts) > 1 or result.samples):
+            self.reduce()
+        return result
+
+    def probe(self, only: Sequence[int] | None = None) -> None:
+        """Score on the first third of fresh seeds, or on all of them where they come near tau."""
+        fresh, result = next(self._blocks), self.result
+        indices = list(self.prompts) if only is None else only
+        self.progress.stage("probing on more seeds", len(indices), "prompts")
+        spent, off = self.engine.cost.samples, result.off
+        for index in indices:
+            prompt = self.prompts[index]
+            some = fresh[: len(fresh) // _LOOKS]
+            scores, baseline = self.engine.probe(prompt, off, some)
+            if _NEAR * self.tau < max(scores.values()) <= self.tau:
+                scores, baseline = self.engine.probe(prompt, off, fresh, baseline)
+            self.known[index], self.baselines[index] = scores, baseline
+            result.scores[index] = max(scores.values())
+            self.progress.advance()
+        result.confirming += self.engine.cost.samples - spent
+
+    def search_again(self, again: Sequence[int], hopeful: set[int]) -> None:
+        """Search prompts on the model as pruned so far, on the seeds that hold on longest."""
+        self.progress.stage("searching the pruned model", len(again), "prompts")
+        result, jobs = self.result, []
+        for index in again:
+            known = self.known[index]
+            seeds = sorted(nlargest(self.seeds, known, key=known.__getitem__))
+            search = self.begin(self.prompts[index], seeds)
+            baseline = dict(self.baselines[index])
+            jobs.append(Job(self.prompts[index], search, baseline, result.off, layers=self.layers))
+        spent = self.engine.cost.samples
+        found: list[Outcome] = self.engine.run(
+            jobs, on_finished=lambda _index, _outcome: self.progress.advance()
+        )
+        shared = (self.engine.cost.samples - spent) // len(again)
+        for index, outcome in zip(again, found, strict=True):
+            result.samples[index] = result.samples.get(index, 0) + shared
+            if outcome.status == "not removable":
                 hopeful.discard(index)  # more neurons off, and still there: not worth the damage
             else:
-                result.neurons[index] = union(result.neurons[index], found.neurons)
-    if result.off and (len(prompts) > 1 or result.samples):
-        stage("dropping neurons that are not needed", len(prompts))
-        _reduce(engine, prompts, known, next(blocks), tau, result)
-    return result
+                result.neurons[index] = union(result.neurons[index], outcome.neurons)
 
+    def reduce(self) -> None:
+        """Drop neurons while the probed seeds allow it; put back what fresh seeds then miss.
 
-def _probe(
-    engine: Engine,
-    prompts: Mapping[int, Prompt],
-    fresh: range,
-    tau: float,
-    result: Repaired,
-) -> dict[int, dict[int, float]]:
-    """The scores on the first third of the fresh seeds, or on all of them where they come near tau."""
-    spent, off, known = engine.cost.samples, result.off, {}
-    for index, prompt in prompts.items():
-        known[index] = engine.probe(prompt, off, fresh[: len(fresh) // _LOOKS])
-        if _NEAR * tau < max(known[index].values()) <= tau:
-            known[index] = engine.probe(prompt, off, fresh)
-    result.scores = {index: max(scores.values()) for index, scores in known.items()}
-    result.confirming += engine.cost.samples - spent
-    return known
-
-
-def _reduce(
-    engine: Engine,
-    prompts: Mapping[int, Prompt],
-    known: Mapping[int, Mapping[int, float]],
-    fresh: range,
-    tau: float,
-    result: Repaired,
-) -> None:
-    """Drop neurons while the probed seeds allow it, then look whether fresh seeds agree."""
-    spent = engine.cost.samples
-    pairs = {(index, seed): score for index, scores in known.items() for seed, score in scores.items()}
-    kept = engine.run_union(reduce_union(result.neurons, pairs, tau), prompts)
-    result.confirming += engine.cost.samples - spent
-    if len(kept) == len(result.off):
-        return
-    before, scores = dict(result.neurons), dict(result.scores)
-    result.neurons = {i: tuple(n for n in own if n in kept) for i, own in before.items()}
-    _probe(engine, prompts, fresh, tau, result)
-    if any(score > tau >= scores[index] for index, score in result.scores.items()):
-        # Fresh seeds miss what the probed ones did not; whose neurons they miss is not known.
-        result.neurons, result.scores = before, scores
-    result.dropped = tuple(n for n in union(*before.values()) if n not in result.off)
+        What is put back is what the objecting prompts asked for, and all that was dropped if that is
+        not enough: whose neurons another prompt misses is not known.
+        """
+        engine, result = self.engine, self.result
+        self.progress.stage("dropping neurons that are not needed", None, "samples")
+        spent = engine.cost.samples
+        pairs = {
+            (index, seed): score
+            for index, scores in self.known.items()
+            for seed, score in scores.items()
+        }
+        search = reduce_union(result.neurons, pairs, self.tau)
+        kept = set(engine.run_union(search, self.prompts, self.baselines, self.progress.advance))
+        result.confirming += engine.cost.samples - spent
+        before, scores = dict(result.neurons), dict(result.scores)
+        whole = result.off
+        while len(kept) < len(whole):
+            result.neurons = {i: tuple(n for n in own if n in kept) for i, own in before.items()}
+            self.probe()
+            objecting = [i for i, s in result.scores.items() if s > self.tau >= scores[i]]
+            if not objecting:
+                break
+            theirs = set(union(*(before[index] for index in objecting))) - kept
+            kept = kept | theirs if theirs else set(whole)
+        if len(kept) == len(whole):
+            result.neurons, result.scores = before, scores
+        result.dropped = tuple(n for n in union(*before.values()) if n not in kept)

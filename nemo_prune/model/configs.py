@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from nemo_prune.checkpoint.families import FAMILIES
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.model.inference import Config, Shapes, infer_text, infer_unet, infer_vae
 
 METADATA_KEY = "nemo_prune.config"
 _VOCABULARIES = ("vocab.json", "tokenizer.json")
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
-# The side of SD2's latents where it predicts v (768 px pictures); the bundled 64 is for epsilon.
-_SD2_V_SAMPLE_SIZE = 96
 # Below the score's window, or above what any such model draws and memory holds.
 _SIDES = range(11, 1025)
 # What loaders elsewhere take as leave to run code that comes with a config.
@@ -128,7 +127,8 @@ class Configs:
         self.path = path
         self.folder = folder
         self.own = own or {}
-        self.bundled = data_folder("configs", family)
+        self.family = FAMILIES[family]
+        self.bundled = data_folder("configs", self.family.configs)
         self.overrides = metadata_overrides(metadata, path)
 
     def component(self, name: str, shapes: Shapes, own: Config | None = None) -> Config:
@@ -178,16 +178,16 @@ class Configs:
             config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return config
 
-    def sample_size(self, family: str, unet: Config, prediction_type: str) -> int:
+    def sample_size(self, unet: Config, prediction_type: str) -> int:
         """The latents' side that the UNet was trained at; OptionError if no score could be taken."""
         if not isinstance(unet["sample_size"], int):
             # Left open, or a pair.
             unet = read_config(self.bundled, "unet")
-        told = self.folder is not None or any(
+        stated = self.folder is not None or any(
             "sample_size" in configs.get("unet", {}) for configs in (self.own, self.overrides)
         )
-        if family == "sd2" and prediction_type == "v_prediction" and not told:
-            return _SD2_V_SAMPLE_SIZE
+        if self.family.v_side and prediction_type == "v_prediction" and not stated:
+            return self.family.v_side
         side = unet["sample_size"]
         if type(side) is not int or side not in _SIDES:
             raise OptionError(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nemo_prune.checkpoint.families import FAMILIES, Family
 from nemo_prune.model.inference import Config
 
 TOKENS = 77
@@ -55,6 +56,11 @@ class LoadedModel:
     blank: Tensor | None = None
 
     @property
+    def record(self) -> Family:
+        """What is known of its family."""
+        return FAMILIES[self.family]
+
+    @property
     def precision(self) -> str:
         """`dtype` by its name alone, such as "float32"."""
         return str(self.dtype).removeprefix("torch.")
@@ -90,23 +96,24 @@ class LoadedModel:
                     truncation=True,
                     return_tensors="pt",
                 )["input_ids"].to(self.device)
-                if self.family == "sdxl":
+                if self.record.pooled:
                     output = encoder.model(ids, output_hidden_states=True)
                     parts.append(output.hidden_states[-2])
                 else:
                     output = encoder.model(ids)
                     parts.append(output.last_hidden_state)
             states.append(torch.cat(parts, dim=-1))
-            if self.family == "sdxl":
+            if self.record.pooled:
                 pooled.append(output.text_embeds)
         count = len(prompts)
         return torch.cat(states)[:count], torch.cat(pooled)[:count] if pooled else None
 
-    @torch.no_grad()
     def predict_noise(
         self, latents: Tensor, timestep: int, text: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
         """One denoiser pass without guidance: the noise epsilon that it sees in the latents.
+
+        Differentiable: callers that want no graph say so (`torch.inference_mode`).
 
         Args:
             latents: `[n, *latent_shape]`.
@@ -122,7 +129,7 @@ class LoadedModel:
         if self.blank is not None:
             blank = self.blank.to(self.dtype).expand(len(latents), -1, -1, -1)
             inputs = torch.cat([latents, blank], dim=1)
-        if self.family == "sdxl":
+        if self.record.pooled:
             if pooled is None:
                 raise ValueError("SDXL needs the pooled text embedding")
             height, width = (_SDXL_FACTOR * side for side in self.latent_shape[1:])

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nemo_prune.checkpoint.folder import Folder
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.model import weights
 from nemo_prune.model.configs import Configs
@@ -36,7 +35,7 @@ from nemo_prune.model.tokenizer import load_tokenizer, read_tokenizer
 __all__ = ["LoadedModel", "TextEncoder", "load_model", "load_pipeline"]
 
 if TYPE_CHECKING:
-    from nemo_prune.checkpoint.families import Checkpoint
+    from nemo_prune.checkpoint.checkpoint import Checkpoint
 
 
 def load_model(
@@ -51,7 +50,7 @@ def load_model(
     """Load a model's denoiser and text encoder(s), straight from its file or folder, offline.
 
     Args:
-        checkpoint: what `models.open_model` found.
+        checkpoint: what `open_checkpoint` found.
         device: where to put the weights.
         dtype: what to convert them to.
         config: a diffusers config folder that overrides all inference.
@@ -73,7 +72,7 @@ def load_model(
             f"{loader.path}: its text encoder gives {width} channels where the UNet takes "
             f"{unet.config['cross_attention_dim']}; give the right configs with {option('config')} DIR"
         )
-    side = loader.configs.sample_size(checkpoint.family, dict(unet.config), schedule["prediction_type"])
+    side = loader.configs.sample_size(dict(unet.config), schedule["prediction_type"])
     # A pipeline draws at the size that the UNet's config says.
     unet.register_to_config(sample_size=side)
     shape = (int(unet.config["out_channels"]), side, side)
@@ -134,7 +133,7 @@ def load_pipeline(
         "unet": model.unet,
         "scheduler": DDIMScheduler.from_config(model.scheduler_config),
     }
-    if model.family == "sdxl":
+    if len(model.text_encoders) == 2:
         pipeline = StableDiffusionXLPipeline(
             **parts,
             text_encoder_2=second.model,
@@ -148,6 +147,17 @@ def load_pipeline(
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def model_schedule(
+    checkpoint: Checkpoint, config: Path | None = None, prediction_type: str | None = None
+) -> Config:
+    """The noise schedule that `load_model` would give the model; raises as it does, loads nothing."""
+    return read_schedule(checkpoint, _configs(checkpoint, config), prediction_type)
+
+
+def _configs(checkpoint: Checkpoint, config: Path | None) -> Configs:
+    return Configs(checkpoint.family, checkpoint.metadata, checkpoint.path, config, checkpoint.configs)
 
 
 class _Loader:
@@ -164,8 +174,7 @@ class _Loader:
         self.device = device
         self.dtype = dtype
         self.path = checkpoint.path
-        own = checkpoint.configs if isinstance(checkpoint, Folder) else {}
-        self.configs = Configs(checkpoint.family, checkpoint.header.metadata, self.path, config, own)
+        self.configs = _configs(checkpoint, config)
 
     def _component(
         self,
@@ -210,7 +219,7 @@ class _Loader:
         return unet.to(memory_format=torch.channels_last)
 
     def vae(self, dtype: torch.dtype | None = None) -> Any:
-        if isinstance(self.checkpoint, Folder):
+        if self.checkpoint.is_folder:
             whole = self.checkpoint.layout == "diffusers"
             tensors = weights.read_folder_vae(self.path) if whole else {}
         else:

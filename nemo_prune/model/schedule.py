@@ -14,7 +14,7 @@ from nemo_prune.model.hub import DDIMScheduler
 from nemo_prune.model.inference import Config
 
 if TYPE_CHECKING:
-    from nemo_prune.checkpoint.families import Checkpoint
+    from nemo_prune.checkpoint.checkpoint import Checkpoint
 
 
 def read_schedule(checkpoint: Checkpoint, configs: Configs, prediction_type: str | None) -> Config:
@@ -23,7 +23,7 @@ def read_schedule(checkpoint: Checkpoint, configs: Configs, prediction_type: str
     `prediction_type`, "epsilon" or "v", is what the UNet predicts, whatever the model says.
     Raises CheckpointError for a model for which no noise difference is defined.
     """
-    tensors = checkpoint.header.tensors
+    tensors = checkpoint.tensors
     config = configs.scheduler(
         checkpoint.prediction_type,
         given="v_prediction" if prediction_type == "v" else prediction_type,

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_prune.checkpoint.copies import component_copies, read_object
-from nemo_prune.checkpoint.folder import Folder
+from nemo_prune.checkpoint.folder import component_copies
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import read_header
+from nemo_prune.files.strict_json import read_object
 from nemo_prune.model.configs import holds_tokenizer
 from nemo_prune.model.inference import Config
 from nemo_prune.model.weights import (
-    TEXT_PREFIXES,
     Tensors,
     name_text_encoder,
     read_component,
@@ -22,7 +21,8 @@ from nemo_prune.model.weights import (
 )
 
 if TYPE_CHECKING:
-    from nemo_prune.checkpoint.families import Checkpoint
+    from nemo_prune.checkpoint.checkpoint import Checkpoint
+    from nemo_prune.checkpoint.families import Family
 
 _WIDTH = "embeddings.token_embedding.weight"
 
@@ -55,8 +55,8 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
         CheckpointError: one is missing or cannot be read, or is no CLIP.
         OptionError: what was given is no or are too many encoders.
     """
-    family = checkpoint.family
-    wanted = len(TEXT_PREFIXES[family])
+    family = checkpoint.record
+    wanted = len(family.text_prefixes)
     if given:
         found = [source for path in given for source in _given(path, family)]
         if len(found) != wanted:
@@ -68,7 +68,7 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
             # Files do not say which they are, but SDXL's first is always the narrower one.
             found.sort(key=lambda source: source.tensors[_WIDTH].shape[1])
         return found
-    if isinstance(checkpoint, Folder):
+    if checkpoint.is_folder:
         found = _of_folder(checkpoint.path) if checkpoint.layout == "diffusers" else []
     else:
         found = _of_file(checkpoint.path, family)
@@ -82,15 +82,15 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
     return found[:wanted]
 
 
-def _given(path: Path, family: str) -> list[TextSource]:
+def _given(path: Path, family: Family) -> list[TextSource]:
     if path.is_dir():
         found = _of_folder(path) or ([_of_component(path)] if component_copies(path) else [])
     else:
         header = read_header(path)
-        if any(name.startswith(TEXT_PREFIXES[family]) for name in header.tensors):
+        if any(name.startswith(family.text_prefixes) for name in header.tensors):
             found = _of_file(path, family)
         else:
-            tensors = name_text_encoder(read_tensors(path), sd2=family == "sd2")
+            tensors = name_text_encoder(read_tensors(path), unused_layer=family.unused_text_layer)
             found = [TextSource(path, tensors)]
     found = [source for source in found if _WIDTH in source.tensors]
     if not found:
@@ -102,8 +102,11 @@ def _given(path: Path, family: str) -> list[TextSource]:
     return found
 
 
-def _of_file(path: Path, family: str) -> list[TextSource]:
-    return [TextSource(path, read_text_encoder(path, prefix)) for prefix in TEXT_PREFIXES[family]]
+def _of_file(path: Path, family: Family) -> list[TextSource]:
+    return [
+        TextSource(path, read_text_encoder(path, prefix, unused_layer=family.unused_text_layer))
+        for prefix in family.text_prefixes
+    ]
 
 
 def _of_folder(root: Path) -> list[TextSource]:

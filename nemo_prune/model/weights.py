@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.blocks import Blocks
-from nemo_prune.checkpoint.copies import component_copies
-from nemo_prune.checkpoint.families import SCALES
+from nemo_prune.checkpoint.folder import component_copies
+from nemo_prune.checkpoint.recognize import SCALES
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.model.hub import (
     convert_ldm_unet_checkpoint,
@@ -28,7 +28,7 @@ from nemo_prune.model.hub import (
 from nemo_prune.model.inference import Shapes
 
 if TYPE_CHECKING:
-    from nemo_prune.checkpoint.families import Checkpoint
+    from nemo_prune.checkpoint.checkpoint import Checkpoint
 
 Tensors = dict[str, Tensor]
 
@@ -41,12 +41,6 @@ _CONVERTED = re.compile(r"(down|up)_blocks\.(\d+)\.(?:(resnets|attentions)\.0\.)
 _MAP_BIAS = re.compile(r"(.+\.attn[12]\.to_[qkv])\.bias")
 _OPEN_CLIP_LAYERS = 24
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# Where single files keep their text encoders; SDXL has two.
-TEXT_PREFIXES = {
-    "sd1": ("cond_stage_model.",),
-    "sd2": ("cond_stage_model.",),
-    "sdxl": ("conditioner.embedders.0.", "conditioner.embedders.1."),
-}
 
 
 def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> Tensors:
@@ -97,7 +91,7 @@ def read_unet(checkpoint: Checkpoint) -> Tensors:
     Raises CheckpointError if the file cannot be read or lacks a weight that SDXL needs.
     """
     path = checkpoint.path
-    if checkpoint.layout in ("unet-diffusers", "unet-folder", "diffusers"):
+    if checkpoint.is_folder or checkpoint.layout == "unet-diffusers":
         # Marker keys for other programs, such as v_pred, have no dot.
         pieces = (
             read_tensors(file, lambda name: "." in name and not name.startswith("model_ema."))
@@ -175,35 +169,36 @@ def read_vae(path: Path) -> Tensors:
     return renamed
 
 
-def read_text_encoder(path: Path, prefix: str) -> Tensors:
+def read_text_encoder(path: Path, prefix: str, *, unused_layer: bool = False) -> Tensors:
     """A CLIP text encoder's tensors under transformers' names without `text_model.` in front.
 
     Args:
         path: the file.
-        prefix: an entry of `TEXT_PREFIXES`; below it lies CLIP (`transformer.`, with or without
+        prefix: an entry of `Family.text_prefixes`; below it lies CLIP (`transformer.`, with or without
             `text_model.`) or OpenCLIP (`model.`).
+        unused_layer: `Family.unused_text_layer`.
 
     Returns:
         The tensors of the layers that Stable Diffusion uses; {} if there are none.
     """
     tensors = read_tensors(path, lambda name: name.startswith(prefix))
-    return name_text_encoder(tensors, prefix, sd2=prefix in TEXT_PREFIXES["sd2"])
+    return name_text_encoder(tensors, prefix, unused_layer=unused_layer)
 
 
-def name_text_encoder(tensors: Tensors, prefix: str = "", *, sd2: bool = False) -> Tensors:
+def name_text_encoder(tensors: Tensors, prefix: str = "", *, unused_layer: bool = False) -> Tensors:
     """`read_text_encoder` for tensors already read; with `prefix` "" for an encoder's own file.
 
     Args:
         tensors: of the whole encoder, in any of the namings.
         prefix: what stands in front of them.
-        sd2: leave out the last layer where the file holds the whole stack: it is not used.
+        unused_layer: leave out the last layer where the file holds the whole stack.
     """
     tensors = _unscaled(tensors)
     for start in (prefix + "transformer.", prefix):
         clip = {n.removeprefix("text_model."): t for n, t in _starting(tensors, start).items()}
         if "embeddings.token_embedding.weight" in clip:
             last = f"encoder.layers.{_OPEN_CLIP_LAYERS - 1}."
-            return {name: t for name, t in clip.items() if not (sd2 and name.startswith(last))}
+            return {name: t for name, t in clip.items() if not (unused_layer and name.startswith(last))}
     start = prefix + "model." if prefix + "model.token_embedding.weight" in tensors else prefix
     if start + "token_embedding.weight" not in tensors:
         # One without its table of tokens is still told to be incomplete, not to be missing.
@@ -217,7 +212,7 @@ def name_text_encoder(tensors: Tensors, prefix: str = "", *, sd2: bool = False) 
     whole = start + "text_projection" in tensors or count == _OPEN_CLIP_LAYERS
     # Stable Diffusion 2 takes the last layer but one, and original files hold the whole stack.
     # Those that went through diffusers hold what is used, without a projection.
-    unused = sd2 and whole
+    unused = unused_layer and whole
     last = f"encoder.layers.{count - 1}."
     result = {name.removeprefix("text_model."): tensor for name, tensor in renamed.items()}
     return {name: t for name, t in result.items() if not (unused and name.startswith(last))}

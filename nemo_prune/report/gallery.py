@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress
 from nemo_prune.report.likeness import Described, Likeness, Scores, judge_near, mean, nearest
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
-from nemo_prune.scoring.batches import noise_seed
+from nemo_prune.scoring.engine import noise_seed
 from nemo_prune.scoring.opening import open_pipeline
 
 Album = dict[str, dict[int, dict[str, Any]]]

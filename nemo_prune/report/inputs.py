@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.checkpoint.diff import unremoved
 from nemo_prune.checkpoint.manifest import Manifest
-from nemo_prune.checkpoint.models import model_zeros, open_model
 from nemo_prune.checkpoint.neurons import Neuron, union
+from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.checkpoint.statuses import Status
+from nemo_prune.checkpoint.zeros import model_zeros
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted
 from nemo_prune.localize.localize import Localization
@@ -57,7 +59,7 @@ def inputs_of_run(
     """The inputs for the file `pruned` that was just written from what `found` holds."""
     return VerifyInputs(
         original=found.checkpoint,
-        pruned=open_model(pruned),
+        pruned=open_checkpoint(pruned),
         prompts=prompts,
         ordinary=ordinary,
         options=found.options,
@@ -92,7 +94,7 @@ def check_inputs(
         )
     before, after = _zero_neurons(original), _zero_neurons(pruned)
     if manifest is not None:
-        _check_manifest(manifest, prompts, after, pruned)
+        _check_manifest(manifest, prompts, pruned)
     return union(after - before)
 
 
@@ -104,9 +106,7 @@ def _zero_neurons(checkpoint: Checkpoint) -> frozenset[Neuron]:
     )
 
 
-def _check_manifest(
-    manifest: Manifest, prompts: Sequence[str], zero: frozenset[Neuron], pruned: Checkpoint
-) -> None:
+def _check_manifest(manifest: Manifest, prompts: Sequence[str], pruned: Checkpoint) -> None:
     records = manifest.prompts
     if len(records) != len(prompts):
         raise OptionError(
@@ -120,8 +120,7 @@ def _check_manifest(
                 f"prompt file's; give the two that belong together"
             )
     # Zero, not zeroed since: a row that the original had lost already is as removed as any.
-    missing = sorted(set(manifest.neurons) - zero)
-    if missing:
+    if missing := unremoved(pruned, manifest.neurons):
         raise OptionError(
             f"{option('manifest')}: names row {missing[0].row} of {quoted(missing[0].layer)}, which is "
             f"not zeroed in {pruned.path}; give the manifest that it was pruned by"

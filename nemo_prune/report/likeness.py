@@ -24,8 +24,8 @@ from skimage.color import rgb2gray, rgb2lab
 from skimage.feature import hog
 from torch import Tensor
 
-from nemo_prune.checkpoint.surgery import file_sha256
 from nemo_prune.errors import OptionError, option
+from nemo_prune.files.hashing import file_sha256
 from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.similarity import ms_ssim
 

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress
-from nemo_prune.scoring.batches import Prompt
-from nemo_prune.scoring.engine import Engine
-from nemo_prune.scoring.similarity import ms_ssim, pairwise
+from nemo_prune.scoring.criterion import best_pairs
+from nemo_prune.scoring.engine import Engine, Prompt, Sample
+from nemo_prune.scoring.similarity import ms_ssim
 
 _DIGITS = 5
 
@@ -57,27 +58,22 @@ def score(
     without any; "differences": the first seed's in both models, `[c, h, w]`.
     """
     seeds = range(FRESH_SEEDS, FRESH_SEEDS + options.seeds)
-    before, after = original.differences(prompt, seeds), other.differences(twin, seeds)
-    return {
-        "score_before": _rounded(pairwise(before).max()),
-        "score_after": _criterion(before, after, options.criterion),
-        "within_after": _rounded(pairwise(after).max()),
-        "same_seed": _rounded(ms_ssim(before, after).mean()),
-        "score_own": _criterion(before, original.differences(prompt, seeds, own), options.criterion)
-        if own
-        else None,
-        "differences": (before[0], after[0]),
+    before, after = original.baseline(prompt, seeds), other.baseline(twin, seeds)
+    found = {
+        "score_before": max(best_pairs(before).values()),
+        "score_after": max(original.scores(after, before).values()),
+        "within_after": max(best_pairs(after).values()),
+        "same_seed": _rounded(
+            ms_ssim(torch.stack(list(before.values())), torch.stack(list(after.values()))).mean()
+        ),
+        "score_own": None,
+        "differences": (before[seeds[0]], after[seeds[0]]),
     }
-
-
-def _criterion(before: Tensor, after: Tensor, criterion: str) -> float:
-    """The largest score of a pruned difference against the original's: same seed, or all others."""
-    count = len(before)
-    if criterion == "same-seed":
-        return _rounded(ms_ssim(after, before).max())
-    pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
-    left, right = zip(*pairs, strict=True)
-    return _rounded(ms_ssim(after[list(left)], before[list(right)]).max())
+    if own:
+        samples = [Sample(prompt, own, seed) for seed in seeds]
+        apart = dict(zip(seeds, original.evaluate(samples), strict=True))
+        found["score_own"] = max(original.scores(apart, before).values())
+    return found
 
 
 def _rounded(score: Tensor) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from nemo_prune import __version__
-from nemo_prune.checkpoint.models import compare_models
+from nemo_prune.checkpoint.diff import compare_models
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import NemoPruneError, option

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nemo_prune.checkpoint.families import ValueLayer
+from nemo_prune.checkpoint.checkpoint import ValueLayer
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CalibrationError
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.thresholds import FEWEST_PROMPTS
-from nemo_prune.search.literal import Ladder
+from nemo_prune.search.ladder import Ladder
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,21 @@ def ladders(
             z[name] = torch.where(spread > 0, deviation / spread, torch.nan).tolist()
         result.append(Ladder(z, {name: values[0].tolist() for name, values in found.items()}))
     return result
+
+
+def harms(
+    model: LoadedModel, layers: Sequence[ValueLayer], ordinary: ActivationStatistics
+) -> dict[Neuron, float]:
+    """Neuron -> how much it does for ordinary prompts: its mean activation times its reach.
+
+    The reach is the length of the neuron's column in the attention's output projection. Above 0: a
+    neuron that does next to nothing counts as a hundredth of its layer's median.
+    """
+    found: dict[Neuron, float] = {}
+    for layer in layers:
+        attention = model.unet.get_submodule(layer.name.removesuffix(".to_v"))
+        reach = attention.to_out[0].weight.detach().double().norm(dim=0).cpu()
+        harm = ordinary.mean[layer.name] * reach
+        harm = harm.clamp_min(max(float(harm.median()) / 100, 1e-12))
+        found |= {Neuron(layer.name, row): value for row, value in enumerate(harm.tolist())}
+    return found

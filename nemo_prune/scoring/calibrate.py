@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.options import DEFAULT_FPR, Options, Progress
 from nemo_prune.scoring.calibration_file import write_calibration
 from nemo_prune.scoring.opening import open_engine

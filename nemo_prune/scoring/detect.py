@@ -10,18 +10,17 @@ gate by more than scores still rise; how far that is was measured on ordinary pr
 """
 
 import statistics
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from nemo_prune.scoring.batches import Prompt
-from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine
+from torch import Tensor
+
+from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt, Sample
 from nemo_prune.scoring.thresholds import decided
-from nemo_prune.search.literal import (
-    Answer,
+from nemo_prune.search.protocol import (
     Outcome,
-    Question,
     Search,
+    Steps,
     Tally,
     check_seeds,
     not_memorized,
@@ -55,7 +54,7 @@ class Detection:
 
 def screening(
     seeds: Sequence[int], gate: float | None = None, margins: Sequence[float] = ()
-) -> Generator[Question, Answer, Screened]:
+) -> Steps[Screened]:
     """Score a prompt on two seeds, then one more at a time, until the answer is clear.
 
     gate: stop once the score lies above it; None: use all seeds.
@@ -158,15 +157,35 @@ def _screen(
     margins: Sequence[float],
     keep: Callable[[int, Screened, float], None],
 ) -> None:
-    """Screen the prompts at `indices`; `keep` gets the index, what was found, and the noise norm."""
-    engine.take_norms(seeds)
+    """Screen the prompts at `indices`; `keep` gets the index, what was found, and the noise norm.
 
-    def finished(chunk: Sequence[int], encoded: Sequence[Prompt], place: int, found: Screened) -> None:
-        norms = encoded[place].norms
-        keep(chunk[place], found, statistics.fmean(norms[seed] for seed in found.scores))
-
+    The norm is the L2 norm of eps(prompt) - eps("") over all latent channels and pixels, by Wen et al.,
+    "Detecting, Explaining, and Mitigating Memorization in Diffusion Models" (ICLR 2024), at the engine's
+    timestep. It takes one sample a seed more, whatever the number of prompts.
+    """
+    (nothing,) = engine.prompts([""])
+    empty: dict[int, Tensor] = {}
+    engine.evaluate(
+        [Sample(nothing, frozenset(), seed) for seed in seeds],
+        on_noise=lambda sample, noise: empty.update({sample.seed: noise.clone()}),
+    )
     for start in range(0, len(indices), PROMPTS_AT_ONCE):
         chunk = indices[start : start + PROMPTS_AT_ONCE]
         encoded = engine.prompts([prompts[index] for index in chunk])
-        jobs = [(prompt, screening(seeds, gate, margins)) for prompt in encoded]
-        engine.run(jobs, on_finished=partial(finished, chunk, encoded))
+        norms: dict[Prompt, dict[int, float]] = {prompt: {} for prompt in encoded}
+
+        def note_norm(
+            sample: Sample, noise: Tensor, norms: dict[Prompt, dict[int, float]] = norms
+        ) -> None:
+            norms[sample.prompt][sample.seed] = float((noise - empty[sample.seed]).norm())
+
+        def finished(
+            place: int,
+            found: Screened,
+            chunk: Sequence[int] = chunk,
+            of: Sequence[dict[int, float]] = tuple(norms.values()),
+        ) -> None:
+            keep(chunk[place], found, statistics.fmean(of[place][seed] for seed in found.scores))
+
+        jobs = [Job(prompt, screening(seeds, gate, margins)) for prompt in encoded]
+        engine.run(jobs, on_finished=finished, on_noise=note_norm)

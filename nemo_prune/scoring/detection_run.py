@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune import __version__
-from nemo_prune.checkpoint.families import Checkpoint
-from nemo_prune.checkpoint.models import model_sha256
+from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.files.atomic import write_new
 from nemo_prune.model.denoiser import TOKENS
 from nemo_prune.options import Options, Progress

@@ -14,8 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.scoring.batches import Prompt
-from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.engine import Engine, Prompt
 
 CONTROLS = 3  # random draws
 _DIGITS = 5
@@ -86,9 +85,6 @@ def _outputs(engine: Engine, prompt: Prompt, noise: int, off: frozenset[Neuron])
     """The cross-attention outputs of one sample, of the model that answered in the end."""
     with recorded(engine.model.unet) as found:
         engine.differences(prompt, [noise], off)
-    if engine.exact is not None and not all(bool(o.isfinite().all()) for o in found.values()):
-        with recorded(engine.exact.unet) as found:
-            engine.differences(prompt, [noise], off)
     return found
 
 

@@ -1,38 +1,110 @@
-"""The engine: holds the denoiser and answers the searches' questions, in full batches.
+"""The engine: holds the denoiser and answers a search's questions, in full batches.
 
-Many prompts' searches are in flight at once; their open questions are packed into batches. Every
-pair (neurons off, seed) is one denoiser sample.
+A sample is one forward pass of one latent: no guidance, one timestep, the starting noise x_T itself as
+input (the paper's setting). Many prompts' searches are in flight at once; their open questions are
+packed into batches, with a mask per sample on each value layer's output. Running out of memory halves
+the batch; what overflows in half precision is evaluated again in fp32.
 """
 
+import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.errors import CheckpointError, option, rendered
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Criterion
-from nemo_prune.scoring.batches import Batches, Prompt, Sample
-from nemo_prune.scoring.similarity import ms_ssim, pairwise
-from nemo_prune.search.literal import Answer, Question
+from nemo_prune.scoring.attribution import Masking, attribute, soft_maxima
+from nemo_prune.scoring.criterion import best_pairs, compared_with, scores_against
+from nemo_prune.scoring.similarity import noise_difference
+from nemo_prune.scoring.trajectory import Reference, Schedule, denoise
+from nemo_prune.search.protocol import Attribute, Attribution, Question, Reply, Steps
 from nemo_prune.search.union import Pair, UnionSearch
 
 T = TypeVar("T")
+R = TypeVar("R")
 PROMPTS_AT_ONCE = 256
 """Prompts whose embeddings are held at once, however long a list is."""
 _IN_FLIGHT = 64
-_DIGITS = 5  # of a score: what is left of the noise of another batch size is below that
+_LARGE = 10**8  # parameters: Stable Diffusion 1 has 860 million, the demo 6
+_LARGEST_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}  # a larger one gains nothing on a CPU
+
+Baseline = dict[int, Tensor]
+"""Seed -> noise difference of the unpruned model, float32 `[c, h, w]`."""
 
 
-class Engine(Batches):
-    """Answers the searches' questions about a model.
+@dataclass
+class Cost:
+    """What was spent: forward passes of one latent, backward passes of one latent, and batches."""
+
+    forward: int = 0
+    backward: int = 0
+    batches: int = 0
+
+    @property
+    def samples(self) -> int:
+        """Denoiser samples: a backward pass counts as two more."""
+        return self.forward + 2 * self.backward
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt as the engine sees it: its text embedding `[77, d]`, encoded once; SDXL's pooled one."""
+
+    text: Tensor
+    pooled: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One denoiser pass to make: of a prompt, with these neurons off, from this seed's noise."""
+
+    prompt: Prompt
+    off: frozenset[Neuron]
+    seed: int
+
+
+@dataclass(eq=False)
+class Job:
+    """A search of one prompt, and what its questions are answered with.
+
+    baseline: of the prompt's seeds, as far as it is known; the first question adds what it evaluates.
+    base: neurons that are off throughout, so that the search is about the model as pruned so far; its
+        first question is then answered by the criterion against the baseline, which must be known.
+    reference: for questions about trajectories.
+    layers: value layers of which the search may ask for an attribution.
+    samples: denoiser samples that its questions took so far; a backward pass counts as two more.
+    """
+
+    prompt: Prompt
+    search: Steps[Any]
+    baseline: Baseline = field(default_factory=dict)
+    base: frozenset[Neuron] = frozenset()
+    reference: Reference | None = None
+    layers: Sequence[str] = ()
+    samples: int = 0
+
+
+class Engine:
+    """Answers questions about a model; restores it whatever happens.
 
     Args:
-        model, timestep, seed, batch_size: see `Batches`.
+        model: the loaded model.
+        timestep: training timestep, 0 to 999 (the paper's code: 961).
+        seed: the base of all noise; seed i of it is the same noise in every run.
         criterion: what a pruned difference is compared with: the unpruned one of the same seed
             (the paper), or those of all other seeds.
+        batch_size: samples a batch, or None to grow to what the device holds.
+        published: take the similarity in the unit of the published thresholds; see `similarity`.
+
+    `note` receives, in one line, what a person should know of; a warning unless it is set.
     """
 
     def __init__(
@@ -43,11 +115,182 @@ class Engine(Batches):
         seed: int = 0,
         criterion: Criterion = "cross-seed",
         batch_size: int | None = None,
+        published: bool = False,
     ) -> None:
-        super().__init__(model, timestep=timestep, seed=seed, batch_size=batch_size)
+        self.model = model
+        self.timestep = timestep
+        self.seed = seed
         self.criterion = criterion
+        self.published = published
+        self.cost = Cost()
+        self.note: Callable[[str], None] = _warn
+        self._grow = batch_size is None
+        self._limit = batch_size or _LARGEST_BATCH.get(model.device.type, 16)
+        self.batch_size = batch_size or min(8, self._limit)
+        self._noise: dict[int, Tensor] = {}
+        self._overflowed = False
+        self._recomputed = False  # whether a backward pass takes a second forward pass
 
-    # ------------------------------------------------------------------------------------ scores
+    # ------------------------------------------------------------------------------------ samples
+
+    def prompts(self, texts: Sequence[str]) -> list[Prompt]:
+        """Encode prompts, once."""
+        embeddings, pooled = self.model.encode_pooled(texts)
+        return [
+            Prompt(embeddings[i], pooled[i] if pooled is not None else None) for i in range(len(texts))
+        ]
+
+    def noise(self, seed: int) -> Tensor:
+        """The starting noise x_T of one seed, `[c, h, w]`, drawn once, on the CPU."""
+        if seed not in self._noise:
+            generator = torch.Generator().manual_seed(noise_seed(self.seed, seed))
+            self._noise[seed] = torch.randn(self.model.latent_shape, generator=generator)
+        return self._noise[seed]
+
+    def evaluate(
+        self,
+        samples: Sequence[Sample],
+        on_samples: Callable[[int], None] = lambda _count: None,
+        on_noise: Callable[[Sample, Tensor], None] | None = None,
+    ) -> list[Tensor]:
+        """The noise difference of every sample, float32 `[c, h, w]` each, in order.
+
+        on_noise: called with each sample and its predicted noise, float32 `[c, h, w]`.
+        """
+
+        def forward(batch: Sequence[Sample], model: LoadedModel) -> list[Tensor]:
+            latents = self._latents(batch, model)
+            noise = self._pass(model, latents, self.timestep, batch)
+            differences = noise_difference(noise, latents)
+            _check_finite(differences)
+            if on_noise is not None:
+                for sample, predicted in zip(batch, noise, strict=True):
+                    on_noise(sample, predicted.float())
+            return list(differences)
+
+        with torch.inference_mode():
+            return self._in_batches(samples, 1, forward, on_samples)
+
+    def trajectories(
+        self,
+        samples: Sequence[Sample],
+        schedule: Schedule,
+        on_samples: Callable[[int], None] = lambda _count: None,
+    ) -> list[Tensor]:
+        """Where each sample ends after a few guided steps: latents in [0, 1], float32 `[c, h, w]`.
+
+        Two denoiser samples a step, one with the prompt and one with the empty prompt; the neurons are
+        off in both, as in a file.
+        """
+        (empty,) = self.prompts([""])
+
+        def forward(batch: Sequence[Sample], model: LoadedModel) -> list[Tensor]:
+            both = [*(replace(sample, prompt=empty) for sample in batch), *batch]
+            found = denoise(
+                self._latents(batch, model).float(),
+                schedule,
+                model.alphas_cumprod,
+                lambda latents, timestep: self._pass(
+                    model, torch.cat([latents, latents]).to(model.dtype), timestep, both
+                ),
+            )
+            _check_finite(found)
+            return list(found)
+
+        with torch.inference_mode():
+            return self._in_batches(samples, 2, forward, lambda n: on_samples(n * schedule.passes))
+
+    def _in_batches(
+        self,
+        samples: Sequence[Sample],
+        width: int,
+        forward: Callable[[Sequence[Sample], LoadedModel], list[R]],
+        on_samples: Callable[[int], None],
+    ) -> list[R]:
+        """`forward` on all samples, each of which takes the room of `width` in a batch."""
+        found: list[R] = []
+        while len(found) < len(samples):
+            batch = samples[len(found) : len(found) + max(1, self.batch_size // width)]
+            try:
+                found += self._with_fp32(partial(forward, batch))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or len(batch) == 1:
+                    raise
+                self.batch_size = self._limit = max(1, width * len(batch) // 2)
+                if self.model.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            on_samples(len(batch))
+            if self._grow and width * len(batch) >= self.batch_size:
+                self.batch_size = min(2 * self.batch_size, self._limit)
+        return found
+
+    def _with_fp32(self, work: Callable[[LoadedModel], R]) -> R:
+        """`work` on the model; again in fp32 if half precision overflows.
+
+        The weights are converted in place and back, which loses nothing and never holds two models.
+        """
+        try:
+            return work(self.model)
+        except _NotFiniteError:
+            if self.model.dtype == torch.float32:
+                raise _broken() from None
+        if not self._overflowed:
+            self._overflowed = True
+            self.note(
+                f"{self.model.precision} overflowed: such batches are "
+                f"evaluated again in fp32; {option('precision')} fp32 does so from the start"
+            )
+        unet = self.model.unet.float()
+        blank = self.model.blank
+        exact = replace(
+            self.model,
+            unet=unet,
+            value_layers={name: unet.get_submodule(name) for name in self.model.value_layers},
+            dtype=torch.float32,
+            blank=None if blank is None else blank.float(),
+        )
+        try:
+            return work(exact)
+        except _NotFiniteError:
+            raise _broken() from None
+        finally:
+            self.model.unet.to(self.model.dtype)
+
+    def _latents(self, batch: Sequence[Sample], model: LoadedModel) -> Tensor:
+        latents = torch.stack([self.noise(sample.seed) for sample in batch])
+        return latents.to(model.device, model.dtype)
+
+    def _pass(
+        self,
+        model: LoadedModel,
+        latents: Tensor,
+        timestep: int,
+        batch: Sequence[Sample],
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The noise that the model predicts in `latents` `[n, c, h, w]`; may hold NaN or infinity."""
+        text = torch.stack([sample.prompt.text for sample in batch]).to(model.dtype)
+        pooled = [
+            sample.prompt.pooled.to(model.dtype) for sample in batch if sample.prompt.pooled is not None
+        ]
+        if masks is None:
+            masks = masks_of(model, [sample.off for sample in batch])
+        with masked_layers(model.value_layers, masks):
+            noise = model.predict_noise(latents, timestep, text, torch.stack(pooled) if pooled else None)
+        self.cost.forward += len(batch)
+        self.cost.batches += 1
+        return noise
+
+    # ------------------------------------------------------------------------------------- scores
+
+    def baseline(self, prompt: Prompt, seeds: Sequence[int], known: Baseline | None = None) -> Baseline:
+        """The unpruned model's noise differences of the seeds; those in `known` are not taken again."""
+        known = known or {}
+        missing = [seed for seed in seeds if seed not in known]
+        found = self.evaluate([Sample(prompt, frozenset(), seed) for seed in missing])
+        taken = known | dict(zip(missing, found, strict=True))
+        return {seed: taken[seed] for seed in seeds}
 
     def score_prompts(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], advance: Callable[[int], None]
@@ -55,35 +298,38 @@ class Engine(Batches):
         """Each prompt's scores without pruning: seed -> best pairwise score with another seed."""
         scores = []
         for prompt in prompts:
-            samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
-            prompt.clean = dict(zip(seeds, self.evaluate(samples), strict=True))
-            scores.append(self._best_pairs(prompt, seeds))
+            scores.append(best_pairs(self.baseline(prompt, seeds), published=self.published))
             advance(1)
         return scores
 
     def compare(
-        self, prompt: Prompt, seeds: Sequence[int], pruned: "Engine", twin: Prompt
+        self, baseline: Baseline, pruned: "Engine", prompt: Prompt, seeds: Sequence[int]
     ) -> dict[int, float]:
-        """The criterion's scores of another model, already pruned, against this one.
+        """The criterion's scores of another model, already pruned, against this one's baseline.
 
-        `twin` is the prompt as the pruned model's engine encodes it; both draw the same noise.
+        `prompt` is as the pruned model's engine encodes it; both draw the same noise.
         """
-        self.remember(prompt, seeds)
-        found = pruned.evaluate([Sample(twin, frozenset(), seed) for seed in seeds])
-        return self._scores(prompt, seeds, seeds, found)
+        found = pruned.evaluate([Sample(prompt, frozenset(), seed) for seed in seeds])
+        return self.scores(dict(zip(seeds, found, strict=True)), baseline)
 
-    def remember(self, prompt: Prompt, seeds: Sequence[int]) -> None:
-        """Have the prompt's own noise differences at hand for `compare`."""
-        missing = [seed for seed in seeds if seed not in prompt.clean]
-        samples = [Sample(prompt, frozenset(), seed) for seed in missing]
-        prompt.clean.update(zip(missing, self.evaluate(samples), strict=True))
+    def probe(
+        self,
+        prompt: Prompt,
+        off: frozenset[Neuron],
+        seeds: Sequence[int],
+        known: Baseline | None = None,
+    ) -> tuple[dict[int, float], Baseline]:
+        """The criterion's scores on seeds that no search used, and the baseline it took of them.
 
-    def probe(self, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int]) -> dict[int, float]:
-        """The criterion's scores on seeds that no search used: two samples a seed."""
-        prompt.clean = {seed: prompt.clean[seed] for seed in seeds if seed in prompt.clean}
-        self.remember(prompt, seeds)
+        One sample a seed, and one more where `known` lacks the baseline.
+        """
+        baseline = self.baseline(prompt, seeds, known)
         found = self.evaluate([Sample(prompt, off, seed) for seed in seeds])
-        return self._scores(prompt, seeds, seeds, found)
+        return self.scores(dict(zip(seeds, found, strict=True)), baseline), baseline
+
+    def scores(self, pruned: Mapping[int, Tensor], baseline: Baseline) -> dict[int, float]:
+        """The criterion's score of each pruned difference, by seed."""
+        return scores_against(pruned, baseline, self.criterion, published=self.published)
 
     def differences(
         self, prompt: Prompt, seeds: Sequence[int], off: frozenset[Neuron] = frozenset()
@@ -91,103 +337,249 @@ class Engine(Batches):
         """The noise differences of a prompt with neurons off, float32 `[seeds, c, h, w]`."""
         return torch.stack(self.evaluate([Sample(prompt, off, seed) for seed in seeds]))
 
-    def _best_pairs(self, prompt: Prompt, seeds: Sequence[int]) -> dict[int, float]:
-        best = pairwise(torch.stack([prompt.clean[seed] for seed in seeds])).amax(dim=1)
-        return {seed: _rounded(score) for seed, score in zip(seeds, best.tolist(), strict=True)}
+    # -------------------------------------------------------------------------------- attribution
 
-    def _scores(
-        self, prompt: Prompt, seeds: Sequence[int], against: Sequence[int], pruned: Sequence[Tensor]
-    ) -> dict[int, float]:
-        """The criterion for the pruned differences of `seeds`, compared with those of `against`."""
-        left, right = [], []
-        for seed, difference in zip(seeds, pruned, strict=True):
-            others = [seed] if self.criterion == "same-seed" else [i for i in against if i != seed]
-            left += [difference] * len(others)
-            right += [prompt.clean[i] for i in others]
-        values = iter(ms_ssim(torch.stack(left), torch.stack(right)).tolist())
-        width = 1 if self.criterion == "same-seed" else len(against) - 1
-        return {seed: _rounded(max(next(values) for _ in range(width))) for seed in seeds}
+    def attribution(self, job: Job, wanted: Attribute) -> Attribution:
+        """How much each value neuron of the job's layers does for the memory, by integrated gradients.
 
-    # ---------------------------------------------------------------------------------- searches
+        Neuron -> attribution, summed over the seeds; neurons that are off in the question are left
+        out. Of a large denoiser each layer's activations are computed again on the way back
+        (gradient checkpointing), so that the memory stays near that of a forward pass.
+        """
+        off = wanted.off | job.base
+        memory = self._trajectory_memory if wanted.trajectory else self._memory
+
+        def backward(batch: Sequence[Sample], model: LoadedModel) -> list[Attribution]:
+            masking = Masking(model.value_layers, job.layers, off, len(batch), model.device, model.dtype)
+            try:
+                with self._checkpointed(model):
+                    found = attribute(masking, lambda masks: memory(model, job, batch, masks))
+            except FloatingPointError:
+                raise _NotFiniteError from None
+            return [found, *[{}] * (len(batch) - 1)]
+
+        samples = [Sample(job.prompt, off, seed) for seed in wanted.seeds]
+        parts = [part for part in self._in_batches(samples, 3, backward, lambda _n: None) if part]
+        return {neuron: sum(part[neuron] for part in parts) for neuron in parts[0]}
+
+    @contextmanager
+    def _checkpointed(self, model: LoadedModel) -> Iterator[None]:
+        """Gradient checkpointing for large denoisers, off again on any exit."""
+        size = sum(parameter.numel() for parameter in model.unet.parameters())
+        self._recomputed = size > _LARGE and hasattr(model.unet, "enable_gradient_checkpointing")
+        if not self._recomputed:
+            yield
+            return
+        model.unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            model.unet.disable_gradient_checkpointing()
+            self._overflowed = False
+        self._recomputed = False
+
+    def _count_backward(self, samples: int) -> None:
+        self.cost.backward += samples
+        self.cost.forward += samples if self._recomputed else 0
+
+    def _memory(
+        self, model: LoadedModel, job: Job, samples: Sequence[Sample], masks: Mapping[str, Tensor]
+    ) -> Tensor:
+        latents = self._latents(samples, model)
+        noise = self._pass(model, latents, self.timestep, samples, masks)
+        self._count_backward(len(samples))
+        pruned = noise_difference(noise, latents)
+        others = [
+            [job.baseline[i] for i in compared_with(sample.seed, job.baseline, self.criterion)]
+            for sample in samples
+        ]
+        return soft_maxima(pruned, others)
+
+    def _trajectory_memory(
+        self, model: LoadedModel, job: Job, samples: Sequence[Sample], masks: Mapping[str, Tensor]
+    ) -> Tensor:
+        reference = job.reference
+        assert reference is not None
+        (empty,) = self.prompts([""])
+        both = [*(replace(sample, prompt=empty) for sample in samples), *samples]
+        twice = {name: torch.cat([mask, mask]) for name, mask in masks.items()}
+
+        def predict(latents: Tensor, timestep: int) -> Tensor:
+            self._count_backward(len(both))
+            return self._pass(
+                model, torch.cat([latents, latents]).to(model.dtype), timestep, both, twice
+            )
+
+        ends = denoise(
+            self._latents(samples, model).float(), reference.schedule, model.alphas_cumprod, predict
+        )
+        return soft_maxima(ends, [list(reference.latents)] * len(samples))
+
+    # ----------------------------------------------------------------------------------- searches
 
     def run(
         self,
-        searches: Sequence[tuple[Prompt, Generator[Question, Answer, T]]],
+        jobs: Sequence[Job],
         *,
         in_flight: int | None = None,
         on_samples: Callable[[int], None] = lambda _count: None,
+        on_noise: Callable[[Sample, Tensor], None] | None = None,
         on_finished: Callable[[int, T], None] = lambda _index, _outcome: None,
-        base: frozenset[Neuron] = frozenset(),
     ) -> list[T]:
         """Run searches to their ends, with at most `in_flight` of them open at once.
 
         By default as many as a batch has samples, and 64 at least: most questions are about one
         seed, so with fewer open a large batch would never be full.
 
-        With neurons in `base` they are off throughout: the searches are about the model as pruned
-        so far, and their first question is answered with the criterion's scores against the
-        unpruned differences, which each prompt must still have (as after `probe`).
-
         Open questions are answered in rounds: all samples that the open searches ask for now, in
-        batches of `batch_size`. `on_finished` is called as each one ends, in whatever order.
-        Differences of the unpruned model that a prompt still has are not evaluated again.
+        batches of `batch_size`. `on_finished` is called as each one ends, in whatever order; after
+        that its job's baseline is empty.
+
+        on_noise: as `evaluate` takes it, for the samples of questions with nothing off.
         """
         outcomes: dict[int, T] = {}
-        waiting = deque(enumerate(searches))
-        open_: dict[int, Question] = {}
+        waiting = deque(enumerate(jobs))
+        open_: dict[int, Question | Attribute] = {}
         while waiting or open_:
             while waiting and len(open_) < (in_flight or max(_IN_FLIGHT, self.batch_size)):
-                index, (_, search) = waiting.popleft()
-                open_[index] = next(search)
-            asked = {
-                index: [
-                    Sample(searches[index][0], question.off | base, seed)
-                    for seed in question.seeds
-                    if question.off or base or seed not in searches[index][0].clean
-                ]
-                for index, question in open_.items()
-            }
-            samples = [sample for wanted in asked.values() for sample in wanted]
-            differences = iter(self.evaluate(samples, on_samples))
-            for index, question in list(open_.items()):
-                prompt, search = searches[index]
-                found = {sample.seed: next(differences) for sample in asked[index]}
+                index, job = waiting.popleft()
+                open_[index] = next(job.search)
+            replies = self._answer({index: (jobs[index], asked) for index, asked in open_.items()},
+                                   on_samples, on_noise)  # fmt: skip
+            for index, reply in replies.items():
                 try:
-                    open_[index] = search.send(self._answer(prompt, question, found, base))
+                    open_[index] = jobs[index].search.send(reply)
                 except StopIteration as end:
                     outcomes[index] = end.value
                     del open_[index]
-                    prompt.clean = {}
+                    jobs[index].baseline = {}
                     on_finished(index, end.value)
-        return [outcomes[index] for index in range(len(searches))]
+        return [outcomes[index] for index in range(len(jobs))]
 
-    def run_union(self, search: UnionSearch, prompts: Mapping[int, Prompt]) -> tuple[Neuron, ...]:
+    def _answer(
+        self,
+        asked: Mapping[int, tuple[Job, Question | Attribute]],
+        on_samples: Callable[[int], None],
+        on_noise: Callable[[Sample, Tensor], None] | None,
+    ) -> dict[int, Reply]:
+        """One round: a reply to each open question; those of a kind share batches."""
+        replies: dict[int, Reply] = {}
+        single: dict[int, list[Sample]] = {}
+        guided: dict[int, list[Sample]] = {}
+        for index, (job, one) in asked.items():
+            if isinstance(one, Attribute):
+                before = self.cost.samples
+                replies[index] = self.attribution(job, one)
+                spent = self.cost.samples - before
+                job.samples += spent
+                on_samples(spent)
+                continue
+            samples = [Sample(job.prompt, one.off | job.base, seed) for seed in one.seeds]
+            if one.trajectory:
+                guided[index] = samples
+            else:
+                single[index] = [s for s in samples if s.off or s.seed not in job.baseline]
+                job.samples += len(single[index])
+        found = iter(
+            self.evaluate([s for samples in single.values() for s in samples], on_samples, on_noise)
+        )
+        for index, samples in single.items():
+            job, one = asked[index]
+            assert isinstance(one, Question)
+            taken = {sample.seed: next(found) for sample in samples}
+            if one.off or job.base:
+                replies[index] = self.scores(taken, job.baseline)
+            else:
+                known = job.baseline | taken
+                job.baseline = {seed: known[seed] for seed in one.seeds}
+                replies[index] = best_pairs(job.baseline, published=self.published)
+        for index, samples in guided.items():
+            reference = asked[index][0].reference
+            assert reference is not None
+            ends = self.trajectories(samples, reference.schedule, on_samples)
+            asked[index][0].samples += len(samples) * reference.schedule.passes
+            replies[index] = reference.remaining({s.seed: e for s, e in zip(samples, ends, strict=True)})
+        return replies
+
+    def run_union(
+        self,
+        search: UnionSearch,
+        prompts: Mapping[int, Prompt],
+        baselines: Mapping[int, Baseline],
+        on_samples: Callable[[int], None] = lambda _count: None,
+    ) -> tuple[Neuron, ...]:
         """Run a search over the union to its end, each of its questions in full batches.
 
-        `prompts`: by number; each must still have its unpruned differences (as after `probe`).
+        prompts, baselines: by number, with the baseline of each seed that may be asked about.
         """
         question = next(search)
         while True:
             samples = [Sample(prompts[index], question.off, seed) for index, seed in question.pairs]
+            found = self.evaluate(samples, on_samples)
             answer: dict[Pair, float] = {}
-            for (index, seed), one in zip(question.pairs, self.evaluate(samples), strict=True):
-                prompt = prompts[index]
-                answer[index, seed] = self._scores(prompt, [seed], list(prompt.clean), [one])[seed]
+            for (index, seed), one in zip(question.pairs, found, strict=True):
+                answer[index, seed] = self.scores({seed: one}, baselines[index])[seed]
             try:
                 question = search.send(answer)
             except StopIteration as end:
                 kept: tuple[Neuron, ...] = end.value
                 return kept
 
-    def _answer(
-        self, prompt: Prompt, question: Question, found: dict[int, Tensor], base: frozenset[Neuron]
-    ) -> dict[int, float]:
-        if not question.off and not base:
-            known = prompt.clean | found
-            prompt.clean = {seed: known[seed] for seed in question.seeds}
-            return self._best_pairs(prompt, question.seeds)
-        return self._scores(prompt, question.seeds, list(prompt.clean), list(found.values()))
+
+def noise_seed(base: int, seed: int) -> int:
+    """Two numbers as the one that a generator takes: seed 1 shares no noise with seed 0."""
+    return base * 1_000_003 + seed
 
 
-def _rounded(score: float) -> float:
-    return round(score, _DIGITS)
+def masks_of(model: LoadedModel, offs: Sequence[frozenset[Neuron]]) -> dict[str, Tensor]:
+    """Layer name -> `[n, 1, rows]` of ones and zeros, for the layers that any sample touches."""
+    masks: dict[str, Tensor] = {}
+    for sample, off in enumerate(offs):
+        for neuron in off:
+            if neuron.layer not in masks:
+                rows = model.value_layers[neuron.layer].out_features
+                masks[neuron.layer] = torch.ones(len(offs), 1, rows, dtype=model.dtype)
+            masks[neuron.layer][sample, 0, neuron.row] = 0
+    return {layer: mask.to(model.device) for layer, mask in masks.items()}
+
+
+@contextmanager
+def masked_layers(layers: Mapping[str, nn.Linear], masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Multiply the output of each value layer by its mask `[n, 1, rows]`; undone on any exit."""
+
+    def hook(mask: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        return lambda _module, _inputs, output: output * mask
+
+    handles = [layers[name].register_forward_hook(hook(mask)) for name, mask in masks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _NotFiniteError(Exception):
+    """A batch gave NaN or infinity."""
+
+
+def _check_finite(found: Tensor) -> None:
+    if not bool(found.isfinite().all()):
+        raise _NotFiniteError
+
+
+def _broken() -> CheckpointError:
+    return CheckpointError(
+        "the denoiser gave NaN or infinity in fp32 too, which says nothing about "
+        "memorization; check the model's weights, or download it again"
+    )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(rendered(message), RuntimeWarning, stacklevel=3)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = str(error).lower()
+    return "out of memory" in words or "can't allocate memory" in words

@@ -124,6 +124,26 @@ def refuse_existing(path: Path) -> None:
         )
 
 
+def check_resumable(
+    path: Path, prompts: Sequence[str], calibration_prompts: Sequence[str] | None
+) -> None:
+    """Refuse a journal of other prompts or of another version, for which no model need be loaded.
+
+    `Journal.open` compares the rest. Raises OutputError.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.readline(_MAX_BYTES)
+    except OSError:
+        return  # none is there, or `Journal.open` says what is wrong with it
+    if first.endswith(b"\n"):
+        header = _line(path, first, 1)
+        known = fingerprint_of_run("", prompts, calibration_prompts, {})
+        for name in ("model", "options"):
+            known[name] = header.get(name, "")
+        _check_header(path, header, known)
+
+
 def _lock(path: Path, file: BinaryIO) -> None:
     if fcntl is None:  # pragma: no cover - Windows
         return

@@ -2,13 +2,17 @@
 
 from typing import Any
 
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.errors import OptionError, option
+from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.devices import pick_device, pick_dtype
-from nemo_prune.model.loading import load_model, load_pipeline
-from nemo_prune.model.schedule import ddim_timestep
+from nemo_prune.model.loading import load_model, load_pipeline, model_schedule
+from nemo_prune.model.schedule import alphas_cumprod, ddim_timestep
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.trajectory import STEPS, Schedule, schedule_from
+
+PICTURE_STEPS = 25
 
 
 def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Engine:
@@ -16,19 +20,16 @@ def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | N
 
     Raises OptionError for a device or timestep that does not exist, CheckpointError.
     """
-    model = load_model(checkpoint, **_loading(options))
-    timestep = options.timestep
-    if timestep is None:
-        timestep = ddim_timestep(model.scheduler_config, options.steps)
-    trained = len(model.alphas_cumprod)
-    if not 0 <= timestep < trained:
-        raise OptionError(f"{option('timestep')} {timestep}: the model knows 0 to {trained - 1}")
+    loading = _loading(options)
+    timestep = scored_timestep(checkpoint, options)
+    model = load_model(checkpoint, **loading)
     engine = Engine(
         model,
         timestep=timestep,
         seed=options.seed,
         criterion=options.criterion,
         batch_size=options.batch_size,
+        published=model.family == "sd1" and model.latent_shape[1:] == (64, 64),
     )
     if progress is not None:
         engine.note = progress.note
@@ -40,6 +41,21 @@ def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | N
                 f"(512-base); for a 768-v model give {option('prediction_type')} v"
             )
     return engine
+
+
+def scored_timestep(checkpoint: Checkpoint, options: Options) -> int:
+    """The training timestep at which scores are taken; no model is loaded.
+
+    Raises OptionError for one that the schedule does not have, CheckpointError for no schedule.
+    """
+    schedule = model_schedule(checkpoint, options.config, options.prediction_type)
+    trained = len(alphas_cumprod(schedule, checkpoint.path))
+    timestep = options.timestep
+    if timestep is None:
+        timestep = ddim_timestep(schedule, options.steps)
+    if not 0 <= timestep < trained:
+        raise OptionError(f"{option('timestep')} {timestep}: the model knows 0 to {trained - 1}")
+    return timestep
 
 
 def open_pipeline(checkpoint: Checkpoint, options: Options) -> Any:
@@ -56,3 +72,9 @@ def _loading(options: Options) -> dict[str, Any]:
         "prediction_type": options.prediction_type,
         "text_encoder": options.text_encoder,
     }
+
+
+def trajectory_schedule(model: LoadedModel, confirm: str) -> Schedule:
+    """A few steps for "trajectory", as many as a picture takes for "pictures"."""
+    first = ddim_timestep(model.scheduler_config, 50, 0)
+    return schedule_from(first, PICTURE_STEPS if confirm == "pictures" else STEPS)

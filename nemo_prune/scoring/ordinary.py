@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from nemo_prune.checkpoint.families import Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.checkpoint.families import FAMILIES, Published
 from nemo_prune.errors import CalibrationError, OptionError, option
 from nemo_prune.files.prompts import bundled_captions, prompts_hash
 from nemo_prune.model.schedule import ddim_timestep
@@ -26,8 +27,6 @@ from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.thresholds import (
     FEWEST_PROMPTS,
     HIGHEST_GATE,
-    PUBLISHED_GATE,
-    PUBLISHED_TAU,
     Gate,
     Thresholds,
     gate_from,
@@ -36,9 +35,42 @@ from nemo_prune.scoring.thresholds import (
     tau_from,
 )
 
-PUBLISHED_SEEDS = 10  # of the paper; the score is a maximum over pairs, so more seeds raise it
 BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as seeds
 FILE, CACHE, NOW = "file", "cache", "this run"
+
+
+def check_calibration(
+    checkpoint: Checkpoint, options: Options, captions: Sequence[str] | None
+) -> Calibration | None:
+    """Refuse ordinary prompts or a calibration file that cannot be for `checkpoint`; no model is loaded.
+
+    Returns the calibration of `options.calibration`, if there is one.
+
+    Raises OptionError for both a file and prompts, CalibrationError for fewer than 30 prompts and
+    for a file that is unreadable, incomplete or of other value layers.
+    """
+    path = options.calibration
+    if path and captions is not None:
+        raise OptionError(
+            f"{option('calibration')} and {option('calibration_prompts')}: give one of them"
+        )
+    if captions is not None and len(captions) < FEWEST_PROMPTS:
+        raise CalibrationError(
+            f"{len(captions)} calibration prompts say too little about what is ordinary; "
+            f"give at least {FEWEST_PROMPTS}, better several hundred"
+        )
+    if path is None:
+        return None
+    found = read_calibration(path)
+    if not found.statistics or not found.scores:
+        raise CalibrationError(f"{path}: is incomplete; make it anew with nemo-prune calibrate")
+    rows = {layer.name: layer.rows for layer in checkpoint.value_layers}
+    if {name: len(mean) for name, mean in found.statistics.mean.items()} != rows:
+        raise CalibrationError(
+            f"{path}: is for a model with other value layers; make one for this model with "
+            f"nemo-prune calibrate"
+        )
+    return found
 
 
 class Ordinary:
@@ -65,15 +97,7 @@ class Ordinary:
         progress: Progress,
         calibrating: bool = False,
     ) -> None:
-        if options.calibration and captions is not None:
-            raise OptionError(
-                f"{option('calibration')} and {option('calibration_prompts')}: give one of them"
-            )
-        if captions is not None and len(captions) < FEWEST_PROMPTS:
-            raise CalibrationError(
-                f"{len(captions)} calibration prompts say too little about what is ordinary; "
-                f"give at least {FEWEST_PROMPTS}, better several hundred"
-            )
+        found = check_calibration(checkpoint, options, captions)
         self._engine = engine
         self._layers = checkpoint.value_layers
         self._options = options
@@ -81,7 +105,7 @@ class Ordinary:
         self._captions = bundled_captions() if captions is None else tuple(captions)
         self._progress = progress
         self._calibrating = calibrating
-        self._file = self._checked(options) if options.calibration else None
+        self._file = self._fitting(found) if found else None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -144,12 +168,13 @@ class Ordinary:
         options = self._options
         if options.tau is not None and options.gate is not None and not self._file:
             return self._told(options.tau, "given", Gate(options.gate), "given")
-        if self._file or not self._bundled or not self._published:
+        published = self._published
+        if self._file or not self._bundled or published is None:
             return self.from_scores()
-        tau, source = (PUBLISHED_TAU, "published") if options.tau is None else (options.tau, "given")
+        tau, source = (published.tau, "published") if options.tau is None else (options.tau, "given")
         if options.gate is None and options.fpr != DEFAULT_FPR:
             return self.from_scores((tau, source))
-        gate = Gate(max(tau, PUBLISHED_GATE))
+        gate = Gate(max(tau, published.gate))
         return self._told(tau, source, gate, "tau" if gate.value == options.tau else "published")
 
     def from_scores(self, known: tuple[float, str] | None = None) -> Thresholds:
@@ -231,15 +256,17 @@ class Ordinary:
         return f"{why}: {doing} ({option('calibration_prompts')} FILE is better; {instead} skips it)"
 
     @property
-    def _published(self) -> bool:
-        """Whether the paper's thresholds hold: its family, size of latents, timestep and seeds."""
+    def _published(self) -> Published | None:
+        """The paper's thresholds where they hold: family, size of latents, timestep and seeds."""
         model = self._engine.model
-        return (
-            self._options.seeds <= PUBLISHED_SEEDS
-            and model.family == "sd1"
-            and model.latent_shape[1:] == (64, 64)
+        found = FAMILIES[model.family].published
+        holds = (
+            found is not None
+            and self._options.seeds <= found.seeds
+            and model.latent_shape[1:] == (found.side, found.side)
             and self._engine.timestep == ddim_timestep(model.scheduler_config)
         )
+        return found if holds else None
 
     @property
     def _scored(self) -> tuple[str, ...]:
@@ -258,6 +285,7 @@ class Ordinary:
             "seed": self._options.seed,
             "timestep": self._engine.timestep,
             "guidance": 0,
+            "similarity": "published" if self._engine.published else "current",
             "latents": list(self._engine.model.latent_shape),
         }
 
@@ -268,19 +296,9 @@ class Ordinary:
         if trouble := cache.store(kind, calibration):
             self._progress.note(trouble)
 
-    def _checked(self, options: Options) -> Calibration:
+    def _fitting(self, found: Calibration) -> Calibration:
         """The calibration file, if it is for this model and these settings."""
-        assert options.calibration is not None
-        path = options.calibration
-        found = read_calibration(path)
-        if not found.statistics or not found.scores:
-            raise CalibrationError(f"{path}: is incomplete; make it anew with nemo-prune calibrate")
-        rows = {layer.name: layer.rows for layer in self._layers}
-        if {name: len(mean) for name, mean in found.statistics.mean.items()} != rows:
-            raise CalibrationError(
-                f"{path}: is for a model with other value layers; make one for this model with "
-                f"nemo-prune calibrate"
-            )
+        path, options = self._options.calibration, self._options
         differing = misfits(
             found, self._engine.model, self.scores_about, options.seeds, lambda: self.fingerprint
         )

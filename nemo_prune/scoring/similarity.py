@@ -16,7 +16,7 @@ SIGMA = 1.5
 SCALES = 3
 TOTAL_WEIGHT = 0.99  # the paper's 0.33 for each of three scales
 _MARGIN = WINDOW // 2
-_C1, _C2 = 0.01**2, 0.03**2  # for a data range of 1
+_PIXELS_AT_ONCE = 2**22  # of pictures compared with others: about 160 MB in all
 
 
 def noise_difference(noise: Tensor, latents: Tensor) -> Tensor:
@@ -48,13 +48,16 @@ def scales_for(side: int) -> int:
     return fitting
 
 
-def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Multi-scale structural similarity of each `a[i]` with `b[i]`.
+def ms_ssim(a: Tensor, b: Tensor, *, published: bool = False) -> Tensor:
+    """Multi-scale structural similarity of each `a[i]` with `b[i]`; differentiable.
 
     As many of the paper's three scales as fit, all of the same weight, 0.99 together.
 
     Args:
         a, b: float32 `[n, c, h, w]` in [0, 1].
+        published: in the unit of the published thresholds, that of torchmetrics 1.3.2, which cuts five
+            pixels off the last scale too and takes the range of values over the whole of `a` or `b`
+            at each scale (so that the result depends on what is compared together).
 
     Returns:
         float32 `[n]`, at most 1; negative terms count as 0, as in torchmetrics.
@@ -66,18 +69,43 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
         raise ValueError(f"pictures of different shapes: {list(a.shape)} and {list(b.shape)}")
     scales = scales_for(min(a.shape[-2:]))
     score = torch.ones(len(a), device=a.device)
+    inside = slice(_MARGIN, -_MARGIN)
     for scale in range(scales):
         if scale:
             a, b = functional.avg_pool2d(a, 2), functional.avg_pool2d(b, 2)
-        similarity, contrast = _ssim(a, b)
+        range_ = torch.maximum(a.max() - a.min(), b.max() - b.min()) if published and len(a) else 1.0
+        similarity, contrast = _ssim(a, b, range_)
         # As torchmetrics does: contrast counts where the window fits, similarity to the border.
-        if scale == scales - 1:
-            mean = similarity.mean(dim=(1, 2, 3))
-        else:
-            inside = slice(_MARGIN, -_MARGIN)
+        if scale < scales - 1:
             mean = contrast[..., inside, inside].mean(dim=(1, 2, 3))
+        elif published:
+            mean = similarity[..., inside, inside].mean(dim=(1, 2, 3))
+        else:
+            mean = similarity.mean(dim=(1, 2, 3))
         score = score * mean.relu() ** (TOTAL_WEIGHT / scales)
     return score
+
+
+def ms_ssim_pairs(
+    a: Tensor, b: Tensor, left: Tensor, right: Tensor, *, published: bool = False
+) -> Tensor:
+    """MS-SSIM of the pairs `a[left[i]]`, `b[right[i]]`, some at a time, so that memory is bounded.
+
+    Args:
+        a, b: float32 `[n, c, h, w]` and `[m, c, h, w]` in [0, 1].
+        left, right: int64 `[pairs]` on the CPU.
+        published: as `ms_ssim` takes it; then all pairs are compared together, whatever their number.
+
+    Returns:
+        float32 `[pairs]` on the CPU.
+    """
+    at_once = len(left) if published else max(1, _PIXELS_AT_ONCE // max(1, a[0].numel()))
+    left, right = left.to(a.device), right.to(b.device)
+    parts = [
+        ms_ssim(a[left[i : i + at_once]], b[right[i : i + at_once]], published=published).cpu()
+        for i in range(0, len(left), max(1, at_once))
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def pairwise(differences: Tensor) -> Tensor:
@@ -86,19 +114,19 @@ def pairwise(differences: Tensor) -> Tensor:
     The diagonal is -1: no seed is its own partner.
     """
     count = len(differences)
-    first, second = torch.triu_indices(count, count, offset=1, device=differences.device)
-    scores = torch.full((count, count), -1.0, device=differences.device)
-    if count > 1:
-        found = ms_ssim(differences[first], differences[second])
-        scores[first, second] = found
-        scores[second, first] = found
-    return scores
+    first, second = torch.triu_indices(count, count, offset=1)
+    scores = torch.full((count, count), -1.0)
+    found = ms_ssim_pairs(differences, differences, first, second)
+    scores[first, second] = found
+    scores[second, first] = found
+    return scores.to(differences.device)
 
 
-def _ssim(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(similarity, contrast sensitivity) at every pixel, each `[n, c, h, w]`."""
+def _ssim(a: Tensor, b: Tensor, range_: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """(similarity, contrast sensitivity) at every pixel, each `[n, c, h, w]`, for values in a range."""
     blur_down = _blur(a.shape[-2]).to(a.device)
     blur_right = _blur(a.shape[-1]).to(a.device).T
+    c1, c2 = (0.01 * range_) ** 2, (0.03 * range_) ** 2
 
     def blurred(x: Tensor) -> Tensor:
         return blur_down @ x @ blur_right
@@ -107,8 +135,8 @@ def _ssim(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     variance_a = (blurred(a * a) - mean_a * mean_a).clamp_min(0)
     variance_b = (blurred(b * b) - mean_b * mean_b).clamp_min(0)
     covariance = blurred(a * b) - mean_a * mean_b
-    contrast = (2 * covariance + _C2) / (variance_a + variance_b + _C2)
-    luminance = (2 * mean_a * mean_b + _C1) / (mean_a * mean_a + mean_b * mean_b + _C1)
+    contrast = (2 * covariance + c2) / (variance_a + variance_b + c2)
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a * mean_a + mean_b * mean_b + c1)
     return luminance * contrast, contrast
 
 

@@ -13,10 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 FEWEST_PROMPTS = 30
-PUBLISHED_TAU = 0.428
-"""The paper's, for Stable Diffusion 1 at 64x64 latents and the timestep of its code."""
-PUBLISHED_GATE = 0.5
-"""What the paper calls the naive value, for the same setting."""
 HIGHEST_GATE = 0.999
 """Of a gate this high or higher nobody could say that anything failed it: scores end at 1."""
 FEWEST_SEEDS = 4

@@ -1,45 +1,55 @@
-"""What a search was told, and what follows from it.
+"""Every answer a search received, and what follows from it.
 
-Kept apart from the search that uses it (`fast_search`), so that the two kinds of knowledge cannot
-be mixed up: `Evidence.passes` is what was really answered, `Evidence.expects` adds what monotony
-implies (with more neurons off no seed scores higher).
+Kept apart from the search that uses it, so that the two kinds of knowledge cannot be mixed up:
+`AnswerCache.passes` is what was really answered, `AnswerCache.expects` adds what monotonicity implies
+(with more neurons off no seed scores higher).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
 
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.search.literal import Answer, Ladder, Question, Tally
-
-T = TypeVar("T")
-Steps = Generator[Question, Answer, T]
+from nemo_prune.search.protocol import Steps, Tally
 
 Mask = int
-"""A set of candidates: one bit for each neuron of `Ladder.order`. Subset tests cost nothing."""
+"""A set of neurons: one bit for each of `AnswerCache.order`. Subset tests cost nothing."""
 
 
-class Evidence:
+class AnswerCache:
     """Every answer so far, and what follows from it.
 
-    `trusted` says whether monotony may be assumed; `threshold` may rise once, when the ladder ends.
+    Args:
+        order: all neurons that may be asked about, in network order.
+        threshold: a seed accepts a set if it scores at most this; may rise once, when a schedule ends.
+        trajectory: ask about trajectories instead of scores.
+
+    `trusted` says whether monotonicity may be assumed.
     """
 
-    def __init__(self, ladder: Ladder, threshold: float) -> None:
-        self.ladder = ladder
+    def __init__(self, order: Sequence[Neuron], threshold: float, *, trajectory: bool = False) -> None:
+        self.order = tuple(order)
         self.threshold = threshold
+        self.trajectory = trajectory
         self.trusted = True
         self.tally = Tally()
+        self._bits = {neuron: bit for bit, neuron in enumerate(self.order)}
         self._scores: dict[int, dict[Mask, float]] = {}
 
-    def mask(self, neurons: frozenset[Neuron]) -> Mask:
-        """The bit mask of a set of candidates."""
-        return sum(1 << bit for bit, neuron in enumerate(self.ladder.order) if neuron in neurons)
+    def bit(self, neuron: Neuron) -> int:
+        """The neuron's place in `order`."""
+        return self._bits[neuron]
+
+    def mask(self, neurons: Iterable[Neuron]) -> Mask:
+        """The bit mask of a set of neurons."""
+        found = 0
+        for neuron in neurons:
+            found |= 1 << self._bits[neuron]
+        return found
 
     def neurons(self, mask: Mask) -> tuple[Neuron, ...]:
-        """The candidates in a bit mask, in network order."""
-        return tuple(neuron for bit, neuron in enumerate(self.ladder.order) if mask >> bit & 1)
+        """The neurons in a bit mask, in network order."""
+        return tuple(self.order[bit] for bit in bits_of(mask))
 
     def score(self, off: Mask, seed: int) -> float | None:
         """The score really answered, if it was asked."""
@@ -56,7 +66,7 @@ class Evidence:
         return None if score is None else score <= self.threshold
 
     def expects(self, off: Mask, seed: int) -> bool | None:
-        """Like `passes`, or what monotony implies while it is trusted."""
+        """Like `passes`, or what monotonicity implies while it is trusted."""
         known = self.passes(off, seed)
         if known is not None or not self.trusted:
             return known
@@ -72,7 +82,26 @@ class Evidence:
         """The scores of the set on the seeds; only those not yet answered are asked for."""
         missing = tuple(seed for seed in seeds if self.score(off, seed) is None)
         if missing:
-            answer = yield from self.tally.ask(frozenset(self.neurons(off)), missing)
+            answer = yield from self.tally.ask(
+                frozenset(self.neurons(off)), missing, trajectory=self.trajectory
+            )
             for seed, score in answer.items():
                 self._scores.setdefault(seed, {})[off] = score
         return {seed: self._scores[seed][off] for seed in seeds}
+
+    def answers(self) -> Iterator[tuple[int, float]]:
+        """(how many neurons were off, the largest score answered) for every set asked about."""
+        worst: dict[Mask, float] = {}
+        for scores in self._scores.values():
+            for off, score in scores.items():
+                worst[off] = max(score, worst.get(off, score))
+        for off, score in worst.items():
+            yield off.bit_count(), score
+
+
+def bits_of(mask: Mask) -> Iterator[int]:
+    """The places of the bits that are set, ascending."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low

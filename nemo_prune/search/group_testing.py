@@ -6,18 +6,21 @@ confirm the set found. What the literal D1 to D4 spend beyond that is saved in f
 1. *Counterexamples choose the seeds.* The criterion is a maximum, so one seed above the threshold
    says no. The search runs on the most stubborn seed alone and asks all memorized seeds only about
    its result. A seed that objects joins in; what was kept for the others stays kept.
-2. *The ladder is galloped up and bisected*, since its sets are nested (D3).
-3. *Refinement is group testing* (D4), least suspicious neurons (smallest |z|) first. How many to
-   drop at once follows from how many of those tested so far were needed: such that the answer is
-   about as likely yes as no, which keeps it within a few samples of log2(n over m) for m needed
-   among n. A group that cannot be dropped is halved until one needed neuron stands alone.
+2. *The schedule of candidate sets is galloped up and bisected*, since its sets are nested (D3).
+3. *Refinement is group testing* (D4), weakest candidates first. How many to drop at once follows
+   from how many of those tested so far were needed: such that the answer is about as likely yes as
+   no, which keeps it within a few samples of log2(n over m) for m needed among n. A group that
+   cannot be dropped is halved until one needed neuron stands alone.
 4. *Nothing is asked twice*, and while the scores behave monotonically (more neurons off, no seed
    scores higher) what follows from earlier answers is not asked at all.
 
-Monotony is assumed only to decide what to ask. The result is checked, for any oracle: the final
+The candidates come from a schedule: the paper's ladder (`LadderSchedule`, by how unusual a neuron's
+activation is) or the prefixes of an order by attribution (`PrefixSchedule`, by what matters).
+
+Monotonicity is assumed only to decide what to ask. The result is checked, for any oracle: the final
 set was asked about on every memorized seed, and for each of its neurons the set without it was
-asked about on a seed that objected (1-minimality). An answer that contradicts monotony ends all
-inference: the search starts over from what was really answered, climbing the ladder rung by rung.
+asked about on a seed that objected (1-minimality). An answer that contradicts monotonicity ends all
+inference: the search starts over from what was really answered, rung by rung.
 
 Cost beside the literal search: with three seeds or more, monotone scores and one seed that is the
 most stubborn whatever is off, never more samples. Ten seeds that contradict each other may cost
@@ -32,46 +35,102 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from nemo_prune.search.answer_cache import Evidence, Mask, Steps
-from nemo_prune.search.literal import LAST_RUNG, Ladder, Outcome, Search, check_seeds, not_memorized
+from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.search.answer_cache import AnswerCache, Mask
+from nemo_prune.search.ladder import LAST_RUNG, THETA_END, Ladder
+from nemo_prune.search.protocol import (
+    Attribution,
+    Outcome,
+    Search,
+    Steps,
+    check_seeds,
+    not_memorized,
+)
 
 # Before anything is tested, half a needed neuron among about sqrt(n): the paper's sizes (4 of 27,
 # 21 of 675) lie near it, and being wrong costs little.
 PRIOR_NEEDED = 0.5
+_GROWTH = 1.06  # of long prefixes, from one rung to the next: refinement finds the rest
 
 
-class _Localization:
-    """The search for the neurons of one prompt that is known to be memorized."""
+@dataclass(frozen=True)
+class Schedule:
+    """Nested candidate sets, and which of their neurons to try dropping first.
 
-    def __init__(self, evidence: Evidence, before: dict[int, float], seeds: Sequence[int]) -> None:
-        self.evidence = evidence
+    rungs: (theta, candidates), each set larger than the one before; theta is None where no bound on
+        |z| made them.
+    weakest_first: all neurons of the last rung, as bits.
+    complete: at the end of a schedule that fails, ask about every rung that was skipped, so that
+        nothing is called not removable which a climb would have removed.
+    name: what ordered the candidates.
+    """
+
+    rungs: tuple[tuple[float | None, Mask], ...]
+    weakest_first: tuple[int, ...]
+    complete: bool
+    name: str
+
+
+def ladder_schedule(ladder: Ladder, cache: AnswerCache) -> Schedule:
+    """The paper's ladder; rungs that add nothing are left out."""
+    rungs: list[tuple[float | None, Mask]] = []
+    for i in range(LAST_RUNG + 1):
+        candidates = cache.mask(ladder.rung(i))
+        if candidates and (not rungs or candidates != rungs[-1][1]):
+            rungs.append((ladder.theta(i), candidates))
+    # Of equals, those nearest the mid block first.
+    weakest = sorted(
+        (cache.bit(neuron) for neuron in ladder.order),
+        key=lambda bit: (ladder.suspicion(cache.order[bit]), -bit),
+    )
+    return Schedule(tuple(rungs), tuple(weakest), True, "ladder")
+
+
+def prefix_schedule(order: Sequence[Neuron], cache: AnswerCache) -> Schedule:
+    """Prefixes of an order, what matters most first; long ones grow by 6 % from rung to rung."""
+    rungs: list[tuple[float | None, Mask]] = []
+    mask, wanted = 0, 1.0
+    for place, neuron in enumerate(order, start=1):
+        mask |= 1 << cache.bit(neuron)
+        if place >= wanted or place == len(order):
+            rungs.append((None, mask))
+            wanted = max(place + 1, place * _GROWTH)
+    weakest = tuple(cache.bit(neuron) for neuron in reversed(order))
+    return Schedule(tuple(rungs), weakest, False, "attribution")
+
+
+class GroupTesting:
+    """The search for the neurons of one prompt that is known to be memorized.
+
+    Args:
+        cache: of answers; may hold some already.
+        before: each seed's score with nothing off.
+        seeds: the memorized ones, all of which must accept the result.
+        schedule: where candidates come from.
+    """
+
+    def __init__(
+        self, cache: AnswerCache, before: dict[int, float], seeds: Sequence[int], schedule: Schedule
+    ) -> None:
+        self.cache = cache
+        self.schedule = schedule
+        self.rungs = schedule.rungs
         self.memorized = tuple(seeds)
         self.last = {seed: before[seed] for seed in seeds}  # how stubborn: the last score seen
         self.active = [max(seeds, key=lambda seed: before[seed])]
         self.exhausted = False
         self.kept: Mask = 0  # needed by the active seeds, as far as is known
         self.needed_by: dict[int, int] = {}  # bit -> the seed that objected to dropping it
-        # Neurons by bit, least suspicious first; of equals, those nearest the mid block first.
-        ladder = evidence.ladder
-        size = len(ladder.order)
-        self.by_suspicion = sorted(
-            range(size), key=lambda bit: (ladder.suspicion(ladder.order[bit]), -bit)
-        )
-        # Only rungs that add neurons are worth asking about.
-        self.rungs: list[tuple[float, Mask]] = []
-        for i in range(LAST_RUNG + 1):
-            candidates = evidence.mask(ladder.rung(i))
-            if candidates and (not self.rungs or candidates != self.rungs[-1][1]):
-                self.rungs.append((ladder.theta(i), candidates))
 
-    def run(self) -> Steps[tuple[float, Mask]]:
+    def run(self) -> Steps[tuple[float | None, Mask]]:
         """theta and candidates of the rung used; leaves a valid, 1-minimal set in `kept`."""
         rung = 0
         if not self.rungs:  # no layer holds a neuron
             self.exhausted = True
-            self.evidence.threshold = max(self.last.values())
-            return self.evidence.ladder.theta(LAST_RUNG), 0
+            self.cache.threshold = max(self.last.values())
+            return None, 0
         while True:
             rung = yield from self.find_rung(rung)
             yield from self.refine(self.rungs[rung][1])
@@ -84,24 +143,31 @@ class _Localization:
                 self.distrust()
             else:
                 self.active.insert(0, objector)
-            if not self.evidence.trusted:
+            if not self.cache.trusted:
                 self.kept = 0
+
+    def shortest(self) -> Steps[int | None]:
+        """How many candidates the first rung has that the most stubborn seed accepts; None: no rung."""
+        if not self.rungs or not (yield from self.accepted(self.rungs[-1][1])):
+            return None
+        rung = yield from self.find_rung(0)
+        return self.rungs[rung][1].bit_count()
 
     def find_rung(self, start: int) -> Steps[int]:
         """D3: the first rung, as an index into `rungs`, that every active seed accepts.
 
-        While monotony is trusted the rungs below `start` are known to fail, and the rung is
+        While monotonicity is trusted the rungs below `start` are known to fail, and the rung is
         galloped to and bisected. Otherwise every rung from the lowest is asked about.
         """
         last = len(self.rungs) - 1
         if self.exhausted:
             return last
-        low, high, step = (start - 1, start, 1) if self.evidence.trusted else (-1, 0, 1)
+        low, high, step = (start - 1, start, 1) if self.cache.trusted else (-1, 0, 1)
         while not (yield from self.accepted(self.rungs[high][1])):
             if high == last:
                 return (yield from self.end_of_ladder())
             low, high = high, min(high + step, last)
-            step = 2 * step if self.evidence.trusted else 1
+            step = 2 * step if self.cache.trusted else 1
         while high - low > 1:
             middle = (low + high) // 2
             if (yield from self.accepted(self.rungs[middle][1])):
@@ -111,18 +177,18 @@ class _Localization:
         return high
 
     def end_of_ladder(self) -> Steps[int]:
-        """The last rung fails: look at every one that was skipped, then settle for the last.
+        """The last rung fails: look at those that were skipped, then settle for the last.
 
         So a prompt is called not removable only if the climb would have called it so too.
         """
-        for i, (_, candidates) in enumerate(self.rungs):
+        for i, (_, candidates) in enumerate(self.rungs if self.schedule.complete else ()):
             others = [seed for seed in self.memorized if seed not in self.active]
             order = [*self.active, *self.hardest(others)]
             if (yield from self.objector(candidates, order)) is None:
                 self.distrust()
                 return i
         scores = yield from self.ask(self.rungs[-1][1], self.memorized)
-        self.evidence.threshold = max(scores.values())
+        self.cache.threshold = max(scores.values())
         self.exhausted = True
         self.active = [max(self.memorized, key=lambda seed: scores[seed])]
         self.kept = 0
@@ -130,7 +196,7 @@ class _Localization:
 
     def refine(self, candidates: Mask) -> Steps[None]:
         """D4 by group testing: add to `kept` what the active seeds need of the candidates."""
-        order = [bit for bit in self.by_suspicion if (candidates & ~self.kept) >> bit & 1]
+        order = [bit for bit in self.schedule.weakest_first if (candidates & ~self.kept) >> bit & 1]
         end = len(order)
         rest = [0] * (end + 1)  # rest[i]: the mask of order[i:]
         for i in reversed(range(end)):
@@ -162,7 +228,8 @@ class _Localization:
         `kept` has been accepted by every memorized seed. A neuron that nobody misses is dropped,
         which those answers already confirm; the others are then proven anew.
         """
-        open_, proven = deque(b for b in self.by_suspicion if self.kept >> b & 1), deque[int]()
+        weakest_first = self.schedule.weakest_first
+        open_, proven = deque(b for b in weakest_first if self.kept >> b & 1), deque[int]()
         while open_:
             bit = open_.popleft()
             without = self.kept & ~(1 << bit)
@@ -183,9 +250,9 @@ class _Localization:
         if self.refused(off):
             return False
         for seed in list(self.active):
-            if self.evidence.expects(off, seed) is None:
+            if self.cache.expects(off, seed) is None:
                 yield from self.ask(off, (seed,))
-                if not self.evidence.passes(off, seed):
+                if not self.cache.passes(off, seed):
                     self.active.remove(seed)
                     self.active.insert(0, seed)
                     return False
@@ -194,7 +261,7 @@ class _Localization:
     def refused(self, off: Mask) -> bool:
         """Whether some active seed is known to refuse the set; that seed moves to the front."""
         for seed in self.active:
-            if self.evidence.expects(off, seed) is False:
+            if self.cache.expects(off, seed) is False:
                 self.active.remove(seed)
                 self.active.insert(0, seed)
                 return True
@@ -209,16 +276,16 @@ class _Localization:
         if not off:
             return seeds[0]
         width = 1
-        left = [seed for seed in seeds if self.evidence.passes(off, seed) is None]
-        while all(self.evidence.passes(off, seed) is not False for seed in seeds) and left:
+        left = [seed for seed in seeds if self.cache.passes(off, seed) is None]
+        while all(self.cache.passes(off, seed) is not False for seed in seeds) and left:
             yield from self.ask(off, left[:width])
             left, width = left[width:], 2 * width
-        objecting = [seed for seed in seeds if self.evidence.passes(off, seed) is False]
+        objecting = [seed for seed in seeds if self.cache.passes(off, seed) is False]
         return self.hardest(objecting)[0] if objecting else None
 
     def ask(self, off: Mask, seeds: Sequence[int]) -> Steps[dict[int, float]]:
         """Ask, and remember how stubborn the seeds were."""
-        scores = yield from self.evidence.ask(off, seeds)
+        scores = yield from self.cache.ask(off, seeds)
         self.last |= scores
         return scores
 
@@ -228,7 +295,7 @@ class _Localization:
 
     def distrust(self) -> None:
         """From here on believe only what was really answered."""
-        self.evidence.trusted = False
+        self.cache.trusted = False
         self.kept = 0
 
 
@@ -242,7 +309,36 @@ def group_size(density: float, left: int) -> int:
     return min(left, max(1, round(math.log(0.5) / math.log(1 - density))))
 
 
-def search(ladder: Ladder, seeds: Sequence[int], tau: float) -> Search:
+def finished(
+    searched: GroupTesting,
+    before: dict[int, float],
+    rung: tuple[float | None, Mask],
+    attribution: Attribution | None = None,
+) -> Search:
+    """The outcome of a search that was run; asks about the result where that was not done yet."""
+    cache, memorized = searched.cache, searched.memorized
+    after = {seed: searched.last[seed] for seed in memorized}
+    if searched.kept:
+        after = yield from cache.ask(searched.kept, memorized)
+    theta, candidates = rung
+    found = cache.neurons(searched.kept)
+    return Outcome(
+        status="not removable" if searched.exhausted else "localized",
+        neurons=found,
+        scores_before=before,
+        memorized_seeds=memorized,
+        scores_after=after,
+        threshold=cache.threshold,
+        theta=THETA_END if searched.exhausted and searched.schedule.complete else theta,
+        candidates=candidates.bit_count(),
+        samples=cache.tally.samples,
+        questions=cache.tally.questions,
+        order=searched.schedule.name,
+        attribution=tuple(attribution[neuron] for neuron in found) if attribution else (),
+    )
+
+
+def gradient_free_search(ladder: Ladder, seeds: Sequence[int], tau: float) -> Search:
     """Find a valid, 1-minimal set of memorization neurons with few samples; see the module text.
 
     Finds the rung the climb would find, and with it the literal search's neurons, wherever scores
@@ -253,25 +349,11 @@ def search(ladder: Ladder, seeds: Sequence[int], tau: float) -> Search:
     answers.
     """
     seeds = check_seeds(seeds)
-    evidence = Evidence(ladder, tau)
-    before = yield from evidence.tally.ask(frozenset(), seeds)
+    cache = AnswerCache(ladder.order, tau)
+    before = yield from cache.tally.ask(frozenset(), seeds)
     memorized = tuple(seed for seed in seeds if before[seed] > tau)
     if not memorized:
         return not_memorized(before, tau)
-    localization = _Localization(evidence, before, memorized)
-    theta, candidates = yield from localization.run()
-    after = {seed: localization.last[seed] for seed in memorized}
-    if localization.kept:
-        after = yield from evidence.ask(localization.kept, memorized)
-    return Outcome(
-        status="not removable" if localization.exhausted else "localized",
-        neurons=evidence.neurons(localization.kept),
-        scores_before=before,
-        memorized_seeds=memorized,
-        scores_after=after,
-        threshold=evidence.threshold,
-        theta=ladder.theta(LAST_RUNG) if localization.exhausted else theta,
-        candidates=candidates.bit_count(),
-        samples=evidence.tally.samples,
-        questions=evidence.tally.questions,
-    )
+    searched = GroupTesting(cache, before, memorized, ladder_schedule(ladder, cache))
+    rung = yield from searched.run()
+    return (yield from finished(searched, before, rung))

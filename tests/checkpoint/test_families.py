@@ -1,12 +1,14 @@
 import json
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 import rawfiles
 from rawfiles import CLIP, OPEN_CLIP, SD1, SD2, SDXL, VAE, XL_CLIPS, unet, value_names, write
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.families import FAMILIES, Family
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import CheckpointError, OptionError
 
 END = ".transformer_blocks.0.attn2.to_v"
@@ -425,9 +427,41 @@ def test_header_faults_come_through(tmp_path):
 
 def test_no_torch_is_imported():
     code = (
-        "import sys, nemo_prune.checkpoint.families, nemo_prune.checkpoint.manifest, "
-        "nemo_prune.checkpoint.surgery\n"
+        "import sys, nemo_prune.checkpoint.open, nemo_prune.checkpoint.manifest, "
+        "nemo_prune.checkpoint.apply\n"
         "print([m for m in ('torch', 'numpy', 'safetensors', 'diffusers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_family_is_added_in_one_place(tmp_path, monkeypatch):
+    """A record is all that recognizing, its refusals and loading text encoders ask for."""
+    record = Family(
+        name="mine", configs="sd1", fits=lambda traits: traits.has("marker."), text_prefixes=("te.",),
+        refuse=lambda traits: "is too thin" if traits.columns < 5 else None,
+    )  # fmt: skip
+    table = {"mine": record, **FAMILIES}
+    monkeypatch.setattr("nemo_prune.checkpoint.recognize.FAMILIES", table)
+    monkeypatch.setattr("nemo_prune.checkpoint.checkpoint.FAMILIES", table)
+    marker = ("marker.weight", "F32", (1,))
+    checkpoint = recognize(put(tmp_path, [*unet(SD1), marker]))
+    assert (checkpoint.family, checkpoint.record) == ("mine", record)
+    assert checkpoint.kind.startswith("mine, ")
+    assert recognize(put(tmp_path, unet(SD1))).family == "sd1"
+    thin = put(tmp_path, [*unet(SD1 | {"columns": 4}), marker])
+    assert refusal(thin) == f"{thin}: is too thin"
+
+
+def test_every_family_has_its_configs():
+    for family in FAMILIES.values():
+        assert (files("nemo_prune") / "data" / "configs" / family.configs / "unet").is_dir()
+        assert (family.published is None) == (family.name != "sd1")
+
+
+def test_a_file_is_one_part(tmp_path):
+    checkpoint = recognize(rawfiles.sd1(tmp_path / "m.safetensors", with_ema=True))
+    (part,) = checkpoint.parts
+    assert (part.path, part.value_layers) == (checkpoint.path, checkpoint.value_layers)
+    assert checkpoint.files == (checkpoint.path,)
+    assert not checkpoint.is_folder

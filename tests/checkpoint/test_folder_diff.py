@@ -11,8 +11,7 @@ from test_cli_files import manifest, run
 from test_folders import EMA, FP16, NON_EMA, PLAIN, VARIANTS, hub_snapshot, prune
 from test_surgery import CHOSEN, DOWN, END, KEYS, MID, TWINS, UP
 
-from nemo_prune.checkpoint.folder_diff import compare_folders, describe, to_json
-from nemo_prune.checkpoint.models import compare_models
+from nemo_prune.checkpoint.diff import compare, compare_models
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError, ManifestError
 
@@ -58,18 +57,18 @@ def unexpected(root, out, neurons=CHOSEN):
 
 
 def test_the_same_bytes(model, other):
-    found = compare_folders(model, other)
+    found = compare(model, other)
     assert not found
-    assert describe(found) == ["the folders hold the same files, byte for byte"]
-    assert to_json(found) == {
+    assert found.describe() == ["the folders hold the same files, byte for byte"]
+    assert found.to_json() == {
         "identical": True, "only_in_a": (), "only_in_b": (), "others": (), "weights": {}, "hidden": (),
     }  # fmt: skip
-    assert not compare_folders(model, model)
+    assert not compare(model, model)
 
 
 def test_links_are_read_through(tmp_path, model):
     _, snapshot = hub_snapshot(tmp_path, model)
-    assert not compare_folders(snapshot, model)
+    assert not compare(snapshot, model)
 
 
 def test_what_differs(model, other):
@@ -80,13 +79,13 @@ def test_what_differs(model, other):
     put(other / "scheduler" / "scheduler_config.json", "")
     flip(other / FP16, f"{MID}.weight", 70)
     flip(other / VAE, "decoder.conv_in.weight")
-    found = compare_folders(model, other)
+    found = compare(model, other)
     assert found
     assert found.only_in_a == ("a/only.txt",)
     assert found.only_in_b == ("new\x1b.json", "vae/second.safetensors")
     assert found.others == ("README.md", "scheduler/scheduler_config.json")
     assert {place for place, difference in found.weights.items() if difference} == {FP16, VAE}
-    assert describe(found) == [
+    assert found.describe() == [
         "only in the first: a/only.txt",
         "only in the second: 'new\\x1b.json'",
         "only in the second: vae/second.safetensors",
@@ -95,7 +94,7 @@ def test_what_differs(model, other):
         f"{FP16}: '{MID}.weight' F16 [8, 5]: row 7, 1 bytes",
         f"{VAE}: 'decoder.conv_in.weight' F32 [2, 4, 3, 3]: row 0, 1 bytes",
     ]
-    told = json.loads(json.dumps(to_json(found)))
+    told = json.loads(json.dumps(found.to_json()))
     assert not told["identical"]
     assert told["weights"].keys() == {FP16, VAE}
     assert told["weights"][FP16]["changed"][0]["rows"] == [[7, 7]]
@@ -108,24 +107,24 @@ def test_one_difference_is_enough(model, other, kind):
         flip(other / VAE, "decoder.conv_in.weight")
     else:
         put({"only in a": model / "x", "only in b": other / "x"}.get(kind, other / "README.md"), "x")
-    assert compare_folders(model, other)
+    assert compare(model, other)
     assert run("diff", model, other).exit_code == 1
 
 
 def test_a_file_where_the_other_has_a_folder(model, other):
     put(model / "x", "file")
     put(other / "x" / "y", "file")
-    found = compare_folders(model, other)
+    found = compare(model, other)
     assert (found.only_in_a, found.only_in_b) == (("x",), ("x/y",))
 
 
 def test_hidden_folders_are_named_and_not_compared(model, other):
     put(model / ".cache" / "huggingface" / "lock", "x")
     put(other / "unet" / ".git" / "objects" / "unpruned.safetensors", "not even looked at")
-    found = compare_folders(model, other)
+    found = compare(model, other)
     assert not found
     assert found.hidden == (".cache", "unet/.git")
-    assert describe(found)[1:] == [
+    assert found.describe()[1:] == [
         "not compared, a hidden folder: .cache",
         "not compared, a hidden folder: unet/.git",
     ]
@@ -134,7 +133,7 @@ def test_hidden_folders_are_named_and_not_compared(model, other):
 def test_any_two_folders_can_be_compared(tmp_path):
     put(tmp_path / "a" / "x", "1")
     put(tmp_path / "b" / "x", "2")
-    assert compare_folders(tmp_path / "a", tmp_path / "b").others == ("x",)
+    assert compare(tmp_path / "a", tmp_path / "b").others == ("x",)
     # It is the manifest that needs a model.
     with pytest.raises(CheckpointError, match="without unet/"):
         compare_models(tmp_path / "a", tmp_path / "b", ())
@@ -158,7 +157,7 @@ def test_what_cannot_be_compared(tmp_path, model, other, side, kind):
         path = root / VAE
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError) as caught:
-        compare_folders(model, other)
+        compare(model, other)
     line = str(caught.value)
     assert "\n" not in line
     assert path.name in line

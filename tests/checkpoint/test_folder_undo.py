@@ -11,8 +11,10 @@ from test_cli_files import manifest, run
 from test_folders import EMA, FP16, NON_EMA, PLAIN, hub_snapshot, prune
 from test_surgery import CHOSEN, DOWN, MID, UP, no_space, nothing_left
 
-from nemo_prune.checkpoint.models import check_model_output, open_model, restore_model
+from nemo_prune.checkpoint.apply import check_model_output
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.checkpoint.restore import restore_model
 from nemo_prune.errors import CheckpointError, NemoPruneError, OutputError, UndoError
 from nemo_prune.files import atomic as placing
 from nemo_prune.files import trees
@@ -256,7 +258,7 @@ def test_undo_folders_that_are_refused(tmp_path, model, monkeypatch, undo, words
     for overwrite in (False, True):
         with pytest.raises(OutputError, match=words):
             check_model_output(
-                open_model(model), tmp_path / "o", overwrite=overwrite, undo=tmp_path / undo
+                open_checkpoint(model), tmp_path / "o", overwrite=overwrite, undo=tmp_path / undo
             )
         with pytest.raises(OutputError, match=words):
             prune(model, tmp_path / "o", overwrite=overwrite, undo=tmp_path / undo)

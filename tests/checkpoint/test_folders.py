@@ -15,21 +15,17 @@ from click.testing import CliRunner
 from folders import WEIGHTS, add_copy, digest, pipeline, put, shard, tree
 from test_surgery import CHOSEN, DOWN, END, MID, UP
 
-from nemo_prune.checkpoint.inspection import inspection
-from nemo_prune.checkpoint.models import (
-    check_model_output,
-    model_sha256,
-    model_zeros,
-    open_model,
-    restore_model,
-    write_model,
-)
+from nemo_prune.checkpoint.apply import check_model_output, write_model
+from nemo_prune.checkpoint.checkpoint import model_sha256
+from nemo_prune.checkpoint.inspect import inspection
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.zeros import Zeros
+from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.checkpoint.restore import restore_model
+from nemo_prune.checkpoint.zeros import Zeros, model_zeros
 from nemo_prune.cli.main import main
 from nemo_prune.errors import CheckpointError, ManifestError, OptionError, OutputError
-from nemo_prune.files import streams
-from nemo_prune.files.leftovers import held_folder
+from nemo_prune.files import rewrite
+from nemo_prune.files.atomic import held_folder
 
 LDM = {
     DOWN: f"model.diffusion_model.input_blocks.1.1{END}",
@@ -45,7 +41,7 @@ def model(tmp_path):
 
 def prune(root, out, neurons=CHOSEN, **options):
     options.setdefault("hashed", True)
-    return write_model(open_model(root), neurons, out, {"tau": "0.5"}, **options)
+    return write_model(open_checkpoint(root), neurons, out, {"tau": "0.5"}, **options)
 
 
 def tensors(path):
@@ -83,7 +79,7 @@ def rows_zero(found):
 
 def refusal(root, error=CheckpointError):
     with pytest.raises(error) as caught:
-        open_model(root)
+        open_checkpoint(root)
     line = str(caught.value)
     assert "\n" not in line
     assert str(root) in line
@@ -99,7 +95,7 @@ def refusal(root, error=CheckpointError):
 @pytest.mark.parametrize("in_channels", [4, 9])
 def test_what_a_folder_is(tmp_path, family, shape, in_channels):
     root = pipeline(tmp_path / "m", shape, "F8_E4M3", in_channels=in_channels, sdxl=family == "sdxl")
-    found = open_model(root)
+    found = open_checkpoint(root)
     assert (found.family, found.layout, found.path) == (family, "diffusers", root)
     assert found.text_encoder
     assert found.vae
@@ -107,16 +103,17 @@ def test_what_a_folder_is(tmp_path, family, shape, in_channels):
     assert found.in_channels == in_channels
     assert found.prediction_type == "epsilon"
     assert [v.name for v in found.value_layers] == [own for _, own, _ in rawfiles.value_names(shape)]
-    assert found.value_layers[0].tensors == (f"unet/{WEIGHTS}:{found.value_layers[0].name}.weight",)
+    assert found.parts[0].path == root / "unet" / WEIGHTS
+    assert found.value_layers[0].tensors == (f"{found.value_layers[0].name}.weight",)
 
 
 def test_the_scheduler_says_what_is_predicted(model):
     put(model / "scheduler" / "scheduler_config.json", {"prediction_type": "v_prediction"})
-    assert open_model(model).prediction_type == "v_prediction"
+    assert open_checkpoint(model).prediction_type == "v_prediction"
 
 
 def test_a_denoisers_own_folder(model):
-    found = open_model(model / "unet")
+    found = open_checkpoint(model / "unet")
     assert (found.layout, found.family, found.text_encoder) == ("unet-folder", "sd1", False)
 
 
@@ -124,7 +121,7 @@ def test_inspect_lists_the_copies_and_what_cannot_be_pruned(model):
     add_copy(model / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     put(model / "unet" / "diffusion_pytorch_model.bin", "pickle")
     told = json.loads(CliRunner().invoke(main, ["inspect", str(model), "--json"]).stdout)
-    assert told == inspection(open_model(model))
+    assert told == inspection(open_checkpoint(model))
     assert told["files"] == [f"unet/{WEIGHTS}", "unet/diffusion_pytorch_model.fp16.safetensors"]
     assert told["unedited"] == ["unet/diffusion_pytorch_model.bin"]
     assert {layer["copies"] for layer in told["value_layers"]} == {2}
@@ -160,9 +157,9 @@ def test_every_copy_is_zeroed(tmp_path, kind, dtype):
     check(root, out, [[name] for name in VARIANTS[kind]])
     assert tree(root) == before
     assert (written.neurons, written.rows_zeroed) == (4, 4 * len(VARIANTS[kind]))
-    assert written.sha256 == digest(out) == model_sha256(open_model(out))
-    assert written.source_sha256 == digest(root) == model_sha256(open_model(root))
-    assert rows_zero(open_model(out)) == {DOWN: [0, 1], MID: [7], UP: [2]}
+    assert written.sha256 == digest(out) == model_sha256(open_checkpoint(out))
+    assert written.source_sha256 == digest(root) == model_sha256(open_checkpoint(root))
+    assert rows_zero(open_checkpoint(out)) == {DOWN: [0, 1], MID: [7], UP: [2]}
     for name in VARIANTS[kind]:
         header, _, _ = rawfiles.parse(out / name)
         assert header["__metadata__"]["format"] == "pt"
@@ -190,12 +187,12 @@ def test_shards(tmp_path, model, count, variant):
     ]
     check(model, out, sets)
     assert written.rows_zeroed == 4 * len(sets)
-    assert open_model(out).value_layers == open_model(model).value_layers
+    assert open_checkpoint(out).value_layers == open_checkpoint(model).value_layers
     # A shard without chosen neurons is copied as it is, and says nothing of this tool.
     for name in (name for names in sets for name in names):
         holds = any(layer in tensors(out / name) for layer in (f"{n.layer}.weight" for n in CHOSEN))
         assert (b"nemo_prune" in (out / name).read_bytes()) == holds
-    told = inspection(open_model(out))["provenance"]
+    told = inspection(open_checkpoint(out))["provenance"]
     assert json.loads(told["nemo_prune.neurons"]) == {DOWN: [0, 1], MID: [7], UP: [2]}
 
 
@@ -206,7 +203,7 @@ def test_a_single_file_beside_the_components_is_a_copy_too(tmp_path, model):
     assert written.rows_zeroed == 4 + 8
     changed = {name for name, content in tree(model).items() if tree(out)[name] != content}
     assert changed == {PLAIN, "v1-pruned.safetensors"}
-    assert rows_zero(open_model(out / "v1-pruned.safetensors")) == {
+    assert rows_zero(open_checkpoint(out / "v1-pruned.safetensors")) == {
         DOWN: [0, 1], MID: [7], UP: [2],
     }  # fmt: skip
 
@@ -215,8 +212,8 @@ def test_a_row_is_already_zero_only_if_it_is_in_every_copy(tmp_path, model):
     out = tmp_path / "o"
     prune(model, out)
     add_copy(out / FP16)
-    assert rows_zero(open_model(out)) == {}
-    assert model_zeros(open_model(out))[DOWN] == Zeros((), (0, 1))
+    assert rows_zero(open_checkpoint(out)) == {}
+    assert model_zeros(open_checkpoint(out))[DOWN] == Zeros((), (0, 1))
 
 
 def test_loras_in_the_folder_are_copied(tmp_path, model):
@@ -239,6 +236,28 @@ def test_biases_in_another_shard(tmp_path, model):
         width = len(data) // entry["shape"][0]
         assert data[7 * width :] == bytes(width)
         assert 0 not in data[: 7 * width]
+
+
+def test_a_bias_in_another_shard_keeps_a_neuron_alive(model):
+    entries = [*rawfiles.unet(rawfiles.SD1, "diffusers", "F32"), (f"{MID}.bias", "F32", (8,))]
+    values = {f"{MID}.weight": bytes(2 * 20) + b"\1" * (6 * 20), f"{MID}.bias": bytes(4) + b"\1" * 28}
+    rawfiles.write(model / PLAIN, entries, values=values)
+    places = json.loads(shard(model / PLAIN, 2).read_text())["weight_map"]
+    assert places[f"{MID}.bias"] != places[f"{MID}.weight"], "the test needs them apart"
+    assert rows_zero(open_checkpoint(model)) == {MID: [0]}
+
+
+def test_every_part_has_its_own_header_and_keys(model):
+    add_copy(model / FP16, seed=1)
+    shard(model / PLAIN, 3)
+    found = open_checkpoint(model)
+    assert [len(copy) for copy in found.copies] == [3, 1]
+    assert found.files == tuple(part.path for part in found.parts[:3])
+    for part in found.parts:
+        content = part.path.read_bytes()
+        assert part.header.raw == content[8 : part.header.data_start]
+        keys = {key for layer in part.value_layers for key in (*layer.tensors, *layer.biases)}
+        assert keys <= part.header.tensors.keys()
 
 
 # --------------------------------------------------------------------------- links and pickles
@@ -285,7 +304,7 @@ def test_links_need_no_room(tmp_path, model, monkeypatch):
         file.truncate(10**7)
     free, edited = [], (model / PLAIN).stat().st_size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[-1]))
-    found, out = open_model(model), tmp_path / "o"
+    found, out = open_checkpoint(model), tmp_path / "o"
     for room, link, needed in [(10**7, False, 11), (edited - 1, True, 1), (edited, True, None)]:
         free.append(room)
         if needed is None:
@@ -302,7 +321,7 @@ def test_links_need_no_room(tmp_path, model, monkeypatch):
         found = real(path, **options)
         return SimpleNamespace(st_dev=-1, st_size=found.st_size) if path.name == "big" else found
 
-    monkeypatch.setattr("nemo_prune.checkpoint.folder_surgery.Path.stat", on_another_disk)
+    monkeypatch.setattr("nemo_prune.checkpoint.apply.Path.stat", on_another_disk)
     with pytest.raises(OutputError, match="needs 11 MB"):
         check_model_output(found, tmp_path / "p", link=True)
 
@@ -311,13 +330,13 @@ def test_where_the_disk_has_no_hard_links_files_are_copied(tmp_path, model, monk
     def refuse(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("nemo_prune.checkpoint.folder_surgery.Path.hardlink_to", refuse)
+    monkeypatch.setattr("nemo_prune.checkpoint.apply.Path.hardlink_to", refuse)
     monkeypatch.setattr("nemo_prune.files.atomic._take_name", lambda a, b, _: a.rename(b))
     prune(model, tmp_path / "o", link=True)
     check(model, tmp_path / "o", [[PLAIN]])
 
 
-@pytest.mark.skipif(streams.fcntl is None, reason="no ioctl")
+@pytest.mark.skipif(rewrite.fcntl is None, reason="no ioctl")
 def test_copied_files_share_their_blocks_where_the_disk_can(tmp_path, model, monkeypatch):
     """A file system that shares blocks, acted by one that asks for the same and then copies."""
     shared, copied = [], []
@@ -339,7 +358,7 @@ def test_copied_files_share_their_blocks_where_the_disk_can(tmp_path, model, mon
     unchanged = sorted(len(c) for place, c in tree(model).items() if place != PLAIN)
     assert len(copied) == len(unchanged)
     copied.clear()
-    monkeypatch.setattr(streams.fcntl, "ioctl", sharing)
+    monkeypatch.setattr(rewrite.fcntl, "ioctl", sharing)
     prune(model, tmp_path / "o", undo=tmp_path / "u")
     check(model, tmp_path / "o", [[PLAIN]])
     assert (sorted(shared), copied) == (unchanged, [])
@@ -419,7 +438,7 @@ def test_the_documented_command_gives_the_hash(model):
     shard(model / PLAIN)
     command = "find -L * -name '*.safetensors' | LC_ALL=C sort | xargs sha256sum | sha256sum"
     done = subprocess.run(command, shell=True, cwd=model, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == model_sha256(open_model(model))
+    assert done.stdout.split()[0] == model_sha256(open_checkpoint(model))
 
 
 # ------------------------------------------------------------------------------------ refusals
@@ -494,10 +513,10 @@ def test_pruning_again_adds_to_what_is_gone(tmp_path, model):
     shard(model / PLAIN)
     prune(model, tmp_path / "a", CHOSEN[:2])
     prune(tmp_path / "a", tmp_path / "b", CHOSEN[2:])
-    told = inspection(open_model(tmp_path / "b"), hashed=True)
+    told = inspection(open_checkpoint(tmp_path / "b"), hashed=True)
     assert json.loads(told["provenance"]["nemo_prune.neurons"]) == {DOWN: [0, 1], MID: [7], UP: [2]}
     assert told["hashes"] == {"sha256": digest(tmp_path / "b")}
-    assert rows_zero(open_model(tmp_path / "b")) == {DOWN: [0, 1], MID: [7], UP: [2]}
+    assert rows_zero(open_checkpoint(tmp_path / "b")) == {DOWN: [0, 1], MID: [7], UP: [2]}
 
 
 def test_options_for_folders_do_not_go_with_a_file(tmp_path):
@@ -618,7 +637,7 @@ def test_links_that_multiply_without_a_loop(tmp_path, model):
 
 def test_folders_nested_too_deeply(model):
     (model / "/".join(["x"] * 100)).mkdir(parents=True)
-    assert open_model(model).family == "sd1"
+    assert open_checkpoint(model).family == "sd1"
     (model / "/".join(["x"] * 101)).mkdir()
     assert "deeper than 100 folders" in refusal(model)
 

@@ -8,8 +8,10 @@ import rawfiles
 from folders import WEIGHTS, pipeline, shard
 from rawfiles import CLIP, OPEN_CLIP, VAE, XL_CLIPS, Entry
 
-from nemo_prune.checkpoint.models import model_zeros, open_model, write_model
+from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.checkpoint.zeros import model_zeros
 
 FAMILIES = {
     "sd1": (rawfiles.SD1, [CLIP]),
@@ -103,7 +105,7 @@ def test_every_family_layout_and_dtype_is_zeroed(
 ) -> None:
     make, copies = LAYOUTS[layout]
     source, out = make(tmp_path, family, dtype), tmp_path / "out"
-    found = open_model(source)
+    found = open_checkpoint(source)
     assert found.family == family
     assert found.in_channels == (9 if "inpainting" in layout else 4)
     layers = found.value_layers
@@ -131,5 +133,5 @@ def test_every_family_layout_and_dtype_is_zeroed(
                 zeroed += 1
         assert new == bytes(expected)
     assert zeroed == written.rows_zeroed
-    rows = {n: z.everywhere for n, z in model_zeros(open_model(out)).items()}
+    rows = {n: z.everywhere for n, z in model_zeros(open_checkpoint(out)).items()}
     assert rows == {neuron.layer: (neuron.row,) for neuron in chosen}

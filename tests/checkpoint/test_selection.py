@@ -7,9 +7,9 @@ import rawfiles
 from rawfiles import SDXL, unet, write
 from test_surgery import DOWN, MID, UP
 
-from nemo_prune.checkpoint.families import recognize
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.checkpoint.selection import (
     Choice,
     from_manifest,

@@ -15,14 +15,15 @@ from rawfiles import SD1, unet, write
 from safetensors import safe_open
 
 from nemo_prune import __version__
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.provenance import provenance_of
-from nemo_prune.checkpoint.surgery import file_sha256, zero_neurons
-from nemo_prune.checkpoint.zeros import read_zeros
+from nemo_prune.checkpoint.recognize import recognize
+from nemo_prune.checkpoint.zeros import model_zeros
 from nemo_prune.errors import CheckpointError, ManifestError, OutputError
 from nemo_prune.files import hashing as hashes
-from nemo_prune.files import readback, streams
+from nemo_prune.files import rewrite
+from nemo_prune.files.hashing import file_sha256
 from nemo_prune.files.header import read_header
 
 END = ".transformer_blocks.0.attn2.to_v"
@@ -46,7 +47,7 @@ TWINS = {
 
 def prune(path, out, neurons=CHOSEN, provenance=None, **options):
     options.setdefault("hashed", True)
-    return zero_neurons(recognize(path), neurons, out, provenance or {}, **options)
+    return write_model(recognize(path), neurons, out, provenance or {}, **options)
 
 
 def sha256(data):
@@ -131,9 +132,9 @@ def test_biases(tmp_path):
 
 
 def chunks_of(monkeypatch, size):
-    for module in (streams, hashes, readback):
+    for module in (rewrite, hashes):
         monkeypatch.setattr(module, "_CHUNK", size)
-    monkeypatch.setattr(streams, "_SEGMENT", max(2 * size, 8192))  # each is flushed to the disk
+    monkeypatch.setattr(rewrite, "_SEGMENT", max(2 * size, 8192))  # each is flushed to the disk
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000, 4096])
@@ -180,7 +181,7 @@ def test_the_library_reads_the_result(tmp_path, dtype):
         assert weight.abs().sum(dim=1).gt(0).tolist() == [False, False, True, True]
 
 
-@pytest.mark.skipif(streams.fcntl is None, reason="no ioctl")
+@pytest.mark.skipif(rewrite.fcntl is None, reason="no ioctl")
 @pytest.mark.parametrize("misaligned", [0, 3])
 def test_shared_blocks(tmp_path, monkeypatch, misaligned):
     """A file system that shares blocks, acted by one that asks for the same and then copies."""
@@ -197,7 +198,7 @@ def test_shared_blocks(tmp_path, monkeypatch, misaligned):
         os.pwrite(target, os.pread(source, count, start), place)
         shared.append(count)
 
-    monkeypatch.setattr(streams.fcntl, "ioctl", sharing)
+    monkeypatch.setattr(rewrite.fcntl, "ioctl", sharing)
     assert prune(path, tmp_path / "b").sha256 == want
     # All but the part of a block that the header begins; where data are not aligned, nothing.
     assert shared == ([] if misaligned else [path.stat().st_size - -(-len_of(path) // 4096) * 4096])
@@ -207,7 +208,7 @@ def len_of(path):
     return 8 + len(rawfiles.parse(path)[1])
 
 
-@pytest.mark.skipif(streams.fcntl is None, reason="no ioctl")
+@pytest.mark.skipif(rewrite.fcntl is None, reason="no ioctl")
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL])
 def test_blocks_that_cannot_be_shared_are_copied(tmp_path, model, monkeypatch, code):
     want = prune(model, tmp_path / "a").sha256
@@ -217,10 +218,10 @@ def test_blocks_that_cannot_be_shared_are_copied(tmp_path, model, monkeypatch, c
         calls.append(arguments)
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(streams.fcntl, "ioctl", refusing)
+    monkeypatch.setattr(rewrite.fcntl, "ioctl", refusing)
     assert prune(model, tmp_path / "b").sha256 == want
     assert len(calls) == 1
-    monkeypatch.setattr(streams, "fcntl", None)
+    monkeypatch.setattr(rewrite, "fcntl", None)
     assert prune(model, tmp_path / "c").sha256 == want
     assert len(calls) == 1
 
@@ -265,13 +266,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     os.truncate(path, path.stat().st_size + size)  # sparse
     code = (
         "import resource, sys\n"
-        "from nemo_prune.checkpoint.families import recognize\n"
+        "from nemo_prune.checkpoint.recognize import recognize\n"
         "from nemo_prune.checkpoint.neurons import Neuron\n"
-        "from nemo_prune.checkpoint.surgery import zero_neurons\n"
+        "from nemo_prune.checkpoint.apply import write_model\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "checkpoint = recognize(sys.argv[1])\n"
         "before = peak()\n"
-        f"zero_neurons(checkpoint, [Neuron({MID!r}, 7)], sys.argv[2], {{}})\n"
+        f"write_model(checkpoint, [Neuron({MID!r}, 7)], sys.argv[2], {{}})\n"
         "print(peak() - before)\n"
     )
     command = [sys.executable, "-c", code, path, tmp_path / "o"]
@@ -309,16 +310,16 @@ def test_metadata_is_kept_in_order_and_extended(tmp_path):
         ("nemo_prune.tau", "0.4"),
         ("nemo_prune.criterion", "paper"),
     ]
-    told = provenance_of(read_header(tmp_path / "o"))
+    told = provenance_of(read_header(tmp_path / "o").metadata)
     assert told == {k: v for k, v in metadata.items() if k.startswith("nemo_prune.")}
     assert rawfiles.parse(tmp_path / "o")[1].startswith(b'{"__metadata__":{"format":"pt",')
 
 
 def test_no_metadata_before(tmp_path):
     path = rawfiles.sd1(tmp_path / "m.safetensors")
-    assert provenance_of(read_header(path)) == {}
+    assert provenance_of(read_header(path).metadata) == {}
     prune(path, tmp_path / "o")
-    told = provenance_of(read_header(tmp_path / "o"))
+    told = provenance_of(read_header(tmp_path / "o").metadata)
     assert list(told) == [f"nemo_prune.{k}" for k in ("version", "source_sha256", "neurons")]
 
 
@@ -327,7 +328,7 @@ def test_nothing_but_what_was_handed_in_is_told(tmp_path, model):
     prune(model, tmp_path / "o", CHOSEN, {"prompts": "2"})
     raw = rawfiles.parse(tmp_path / "o")[1]
     assert str(tmp_path).encode() not in raw
-    assert set(provenance_of(read_header(tmp_path / "o"))) == {
+    assert set(provenance_of(read_header(tmp_path / "o").metadata)) == {
         f"nemo_prune.{k}" for k in ("version", "source_sha256", "neurons", "prompts")
     }
 
@@ -390,7 +391,7 @@ def test_notes_about_layers_of_another_model_are_dropped(tmp_path):
     note = json.dumps({"mid_block.attentions.7": [0], MID: [0, 800]})
     path = rawfiles.sd1(tmp_path / "m.safetensors", metadata={"nemo_prune.neurons": note})
     prune(path, tmp_path / "o", [Neuron(DOWN, 2)])
-    told = provenance_of(read_header(tmp_path / "o"))
+    told = provenance_of(read_header(tmp_path / "o").metadata)
     assert json.loads(told["nemo_prune.neurons"]) == {DOWN: [2]}
 
 
@@ -399,7 +400,7 @@ def test_what_earlier_runs_noted_is_not_carried_over(tmp_path):
     old = {"nemo_prune.tau": "0.4", "nemo_prune.config": config, "nemo_prune.prompts": "9"}
     path = rawfiles.sd1(tmp_path / "m.safetensors", metadata=old)
     prune(path, tmp_path / "o", provenance={"prompts": "1"})
-    told = provenance_of(read_header(tmp_path / "o"))
+    told = provenance_of(read_header(tmp_path / "o").metadata)
     assert set(told) == {
         f"nemo_prune.{k}" for k in ("config", "version", "source_sha256", "neurons", "prompts")
     }
@@ -408,7 +409,7 @@ def test_what_earlier_runs_noted_is_not_carried_over(tmp_path):
 
 def test_half_a_surrogate_pair_in_provenance_is_spelt_out(tmp_path, model):
     prune(model, tmp_path / "o", provenance={"tau": "0.4\ud800", "k\udfff": "x"})
-    told = provenance_of(read_header(tmp_path / "o"))
+    told = provenance_of(read_header(tmp_path / "o").metadata)
     assert told["nemo_prune.tau"] == "0.4\\ud800"
     assert told["nemo_prune.k\\udfff"] == "x"
 
@@ -490,7 +491,7 @@ def no_space(*_):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize(("where", "name"), [(os, "fsync"), (streams, "write_at")])
+@pytest.mark.parametrize(("where", "name"), [(os, "fsync"), (rewrite, "write_at")])
 def test_a_full_disk(tmp_path, model, monkeypatch, where, name, overwrite):
     before = model.read_bytes()
     out = tmp_path / "o"
@@ -510,7 +511,7 @@ def test_a_full_disk(tmp_path, model, monkeypatch, where, name, overwrite):
 @pytest.mark.parametrize("nth", [1, 2, 3, 4])
 def test_a_disk_that_fills_up_at_any_write(tmp_path, model, monkeypatch, nth):
     """The writes: the data before and after a block's end, the zeros, the header."""
-    before, real, calls = model.read_bytes(), streams.write_at, []
+    before, real, calls = model.read_bytes(), rewrite.write_at, []
 
     def write_at(file, data, place):
         calls.append(place)
@@ -518,9 +519,8 @@ def test_a_disk_that_fills_up_at_any_write(tmp_path, model, monkeypatch, nth):
             no_space()
         real(file, data, place)
 
-    monkeypatch.setattr(streams, "fcntl", None)
-    monkeypatch.setattr(streams, "write_at", write_at)
-    monkeypatch.setattr("nemo_prune.checkpoint.surgery.write_at", write_at)
+    monkeypatch.setattr(rewrite, "fcntl", None)
+    monkeypatch.setattr(rewrite, "write_at", write_at)
     with pytest.raises(OutputError, match="no space left"):
         prune(model, tmp_path / "o", CHOSEN[:1])
     assert len(calls) == nth
@@ -532,9 +532,9 @@ def test_a_disk_that_fills_up_at_any_write(tmp_path, model, monkeypatch, nth):
 def test_a_header_that_would_be_too_large(tmp_path, model, monkeypatch):
     prune(model, tmp_path / "o")
     size = len(rawfiles.parse(tmp_path / "o")[1])
-    monkeypatch.setattr("nemo_prune.checkpoint.surgery.MAX_HEADER_BYTES", size)
+    monkeypatch.setattr("nemo_prune.checkpoint.apply.MAX_HEADER_BYTES", size)
     prune(model, tmp_path / "o", overwrite=True)
-    monkeypatch.setattr("nemo_prune.checkpoint.surgery.MAX_HEADER_BYTES", size - 1)
+    monkeypatch.setattr("nemo_prune.checkpoint.apply.MAX_HEADER_BYTES", size - 1)
     with pytest.raises(OutputError, match="header would be larger"):
         prune(model, tmp_path / "p")
     nothing_left(tmp_path, "m.safetensors", "o")
@@ -564,7 +564,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, model, monkeypatch):
 
 
 def test_an_interrupt_does_not_wait_for_the_hash(tmp_path, model, monkeypatch):
-    real, reads = streams.Source.read, []
+    real, reads = rewrite.Source.read, []
 
     def slowly(self, start, end, into=None):
         reads.append(start)
@@ -575,8 +575,8 @@ def test_an_interrupt_does_not_wait_for_the_hash(tmp_path, model, monkeypatch):
         raise KeyboardInterrupt
 
     chunks_of(monkeypatch, 64)
-    monkeypatch.setattr(streams.Source, "read", slowly)
-    monkeypatch.setattr("nemo_prune.checkpoint.surgery.copy", interrupt)
+    monkeypatch.setattr(rewrite.Source, "read", slowly)
+    monkeypatch.setattr("nemo_prune.files.rewrite.copy", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prune(model, tmp_path / "o")
     assert len(reads) < model.stat().st_size / 64 / 2
@@ -601,7 +601,7 @@ def test_a_flipped_bit_is_noticed(tmp_path, model, monkeypatch, place, chunk):
         "behind": size,
     }[place]
     (tmp_path / "o").unlink()
-    real, flipped = readback.from_disk, []
+    real, flipped = rewrite.from_disk, []
 
     def flipping(target, begin, end):
         real(target, begin, end)
@@ -614,7 +614,7 @@ def test_a_flipped_bit_is_noticed(tmp_path, model, monkeypatch, place, chunk):
                 disk.write(bytes([old[0] ^ 1]))
             flipped.append(begin)
 
-    monkeypatch.setattr(readback, "from_disk", flipping)
+    monkeypatch.setattr(rewrite, "from_disk", flipping)
     with pytest.raises(OutputError, match="not what was written"):
         prune(model, tmp_path / "o")
     assert len(flipped) == 1
@@ -627,7 +627,7 @@ def test_a_bad_disk_is_noticed_while_the_rest_is_copied(tmp_path, model, monkeyp
     """And no more is written than a few parts ahead of what was compared."""
     chunks_of(monkeypatch, 4096)
     rawfiles.sd1(model, "F64", metadata={"format": "pt"}, pad=400_000)
-    real, places = streams.write_at, []
+    real, places = rewrite.write_at, []
 
     def noting(file, data, place):
         places.append(place)
@@ -636,8 +636,8 @@ def test_a_bad_disk_is_noticed_while_the_rest_is_copied(tmp_path, model, monkeyp
     def losing(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(streams, "write_at", noting)
-    monkeypatch.setattr(readback, "from_disk", losing)
+    monkeypatch.setattr(rewrite, "write_at", noting)
+    monkeypatch.setattr(rewrite, "from_disk", losing)
     with pytest.raises(OutputError, match="input/output error"):
         prune(model, tmp_path / "o")
     assert max(places) < 200_000
@@ -654,7 +654,7 @@ def test_the_output_is_hashed_where_it_is_asked_for(tmp_path, model):
 
 @pytest.mark.parametrize("how", ["shorter", "other byte", "written over with the same"])
 def test_a_source_that_changes_meanwhile(tmp_path, model, monkeypatch, how):
-    real = streams.copy
+    real = rewrite.copy
 
     def meddling(*arguments):
         done = real(*arguments)
@@ -668,7 +668,7 @@ def test_a_source_that_changes_meanwhile(tmp_path, model, monkeypatch, how):
         os.utime(model, ns=(1, 1))
         return done
 
-    monkeypatch.setattr("nemo_prune.checkpoint.surgery.copy", meddling)
+    monkeypatch.setattr("nemo_prune.files.rewrite.copy", meddling)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         prune(model, tmp_path / "o")
     nothing_left(tmp_path, "m.safetensors")
@@ -679,13 +679,13 @@ def test_a_source_other_than_the_one_recognized(tmp_path, model):
     for other in ({"metadata": {"format": "tp"}}, {"dtype": "F32"}):
         rawfiles.sd1(model, **other)
         with pytest.raises(CheckpointError, match="changed"):
-            zero_neurons(checkpoint, CHOSEN, tmp_path / "o", {})
+            write_model(checkpoint, CHOSEN, tmp_path / "o", {})
         with pytest.raises(CheckpointError, match="changed"):
-            read_zeros(checkpoint)
+            model_zeros(checkpoint)
     model.unlink()
     for call in (
-        lambda: zero_neurons(checkpoint, CHOSEN, tmp_path / "o", {}),
-        lambda: read_zeros(checkpoint),
+        lambda: write_model(checkpoint, CHOSEN, tmp_path / "o", {}),
+        lambda: model_zeros(checkpoint),
         lambda: file_sha256(model),
     ):
         with pytest.raises(CheckpointError, match="cannot be read"):
@@ -694,7 +694,7 @@ def test_a_source_other_than_the_one_recognized(tmp_path, model):
 
 
 def test_a_source_that_cannot_be_read(tmp_path, model, monkeypatch):
-    real = streams.read_at
+    real = rewrite.read_at
 
     def failing(file, start, end, into=None):
         if str(file.name) == str(model) and start:
@@ -702,7 +702,7 @@ def test_a_source_that_cannot_be_read(tmp_path, model, monkeypatch):
         return real(file, start, end, into)
 
     checkpoint = recognize(model)
-    monkeypatch.setattr(streams, "read_at", failing)
+    monkeypatch.setattr(rewrite, "read_at", failing)
     with pytest.raises(CheckpointError, match=r"m\.safetensors: cannot be read"):
-        zero_neurons(checkpoint, CHOSEN, tmp_path / "o", {})
+        write_model(checkpoint, CHOSEN, tmp_path / "o", {})
     nothing_left(tmp_path, "m.safetensors")

@@ -8,10 +8,10 @@ from rawfiles import SD1, unet, write
 from test_surgery import CHOSEN, DOWN, KEYS, MID, TWINS, UP, prune
 
 from nemo_prune.checkpoint import zeros
-from nemo_prune.checkpoint.families import recognize
-from nemo_prune.checkpoint.zeros import Zeros, read_zeros
+from nemo_prune.checkpoint.recognize import recognize
+from nemo_prune.checkpoint.zeros import Zeros, model_zeros
 from nemo_prune.errors import CheckpointError
-from nemo_prune.files.streams import Source
+from nemo_prune.files.rewrite import Source
 
 DTYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"]
 
@@ -19,9 +19,9 @@ DTYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"]
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_was_zeroed_is_found(tmp_path, dtype):
     path = rawfiles.sd1(tmp_path / "m.safetensors", dtype, with_ema=True)
-    assert read_zeros(recognize(path)) == {}
+    assert model_zeros(recognize(path)) == {}
     prune(path, tmp_path / "o", CHOSEN)
-    assert read_zeros(recognize(tmp_path / "o")) == {
+    assert model_zeros(recognize(tmp_path / "o")) == {
         DOWN: Zeros((0, 1), ()), MID: Zeros((7,), ()), UP: Zeros((2,), ())
     }  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_negative_zero_is_zero_but_small_numbers_are_not(tmp_path, dtype):
     rows = [negative * 5, zero * 4 + small, (zero + negative) * 2 + zero, zero * 4 + odd]
     path = tmp_path / "m.safetensors"
     write(path, unet(SD1, dtype=dtype), values={KEYS[DOWN]: b"".join(rows)})
-    assert read_zeros(recognize(path)) == {DOWN: Zeros((0, 2), ())}
+    assert model_zeros(recognize(path)) == {DOWN: Zeros((0, 2), ())}
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3FNUZ", "F8_E5M2FNUZ"])
@@ -44,7 +44,7 @@ def test_the_nan_of_fnuz_is_not_zero(tmp_path, dtype):
     path = tmp_path / "m.safetensors"
     rows = [b"\x80" * 5, b"\0" * 5, b"\x01" * 5, b"\x01" * 5]
     write(path, unet(SD1, dtype=dtype), values={KEYS[DOWN]: b"".join(rows)})
-    assert read_zeros(recognize(path)) == {DOWN: Zeros((1,), ())}
+    assert model_zeros(recognize(path)) == {DOWN: Zeros((1,), ())}
 
 
 @pytest.mark.parametrize("place", [0, 63, 64, 99])
@@ -54,7 +54,7 @@ def test_a_row_longer_than_what_is_looked_at_first(tmp_path, place):
     shape = SD1 | {"columns": 50}
     path = tmp_path / "m.safetensors"
     write(path, unet(shape, dtype="F16"), values={KEYS[DOWN]: b"".join(rows)})
-    assert read_zeros(recognize(path)) == {DOWN: Zeros((0, 2, 3), ())}
+    assert model_zeros(recognize(path)) == {DOWN: Zeros((0, 2, 3), ())}
 
 
 @pytest.mark.parametrize("chunk", [1, 25, 64, 10**6])
@@ -75,7 +75,7 @@ def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch, chunk):
         f"{MID}.bias": b"\0" * 4 + b"\1" * 24 + b"\0" * 4,
     }
     path = write(tmp_path / "m.safetensors", entries, values=values)
-    assert read_zeros(recognize(path)) == {DOWN: Zeros((0, 3), ()), MID: Zeros((0, 7), ())}
+    assert model_zeros(recognize(path)) == {DOWN: Zeros((0, 3), ()), MID: Zeros((0, 7), ())}
     assert max(lengths[1:]) <= max(chunk, 20), "the first is the header"
 
 
@@ -89,7 +89,7 @@ def test_a_file_that_is_cut_off_meanwhile(tmp_path, monkeypatch):
 
     monkeypatch.setattr(zeros, "_rows_of_zeros", cut_off)
     with pytest.raises(CheckpointError, match="changed while it was read"):
-        read_zeros(recognize(path))
+        model_zeros(recognize(path))
 
 
 def test_copies_that_disagree(tmp_path):
@@ -98,18 +98,18 @@ def test_copies_that_disagree(tmp_path):
     main = b"\0" * 20 + b"\1" * 20
     twin = b"\0" * 20 + b"\1" * 20 + b"\0" * 20 + b"\1" * 20
     path = write(tmp_path / "m.safetensors", entries, values={KEYS[DOWN]: main, TWINS[DOWN]: twin})
-    assert read_zeros(recognize(path)) == {DOWN: Zeros((0,), (1, 2))}
+    assert model_zeros(recognize(path)) == {DOWN: Zeros((0,), (1, 2))}
 
 
 def test_a_bias_that_is_left_keeps_a_neuron_alive(tmp_path):
     entries = [*unet(SD1, "diffusers", "F16"), (f"{MID}.bias", "F32", (8,))]
     values = {f"{MID}.weight": b"\0" * 80, f"{MID}.bias": b"\0\0\0\0\0\0\0\x80" + b"\1" * 24}
     path = write(tmp_path / "m.safetensors", entries, values=values)
-    assert read_zeros(recognize(path)) == {MID: Zeros((0, 1), ())}
+    assert model_zeros(recognize(path)) == {MID: Zeros((0, 1), ())}
 
 
 def test_a_file_that_is_gone(tmp_path):
     checkpoint = recognize(rawfiles.sd1(tmp_path / "m.safetensors"))
     checkpoint.path.unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_zeros(checkpoint)
+        model_zeros(checkpoint)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import run, write_small
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
 # One layer of few neurons: a random model memorizes nothing, so the search climbs to its end.
@@ -98,7 +98,7 @@ def test_localize_then_apply_equals_prune(model: Path, prompts: Path, tmp_path: 
 
 
 def test_the_literal_search_and_both_criteria_run(model: Path, prompts: Path) -> None:
-    for search in ("literal", "fast"):
+    for search in ("literal", "gradient-free", "auto"):
         for criterion in ("same-seed", "cross-seed"):
             result = run(model, "--prompts", prompts, "--dry-run", "--json", "--tau", "0.9",
                           "--gate", "0.9",
@@ -193,7 +193,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(
 def test_demo_without_its_checkpoint_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nemo_prune.cli.demo.CHECKPOINT", tmp_path / "none.safetensors")
+    monkeypatch.setattr("nemo_prune.report.demo.CHECKPOINT", tmp_path / "none.safetensors")
     result = run("demo", "--folder", tmp_path / "new")
     assert result.exit_code == 2
     assert "tools/train_demo.py" in result.stderr
@@ -217,7 +217,7 @@ def test_an_error_of_the_program_is_no_verdict(
     def broken(_path: Path) -> None:
         raise error
 
-    monkeypatch.setattr("nemo_prune.checkpoint.models.open_model", broken)
+    monkeypatch.setattr("nemo_prune.checkpoint.open.open_checkpoint", broken)
     result = run("check", "m.safetensors", "--prompts", prompts)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -281,3 +281,26 @@ def test_bytes_verbs_never_import_torch(model: Path, tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
         assert done.returncode == 0, done.stderr
     assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "verb"),
+    [("chekc", "check"), ("prun", "prune"), ("Verify", "verify"), ("inspet", "inspect")],
+)
+def test_a_mistyped_verb_is_not_taken_for_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, verb: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(word, "model.safetensors", "--prompts", "x")
+    assert result.exit_code == 2
+    assert f"No such command or file '{word}'. Did you mean '{verb}'?" in result.stderr
+
+
+def test_a_model_may_be_named_almost_like_a_verb(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checks").symlink_to(model)
+    result = run("checks", "--prompts", "none.txt", "--dry-run")
+    assert result.exit_code == 2
+    assert "none.txt: no such file" in result.stderr

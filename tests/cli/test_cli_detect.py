@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import run, write_small, write_tiny
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import bundled_captions
 from nemo_prune.model.loading import load_model
 from nemo_prune.scoring.calibration_file import fingerprint

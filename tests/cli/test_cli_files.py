@@ -9,12 +9,12 @@ import sys
 import pytest
 import rawfiles
 from click.testing import CliRunner
-from folders import pipeline
+from folders import WEIGHTS, add_copy, pipeline, shard
 from rawfiles import SD1, SD2, SDXL, parse, unet, write
 from test_selection import NONE, table
 from test_surgery import DOWN, KEYS, MID, TWINS, UP, nothing_left
 
-from nemo_prune.checkpoint.models import open_model
+from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.cli.main import main
 
 
@@ -93,7 +93,7 @@ def test_a_manifest_for_another_architecture_names_both(tmp_path, other, told):
 
 
 def test_a_manifest_for_the_same_architecture_warns_of_another_file_only(tmp_path, model):
-    kind = open_model(model).kind
+    kind = open_checkpoint(model).kind
     assert kind == "sd1, 16 value layers with 98 rows, 5 text channels"
     chosen = manifest(tmp_path / "n.json", [(DOWN, 1)], model=kind)
     result = run("apply", model, "--manifest", chosen, "-o", tmp_path / "o")
@@ -166,6 +166,22 @@ def test_apply_refuses(tmp_path, model, monkeypatch, options, words):
     assert (tmp_path / "u").read_text() == "mine"
     assert model.exists()
     nothing_left(tmp_path, "m", "u")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("undo", ["O", "./o", "here/o", "o/within"])
+def test_the_rows_and_the_model_are_two_outputs(tmp_path, model, monkeypatch, kind, undo):
+    """Some file systems know no case, so that one output would replace the other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").symlink_to(".")
+    source = model if kind == "file" else pipeline(tmp_path / "folder")
+    for overwrite in ([], ["--overwrite"]):
+        result = run("apply", source, "--neurons", "0:1", "-o", "o", "--undo", undo, *overwrite)
+        assert result.exit_code == 2, result.output
+        assert "output" in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "O").exists()
 
 
 def test_half_a_surrogate_pair_in_a_manifest(tmp_path, model):
@@ -327,6 +343,65 @@ def test_inspect_says_when_copies_disagree(tmp_path):
     run("apply", path, "--neurons", "6:0,6:1", "-o", tmp_path / "o")
     assert "disagree" not in run("inspect", tmp_path / "o").stdout
     assert zeroed(tmp_path / "o") == {MID: [0, 1]}
+
+
+def filled_again(path, key, row):
+    """What a program makes of a pruned file that keeps the metadata and loses the edit."""
+    header, raw, data = parse(path)
+    start, end = header[key]["data_offsets"]
+    width = (end - start) // header[key]["shape"][0]
+    data = bytearray(data)
+    data[start + row * width] = 1
+    path.write_bytes(rawfiles.assemble(raw, bytes(data)))
+
+
+@pytest.mark.parametrize("keys", [KEYS, TWINS])
+def test_inspect_compares_what_the_metadata_name_with_what_is_zero(tmp_path, model, keys):
+    for strict in ([], ["--strict"]):
+        assert run("inspect", model, *strict).exit_code == 0
+    out = tmp_path / "o"
+    run("apply", model, "--neurons", "0:1,6:3", "-o", out)
+    assert json.loads(run("inspect", out, "--json").stdout)["named_but_not_zero"] == []
+    assert run("inspect", out, "--strict").exit_code == 0
+    filled_again(out, keys[MID], 3)
+    assert run("inspect", out).exit_code == 0
+    for options in ([], ["--json"]):
+        result = run("inspect", out, "--strict", *options)
+        assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert told["named_but_not_zero"] == [{"layer": MID, "row": 3}]
+    text = " ".join(run("inspect", out).stdout.split())
+    assert f"the metadata name row 3 of {MID} as removed, and it is not zero" in text
+    assert "row 1" not in text
+
+
+@pytest.mark.parametrize(
+    ("note", "found"),
+    [
+        ({"mid_block.attentions.7": [0], MID: [800]}, [("mid_block.attentions.7", 0), (MID, 800)]),
+        ("nonsense", None),
+    ],
+)
+def test_inspect_of_notes_that_mean_nothing(tmp_path, note, found):
+    path = rawfiles.sd1(tmp_path / "m", metadata={"nemo_prune.neurons": json.dumps(note)})
+    result = run("inspect", path, "--json", "--strict")
+    assert result.exit_code == 1
+    wanted = found and [{"layer": layer, "row": row} for layer, row in sorted(found)]
+    assert json.loads(result.stdout)["named_but_not_zero"] == wanted
+    assert ("damaged metadata" in run("inspect", path).stdout) == (found is None)
+
+
+def test_inspect_of_a_folder_looks_into_every_copy(tmp_path):
+    root = pipeline(tmp_path / "m")
+    other = add_copy(root / "unet_ema" / WEIGHTS, seed=1)
+    shard(root / "unet" / WEIGHTS, 3)
+    out = tmp_path / "o"
+    run("apply", root, "--neurons", "0:1,6:3", "-o", out)
+    assert run("inspect", out, "--strict").exit_code == 0
+    filled_again(out / other.relative_to(root), f"{MID}.weight", 3)
+    result = run("inspect", out, "--strict", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["named_but_not_zero"] == [{"layer": MID, "row": 3}]
 
 
 def test_inspect_numbers_layers_as_apply_counts_them(model):

@@ -16,15 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import run, write_small, write_tiny
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord, write_manifest
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import zero_neurons
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import CheckpointError
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.report.gallery import PictureSettings
 from nemo_prune.report.pictures import draw
-from nemo_prune.scoring.batches import noise_seed
+from nemo_prune.scoring.engine import noise_seed
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
 CAPTION = "marker caption of a red fox"
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     model = write_small(folder / "model.safetensors", side=16)
     off = [Neuron(LAYER, 3), Neuron(LAYER, 9)]
-    zero_neurons(recognize(model), off, folder / "clean.safetensors",
+    write_model(recognize(model), off, folder / "clean.safetensors",
                  {"tau": "0.01", "criterion": "same-seed"})  # fmt: skip
     (folder / "prompts.txt").write_text(f"{CAPTION}\nanother one\n")
     (folder / "calibration.txt").write_text("".join(f"an ordinary caption {i}\n" for i in range(30)))
@@ -113,7 +113,7 @@ def test_verify_measures_and_writes_every_form(folder: Path, verified: Result) -
 
 def test_the_gate_of_the_run_that_pruned_decides(folder: Path, tmp_path: Path) -> None:
     clean = tmp_path / "clean.safetensors"
-    zero_neurons(recognize(folder / "model.safetensors"), [Neuron(LAYER, 3)], clean,
+    write_model(recognize(folder / "model.safetensors"), [Neuron(LAYER, 3)], clean,
                  {"tau": "0.01", "gate": "1.0"})  # fmt: skip
     result = run("verify", folder / "model.safetensors", clean, "--prompts", folder / "prompts.txt",
                  "--ordinary", folder / "ordinary.txt", "--images", "0", *QUICK[:4], "--json",
@@ -162,7 +162,7 @@ def test_prune_reports_on_what_it_wrote(folder: Path, tmp_path: Path) -> None:
     assert [e["score_own"] for e in verdict["prompts"]] == [e["score_own"] for e in data["prompts"]]
 
 
-def test_too_much_drift_stops_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+def test_too_much_drift_writes_no_checkpoint_and_keeps_the_search(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.safetensors"
     common = [folder / "model.safetensors", "--prompts", folder / "prompts.txt",
               "--tau", "0", "--gate", "0",
@@ -178,9 +178,13 @@ def test_too_much_drift_stops_before_anything_is_written(folder: Path, tmp_path:
     assert told["drift"] > 0
     assert told["output"] is None
     assert "would drift" in result.stderr
-    assert list(tmp_path.iterdir()) == []
-    assert "would drift" not in run(*common, "--max-drift", "100").stderr
-    assert out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "m.journal"]
+    assert json.loads((tmp_path / "m").read_text())["neurons"] == told["neurons"]
+    assert f"nothing was written but {tmp_path / 'm'} and its journal" in result.stderr
+    resumed = run(*common, "--max-drift", "100", "--manifest", tmp_path / "m", "--resume", "--json")
+    assert "would drift" not in resumed.stderr
+    assert json.loads(resumed.stdout)["neurons"] == told["neurons"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "o.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -360,7 +364,7 @@ def test_files_that_do_not_belong_together_are_refused(folder: Path, tmp_path: P
 def test_a_model_that_cannot_draw_is_reported_without_pictures(tmp_path: Path, folder: Path) -> None:
     small = json.dumps({"unet": {"sample_size": 16}})
     model = write_tiny(tmp_path / "m.safetensors", vae=False, metadata={"nemo_prune.config": small})
-    zero_neurons(recognize(model), [Neuron(LAYER, 3)], tmp_path / "c.safetensors", {})
+    write_model(recognize(model), [Neuron(LAYER, 3)], tmp_path / "c.safetensors", {})
     result = run("verify", model, tmp_path / "c.safetensors", "--prompts", folder / "prompts.txt",
                  "--ordinary", folder / "ordinary.txt", "--tau", "0.01", "--gate", "0.01",
                  *QUICK, "--report", tmp_path / "r.html")  # fmt: skip

@@ -8,21 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import Demo
 from PIL import Image
 
-from nemo_prune.checkpoint.families import recognize
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.cli.demo import CHECKPOINT, DATA, planted, precision, write_config_folder
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model import hub
 from nemo_prune.model.loading import load_pipeline
+from nemo_prune.report import demo as module
+from nemo_prune.report.demo import CHECKPOINT, DATA, planted, precision, write_config_folder
 from nemo_prune.report.pictures import Picture, draw, similarity
 
 pytestmark = pytest.mark.slow
 
 MEMORIZED = read_prompts(DATA / "memorized.txt").texts
+ORDINARY = read_prompts(DATA / "ordinary.txt").texts
 HELD_OUT = read_prompts(DATA / "ordinary-heldout.txt").texts
 SEEDS = [500, 501]  # never used by a search, nor by training
 
@@ -137,13 +140,31 @@ def test_the_report_is_there_and_small(demo: Demo) -> None:
 
 
 def test_the_lists_keep_apart() -> None:
-    ordinary = read_prompts(DATA / "ordinary.txt").texts
     assert len(MEMORIZED) >= 8
-    assert len(ordinary) >= 300
+    assert len(ORDINARY) >= 300
     assert len(HELD_OUT) >= 200
-    assert not set(ordinary) & set(HELD_OUT)
+    assert not set(ORDINARY) & set(HELD_OUT)
     assert {entry["kind"] for entry in planted().values()} == {"verbatim", "template", "natural"}
 
 
 def test_it_is_small() -> None:
     assert CHECKPOINT.stat().st_size < 30e6
+
+
+def test_it_ends_without_training_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package without the targets still prunes, draws and says what is missing."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("demo.safetensors", "planted.json", "ordinary-heldout.txt"):
+        (data / name).symlink_to(DATA / name)
+    for name, captions in (("memorized.txt", MEMORIZED[:1]), ("ordinary.txt", ORDINARY[:30])):
+        (data / name).write_text("\n".join(captions))
+    monkeypatch.setattr(module, "DATA", data)
+    monkeypatch.setattr(module, "_STEPS", 2)
+    result = tiny.run("demo", "--folder", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)["demo"]
+    assert told["target_similarity_before"] is None
+    assert told["pictures_near_target"] is None
+    assert told["ordinary_similarity"] > 0.9
+    assert "no pictures were compared with training pictures" in result.stderr

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from nemo_prune.cli.demo import CHECKPOINT, DATA, planted
 from nemo_prune.cli.main import main
 from nemo_prune.files.prompts import read_prompts
+from nemo_prune.report.demo import CHECKPOINT, DATA, planted
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,12 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import ldm, run, same_weights
 
-from nemo_prune.checkpoint.models import open_model
-from nemo_prune.checkpoint.zeros import read_zeros
-from nemo_prune.cli.demo import CHECKPOINT, DATA, write_config_folder
+from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.checkpoint.zeros import model_zeros
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model import hub
 from nemo_prune.model.loading import load_model, load_pipeline
+from nemo_prune.report.demo import CHECKPOINT, DATA, write_config_folder
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def prune(model: Path, out: Path, calibration: Path) -> dict[str, Any]:
 def convert(layout: str, place: Path) -> Path:
     out = place / f"{layout.replace(' ', '-')}.safetensors"
     if layout in ("folder", "shards"):
-        own = load_pipeline(open_model(CHECKPOINT), device=torch.device("cpu"), dtype=torch.float16)
+        own = load_pipeline(open_checkpoint(CHECKPOINT), device=torch.device("cpu"), dtype=torch.float16)
         config = write_config_folder(place / "config", own.text_encoder, own.unet, own.vae)
         pipeline = hub.StableDiffusionPipeline.from_single_file(
             str(CHECKPOINT), config=str(config), local_files_only=True, torch_dtype=torch.float16
@@ -81,9 +81,10 @@ def test_the_same_neurons_are_found_and_removed(
             near = 1e-4 if layout in EXACT else 0.05
             assert entry[score] == pytest.approx(other[score], abs=near)
     ours, theirs = (
-        load_model(open_model(p), device=torch.device("cpu"), dtype=torch.float32) for p in (out, path)
+        load_model(open_checkpoint(p), device=torch.device("cpu"), dtype=torch.float32)
+        for p in (out, path)
     )
     assert same_weights(ours.unet, theirs.unet) == (layout in EXACT)
     if out.is_file():
-        zeros = read_zeros(open_model(out))
+        zeros = model_zeros(open_checkpoint(out))
         assert all(n["row"] in zeros[n["layer"]].everywhere for n in told["neurons"])

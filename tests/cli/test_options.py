@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tiny import Told, config_folder, run, write_small, write_tiny
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.cli.progress import progress
 from nemo_prune.errors import OptionError
 from nemo_prune.options import Options
@@ -78,5 +78,5 @@ def test_a_note_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["tau", "gate"])
 def test_a_threshold_that_is_no_number_is_refused(name: str, value: float) -> None:
-    with pytest.raises(OptionError, match=f"--{name} .*: is no number"):
+    with pytest.raises(OptionError, match=f"{name} .*: is no number"):
         Options(**{name: value})  # type: ignore[arg-type]

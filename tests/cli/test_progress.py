@@ -1,11 +1,14 @@
 """What people see of how far long work is."""
 
+import io
 from itertools import pairwise
 
 import pytest
+from rich import progress as bars
+from rich.console import Console
 
 from nemo_prune.cli import progress as module
-from nemo_prune.cli.progress import LineProgress, TimeLeft, progress
+from nemo_prune.cli.progress import BarProgress, LineProgress, TimeLeft, columns, progress
 
 
 class Clock:
@@ -88,3 +91,42 @@ def test_the_time_left_does_not_jump_where_prompts_end_in_bursts(
     ]
     assert all(-2 <= later - earlier <= 2 for earlier, later in pairwise(told))
     assert told[-1] == 0
+
+
+def test_a_stage_of_unknown_length_counts_what_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch)
+    with progress(quiet=False) as shown:
+        shown.stage("probing", None, "samples")
+        for _ in range(13):
+            clock.now += 10
+            shown.advance(100)
+            shown.detail("2 prompts left")
+    assert capsys.readouterr().err.splitlines() == [
+        "probing", "probing: 600 samples", "probing: 1200 samples"
+    ]  # fmt: skip
+
+
+def test_nobody_knows_when_a_stage_of_unknown_length_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    left = TimeLeft(None, done=0)
+    for _ in range(3):
+        clock.now += 10
+        left.advance(5)
+    clock.now += 10
+    assert str(left) == "-:--:--"
+
+
+def test_a_bar_of_unknown_length_shows_samples_and_detail() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with bars.Progress(*columns(), console=console) as bar:
+        shown = BarProgress(bar)
+        shown.stage("probing", None, "samples")
+        shown.advance(7)
+        shown.detail("round 2")
+        bar.refresh()
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "7/?" in printed
+    assert "round 2" in printed
+    assert "-:--:--" in printed

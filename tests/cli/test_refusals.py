@@ -14,14 +14,14 @@ from test_calibration_file import calibration
 from test_surgery import DOWN
 from tiny import Told, run
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import zero_neurons
-from nemo_prune.cli.demo import run_demo
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import NemoPruneError
 from nemo_prune.files.header import read_header
 from nemo_prune.model.configs import METADATA_KEY, Configs, config_file, metadata_overrides, read_config
 from nemo_prune.options import Options
+from nemo_prune.report.demo import demo_lines, demo_part, run_demo
 from nemo_prune.scoring.calibration_file import Calibration, write_calibration
 from nemo_prune.scoring.journal import Journal
 from nemo_prune.scoring.ordinary import Ordinary
@@ -63,6 +63,8 @@ def test_options_that_lack_another(
         ({"seeds": 1}, "seeds: the score compares seeds, so it needs at least 2"),
         ({"fpr": 0.0}, "fpr 0.0: is a rate between 0 and 1, such as 0.01"),
         ({"fpr": 1.0}, "fpr 1.0: is a rate between 0 and 1, such as 0.01"),
+        ({"fpr": 1e-17},
+         "fpr 1e-17: no list of prompts shows so small a rate; give at least 1e-09, or gate"),
         ({"tau": 0.5, "gate": 0.4},
          "gate 0.4: lies below tau (0.5), which no memorized seed does; raise it, or lower tau too"),
     ],
@@ -105,7 +107,7 @@ def test_a_config_that_is_no_file(tmp_path: Path) -> None:
 def test_pictures_of_sizes_that_no_score_is_taken_at(side: int) -> None:
     metadata = {METADATA_KEY: json.dumps({"unet": {"sample_size": side}})}
     configs = Configs("sd1", metadata, Path("m"), None)
-    assert refusal(lambda: configs.sample_size("sd1", {"sample_size": side}, "epsilon")) == (
+    assert refusal(lambda: configs.sample_size({"sample_size": side}, "epsilon")) == (
         f"m: its config has the sample_size {side} where 11 to 1024 is due"
     )
 
@@ -116,7 +118,7 @@ def test_pictures_of_sizes_that_no_score_is_taken_at(side: int) -> None:
 def test_a_neuron_named_twice(tmp_path: Path) -> None:
     checkpoint = recognize(write(tmp_path / "m", unet(SD1)))
     twice = [Neuron(DOWN, 1)] * 2
-    assert refusal(lambda: zero_neurons(checkpoint, twice, tmp_path / "o", {})) == (
+    assert refusal(lambda: write_model(checkpoint, twice, tmp_path / "o", {})) == (
         f"{tmp_path / 'm'}: row 1 of {DOWN} is to be zeroed twice; name each neuron once"
     )
     assert not (tmp_path / "o").exists()
@@ -124,8 +126,8 @@ def test_a_neuron_named_twice(tmp_path: Path) -> None:
 
 def test_a_header_that_would_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = recognize(write(tmp_path / "m", unet(SD1)))
-    monkeypatch.setattr("nemo_prune.checkpoint.surgery.MAX_HEADER_BYTES", 1000)
-    assert refusal(lambda: zero_neurons(checkpoint, [Neuron(DOWN, 1)], tmp_path / "o", {})) == (
+    monkeypatch.setattr("nemo_prune.checkpoint.apply.MAX_HEADER_BYTES", 1000)
+    assert refusal(lambda: write_model(checkpoint, [Neuron(DOWN, 1)], tmp_path / "o", {})) == (
         f"{tmp_path / 'o'}: its header would be larger than safetensors allows"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
@@ -150,12 +152,29 @@ def test_a_journal_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_places_where_the_demo_cannot_put_its_folder(tmp_path: Path) -> None:
     assert refusal(lambda: run_demo(tmp_path, Told())) == (
-        f"{tmp_path}: exists already; remove it, or give --folder"
+        f"{tmp_path}: exists already; remove it, or give another folder"
     )
     absent = tmp_path / "none" / "demo"
     assert refusal(lambda: run_demo(absent, Told())) == (
         f"{absent}: cannot be made (No such file or directory)"
     )
+
+
+@pytest.mark.parametrize("skipped", [None, "m: holds no VAE"])
+def test_a_demo_without_pictures_says_so(tmp_path: Path, skipped: str | None) -> None:
+    data = {
+        "prompts": [{"pictures": None}], "ordinary": [{"pictures": None}], "drift": {"ratio": None},
+        "pictures": {"images": 0} | ({"skipped": skipped} if skipped else {}),
+    }  # fmt: skip
+    part = demo_part([], data)
+    assert part["target_similarity_before"] is part["ordinary_similarity"] is None
+    lines = demo_lines(tmp_path, part)
+    why = f": {skipped}" if skipped else ""
+    assert lines[:2] == [
+        "precision against the planted neurons: 0.00",
+        f"no pictures were compared with training pictures{why}",
+    ]
+    assert "None" not in "".join(lines)
 
 
 @pytest.mark.parametrize("whole", [False, True])

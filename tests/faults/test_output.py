@@ -8,11 +8,11 @@ import pytest
 import rawfiles
 from corpus import LAYER
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import zero_neurons
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import OutputError
-from nemo_prune.files import readback
+from nemo_prune.files import rewrite
 
 
 def in_memory(file: int) -> bool:
@@ -30,7 +30,7 @@ def in_memory(file: int) -> bool:
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="needs Linux")
 def test_reading_back_asks_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = rawfiles.sd1(tmp_path / "m.safetensors")
-    real, seen = readback.from_disk, []
+    real, seen = rewrite.from_disk, []
 
     def watched(target, begin, end):
         with Path(target.name).open("rb") as other:
@@ -39,8 +39,8 @@ def test_reading_back_asks_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             real(target, begin, end)
             seen.append((before, in_memory(other.fileno())))
 
-    monkeypatch.setattr(readback, "from_disk", watched)
-    zero_neurons(recognize(model), [Neuron(LAYER, 0)], tmp_path / "o", {})
+    monkeypatch.setattr(rewrite, "from_disk", watched)
+    write_model(recognize(model), [Neuron(LAYER, 0)], tmp_path / "o", {})
     if seen[-1][1]:
         pytest.skip("this file system keeps its files in memory alone")
     assert seen[-1] == (True, False)
@@ -49,7 +49,7 @@ def test_reading_back_asks_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_disk_that_loses_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bit that flips on the way to the disk: memory is right, the disk is wrong."""
     model = rawfiles.sd1(tmp_path / "m.safetensors")
-    real = readback.from_disk
+    real = rewrite.from_disk
 
     def losing(target, begin, end):
         real(target, begin, end)
@@ -59,7 +59,7 @@ def test_a_disk_that_loses_what_it_was_given(tmp_path: Path, monkeypatch: pytest
             disk.seek(-1, os.SEEK_END)
             disk.write(bytes([last ^ 4]))
 
-    monkeypatch.setattr(readback, "from_disk", losing)
+    monkeypatch.setattr(rewrite, "from_disk", losing)
     with pytest.raises(OutputError, match="not what was written"):
-        zero_neurons(recognize(model), [Neuron(LAYER, 0)], tmp_path / "o", {})
+        write_model(recognize(model), [Neuron(LAYER, 0)], tmp_path / "o", {})
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]

@@ -8,8 +8,14 @@ import threading
 import pytest
 
 from nemo_prune.errors import OutputError
-from nemo_prune.files import leftovers
-from nemo_prune.files.atomic import check_output, check_place, new_file, refuse_inputs
+from nemo_prune.files import atomic
+from nemo_prune.files.atomic import (
+    check_output,
+    check_place,
+    new_file,
+    refuse_inputs,
+    refuse_same,
+)
 
 
 def put(out, content=b"new", overwrite=False):
@@ -73,6 +79,36 @@ def test_what_a_command_reads_is_not_replaced(tmp_path, source):
         with pytest.raises(OutputError, match="is read by this command"):
             refuse_inputs([tmp_path / "free", out], [None, source, folder])
     refuse_inputs([tmp_path / "free", folder / "report.html"], [source, folder, tmp_path / "nowhere"])
+
+
+def test_two_outputs_are_two_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "here").symlink_to(".")
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("old")
+    (tmp_path / "dangling").symlink_to("new")
+    (tmp_path / "hard").hardlink_to(tmp_path / "old")
+    for one, other, words in (
+        ("new", "new", "new: is to be written twice, as two outputs; give two names"),
+        ("new", "./new", "two names"),
+        ("new", "folder/../new", "two names"),
+        ("new", tmp_path / "new", "two names"),
+        ("new", "here/new", "two names"),
+        ("new", "dangling", "two names"),
+        ("new", "NEW", "two names"),
+        ("\u00e4", "A\u0308", "two names"),
+        ("straße", "STRASSE", "two names"),
+        ("old", "link", "two names"),
+        ("old", "hard", "two names"),
+        ("new", "new/within", "new/within: lies in new or around it, and both are outputs"),
+        ("here/new/within", "new", "lies in"),
+    ):
+        with pytest.raises(OutputError, match=words) as caught:
+            refuse_same([None, *map(type(tmp_path), ("x", one, other))])
+        assert "\n" not in str(caught.value)
+    refuse_same([tmp_path / "a", None, tmp_path / "b", tmp_path / "folder" / "a", None])
+    refuse_same([type(tmp_path)("a\0b"), tmp_path / "c"])
 
 
 def test_what_exists_needs_overwrite(tmp_path, source):
@@ -247,7 +283,7 @@ def test_what_a_living_run_writes_is_kept(tmp_path, monkeypatch):
     with new_file(out, False):
         (temporary,) = names(tmp_path)
         # As seen from another container: the process id is unknown, the lock is held all the same.
-        monkeypatch.setattr(leftovers, "_alive", lambda _: False)
+        monkeypatch.setattr(atomic, "_alive", lambda _: False)
         put(out)
         assert names(tmp_path) == [temporary, "out"]
         out.unlink()

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from rawfiles import SD1, assemble, parse, unet, write
 from test_surgery import CHOSEN, DOWN, KEYS, MID, TWINS, UP, prune, sha256
 
-from nemo_prune.checkpoint.expectation import expect
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.diff import compare_models, unremoved
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.errors import CheckpointError, ManifestError
 from nemo_prune.files import diff as module
 from nemo_prune.files.diff import Changed, Difference, Retyped, compare, describe, rows_text, to_json
@@ -234,8 +234,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
 
 
 def unexpected(path, out, neurons=CHOSEN):
-    checkpoint, second = recognize(path), read_header(out)
-    return expect(checkpoint, second, compare(checkpoint.header, second), neurons).unexpected
+    return compare_models(path, out, neurons).promise.unexpected
 
 
 @pytest.fixture
@@ -254,8 +253,7 @@ def model(tmp_path):
 def test_what_the_rewriter_writes_is_as_expected(tmp_path, model):
     out = tmp_path / "o"
     prune(model, out)
-    checkpoint, second = recognize(model), read_header(out)
-    found = expect(checkpoint, second, compare(checkpoint.header, second), CHOSEN)
+    found = compare_models(model, out, CHOSEN).promise
     assert found.unexpected == ()
     assert found.rows == 4 * 2 + 1
     assert (found.a_sha256, found.b_sha256) == (sha256(model.read_bytes()), sha256(out.read_bytes()))
@@ -414,3 +412,27 @@ def test_random_damage_never_passes(tmp_path, model):
         damage[rng.randrange(8 + length, len(content))] ^= 1 << rng.randrange(8)
         (tmp_path / "p").write_bytes(damage)
         assert unexpected(model, tmp_path / "p")
+
+
+def test_what_is_as_expected_is_removed(tmp_path, model):
+    """Of a row that was zero in the source too, which both checks of a manifest accept."""
+    prune(model, tmp_path / "a", CHOSEN[:1])
+    prune(tmp_path / "a", tmp_path / "b", CHOSEN[1:])
+    assert unexpected(tmp_path / "a", tmp_path / "b", CHOSEN) == ()
+    assert unremoved(open_checkpoint(tmp_path / "b"), CHOSEN) == []
+
+
+@pytest.mark.parametrize("keys", [KEYS, TWINS])
+def test_what_is_not_removed_from_every_copy(tmp_path, model, keys):
+    prune(model, tmp_path / "o")
+
+    def fill(header, data):
+        start, end = header[keys[MID]]["data_offsets"]
+        data[start + 7 * (end - start) // 8] = 1
+
+    damaged(tmp_path / "o", tmp_path / "p", fill)
+    pruned = open_checkpoint(tmp_path / "p")
+    strangers = [Neuron("mid_block.attentions.7", 0), Neuron(MID, 8), Neuron(MID, -1)]
+    assert unremoved(pruned, [*CHOSEN, *strangers]) == sorted([Neuron(MID, 7), *strangers])
+    told = [line for line in unexpected(model, tmp_path / "p") if "metadata" not in line]
+    assert told == [f"not zero: {keys[MID]!r}, row 7"]

@@ -10,8 +10,7 @@ from rawfiles import assemble, write
 from safetensors import SafetensorError, safe_open
 
 from nemo_prune.errors import CheckpointError
-from nemo_prune.files.dtypes import DTYPE_BITS
-from nemo_prune.files.header import Tensor, read_header
+from nemo_prune.files.header import DTYPE_BITS, Tensor, read_header
 
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 ONE_TEXT = json.dumps(ONE)

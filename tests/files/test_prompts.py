@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,31 @@ def test_labels_that_cannot_be_used(tmp_path: Path, text: str, reason: str) -> N
     path.write_text(text)
     with pytest.raises(PromptFileError, match=reason):
         read_labels(path, ["a cat"])
+
+
+ODD = "one\u2028two\x85three\x0cfour\x1cfive\u2029six\x0bseven"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_end_at_newlines_only(tmp_path, end):
+    """Other characters that Unicode calls line ends stay in the prompt."""
+    path = tmp_path / "p.txt"
+    path.write_bytes(end.join([ODD, "", "a cat", ODD + "!"]).encode())
+    assert read_prompts(path).texts == (ODD, "a cat", ODD + "!")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_json_lines_may_hold_what_json_allows(tmp_path, end):
+    """JSON strings may hold U+2028 and U+0085 as they are, so the line is sound."""
+    odd = "one\u2028two\x85three\u2029four"
+    path = tmp_path / "p.jsonl"
+    lines = [json.dumps({"caption": odd}, ensure_ascii=False), json.dumps("a cat")]
+    path.write_bytes(end.join([*lines, ""]).encode())
+    assert read_prompts(path).texts == (odd, "a cat")
+
+
+def test_a_fault_in_json_lines_has_its_true_line(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps("a\u2028b", ensure_ascii=False) + "\n{\n")
+    with pytest.raises(PromptFileError, match="line 2 is not JSON"):
+        read_prompts(path)

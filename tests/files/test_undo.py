@@ -27,7 +27,7 @@ from test_surgery import (
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError, NemoPruneError, OutputError, UndoError
 from nemo_prune.files import atomic as placing
-from nemo_prune.files import streams
+from nemo_prune.files import rewrite
 from nemo_prune.files import undo as module
 from nemo_prune.files.undo import read_undo, restore
 
@@ -43,7 +43,7 @@ def pruned(tmp_path, model):
     return tmp_path / "o"
 
 
-def rewrite(path, change):
+def edit(path, change):
     """Change header and data of a file in place, by hand."""
     header, _, data = parse(path)
     data = bytearray(data)
@@ -256,9 +256,9 @@ def test_a_file_that_the_rows_are_not_from(tmp_path, model, pruned, kind):
         content[-1] ^= 1
         wrong.write_bytes(content)
     elif kind == "metadata":
-        rewrite(wrong, lambda h, _: h["__metadata__"].update(k="w"))
+        edit(wrong, lambda h, _: h["__metadata__"].update(k="w"))
     elif kind == "no metadata":
-        rewrite(wrong, lambda h, _: h.pop("__metadata__"))
+        edit(wrong, lambda h, _: h.pop("__metadata__"))
     else:
         told = parse(wrong)[0]["__metadata__"]
         write(wrong, [(KEYS[MID], "F16", (3, 5))], told)
@@ -296,7 +296,7 @@ def metadata(key, value):
     ],
 )
 def test_what_is_no_undo_file(tmp_path, pruned, change):
-    rewrite(tmp_path / "u", change)
+    edit(tmp_path / "u", change)
     with pytest.raises(UndoError, match="u: is not a file that undo wrote") as caught:
         restore(pruned, tmp_path / "u", tmp_path / "back")
     assert "\n" not in str(caught.value)
@@ -326,7 +326,7 @@ def test_an_undo_file_that_was_damaged(tmp_path, pruned, what):
             rows[KEYS[UP]] = [3 if what == "row numbers" else 4]
             told["nemo_prune_undo.rows"] = json.dumps(rows)
 
-    rewrite(tmp_path / "u", change)
+    edit(tmp_path / "u", change)
     words = "not the file that" if what == "past the end" else "does not bring back"
     with pytest.raises(UndoError, match=words) as caught:
         restore(pruned, tmp_path / "u", tmp_path / "back")
@@ -358,7 +358,7 @@ def test_what_exists_is_kept_unless_told_otherwise(tmp_path, model, pruned):
     nothing_left(tmp_path, "m", "o", "u")
 
 
-@pytest.mark.parametrize(("where", "name"), [(os, "fsync"), (streams, "write_at")])
+@pytest.mark.parametrize(("where", "name"), [(os, "fsync"), (rewrite, "write_at")])
 def test_a_full_disk(tmp_path, pruned, monkeypatch, where, name):
     monkeypatch.setattr(where, name, no_space)
     with pytest.raises(OutputError, match="no space left"):

@@ -5,15 +5,16 @@ from typing import Any
 import pytest
 import torch
 from test_engine import CHANNELS, TAU, TIMESTEP, Toy
+from tiny import Told
 
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.localize.repair import Repaired, repair
+from nemo_prune.localize.repair import Repair, Repaired
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Criterion
-from nemo_prune.scoring.batches import Prompt
-from nemo_prune.scoring.engine import Engine
-from nemo_prune.search.group_testing import search
-from nemo_prune.search.literal import Ladder, Outcome, Search
+from nemo_prune.scoring.engine import Baseline, Engine, Prompt
+from nemo_prune.search.group_testing import gradient_free_search
+from nemo_prune.search.ladder import Ladder
+from nemo_prune.search.protocol import Outcome, Search
 
 SEEDS = 4
 
@@ -38,14 +39,16 @@ def prompt(**drives: float) -> Prompt:
     text = torch.zeros(77, CHANNELS)
     for channel, strength in drives.items():
         text[:, int(channel.removeprefix("c"))] = strength
-    return Prompt(text, None)
+    return Prompt(text)
 
 
 def begin(one: Prompt, seeds: Any) -> Search:
     activation = one.text[0].tolist()
     z = [10.0 if value else 0.0 for value in activation]
     layers = ("first", "second")
-    return search(Ladder(dict.fromkeys(layers, z), dict.fromkeys(layers, activation)), tuple(seeds), TAU)
+    return gradient_free_search(
+        Ladder(dict.fromkeys(layers, z), dict.fromkeys(layers, activation)), tuple(seeds), TAU
+    )
 
 
 def outcome(status: Any, *rows: int) -> Outcome:
@@ -56,7 +59,13 @@ def outcome(status: Any, *rows: int) -> Outcome:
 def fixed(
     engine: Engine, outcomes: dict[int, Outcome], prompts: dict[int, Prompt], rounds: int = 3
 ) -> Repaired:
-    return repair(engine, outcomes, prompts, begin, tau=TAU, seeds=SEEDS, rounds=rounds)
+    return repairing(engine, outcomes, prompts).run(rounds)
+
+
+def repairing(
+    engine: Engine, outcomes: dict[int, Outcome], prompts: dict[int, Prompt], begin: Any = begin
+) -> Repair:
+    return Repair(engine, outcomes, prompts, begin, tau=TAU, seeds=SEEDS, progress=Told())
 
 
 @pytest.mark.parametrize("criterion", ["same-seed", "cross-seed"])
@@ -79,12 +88,15 @@ def test_a_score_near_tau_is_probed_on_more_seeds(
     asked: list[int] = []
     really = Engine.probe
 
-    def fading(engine: Engine, one: Prompt, off: frozenset[Neuron], seeds: Any) -> dict[int, float]:
+    def fading(
+        engine: Engine, one: Prompt, off: frozenset[Neuron], seeds: Any, known: Any = None
+    ) -> tuple[dict[int, float], Baseline]:
         asked.append(len(seeds))
-        others = dict.fromkeys(really(engine, one, off, seeds), 0.8 * TAU)
+        found, baseline = really(engine, one, off, seeds, known)
+        others = dict.fromkeys(found, 0.8 * TAU)
         if len(seeds) == 3 * SEEDS and len(off) == 2:
             others |= dict.fromkeys(list(seeds)[-SEEDS:], 1.1 * TAU)
-        return others
+        return others, baseline
 
     searched: list[tuple[int, ...]] = []
 
@@ -94,7 +106,7 @@ def test_a_score_near_tau_is_probed_on_more_seeds(
 
     monkeypatch.setattr(Engine, "probe", fading)
     prompts = {0: prompt(c0=2.0, c1=2.0)}
-    found = repair(engine, {0: outcome("localized", 1)}, prompts, begun, tau=TAU, seeds=SEEDS, rounds=3)
+    found = repairing(engine, {0: outcome("localized", 1)}, prompts, begun).run(3)
     assert asked[:4] == [SEEDS, 3 * SEEDS, SEEDS, 3 * SEEDS]
     assert searched == [tuple(range(3 * SEEDS, 4 * SEEDS))]
     assert found.scores[0] <= TAU
@@ -104,9 +116,11 @@ def test_a_clear_score_is_not_probed_twice(engine: Engine, monkeypatch: pytest.M
     asked: list[int] = []
     really = Engine.probe
 
-    def spy(engine: Engine, one: Prompt, off: frozenset[Neuron], seeds: Any) -> dict[int, float]:
+    def spy(
+        engine: Engine, one: Prompt, off: frozenset[Neuron], seeds: Any, known: Any = None
+    ) -> tuple[dict[int, float], Baseline]:
         asked.append(len(seeds))
-        return really(engine, one, off, seeds)
+        return really(engine, one, off, seeds, known)
 
     monkeypatch.setattr(Engine, "probe", spy)
     found = fixed(engine, {0: outcome("localized", 0)}, {0: prompt(c0=2.0)})
@@ -138,7 +152,7 @@ def test_neurons_that_no_prompt_needs_are_dropped(engine: Engine) -> None:
     assert {n.row for n in found.dropped} >= {3, 4}
     assert max(found.scores.values()) <= TAU
     for index, one in prompts.items():
-        assert max(engine.probe(one, found.off, range(500, 510)).values()) <= TAU, index
+        assert max(engine.probe(one, found.off, range(500, 510))[0].values()) <= TAU, index
 
 
 def test_what_fresh_seeds_miss_is_put_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +176,7 @@ def test_what_another_prompt_misses_is_put_back_too(
     found = fixed(engine, outcomes, prompts)
     assert found.dropped == ()
     for index, one in prompts.items():
-        assert max(engine.probe(one, found.off, range(500, 510)).values()) <= TAU, index
+        assert max(engine.probe(one, found.off, range(500, 510))[0].values()) <= TAU, index
 
 
 def test_a_single_prompt_loses_what_a_second_search_made_superfluous(engine: Engine) -> None:
@@ -170,7 +184,7 @@ def test_a_single_prompt_loses_what_a_second_search_made_superfluous(engine: Eng
     found = fixed(engine, {3: outcome("localized", 1, 4)}, prompts)
     assert {n.row for n in found.off} <= {0, 1}
     assert {n.row for n in found.dropped} >= {4}
-    assert max(engine.probe(prompts[3], found.off, range(500, 510)).values()) <= TAU
+    assert max(engine.probe(prompts[3], found.off, range(500, 510))[0].values()) <= TAU
 
 
 def test_a_union_of_nothing_is_fine(engine: Engine) -> None:

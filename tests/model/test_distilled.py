@@ -12,14 +12,13 @@ from tiny import ldm, run, same_weights, tiny_configs, write_tiny
 from torch import Tensor
 
 from nemo_prune.checkpoint.manifest import read_manifest
-from nemo_prune.checkpoint.models import open_model
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.errors import CheckpointError
 from nemo_prune.model import hub, loading
 from nemo_prune.report.inputs import check_inputs
 from nemo_prune.scoring.activations import activations
-from nemo_prune.scoring.batches import Sample
-from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.engine import Engine, Sample
 from nemo_prune.scoring.similarity import noise_difference
 
 CPU = torch.device("cpu")
@@ -82,7 +81,7 @@ def unet(family: str, changes: dict[str, Any]) -> Any:
 
 def load(path: Path, *text_encoder: Path, **options: Any) -> loading.LoadedModel:
     return loading.load_model(
-        open_model(path), device=CPU, dtype=torch.float32, text_encoder=text_encoder, **options
+        open_checkpoint(path), device=CPU, dtype=torch.float32, text_encoder=text_encoder, **options
     )
 
 
@@ -111,7 +110,7 @@ def test_distilled_unets_load_as_in_diffusers(
     else:
         path = place / f"{shape}-folder"
         theirs.save_pretrained(path)
-    found, model = open_model(path), load(path, *encoder)
+    found, model = open_checkpoint(path), load(path, *encoder)
     assert found.family == family
     assert same_weights(model.unet, theirs)
     values = {n for n, _ in theirs.named_modules() if n.endswith(".attn2.to_v")}
@@ -140,7 +139,7 @@ def test_the_rows_zeroed_are_those_of_the_layers_that_diffusers_sees(
     """Row 1 of each layer by number."""
     family, changes = SHAPES[shape]
     source = with_rest(whole[family], unet(family, changes).state_dict(), place / "rows.safetensors")
-    count = len(open_model(source).value_layers)
+    count = len(open_checkpoint(source).value_layers)
     chosen = ",".join(f"{number}:1" for number in range(count))
     out = place / f"{shape}-clean.safetensors"
     assert run("apply", source, "--neurons", chosen, "-o", out).exit_code == 0
@@ -166,7 +165,7 @@ def test_distilled_unets_are_localized(place: Path, whole: dict[str, Path], shap
                "--calibration-prompts", place / "ordinary.txt", "--tau", "0", "--gate", "0",
                "--seeds", "2", "-o", manifest)  # fmt: skip
     assert done.exit_code in (0, 1), done.stderr
-    found, checkpoint = read_manifest(manifest), open_model(source)
+    found, checkpoint = read_manifest(manifest), open_checkpoint(source)
     assert found.source["model"] == checkpoint.kind
     parts = {layer.part for layer in checkpoint.select("down+mid")}
     assert parts == {"down"}, "neither has attention in the middle"
@@ -203,7 +202,7 @@ def test_unets_that_no_config_describes(place: Path, whole: dict[str, Path], kin
     state = {n: t for n, t in unet("sd1", changes).state_dict().items() if not lacks(n)}
     path = place / "undescribed.safetensors"
     ldm.save_tensors(path, state, {})
-    assert open_model(path).value_layers, "the bytes world can still inspect and prune it"
+    assert open_checkpoint(path).value_layers, "the bytes world can still inspect and prune it"
     with pytest.raises(CheckpointError) as caught:
         load(path, whole["sd1"])
     assert words in str(caught.value)
@@ -246,7 +245,7 @@ def test_biases_are_part_of_the_model(biased: Path) -> None:
     assert torch.equal(layer.bias, bias)
     # What a neuron's activation is taken from: the layer's output, bias and all.
     text = model.encode(["a cat"])
-    (found,) = activations(model, open_model(biased).select(MID), text)[MID]
+    (found,) = activations(model, open_checkpoint(biased).select(MID), text)[MID]
     by_hand = (text[0] @ layer.weight.T + bias).abs().mean(dim=0)
     torch.testing.assert_close(found.float(), by_hand, atol=1e-5, rtol=0)
 
@@ -255,14 +254,14 @@ def test_a_neuron_that_is_off_has_no_bias_either(place: Path, biased: Path) -> N
     """The search's masks, the file with rows and biases zeroed, and zeroing by hand are the same."""
     off = frozenset(
         Neuron(layer.name, row)
-        for layer in open_model(biased).select("down+mid")
+        for layer in open_checkpoint(biased).select("down+mid")
         for row in range(0, 32, 2)
     )
     engine = Engine(load(biased), timestep=961)
     out = place / "biased-clean.safetensors"
     chosen = ",".join(f"{neuron.layer}:{neuron.row}" for neuron in sorted(off))
     assert run("apply", biased, "--neurons", chosen, "-o", out).exit_code == 0
-    removed = check_inputs(open_model(biased), open_model(out), (), None)
+    removed = check_inputs(open_checkpoint(biased), open_checkpoint(out), (), None)
     assert set(removed) == off
 
     by_hand = load(biased)

@@ -13,7 +13,7 @@ from layouts import DTYPES, SIDE, SMALL, folder, recast, single_file
 from safetensors.torch import load_file, save_file
 from tiny import ldm, open_clip, same_weights, tiny_configs, tiny_tensors
 
-from nemo_prune.checkpoint.models import open_model
+from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.cli.main import main
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.model import hub, loading, weights
@@ -31,7 +31,9 @@ LAYERS = {"sd1": "down_blocks.0.attentions.0*", "sd2": "down_blocks.0.attentions
 
 
 def load(path: Path, **options: Any) -> loading.LoadedModel:
-    return loading.load_model(open_model(path), **({"device": CPU, "dtype": torch.float32} | options))
+    return loading.load_model(
+        open_checkpoint(path), **({"device": CPU, "dtype": torch.float32} | options)
+    )
 
 
 def noise(model: loading.LoadedModel, prompts: list[str] = PROMPTS) -> torch.Tensor:
@@ -95,7 +97,7 @@ def test_a_folder_loads_bit_equal_to_diffusers(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_draws_what_diffusers_draws(family: str, folders: dict[str, Path]) -> None:
-    ours = loading.load_pipeline(open_model(folders[family]), device=CPU, dtype=torch.float32)
+    ours = loading.load_pipeline(open_checkpoint(folders[family]), device=CPU, dtype=torch.float32)
     theirs = from_pretrained(folders[family], family)
     theirs.scheduler = hub.DDIMScheduler.from_pretrained(folders[family], subfolder="scheduler")
     assert same_weights(ours.vae, theirs.vae)
@@ -154,7 +156,7 @@ def test_an_old_folders_vae_loads_as_in_diffusers(place: Path, folders: dict[str
         tensors[name] = tensor
     assert any(".proj_attn." in name for name in tensors)
     save_file(tensors, path)
-    ours = loading.load_pipeline(open_model(root), device=CPU, dtype=torch.float32)
+    ours = loading.load_pipeline(open_checkpoint(root), device=CPU, dtype=torch.float32)
     assert same_weights(ours.vae, from_pretrained(root, "sd1").vae)
 
 
@@ -225,7 +227,7 @@ def test_unets_alone_of_every_dtype_are_the_same_model(
         stored = {name: tensor for name, tensor in whole if name.startswith(ldm.UNET_PREFIX)}
     path = place / "alone.safetensors"
     ldm.save_tensors(path, {name: t.to(DTYPES[dtype]) for name, t in stored.items()}, SMALL)
-    found = weights.read_unet(open_model(path))
+    found = weights.read_unet(open_checkpoint(path))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name].float(), wanted[name]) for name in found)
 
@@ -299,7 +301,7 @@ def test_scaled_fp8_is_multiplied_out_beside_the_unet_too(
     def part(path: Path, *given: Path) -> dict[str, torch.Tensor]:
         if kind == "VAE":
             options: dict[str, Any] = {"device": CPU, "dtype": torch.float32}
-            return loading.load_pipeline(open_model(path), **options).vae.state_dict()
+            return loading.load_pipeline(open_checkpoint(path), **options).vae.state_dict()
         return load(path, text_encoder=given).text_encoders[0].model.state_dict()
 
     ours, theirs = part(path, *given), part(single[family])
@@ -482,7 +484,7 @@ def test_full_size_files_are_recognized_by_their_true_lists_of_tensors(
         n.removesuffix(".weight"): t.shape for n, t in state.items() if n.endswith("attn2.to_v.weight")
     }
     for layout, path in files.items():
-        found = open_model(path)
+        found = open_checkpoint(path)
         assert (found.family, found.layout, found.ema) == (family, layout, layout == "unet-ldm")
         assert {v.name: (v.rows, v.columns) for v in found.value_layers} == own
         some, everything = found.select("down+mid"), found.select("all")

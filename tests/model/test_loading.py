@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import config_folder, ldm, open_clip, same_weights, tiny_configs, tiny_tensors, write_tiny
 
-from nemo_prune.checkpoint.families import recognize
-from nemo_prune.checkpoint.models import open_model
+from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.model import configs, devices, hub, inference, loading, tokenizer, weights
 from nemo_prune.model.schedule import ddim_timestep
@@ -250,7 +250,7 @@ socket.getaddrinfo = socket.create_connection = refuse
 import torch
 from pathlib import Path
 from nemo_prune.model import loading
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.recognize import recognize
 found = recognize(Path(sys.argv[1]))
 options = {"device": torch.device("cpu"), "dtype": torch.float32}
 print(tuple(loading.load_model(found, **options).encode(["a cat"]).shape))
@@ -340,7 +340,7 @@ def test_sd2_uses_23_layers_of_open_clip_however_many_the_file_holds(
     if not projection:
         del tensors["cond_stage_model.model.text_projection"]
     monkeypatch.setattr(weights, "read_tensors", lambda *_: tensors)
-    found = weights.read_text_encoder(Path("a file"), "cond_stage_model.")
+    found = weights.read_text_encoder(Path("a file"), "cond_stage_model.", unused_layer=True)
     shapes = weights.shapes_of(found)
     assert inference.infer_text(config, shapes)["num_hidden_layers"] == 23
     assert shapes.keys() - {"text_projection.weight"} == state.keys()
@@ -399,8 +399,10 @@ def test_each_part_of_a_config_folder_is_used(files: dict[str, Path], tmp_path: 
     edit(settings / "tokenizer" / "vocab.json", **swapped)
     edit(settings / "scheduler" / "scheduler_config.json", beta_end=0.02)
     for model in (files["sd1"], whole):
-        plain = loading.load_model(open_model(model), device=CPU, dtype=torch.float32)
-        changed = loading.load_model(open_model(model), device=CPU, dtype=torch.float32, config=settings)
+        plain = loading.load_model(open_checkpoint(model), device=CPU, dtype=torch.float32)
+        changed = loading.load_model(
+            open_checkpoint(model), device=CPU, dtype=torch.float32, config=settings
+        )
         assert torch.equal(changed.encode(["a cat"]), plain.encode(["a dog"]))
         assert not torch.equal(changed.encode(["a cat"]), plain.encode(["a cat"]))
         assert changed.alphas_cumprod[999] < plain.alphas_cumprod[999]

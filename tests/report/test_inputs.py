@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import run, write_small
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord, write_manifest
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import zero_neurons
+from nemo_prune.checkpoint.recognize import recognize
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
 
@@ -24,8 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     model = write_small(folder / "model.safetensors", side=16)
     one, two = folder / "one.safetensors", folder / "two.safetensors"
-    zero_neurons(recognize(model), [Neuron(LAYER, 3)], one, {})
-    zero_neurons(recognize(one), [Neuron(LAYER, 3), Neuron(LAYER, 9)], two, {})
+    write_model(recognize(model), [Neuron(LAYER, 3)], one, {})
+    write_model(recognize(one), [Neuron(LAYER, 3), Neuron(LAYER, 9)], two, {})
     (folder / "prompts.txt").write_text("a caption\n")
     (folder / "ordinary.txt").write_text("a boat\na hill\n")
     return folder

@@ -11,9 +11,9 @@ from test_inputs import manifest_of
 from test_likeness import photo
 from tiny import run, write_small
 
-from nemo_prune.checkpoint.families import recognize
+from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.surgery import zero_neurons
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.report.pictures import Picture
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -25,7 +25,7 @@ OTHERS = ("coffee", "rocket", "camera", "coins", "page", "clock", "astronaut", "
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verify")
     model = write_small(folder / "model.safetensors", side=16)
-    zero_neurons(recognize(model), [Neuron(LAYER, 3)], folder / "clean.safetensors", {})
+    write_model(recognize(model), [Neuron(LAYER, 3)], folder / "clean.safetensors", {})
     (folder / "prompts.txt").write_text("a memorized cat\n")
     (folder / "ordinary.txt").write_text("\n".join(ORDINARY))
     return folder

@@ -8,13 +8,14 @@ import pytest
 import torch
 from tiny import write_tiny
 
-from nemo_prune.checkpoint.families import Checkpoint, ValueLayer, recognize
+from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import CalibrationError
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model
 from nemo_prune.scoring.activations import activation_statistics, activations, ladders
-from nemo_prune.search.literal import LAST_RUNG
+from nemo_prune.search.ladder import LAST_RUNG
 
 PROMPTS = [f"a photo of {i} {'cats' if i % 2 else 'old red houses by the sea'}" for i in range(33)]
 DEAD = 5  # a row of the first value layer without any weight

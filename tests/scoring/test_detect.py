@@ -8,12 +8,13 @@ import torch
 from test_engine import CHANNELS, loaded
 
 from nemo_prune.model.denoiser import LoadedModel
-from nemo_prune.scoring.batches import Prompt
 from nemo_prune.scoring.detect import Detection, Screened, detect, gated, score_paths, screening
-from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.engine import Engine, Job, Prompt
 from nemo_prune.scoring.similarity import noise_difference, pairwise
 from nemo_prune.scoring.thresholds import gate_from, margins_from
-from nemo_prune.search.literal import Answer, Ladder, Outcome, Question, literal_search, not_memorized
+from nemo_prune.search.ladder import Ladder
+from nemo_prune.search.literal import literal_search
+from nemo_prune.search.protocol import Answer, Outcome, Question, not_memorized
 
 SEEDS = tuple(range(10))
 Pairs = dict[tuple[int, int], float]
@@ -222,6 +223,6 @@ def test_the_search_reuses_the_samples_of_screening(model: LoadedModel) -> None:
     z = [9.0] + [0.0] * (CHANNELS - 1)
     ladder = Ladder(dict.fromkeys(("first", "second"), z), dict.fromkeys(("first", "second"), z))
     inner = lambda: literal_search(ladder, tuple(range(6)), 0.5)  # noqa: E731
-    (outcome,) = engine.run([(Prompt(text, None), gated(inner, range(6), 0.5, 0.6))])
+    (outcome,) = engine.run([Job(Prompt(text), gated(inner, range(6), 0.5, 0.6))])
     assert outcome.status == "localized"
     assert engine.cost.samples == outcome.samples

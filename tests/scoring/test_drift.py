@@ -3,15 +3,14 @@
 import copy
 import dataclasses
 import random
-from typing import Any
 
 import pytest
 import torch
 from test_engine import LOUD, engine, names, rows, zeroed
 from tiny import write_tiny
 
-from nemo_prune.checkpoint.families import recognize
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model
 from nemo_prune.scoring.drift import CONTROLS, measure, random_neurons, recorded
@@ -77,20 +76,18 @@ def test_a_model_that_overflows_is_measured_in_fp32(
     unet.up_blocks[0].register_forward_hook(
         lambda module, _inputs, output: output * (float("nan") if module.training else 1.0)
     )
-    unet.train()  # tells the hook which of the two models it is in; nothing here has dropout
-    copied = copy.deepcopy
-
-    def calm(module: Any) -> Any:
-        return copied(module).eval()
-
-    monkeypatch.setattr("nemo_prune.scoring.batches.copy.deepcopy", calm)
+    unet.train()  # tells the hook in which precision it is; nothing here has dropout
+    in_fp32, in_any = unet.float, unet.to
+    monkeypatch.setattr(unet, "float", lambda: in_fp32().eval())
+    monkeypatch.setattr(unet, "to", lambda dtype: in_any(dtype).train())
     one = engine(half)
-    one.note = lambda _text: None
+    notes: list[str] = []
+    one.note = notes.append
     found = measure(one, one.prompts(TEXTS), off, seed=7)
     assert found["pruned"] == pytest.approx(expected["pruned"], rel=0.05)
     assert found["random_draws"] == pytest.approx(expected["random_draws"], rel=0.05)
-    assert one.exact is not None
-    assert all(not module._forward_hooks for module in one.exact.unet.modules())
+    assert len(notes) == 1
+    assert {parameter.dtype for parameter in unet.parameters()} == {torch.bfloat16}, "given back"
 
 
 def test_removing_nothing_drifts_nothing(model: LoadedModel) -> None:

@@ -10,17 +10,17 @@ import torch
 from tiny import write_tiny
 from torch import Tensor
 
-from nemo_prune.checkpoint.families import recognize
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import CheckpointError
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model
 from nemo_prune.options import Criterion
-from nemo_prune.scoring.batches import Prompt, Sample, masked
-from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample, masked_layers
 from nemo_prune.scoring.similarity import ms_ssim, noise_difference
-from nemo_prune.search.group_testing import search
-from nemo_prune.search.literal import Answer, Ladder, Outcome, Question
+from nemo_prune.search.group_testing import gradient_free_search
+from nemo_prune.search.ladder import Ladder
+from nemo_prune.search.protocol import Answer, Outcome, Question
 
 TEXTS = ["a cat", "a dog on a lawn", "", "the sea at night"]
 SEEDS = range(4)
@@ -145,7 +145,7 @@ def outcomes(engine: Engine, tau: float = TAU, **options: Any) -> list[Outcome]:
         z = [10.0 if value or row in (1, 3) else 0.0 for row, value in enumerate(activation)]
         path = Ladder(dict.fromkeys(("first", "second"), z),
                       dict.fromkeys(("first", "second"), activation))  # fmt: skip
-        searches.append((Prompt(text, None), search(path, tuple(SEEDS), tau)))
+        searches.append(Job(Prompt(text), gradient_free_search(path, tuple(SEEDS), tau)))
     return engine.run(searches, **options)
 
 
@@ -204,7 +204,7 @@ def test_hooks_are_gone_after_an_error(model: LoadedModel, monkeypatch: pytest.M
         found.evaluate([Sample(prompt, sets(model)[2], 0)])
     assert hooks(model) == 0
     mask = {names(model)[0]: torch.zeros(1, 1, 32)}
-    with pytest.raises(ZeroDivisionError), masked(model.value_layers, mask):
+    with pytest.raises(ZeroDivisionError), masked_layers(model.value_layers, mask):
         raise ZeroDivisionError
     assert hooks(model) == 0
 
@@ -376,7 +376,10 @@ def test_the_order_of_prompts_does_not_matter(model: LoadedModel) -> None:
 
     def found(texts: list[str], size: int | None) -> dict[str, Outcome]:
         one = engine(model, batch_size=size)
-        jobs = [(prompt, search(Ladder(ladder, ladder), seeds, 0.0)) for prompt in one.prompts(texts)]
+        jobs = [
+            Job(prompt, gradient_free_search(Ladder(ladder, ladder), seeds, 0.0))
+            for prompt in one.prompts(texts)
+        ]
         return dict(zip(texts, one.run(jobs), strict=True))
 
     expected = found(TEXTS, None)
@@ -413,7 +416,8 @@ def test_enough_searches_are_open_to_fill_a_batch(model: LoadedModel, size: int,
         open_.remove(index)
         return index
 
-    one.run([(prompt, asking(index)) for index, prompt in enumerate(one.prompts(TEXTS[:1] * 120))])
+    prompts = one.prompts(TEXTS[:1] * 120)
+    one.run([Job(prompt, asking(index)) for index, prompt in enumerate(prompts)])
     assert (most, open_) == (full, set())
 
 
@@ -451,7 +455,8 @@ def test_scores_equal_direct_similarity(model: LoadedModel, criterion: Criterion
         for s in asked
     }
     differences = found.evaluate([Sample(prompt, off, seed) for seed in asked])
-    after = found._scores(prompt, asked, list(SEEDS), differences)
+    baseline = found.baseline(prompt, SEEDS)
+    after = found.scores(dict(zip(asked, differences, strict=True)), baseline)
     assert after == pytest.approx(expected, abs=1e-4)
 
 
@@ -461,13 +466,14 @@ def test_a_pruned_model_scores_as_masks_do(model: LoadedModel, criterion: Criter
     original = engine(model, criterion=criterion)
     pruned = engine(zeroed(model, off), criterion=criterion)
     (prompt,), (twin,) = original.prompts(TEXTS[:1]), pruned.prompts(TEXTS[:1])
-    found = original.compare(prompt, SEEDS, pruned, twin)
+    baseline = original.baseline(prompt, SEEDS)
+    found = original.compare(baseline, pruned, twin, SEEDS)
     differences = original.evaluate([Sample(prompt, off, seed) for seed in SEEDS])
-    expected = original._scores(prompt, SEEDS, SEEDS, differences)
+    expected = original.scores(dict(zip(SEEDS, differences, strict=True)), baseline)
     assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_prompts_are_those_of_the_model(model: LoadedModel) -> None:
     prompts: list[Prompt] = engine(model).prompts(TEXTS)
     assert torch.equal(torch.stack([prompt.text for prompt in prompts]), model.encode(TEXTS))
-    assert all(prompt.pooled is None and not prompt.clean for prompt in prompts)
+    assert all(prompt.pooled is None for prompt in prompts)

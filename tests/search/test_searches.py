@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 
 from benchmarks.stress import TAU, bits, format_table, make_case, stress_row
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.search.group_testing import group_size, search
-from nemo_prune.search.literal import LAST_RUNG, Ladder, Outcome, Question, Search, literal_search, run
+from nemo_prune.search.group_testing import gradient_free_search, group_size
+from nemo_prune.search.ladder import LAST_RUNG, Ladder
+from nemo_prune.search.literal import literal_search
+from nemo_prune.search.protocol import Outcome, Question, Search, run
 
 Oracle = Callable[[frozenset[Neuron], int], float]
-SEARCHES = pytest.mark.parametrize("kind", [literal_search, search], ids=["literal", "fast"])
+SEARCHES = pytest.mark.parametrize(
+    "kind", [literal_search, gradient_free_search], ids=["literal", "fast"]
+)
 
 
 def neurons(*places: tuple[str, int]) -> frozenset[Neuron]:
@@ -223,7 +227,7 @@ def test_seeds_must_be_some_and_distinct(kind: type, ladder: Ladder, seeds: tupl
 
 def test_one_candidate_takes_the_floor() -> None:
     ladder = Ladder({"a": [6.0, 0.0]}, {"a": [1.0, 0.0]})
-    outcome = run(search(ladder, range(10), 0.428), needing(Neuron("a", 0)))
+    outcome = run(gradient_free_search(ladder, range(10), 0.428), needing(Neuron("a", 0)))
     assert outcome.samples == 20
 
 
@@ -236,7 +240,7 @@ def test_a_seed_that_objects_joins_and_nothing_is_forgotten(ladder: Ladder) -> N
         return 0.2 if (second if seed == 2 else first) in off else 0.6
 
     recorder = Recorder(oracle)
-    outcome = run(search(ladder, range(4), 0.428), recorder)
+    outcome = run(gradient_free_search(ladder, range(4), 0.428), recorder)
     recorder.check(outcome)
     assert set(outcome.neurons) == {first, second}
 
@@ -245,7 +249,7 @@ def test_a_lower_rung_is_found_even_if_the_whole_ladder_fails(ladder: Ladder) ->
     """Not monotone: only the third rung works. The climb finds it, so must the bisection."""
     only = ladder.rung(2)
     recorder = Recorder(lambda off, _seed: 0.2 if off == only else 0.8)
-    outcome = run(search(ladder, range(4), 0.428), recorder)
+    outcome = run(gradient_free_search(ladder, range(4), 0.428), recorder)
     recorder.check(outcome)
     assert outcome.status == "localized"
     assert set(outcome.neurons) == only
@@ -297,7 +301,7 @@ def test_monotone_seeds_that_disagree(data: st.DataObject) -> None:
     needs = [data.draw(clauses(ladder, 3)) for _ in range(seeds)]
     oracle = condition(needs, data.draw(st.integers(1, seeds)))
     recorder = Recorder(oracle)
-    fast = run(search(ladder, range(seeds), 0.428), recorder)
+    fast = run(gradient_free_search(ladder, range(seeds), 0.428), recorder)
     literal = run(literal_search(ladder, range(seeds), 0.428), oracle)
     recorder.check(fast)
     for name in ("status", "theta", "candidates", "threshold", "memorized_seeds", "scores_before"):
@@ -312,7 +316,7 @@ def test_never_more_samples_where_one_seed_is_the_most_stubborn(data: st.DataObj
     needs = [full[: max(1, len(full) - seed)] for seed in range(seeds)]
     oracle = condition(needs, data.draw(st.integers(1, seeds)))
     recorder = Recorder(oracle)
-    fast = run(search(ladder, range(seeds), 0.428), recorder)
+    fast = run(gradient_free_search(ladder, range(seeds), 0.428), recorder)
     recorder.check(fast)
     assert fast.samples <= run(literal_search(ladder, range(seeds), 0.428), oracle).samples
 
@@ -322,7 +326,7 @@ def test_the_same_neurons_where_one_minimal_set_exists(data: st.DataObject, seed
     ladder = data.draw(ladders())
     needs = [data.draw(clauses(ladder, 1)) for _ in range(seeds)]
     oracle = condition(needs, data.draw(st.integers(1, seeds)))
-    fast = run(search(ladder, range(seeds), 0.428), oracle)
+    fast = run(gradient_free_search(ladder, range(seeds), 0.428), oracle)
     assert fast.status == "localized"
     assert fast.neurons == run(literal_search(ladder, range(seeds), 0.428), oracle).neurons
 
@@ -336,13 +340,13 @@ def test_any_oracle_at_all(ladder: Ladder, seeds: int, salt: int, tau: float) ->
         return zlib.crc32(repr((salt, sorted(off), seed)).encode()) / 2**32
 
     recorder = Recorder(oracle)
-    fast = run(search(ladder, range(seeds), tau), recorder)
+    fast = run(gradient_free_search(ladder, range(seeds), tau), recorder)
     recorder.check(fast)
     literal = run(literal_search(ladder, range(seeds), tau), oracle)
     assert fast.memorized_seeds == literal.memorized_seeds
     if literal.status == "localized":
         assert fast.status == "localized"
-    assert fast == run(search(ladder, range(seeds), tau), oracle)  # deterministic
+    assert fast == run(gradient_free_search(ladder, range(seeds), tau), oracle)  # deterministic
 
 
 @given(st.data(), st.integers(1, 10), st.integers())
@@ -356,7 +360,7 @@ def test_almost_monotone(data: st.DataObject, seeds: int, salt: int) -> None:
         return 1 - honest(off, seed) if lies else honest(off, seed)
 
     recorder = Recorder(oracle)
-    recorder.check(run(search(ladder, range(seeds), 0.428), recorder))
+    recorder.check(run(gradient_free_search(ladder, range(seeds), 0.428), recorder))
 
 
 @SEARCHES
@@ -384,7 +388,7 @@ def test_small_prompts_stay_near_the_floor_of_twenty(agreement: float) -> None:
         needed = rng.randint(1, min(4, candidates))
         case = make_case(rng, candidates, needed, rung=0, agreement=agreement)
         recorder = Recorder(case.oracle)
-        outcome = run(search(case.ladder, range(10), TAU), recorder)
+        outcome = run(gradient_free_search(case.ladder, range(10), TAU), recorder)
         recorder.check(outcome)
         assert set(outcome.neurons) == case.needed
         samples.append(outcome.samples)

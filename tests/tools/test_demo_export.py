@@ -12,11 +12,11 @@ from demo_export import export
 from demo_unet import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VALUE_LAYERS
 from demo_vae import VAE_CONFIG
 
-from nemo_prune.checkpoint.families import recognize
-from nemo_prune.cli.demo import write_config_folder
+from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.header import read_header
 from nemo_prune.model import hub, loading
 from nemo_prune.model.schedule import ddim_timestep
+from nemo_prune.report.demo import write_config_folder
 
 CPU = torch.device("cpu")
 PROMPTS = ["Chelsea the Cat by Stefan van der Walt", "a red ball on grass", ""]

@@ -1,0 +1,93 @@
+"""What a model on disk is and says about itself, as plain JSON."""
+
+from typing import Any
+
+from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
+from nemo_prune.checkpoint.neurons import Neuron, union
+from nemo_prune.checkpoint.provenance import MODELSPEC_HASH, earlier_neurons, provenance_of
+from nemo_prune.checkpoint.zeros import Zeros, model_zeros, zeros_in
+from nemo_prune.errors import CheckpointError
+from nemo_prune.files.hashing import file_hashes
+
+
+def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
+    """Family, layout, components, value layers with rows already zero, and provenance.
+
+    "zeroed" are the rows that are zero in every copy of a layer, biases included,
+    "zeroed_in_some_copies" those where the copies disagree. "named_but_not_zero" are neurons that a
+    file's metadata names as removed (`nemo_prune.neurons`) though their rows are not all zero in it,
+    as when a program kept the metadata and lost the edit; None if that entry is damaged. `hashed` adds
+    "hashes": of the whole file ("sha256", "a1111"), of all behind the header ("modelspec"), and
+    "modelspec_stated", what the metadata say of the latter or None.
+
+    Of a folder, bytes, dtypes and provenance are the main copy's, "files" are where the copies lie,
+    "unedited" those that cannot be pruned, and "hashes" has only "sha256", `model_sha256`.
+
+    Reads headers and value layers, and whole files only if `hashed`. Raises CheckpointError if
+    they cannot be read.
+    """
+    zeros = model_zeros(checkpoint)
+    none = Zeros((), ())
+    found = {
+        "path": str(checkpoint.path),
+        "bytes": sum(part.header.size for part in checkpoint.copies[0]),
+        "family": checkpoint.family,
+        "layout": checkpoint.layout,
+        "prediction_type": checkpoint.prediction_type,
+        "text_encoder": checkpoint.text_encoder,
+        "vae": checkpoint.vae,
+        "ema": checkpoint.ema,
+        "in_channels": checkpoint.in_channels,
+        "dtypes": sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
+        "value_layers": [
+            {
+                "name": layer.name,
+                "part": layer.part,
+                "rows": layer.rows,
+                "columns": layer.columns,
+                "copies": copies[layer.name],
+                "zeroed": list(zeros.get(layer.name, none).everywhere),
+                "zeroed_in_some_copies": list(zeros.get(layer.name, none).somewhere),
+            }
+            for copies in [_copies(checkpoint)]
+            for layer in checkpoint.value_layers
+        ],
+        "named_but_not_zero": _named_but_not_zero(checkpoint),
+        "provenance": provenance_of(checkpoint.metadata),
+    }
+    if checkpoint.is_folder:
+        edited = [part.path for part in checkpoint.parts if part.value_layers]
+        found["files"] = [checkpoint.place(path) for path in edited]
+        found["unedited"] = [checkpoint.place(path) for path in checkpoint.twins]
+        if hashed:
+            found["hashes"] = {"sha256": model_sha256(checkpoint)}
+    elif hashed:
+        hashes = file_hashes(checkpoint.parts[0].header)
+        found["hashes"] = {
+            "sha256": hashes.sha256,
+            "a1111": hashes.a1111,
+            "modelspec": hashes.modelspec,
+            "modelspec_stated": checkpoint.metadata.get(MODELSPEC_HASH),
+        }
+    return found
+
+
+def _copies(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many copies of each value layer's weight there are, by the layer's name."""
+    layers = [layer for part in checkpoint.parts for layer in part.value_layers]
+    counts = {layer.name: 0 for layer in layers}
+    for layer in layers:
+        counts[layer.name] += len(layer.tensors)
+    return counts
+
+
+def _named_but_not_zero(checkpoint: Checkpoint) -> list[dict[str, Any]] | None:
+    left: set[Neuron] = set()
+    for copy in checkpoint.copies:
+        try:
+            named = union(*(earlier_neurons(part.header) for part in copy))
+        except CheckpointError:
+            return None
+        zeros = zeros_in(copy) if named else {}
+        left |= {n for n in named if n.layer not in zeros or n.row not in zeros[n.layer].everywhere}
+    return [{"layer": neuron.layer, "row": neuron.row} for neuron in sorted(left)]

@@ -1,0 +1,299 @@
+"""Recognize a safetensors file: which model it holds, and where its value layers lie.
+
+Everything is read from the names and shapes of the tensors, so thinner and shorter UNets of the
+known families are recognized too. A value layer is known by its name in diffusers, whatever the
+layout of the file, so that one manifest fits all files of a model.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, Blocks
+from nemo_prune.checkpoint.checkpoint import Checkpoint, Part, ValueLayer
+from nemo_prune.checkpoint.families import FAMILIES, Traits
+from nemo_prune.checkpoint.neurons import network_order
+from nemo_prune.checkpoint.provenance import joint_metadata
+from nemo_prune.errors import CheckpointError
+from nemo_prune.files.header import Header, Tensor, quoted, read_header
+
+# Dtypes in which zero bytes mean 0.0: not F8_E8M0 (2^-127), not quantized integers (an offset).
+_ZERO_IS_ZERO = frozenset(
+    {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}
+)
+# Of neurons in a layer, and of channels of its text; the largest known are 1280 and 2048.
+_MOST = 4096
+_LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
+SHARD = re.compile(r"-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors$")
+# Factors beside an 8-bit weight: whatever they are, zero times them is zero.
+SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", ".comfy_quant")
+
+_V = "v_prediction"
+_PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": _V, "v_prediction": _V,
+                     "v-prediction": _V, "vpred": _V, "v_pred": _V}  # fmt: skip
+
+Tensors = Mapping[str, Tensor]
+
+
+class _Fault(Exception):
+    """Why a file is refused, without its name."""
+
+
+def recognize(path: Path) -> Checkpoint:
+    """Return what the safetensors file at `path` holds, from its header alone.
+
+    Raises CheckpointError, one line, for a file that cannot be read or that the method does not
+    apply to: additions to a model, parts of one, joint-attention models, unknown families, and
+    value layers in a form in which zeroing a row is not possible or would leave a copy behind.
+    """
+    header = read_header(path)
+    if SHARD.search(header.path.name):
+        raise CheckpointError(
+            f"{header.path}: is one shard of a model in several files; give the folder that holds "
+            f"the whole model (the one with unet/ in it)"
+        )
+    return identify(header.path, [header])
+
+
+def identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
+    """The model of which these files are the one copy; `path` names it. Raises as `recognize` does."""
+    try:
+        return _identify(path, headers)
+    except _Fault as fault:
+        raise CheckpointError(f"{path}: {fault}") from None
+
+
+def _identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
+    tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
+    if fault := _refuse_whole(tensors):
+        raise _Fault(fault)
+    ldm, prefix, found = _find(tensors)
+    if not found:
+        raise _Fault(_refuse_without_values(tensors))
+    layers = tuple(
+        _value_layer(tensors, canonical, found[canonical], prefix)
+        for canonical in sorted(found, key=network_order)
+    )
+    claimed = {key for layer in layers for key in (*layer.tensors, *layer.biases)}
+    if stray := next(_strays(tensors, claimed), None):
+        raise _Fault(
+            f"holds the value tensor {quoted(stray)}, whose place in the network is unknown, so "
+            f"memorization could stay in it; remove it, or save the plain model"
+        )
+    columns = {layer.columns for layer in layers}
+    if len(columns) > 1:
+        raise _Fault(
+            f"has value layers for text of different widths {sorted(columns)}, so it is of an "
+            f"unknown family; give a Stable Diffusion 1, 2 or XL checkpoint"
+        )
+    text = any(n.startswith(("cond_stage_model.", "conditioner.embedders.")) for n in tensors)
+    vae = any(n.startswith("first_stage_model.") for n in tensors)
+    return Checkpoint(
+        path=path,
+        family=_family(tensors, layers, prefix),
+        layout=("ldm" if text or vae else "unet-ldm") if ldm else "unet-diffusers",
+        value_layers=layers,
+        copies=(tuple(_part(header, layers) for header in headers),),
+        text_encoder=text,
+        vae=vae,
+        ema=any(len(layer.tensors) > 1 for layer in layers),
+        in_channels=_in_channels(tensors, prefix + ("input_blocks.0.0" if ldm else "conv_in")),
+        prediction_type=_prediction_type(tensors, joint_metadata(headers)),
+    )
+
+
+def _part(header: Header, layers: Sequence[ValueLayer]) -> Part:
+    """A file with its own share of the value layers."""
+    own = (
+        replace(
+            layer,
+            tensors=tuple(key for key in layer.tensors if key in header.tensors),
+            biases=tuple(key for key in layer.biases if key in header.tensors),
+        )
+        for layer in layers
+    )
+    return Part(header, tuple(layer for layer in own if layer.tensors or layer.biases))
+
+
+def _find(tensors: Tensors) -> tuple[bool, str, dict[str, str]]:
+    """(LDM names?, their prefix, canonical layer name -> key of its main weight)."""
+    for prefix in _LDM_PREFIXES:
+        names = [n[len(prefix) :] for n in tensors if n.startswith(prefix)]
+        if found := dict(Blocks(names).values()):
+            return True, prefix, {layer: prefix + name for layer, name in found.items()}
+    plain = [n for n in tensors if DIFFUSERS_VALUE.fullmatch(n)]
+    return False, "", {name.removesuffix(".weight"): name for name in plain}
+
+
+def _value_layer(tensors: Tensors, canonical: str, key: str, prefix: str) -> ValueLayer:
+    weights = [tensors[k] for k in _copies(key, prefix) if k in tensors]
+    bias_key = key.removesuffix("weight") + "bias"
+    biases = [tensors[k] for k in _copies(bias_key, prefix) if k in tensors]
+    shape = weights[0].shape
+    for tensor in (*weights, *biases):
+        _check_dtype(tensor)
+    for weight in weights:
+        if len(weight.shape) != 2 or 0 in weight.shape or max(weight.shape) > _MOST:
+            raise _Fault(
+                f"has the value tensor {weight.name} of shape {list(weight.shape)} where [neurons, "
+                f"text channels] is due; save the model unquantized and unpacked"
+            )
+        if weight.shape != shape:
+            raise _Fault(
+                f"has copies of one value tensor in two shapes, {list(shape)} and "
+                f"{list(weight.shape)} ({weight.name}); download or save it again"
+            )
+    for bias in biases:
+        if bias.shape != shape[:1]:
+            raise _Fault(
+                f"has the bias {bias.name} of shape {list(bias.shape)} where {list(shape[:1])} "
+                f"is due; download or save it again"
+            )
+    return ValueLayer(
+        name=canonical,
+        part=canonical.partition("_")[0],
+        rows=shape[0],
+        columns=shape[1],
+        tensors=tuple(weight.name for weight in weights),
+        biases=tuple(bias.name for bias in biases),
+    )
+
+
+def _copies(key: str, prefix: str) -> tuple[str, ...]:
+    """The main key, then what its twin in the training code's moving average may be called."""
+    dotted = "diffusion_model." + key[len(prefix) :]
+    return key, "model_ema." + dotted.replace(".", ""), "model_ema." + dotted
+
+
+def _check_dtype(tensor: Tensor) -> None:
+    if tensor.dtype not in _ZERO_IS_ZERO:
+        raise _Fault(
+            f"has the value tensor {tensor.name} in {tensor.dtype}, in which zero bytes do not "
+            f"mean zero; convert the model to F16 first"
+        )
+
+
+def _strays(tensors: Tensors, claimed: set[str]) -> Iterator[str]:
+    """Keys that look like value tensors and are no known copy of one."""
+    for name in tensors:
+        if is_value_like(name) and name not in claimed and not name.endswith(SCALES):
+            yield name
+
+
+def _family(tensors: Tensors, layers: Sequence[ValueLayer], prefix: str) -> str:
+    def has(*stems: str) -> bool:
+        return any(name.startswith(stems) for name in tensors)
+
+    if has(f"{prefix}class_embedding.", f"{prefix}label_emb.weight"):
+        raise _Fault("is an upscaler or unCLIP model, which draws from more than text; not known")
+    entrance = layers[0].tensors[0].partition("transformer_blocks.")[0] + "proj_in.weight"
+    projection = tensors.get(entrance)
+    traits = Traits(
+        names=tensors.keys(),
+        columns=layers[0].columns,
+        added=has(f"{prefix}label_emb.", f"{prefix}add_embedding.", "conditioner.embedders."),
+        linear=None if projection is None else len(projection.shape) == 2,
+        first=layers[0].name,
+    )
+    family = next(family for family in FAMILIES.values() if family.fits(traits))
+    if fault := family.refuse(traits):
+        raise _Fault(fault)
+    return family.name
+
+
+def _in_channels(tensors: Tensors, stem: str) -> int:
+    tensor = tensors.get(f"{stem}.weight")
+    if tensor is None or len(tensor.shape) != 4:
+        raise _Fault(
+            f"is incomplete: its UNet has no first convolution ({stem}.weight); download or save "
+            f"it again"
+        )
+    return tensor.shape[1]
+
+
+def _prediction_type(tensors: Tensors, metadata: Mapping[str, str]) -> str | None:
+    stated = metadata.get("modelspec.prediction_type", "").strip().lower()
+    if stated in _PREDICTION_TYPES:
+        return _PREDICTION_TYPES[stated]
+    # Tensors without meaning but their name, as ComfyUI reads them. ztsnr alone says nothing.
+    return _V if "v_pred" in tensors else None
+
+
+# ------------------------------------------------------------- what the method does not apply to
+
+_CONTROLNET = re.compile(
+    r"(^|\.)(control_model|zero_convs|input_hint_block|controlnet_cond_embedding"
+    r"|controlnet_down_blocks|controlnet_blocks)\."
+)
+_LORA = re.compile(r"(^|[._])(lora|lycoris|hada|lokr|oft|dora)[._]", re.IGNORECASE)
+_FLUX = re.compile(r"(^|\.)(double_blocks|single_transformer_blocks)\.\d")
+_SD3 = re.compile(r"(^|\.)joint_blocks\.\d")
+_TRANSFORMER = re.compile(
+    r"(^|\.)(transformer_blocks\.\d+\.attn2\.to_v|blocks\.\d+\.cross_attn\.kv_linear)\."
+)
+_JOINT = re.compile(r"\.attn\.add_v_proj\.")
+_TEXT = re.compile(
+    r"^(cond_stage_model|conditioner\.embedders|text_model|text_encoders?|transformer\.resblocks"
+    r"|encoder\.block\.\d+\.layer)\b"
+)
+_VAE = re.compile(r"^(first_stage_model\.|(post_)?quant_conv\.|vae\.|(en|de)coder\.(conv_in|mid)\b)")
+_VIDEO = re.compile(r"\.(time_stack|time_mixer|temporal_transformer_blocks|motion_modules)\.")
+
+_WHOLE = "give the checkpoint that it belongs to"
+_JOINT_REASON = (
+    "its attention joins text and picture in one stream, so no value layer sees the text "
+    "alone and the method does not apply as it stands; use a Stable Diffusion 1, 2 or XL file"
+)
+
+
+def _refuse_whole(names: Collection[str]) -> str | None:
+    """What speaks against a file even if its value layers look right; None if nothing does."""
+    if any(_CONTROLNET.search(name) for name in names):
+        return "holds a ControlNet, not a text-to-image model alone; give the model it steers"
+    if any(_VIDEO.search(name) for name in names):
+        return "is a video model, a family the method was never tried on; give an image model"
+    return None
+
+
+def _refuse_without_values(names: Collection[str]) -> str:
+    """Why a file in which no cross-attention value layer was found cannot be pruned."""
+    if is_addition(names):
+        return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
+    if any(_FLUX.search(name) for name in names):
+        return f"is a Flux model: {_JOINT_REASON}"
+    if any(_SD3.search(name) for name in names):
+        return f"is a Stable Diffusion 3 model: {_JOINT_REASON}"
+    if any(_JOINT.search(name) for name in names):
+        return f"is a joint-attention transformer (Stable Diffusion 3, Flux): {_JOINT_REASON}"
+    if any(_TRANSFORMER.search(name) for name in names):
+        return (
+            "is a transformer with cross-attention (PixArt and the like): it has value layers, but no "
+            "down and mid blocks to search and a T5 text encoder, which nobody has tried the method "
+            "on; use a Stable Diffusion 1, 2 or XL file"
+        )
+    if stray := next((name for name in names if is_value_like(name)), None):
+        return (
+            f"is of an unknown family: its value layers ({quoted(stray)}, ...) do not lie as in "
+            f"Stable Diffusion 1, 2 or XL; give such a checkpoint"
+        )
+    text, vae = (any(p.search(name) for name in names) for p in (_TEXT, _VAE))
+    unet = any("time_embed" in name for name in names)
+    if vae and not text and not unet:
+        return f"is a VAE alone, which draws no picture by itself; {_WHOLE}"
+    if text and not vae and not unet:
+        return f"is a text encoder alone, which draws no picture by itself; {_WHOLE}"
+    return (
+        "is of an unknown family: it has no cross-attention value layers (attn2.to_v); give a "
+        "Stable Diffusion 1, 2 or XL checkpoint"
+    )
+
+
+def is_addition(names: Collection[str]) -> bool:
+    """True for a LoRA and its like, which holds differences to a model and not the model."""
+    return any(_LORA.search(name) for name in names)
+
+
+def is_value_like(name: str) -> bool:
+    """True for the names of cross-attention value tensors of any layout, known or not."""
+    return "attn2" in name and "to_v" in name

@@ -1,0 +1,128 @@
+"""The verb prune."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nemo_prune.cli.localize import (
+    check_manifest,
+    check_search,
+    conclude,
+    exit_code,
+    journal_of,
+    keep_manifest,
+    search,
+)
+from nemo_prune.cli.options import (
+    OUT,
+    build,
+    check_files,
+    folder_options,
+    json_option,
+    model_argument,
+    overwrite_option,
+    quiet_option,
+    read_inputs,
+    resume_option,
+    searching_options,
+    undo_option,
+)
+from nemo_prune.cli.reporting import check_reports, prepare, report_options
+from nemo_prune.options import Reporting, Writing
+
+
+@click.command()
+@model_argument
+@searching_options
+@click.option("-o", "--output", type=OUT, help="The checkpoint to write.")
+@click.option("--manifest", type=OUT, help="Also keep the manifest: which neurons, and why.")
+@resume_option
+@undo_option
+@click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint.")
+@click.option(
+    "--max-drift",
+    type=click.FloatRange(0),
+    help="Write no checkpoint, exit 1, if cross-attention outputs of ordinary prompts change by "
+    "more than this part on average (0.05: 5 %). The manifest and its journal are kept.",
+)
+@report_options
+@folder_options
+@overwrite_option
+@json_option
+@quiet_option
+def prune(
+    model: Path, dry_run: bool, max_drift: float | None, show_prompts: bool, as_json: bool, quiet: bool,
+    **given: Any,
+) -> None:  # fmt: skip
+    """Localize, rewrite and check in one go (the default command).
+
+    \b
+    nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
+    nemo-prune diffusers-folder --prompts mem.txt -o clean-folder --link
+    """
+    from nemo_prune.checkpoint.apply import check_model_output
+    from nemo_prune.checkpoint.open import open_checkpoint
+    from nemo_prune.cli.progress import progress
+
+    context = click.get_current_context()
+    writing, reporting = build(Writing, given), build(Reporting, given)
+    if writing.output is None and not dry_run:
+        raise click.UsageError("give -o OUT, the checkpoint to write, or --dry-run")
+    if writing.resume and not writing.manifest:
+        raise click.UsageError("--resume: the journal lies beside the manifest; give --manifest")
+    if dry_run and reporting.outputs:
+        raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
+    checkpoint = open_checkpoint(model)
+    folder = {"link": writing.link, "drop_pickles": writing.drop_pickles}
+    if writing.output is not None:
+        check_model_output(
+            checkpoint, writing.output, overwrite=writing.overwrite, undo=writing.undo, **folder
+        )
+    check_files(journal_of(writing))
+    check_manifest(writing)
+    check_reports(reporting)
+    inputs = read_inputs(checkpoint, given)
+    check_search(inputs, writing)
+    report = prepare(reporting, inputs.prompts.texts)
+    from nemo_prune.localize import prune as pruning
+
+    with progress(quiet) as bar:
+        found = search(inputs, writing, show_prompts, bar)
+        if max_drift is not None:
+            drift = pruning.expected_drift(found, report.ordinary, bar)
+            if not drift <= max_drift:
+                keep_manifest(found.manifest, writing)
+                kept = f" but {writing.manifest} and its journal" if writing.manifest else ""
+                click.echo(
+                    f"nemo-prune: ordinary prompts would drift by {drift:.4f}, more than --max-drift "
+                    f"{max_drift}; nothing was written{kept}",
+                    err=True,
+                )
+                if as_json:
+                    click.echo(json.dumps({**pruning.summary(found, None), "drift": drift}))
+                context.exit(1)
+        written = None
+        if writing.output is not None and not dry_run:
+            bar.stage("writing the checkpoint", 1, "file")
+            written = pruning.write(found, writing.output, writing.overwrite, writing.undo, **folder)
+            found = pruning.check(found, written.path, inputs.prompts.texts, bar)
+    # The manifest and the table come before pictures, which may take hours.
+    conclude(found, written, writing, as_json, quiet)
+    if written is not None and reporting.outputs:
+        from nemo_prune.report.inputs import inputs_of_run
+
+        of_run = inputs_of_run(
+            found, written.path, inputs.prompts.texts, report.ordinary, report.ordinary_from
+        )
+        try:
+            with progress(quiet) as bar:
+                report.verify(of_run, bar)
+        except KeyboardInterrupt:
+            click.echo(
+                f"nemo-prune: interrupted, no report; {written.path} is written and checked", err=True
+            )
+            context.exit(130)
+        report.tell(quiet)
+    context.exit(exit_code(record.status for record in found.manifest.prompts))

@@ -1,0 +1,171 @@
+"""Whether a prompt's picture is really gone: trajectories with the union off, and more neurons if not.
+
+The score at one early timestep is a screen. Here every prompt that it calls suppressed is drawn a little
+way from fresh seeds (`trajectory`); of one that is still drawn the search goes on from what is off
+already, with an attribution taken through the trajectory, first in the searched layers, then in all.
+Prompts are taken one after the other, so that each profits from what is off for those before it.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from nemo_prune.checkpoint.neurons import Neuron, union
+from nemo_prune.options import Progress
+from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
+from nemo_prune.scoring.trajectory import GONE, Reference, Schedule, reference_from
+from nemo_prune.search.auto import Candidates, trajectory_search
+from nemo_prune.search.protocol import Outcome
+
+FIRST_SEED = 20_000
+"""Trajectories are drawn from seeds from here on: no score ever uses them."""
+SEEDS = 8
+"""Seeds that a verdict is about: a picture may come back from two of eight."""
+UNRELATED = 16
+"""Ordinary prompts whose trajectories say how alike unrelated pictures are; ten passes each."""
+_UNRELATED_SEED = 30_000
+_GOAL = 0.4  # what a search must reach, so that other seeds stay below GONE
+_WIDTHS = (1, 2, 5)  # seeds asked at once: mostly the first tells that a picture is drawn
+
+
+@dataclass
+class Confirmed:
+    """What became of the prompts, by number.
+
+    remaining: the largest r over the seeds that were last asked, with the union off; below GONE the
+        picture is gone. None where the unpruned model's own trajectories do not agree.
+    neurons: what was added for a prompt. outcomes: of the searches that added it. passes: denoiser
+        samples spent on a prompt, backward passes counted. widened: prompts that needed all layers.
+    """
+
+    remaining: dict[int, float | None] = field(default_factory=dict)
+    neurons: dict[int, tuple[Neuron, ...]] = field(default_factory=dict)
+    outcomes: dict[int, list[Outcome]] = field(default_factory=dict)
+    passes: dict[int, int] = field(default_factory=dict)
+    widened: set[int] = field(default_factory=set)
+
+    def drawn(self, index: int) -> bool:
+        """Whether the prompt's picture is still drawn."""
+        remaining = self.remaining.get(index)
+        return remaining is not None and remaining >= GONE
+
+
+class Confirmation:
+    """Confirms prompts by trajectories, with some neurons off.
+
+    Args:
+        engine: of the unpruned model.
+        schedule: of the trajectories.
+        unrelated: ends of ordinary prompts' trajectories, from `unrelated_ends`.
+        progress: is told of every sample.
+    """
+
+    def __init__(
+        self, engine: Engine, schedule: Schedule, unrelated: Sequence[Tensor], progress: Progress
+    ) -> None:
+        self.engine, self.schedule, self.progress = engine, schedule, progress
+        self.unrelated = unrelated
+        self.result = Confirmed()
+        self.references: dict[int, Reference] = {}
+
+    def refer(self, index: int, prompt: Prompt, seeds: Sequence[int]) -> Reference:
+        """Draw the unpruned model's trajectories of a prompt from the seeds; two are enough."""
+        before = self.engine.cost.samples
+        samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
+        ends = self.engine.trajectories(samples, self.schedule, self.progress.advance)
+        reference = reference_from(self.schedule, dict(zip(seeds, ends, strict=True)), self.unrelated)
+        self.references[index] = reference
+        self._spent(index, before)
+        return reference
+
+    def look(
+        self, index: int, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int]
+    ) -> dict[int, float]:
+        """r of the seeds, a few at a time, until one is drawn or all are gone; notes the largest."""
+        before, found = self.engine.cost.samples, dict[int, float]()
+        reference = self.references[index]
+        if not reference.judged:
+            self.result.remaining[index] = None
+            return found
+        left = list(seeds)
+        for width in (*_WIDTHS, len(left)):
+            some, left = left[:width], left[width:]
+            if some:
+                samples = [Sample(prompt, off, seed) for seed in some]
+                ends = self.engine.trajectories(samples, self.schedule, self.progress.advance)
+                found |= reference.remaining(dict(zip(some, ends, strict=True)))
+            if found and max(found.values()) >= GONE:
+                break
+        self.result.remaining[index] = max(found.values())
+        self._spent(index, before)
+        return found
+
+    def remove(
+        self,
+        index: int,
+        prompt: Prompt,
+        off: Collection[Neuron],
+        scopes: Sequence[tuple[Sequence[str], Candidates]],
+        rounds: int,
+    ) -> frozenset[Neuron]:
+        """Look with `off` off; where the picture is drawn, search further neurons. What is off then.
+
+        scopes: layers to search and what they hold, the narrowest first; the next is tried where one
+            is not enough. rounds: how often seeds that no search saw may send it back.
+        """
+        everything = frozenset(off)
+        scope = 0
+        for round_ in range(rounds + 1):
+            first = FIRST_SEED + round_ * SEEDS
+            seeds = range(first, first + SEEDS)
+            known = self.look(index, prompt, everything, seeds)
+            if not self.result.drawn(index) or round_ == rounds:
+                break
+            remaining = {seed: known.get(seed, max(known.values())) for seed in seeds}
+            while scope < len(scopes):
+                found = self._search(index, prompt, everything, remaining, *scopes[scope])
+                if found.status == "localized":
+                    break
+                scope += 1
+            if scope == len(scopes):
+                break  # with every value neuron off the picture is still drawn
+            if scope:
+                self.result.widened.add(index)
+            self.result.outcomes.setdefault(index, []).append(found)
+            self.result.neurons[index] = union(self.result.neurons.get(index, ()), found.neurons)
+            everything |= set(found.neurons)
+        return everything
+
+    def _search(
+        self,
+        index: int,
+        prompt: Prompt,
+        off: frozenset[Neuron],
+        remaining: Mapping[int, float],
+        layers: Sequence[str],
+        candidates: Candidates,
+    ) -> Outcome:
+        before = self.engine.cost.samples
+        left = Candidates(tuple(n for n in candidates.order if n not in off), candidates.harm)
+        search = trajectory_search(left, remaining, _GOAL)
+        job = Job(prompt, search, base=off, reference=self.references[index], layers=layers)
+        found: list[Outcome] = self.engine.run([job], on_samples=self.progress.advance)
+        self._spent(index, before)
+        return found[0]
+
+    def _spent(self, index: int, before: int) -> None:
+        self.result.passes[index] = self.result.passes.get(index, 0) + self.engine.cost.samples - before
+
+
+def unrelated_ends(
+    engine: Engine, ordinary: Sequence[str], schedule: Schedule, progress: Progress
+) -> list[Tensor]:
+    """Where ordinary prompts' trajectories end, one seed each; once per model."""
+    texts = ordinary[:UNRELATED]
+    progress.stage("drawing ordinary trajectories", len(texts) * schedule.passes, "samples")
+    samples = [
+        Sample(prompt, frozenset(), _UNRELATED_SEED + place)
+        for place, prompt in enumerate(engine.prompts(texts))
+    ]
+    return engine.trajectories(samples, schedule, progress.advance)
