@@ -1,4 +1,4 @@
-"""The verbs of the bytes world: apply, diff, restore, inspect. They never import torch."""
+"""The verb apply; it never imports torch."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import click
 
 from nemo_prune.cli.options import (
     FILE,
+    OUT,
     folder_options,
     json_option,
     model_argument,
@@ -30,7 +31,7 @@ from nemo_prune.cli.options import (
     type=click.IntRange(min=1),
     help="Only the K neurons that most prompts share; equal ones in the order of the network.",
 )
-@click.option("-o", "--output", type=FILE, required=True, help="The checkpoint to write.")
+@click.option("-o", "--output", type=OUT, required=True, help="The checkpoint to write.")
 @undo_option
 @click.option("--hash", "hashed", is_flag=True, help="Also the output's SHA-256; takes longer.")
 @folder_options
@@ -120,95 +121,3 @@ def apply(
     if undo is not None:
         but = ", but for what --drop-pickles left out" if drop_pickles else ""
         click.echo(f"wrote {undo}: with it, restore brings the source back{but}", err=True)
-
-
-@click.command()
-@click.argument("a", type=FILE)
-@click.argument("b", type=FILE)
-@click.option("--expect", "manifest", type=FILE, help="Check that B is A with this manifest applied.")
-@json_option
-def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
-    """Say in which tensors, rows and bytes two files or folders differ, and in what else; no torch.
-
-    Exit code 0 if they are the same bytes, 1 if they differ. With --expect, 0 if B is A with
-    exactly the rows of the manifest zeroed in every copy, 1 if anything else differs. Hidden
-    folders (.git, .cache) are named and not compared.
-
-    \b
-    nemo-prune diff model.safetensors clean.safetensors --expect neurons.json
-    """
-    from nemo_prune.checkpoint.diff import compare_models
-    from nemo_prune.checkpoint.manifest import read_manifest
-
-    wanted = read_manifest(manifest) if manifest is not None else None
-    found = compare_models(a, b, wanted.neurons if wanted is not None else None)
-    promise = found.promise
-    if wanted is not None and promise is not None and promise.a_sha256 != wanted.source["sha256"]:
-        click.echo(f"warning: {manifest} was made for another model than {a}", err=True)
-    if as_json:
-        result = {"a": str(a), "b": str(b), **found.difference.to_json()}
-        click.echo(json.dumps(result | ({"expected": promise.to_json()} if promise else {})))
-    else:
-        for line in [*found.difference.describe(), *(promise.describe() if promise else ())]:
-            click.echo(line)
-    holds = not found.difference if promise is None else not promise.unexpected
-    click.get_current_context().exit(0 if holds else 1)
-
-
-@click.command()
-@model_argument
-@click.option("--undo", type=FILE, required=True, help="What --undo wrote when MODEL was pruned.")
-@click.option("-o", "--output", type=FILE, required=True, help="The source to write again.")
-@overwrite_option
-@json_option
-def restore(model: Path, undo: Path, output: Path, overwrite: bool, as_json: bool) -> None:
-    """Bring back the file or folder that MODEL was made from, bit for bit; no torch.
-
-    Of a folder, what --drop-pickles left out is not brought back.
-
-    \b
-    nemo-prune restore clean.safetensors --undo rows.safetensors -o model.safetensors
-    """
-    from nemo_prune.checkpoint.restore import restore_model
-    from nemo_prune.files.trees import shown
-
-    restored = restore_model(model, undo, output, overwrite=overwrite)
-    result = {
-        "output": {"path": str(output), "sha256": restored.sha256},
-        "rows_restored": restored.rows,
-        **({} if restored.left_out is None else {"left_out": restored.left_out}),
-    }
-    if as_json:
-        click.echo(json.dumps(result))
-    for place in restored.left_out or ():
-        click.echo(
-            f"note: {shown(place)} was left out by --drop-pickles and is not brought back", err=True
-        )
-    click.echo(f"wrote {output}: {restored.rows} rows restored, sha256 {restored.sha256}", err=True)
-
-
-@click.command()
-@model_argument
-@click.option("--hash", "hashed", is_flag=True, help="Also its hashes, for which it is read whole.")
-@click.option(
-    "--strict", is_flag=True, help="Exit with 1 if the metadata name neurons that are not all zero."
-)
-@json_option
-def inspect(model: Path, hashed: bool, strict: bool, as_json: bool) -> None:
-    """Say what a checkpoint is: family, value layers, rows already zero, provenance; no torch.
-
-    \b
-    nemo-prune inspect model.safetensors
-    """
-    from nemo_prune.checkpoint.inspect import inspection
-    from nemo_prune.checkpoint.open import open_checkpoint
-
-    found = inspection(open_checkpoint(model), hashed)
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        from nemo_prune.cli.console import print_inspection
-
-        print_inspection(found)
-    if strict and found["named_but_not_zero"] != []:
-        click.get_current_context().exit(1)
