@@ -38,19 +38,9 @@ from nemo_prune.cli.options import (
 @overwrite_option
 @json_option
 def apply(
-    model: Path,
-    manifest: Path | None,
-    by_hand: str | None,
-    import_csv: Path | None,
-    top_k: int | None,
-    output: Path,
-    undo: Path | None,
-    hashed: bool,
-    link: bool,
-    drop_pickles: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+    model: Path, manifest: Path | None, by_hand: str | None, import_csv: Path | None,
+    top_k: int | None, output: Path, undo: Path | None, hashed: bool, as_json: bool, **how: bool,
+) -> None:  # fmt: skip
     """Zero chosen neurons in a checkpoint, byte-exact; needs no GPU and no torch.
 
     \b
@@ -89,15 +79,7 @@ def apply(
             choice = from_results(import_csv, checkpoint, top_k)
             click.echo(f"note: {import_csv} does not say for which model it was made", err=True)
     written = write_model(
-        checkpoint,
-        choice.neurons,
-        output,
-        choice.provenance,
-        overwrite=overwrite,
-        undo=undo,
-        link=link,
-        drop_pickles=drop_pickles,
-        hashed=hashed,
+        checkpoint, choice.neurons, output, choice.provenance, undo=undo, hashed=hashed, **how
     )
     if choice.source_sha256 not in (None, written.source_sha256):
         click.echo(
@@ -119,5 +101,5 @@ def apply(
     if hashed:
         click.echo(f"sha256 {written.sha256}", err=True)
     if undo is not None:
-        but = ", but for what --drop-pickles left out" if drop_pickles else ""
+        but = ", but for what --drop-pickles left out" if how["drop_pickles"] else ""
         click.echo(f"wrote {undo}: with it, restore brings the source back{but}", err=True)
