@@ -15,26 +15,18 @@ from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization
-from nemo_prune.options import Progress
+from nemo_prune.options import Progress, Writing
 from nemo_prune.scoring import drift
 from nemo_prune.scoring.memory import peak_memory
 from nemo_prune.scoring.opening import open_engine
 
 
-def write(
-    found: Localization,
-    out: Path,
-    overwrite: bool,
-    undo: Path | None = None,
-    *,
-    link: bool = False,
-    drop_pickles: bool = False,
-) -> Written:
-    """Write the pruned checkpoint: the union of all prompts' neurons is zeroed, byte-exact.
+def write(found: Localization, writing: Writing) -> Written:
+    """Write the pruned checkpoint to `writing.output`: the union of all prompts' neurons is zeroed.
 
-    The removed rows are kept in the new file `undo`, if one is given; the other options are
-    those of `write_model`.
+    Raises what `write_model` raises.
     """
+    assert writing.output is not None
     provenance = {
         "tau": str(found.tau),
         "gate": str(found.thresholds.gate.value),
@@ -45,12 +37,12 @@ def write(
     return write_model(
         found.checkpoint,
         found.manifest.neurons,
-        out,
+        writing.output,
         provenance,
-        overwrite=overwrite,
-        undo=undo,
-        link=link,
-        drop_pickles=drop_pickles,
+        overwrite=writing.overwrite,
+        undo=writing.undo,
+        link=writing.link,
+        drop_pickles=writing.drop_pickles,
         hashed=True,
     )
 
