@@ -44,7 +44,8 @@ from nemo_prune.cli.options import (
 @json_option
 def apply(
     model: Path, manifest: Path | None, by_hand: str | None, import_csv: Path | None,
-    top_k: int | None, top: int | None, output: Path, undo: Path | None, hashed: bool, as_json: bool, **how: bool,
+    top_k: int | None, top: int | None, output: Path, undo: Path | None, hashed: bool,
+    as_json: bool, **how: bool,
 ) -> None:  # fmt: skip
     """Zero chosen neurons in a checkpoint, byte-exact; needs no GPU and no torch.
 
