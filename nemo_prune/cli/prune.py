@@ -75,10 +75,14 @@ def prune(
     if dry_run and reporting.outputs:
         raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
     checkpoint = open_checkpoint(model)
-    folder = {"link": writing.link, "drop_pickles": writing.drop_pickles}
     if writing.output is not None:
         check_model_output(
-            checkpoint, writing.output, overwrite=writing.overwrite, undo=writing.undo, **folder
+            checkpoint,
+            writing.output,
+            overwrite=writing.overwrite,
+            undo=writing.undo,
+            link=writing.link,
+            drop_pickles=writing.drop_pickles,
         )
     check_files(journal_of(writing))
     check_manifest(writing)
@@ -106,7 +110,7 @@ def prune(
         written = None
         if writing.output is not None and not dry_run:
             bar.stage("writing the checkpoint", 1, "file")
-            written = pruning.write(found, writing.output, writing.overwrite, writing.undo, **folder)
+            written = pruning.write(found, writing)
             found = pruning.check(found, written.path, inputs.prompts.texts, bar)
     # The manifest and the table come before pictures, which may take hours.
     conclude(found, written, writing, as_json, quiet)
