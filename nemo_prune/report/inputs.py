@@ -10,13 +10,12 @@ from nemo_prune.checkpoint.diff import unremoved
 from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.open import open_checkpoint
-from nemo_prune.checkpoint.statuses import Status
+from nemo_prune.checkpoint.statuses import GONE, Status
 from nemo_prune.checkpoint.zeros import model_zeros
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted
 from nemo_prune.localize.localize import Localization
 from nemo_prune.options import Options
-from nemo_prune.scoring.trajectory import GONE
 
 _FAILED = (Status.NOT_REMOVABLE, Status.REPLICATED)  # what a run could not make suppressed
 

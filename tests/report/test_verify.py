@@ -12,6 +12,7 @@ from click.testing import Result
 from PIL import Image
 from test_inputs import manifest_of
 from test_likeness import photo
+from test_report import make_data
 from tiny import run, write_small
 
 from nemo_prune.checkpoint.apply import write_model
@@ -20,6 +21,7 @@ from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.options import Options
 from nemo_prune.report.pictures import Picture
 from nemo_prune.report.suppression import score
+from nemo_prune.report.verify import Report
 from nemo_prune.scoring.criterion import best_pairs
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -150,6 +152,26 @@ def test_a_target_is_judged_beside_the_other_seeds(
     (entry,) = json.loads(result.stdout)["prompts"]
     assert entry["status"] == "replicated"
     assert set(entry["pictures"]["near_above"]) == {"target"}
+
+
+def test_prune_exits_by_its_reports_pictures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a gate of 1 nothing is memorized, so that only the report's word decides."""
+    calibration = tmp_path / "calibration.txt"
+    calibration.write_text("".join(f"an ordinary caption {i}\n" for i in range(30)))
+
+    def verified(status: str) -> Report:
+        return Report(make_data(status=status) | {"notes": []})
+
+    for status, code in (("suppressed", 0), ("replicated", 1)):
+        monkeypatch.setattr("nemo_prune.report.verify.verify", lambda *_, s=status: verified(s))
+        result = run(folder / "model.safetensors", "--prompts", folder / "prompts.txt", "-o",
+                     tmp_path / f"{status}.safetensors", "--report", tmp_path / f"{status}.json",
+                     "--calibration-prompts", calibration, "--seeds", "2", "--device", "cpu",
+                     "--tau", "1", "--gate", "1", "--confirm", "none")  # fmt: skip
+        assert result.exit_code == code, result.output
+        assert "still near the memorized picture" in " ".join(result.stderr.split())
 
 
 def test_scores_are_in_the_unit_of_the_thresholds() -> None:
