@@ -33,10 +33,11 @@ def interval_text(gate: Mapping[str, Any]) -> str:
 def print_prompts(result: dict[str, Any]) -> None:
     """The table of prompts and the totals of a `summary`."""
     shown = console()
-    _print_statuses(
-        shown, result["prompts"],
-        {"neurons": lambda entry: str(len(entry["neurons"])), "samples": lambda entry: str(entry["samples"])},
-    )  # fmt: skip
+    more: dict[str, Callable[[dict[str, Any]], str]] = {
+        "neurons": lambda entry: str(len(entry["neurons"])),
+        "samples": lambda entry: str(entry["samples"]),
+    }
+    _print_statuses(shown, result["prompts"], more)
     cost = result["cost"]
     memorized = [e for e in result["prompts"] if e["status"] != Status.NOT_MEMORIZED]
     suppressed, drawn = (

@@ -128,5 +128,5 @@ def prune(
                 f"nemo-prune: interrupted, no report; {written.path} is written and checked", err=True
             )
             context.exit(130)
-        report.tell(quiet)
+        report.list_outputs(quiet)
     context.exit(exit_code(record.status for record in found.manifest.prompts))
