@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nemo_prune.checkpoint.statuses import Status
+from nemo_prune.checkpoint.statuses import GONE, Status
 from nemo_prune.errors import rendered
 
 _STYLES = {Status.SUPPRESSED: "green", Status.NOT_MEMORIZED: "dim", Status.NOT_SEARCHED: "dim"}
@@ -31,29 +31,31 @@ def interval_text(gate: Mapping[str, Any]) -> str:
 
 
 def print_prompts(result: dict[str, Any]) -> None:
-    """The table of prompts and the totals of a `summary`."""
+    """The table of prompts and the totals of a `summary`.
+
+    "trajectory r": what trajectories say is left of the memorized picture, at the worst seed.
+    """
     shown = console()
     more: dict[str, Callable[[dict[str, Any]], str]] = {
         "neurons": lambda entry: str(len(entry["neurons"])),
-        "samples": lambda entry: str(entry["samples"]),
+        "samples": lambda entry: str(entry["samples"] + entry["trajectory_samples"]),
     }
     _print_statuses(shown, result["prompts"], more)
     cost = result["cost"]
     memorized = [e for e in result["prompts"] if e["status"] != Status.NOT_MEMORIZED]
-    suppressed, drawn = (
-        sum(e["status"] == status for e in memorized)
-        for status in (Status.SUPPRESSED, Status.REPLICATED)
-    )
+    suppressed = sum(e["status"] == Status.SUPPRESSED for e in memorized)
+    drawn = [str(e["index"]) for e in memorized if (e["trajectory"] or 0) >= GONE]
+    still = f" Still drawn: {', '.join(drawn)}." if drawn else ""
+    confirmed = "the score alone" if result["confirm"] == "none" else f"score and {result['confirm']}"
     shown.print(
         f"gate {result['gate']['value']} ({result['gate_source']}), tau {result['tau']} "
         f"({result['tau_source']}), ordinary activations from {result['statistics_from']}, "
         f"criterion {result['criterion']}. "
-        f"{suppressed} of {len(memorized)} memorized prompts suppressed, "
-        f"{f'{drawn} still drawn though suppressed by the score, ' if drawn else ''}"
+        f"{suppressed} of {len(memorized)} memorized prompts suppressed by {confirmed}, "
         f"{len(result['prompts']) - len(memorized)} not memorized; "
-        f"{len(result['neurons'])} neurons in all.\n"
+        f"{len(result['neurons'])} neurons in all.{still}\n"
         f"Denoiser samples: {cost['samples']} to search, {cost['calibration_samples']} to "
-        f"calibrate, {cost['check_samples']} to check, {cost.get('trajectory_samples', 0)} to draw "
+        f"calibrate, {cost['check_samples']} to check, {cost['trajectory_samples']} to draw "
         f"trajectories; {cost['seconds']} s, {cost['peak_memory_mb']} MB at the peak."
     )
 

@@ -14,6 +14,7 @@ from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import Interrupted
 from nemo_prune.files.prompts import bundled_captions
 from nemo_prune.localize.confirm import (
+    SEEDS,
     UNRELATED,
     Confirmation,
     Confirmed,
@@ -136,6 +137,7 @@ class _Run:
         self.repaired: Repaired | None = None
         self.confirmation: Confirmation | None = None
         self.journal: Journal | None = None
+        self.per_sample = 0.0  # seconds, as measured in the search
         self.settings = {
             "tau": self.thresholds.tau,
             "tau_source": self.thresholds.tau_source,
@@ -177,7 +179,7 @@ class _Run:
         """Search every prompt that the gate calls memorized, in chunks whose embeddings fit."""
         seeds, thresholds = tuple(range(self.options.seeds)), self.thresholds
         waiting = [index for index in range(len(self.prompts)) if index not in self.finished]
-        total = len(self.prompts)
+        total, began, before = len(self.prompts), time.monotonic(), self.engine.cost.samples
         self.progress.stage("searching", total, "prompts", done=len(self.finished))
         for start in range(0, len(waiting), PROMPTS_AT_ONCE):
             chunk = waiting[start : start + PROMPTS_AT_ONCE]
@@ -192,6 +194,8 @@ class _Run:
                 on_samples=self._on_samples,
                 on_finished=partial(self._on_finished, chunk, jobs),
             )
+        samples = self.engine.cost.samples - before
+        self.per_sample = (time.monotonic() - began) / max(1, samples)
 
     def begin(self, prompt: Prompt, seeds: Sequence[int]) -> Search:
         """A search of one prompt on these seeds, as the options say."""
@@ -253,6 +257,12 @@ class _Run:
             scopes = []  # the paper's procedure ends where it ends
         prompts = engine.prompts([self.prompts[index] for index in indices])
         off = repaired.off
+        each = (SEEDS + 2) * schedule.passes
+        self.progress.note(
+            f"confirming {len(indices)} prompts by trajectories takes {len(indices) * each} denoiser "
+            f"samples, about {round(len(indices) * each * self.per_sample)} s; those that are still "
+            f"drawn are searched further, which takes several times as many"
+        )
         self.progress.stage("confirming by trajectories", None, "samples")
         for index, prompt in zip(indices, prompts, strict=True):
             scores = self.finished[index].scores_before
@@ -302,7 +312,8 @@ class _Run:
         elif after is not None and after > self.thresholds.tau:
             status = Status.NOT_REMOVABLE
         elif confirmed.drawn(index):
-            status = Status.REPLICATED
+            exhausted = index in confirmed.exhausted
+            status = Status.NOT_REMOVABLE if exhausted else Status.REPLICATED
         searches = [outcome, *confirmed.outcomes.get(index, ())]
         known = {
             neuron: value

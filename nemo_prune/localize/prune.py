@@ -107,7 +107,8 @@ def summary(found: Localization, written: Written | None) -> dict[str, Any]:
         **found.thresholds.told(),
         "statistics_from": found.statistics_from,
         "criterion": found.options.criterion,
-        "prompts": [_prompt_json(record) for record in manifest.prompts],
+        "confirm": found.options.confirm,
+        "prompts": [_prompt_json(record) | _further(found, record.index) for record in manifest.prompts],
         "neurons": _neurons_json(manifest.neurons),
         "cost": {**found.cost, "peak_memory_mb": round(peak / 1e6)},
     }
@@ -127,6 +128,22 @@ def _prompt_json(record: PromptRecord) -> dict[str, Any]:
         "truncated": record.truncated,
     }
     return fields | ({"text": record.text} if record.text is not None else {})
+
+
+def _further(found: Localization, index: int) -> dict[str, Any]:
+    """What searching further for a drawn picture showed: neurons added, and what was left of it."""
+    outcomes = found.confirmed.outcomes.get(index)
+    if not outcomes:
+        return {}
+    return {
+        "added": sum(len(outcome.neurons) for outcome in outcomes),
+        "all_layers": index in found.confirmed.widened,
+        "tradeoff": [
+            {"neurons": count, "remaining": left}
+            for outcome in outcomes
+            for count, left in outcome.tradeoff
+        ],
+    }
 
 
 def _neurons_json(neurons: Sequence[Neuron]) -> list[dict[str, Any]]:
