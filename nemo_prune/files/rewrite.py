@@ -222,7 +222,7 @@ def share_blocks(source: int, target: int, start: int = 0, count: int = 0, place
     try:
         fcntl.ioctl(target, _FICLONERANGE, wanted)
     except OSError:
-        # Another file system, another disk, blocks that do not lie alike, no space (then copying says so).
+        # Another file system or disk, blocks that do not lie alike, no space (copying says so then).
         return False
     return True
 
