@@ -8,6 +8,7 @@ network, for Stable Diffusion 1 seven of them: ``[[25, 262], [], [98], [105], [3
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,8 +41,26 @@ Groups = tuple[tuple[Neuron, ...], ...]
 """The neurons of each prompt, in the order of the prompts."""
 
 
-def from_manifest(manifest: Manifest, top_k: int | None = None) -> Choice:
-    """The neurons of a manifest, or the `top_k` of them that most of its prompts share."""
+def from_manifest(manifest: Manifest, top_k: int | None = None, top: int | None = None) -> Choice:
+    """The neurons of a manifest, or some of them.
+
+    top_k: those that most of its prompts share. top: those with the largest attributions; a neuron that
+        was found without one counts as the largest, since its prompt hangs on few.
+
+    Raises ManifestError if `top` is given and no neuron has an attribution.
+    """
+    if top is not None:
+        known: dict[Neuron, float] = {}
+        for record in manifest.prompts:
+            for neuron, value in record.attribution.items():
+                known[neuron] = max(value, known.get(neuron, value))
+        if not known:
+            raise ManifestError(
+                f"{manifest.source['path']}: its manifest holds no attributions, so "
+                f"{option('top')} cannot rank its neurons; search with {option('search')} auto"
+            )
+        ranked = sorted(manifest.neurons, key=lambda neuron: -known.get(neuron, math.inf))
+        manifest = replace(manifest, neurons=union(ranked[:top]))
     groups = tuple(record.neurons for record in manifest.prompts)
     stated = [key for key in ("tau", "gate", "criterion", "timestep") if key in manifest.options]
     notes = {key: str(manifest.options[key]) for key in stated}

@@ -38,7 +38,10 @@ def print_prompts(result: dict[str, Any]) -> None:
     shown = console()
     _print_statuses(
         shown, result["prompts"],
-        {"neurons": lambda entry: str(len(entry["neurons"])), "samples": lambda entry: str(entry["samples"] + entry["trajectory_samples"])},
+        {
+            "neurons": lambda entry: str(len(entry["neurons"])),
+            "samples": lambda entry: str(entry["samples"] + entry["trajectory_samples"]),
+        },
     )  # fmt: skip
     cost = result["cost"]
     memorized = [e for e in result["prompts"] if e["status"] != Status.NOT_MEMORIZED]
