@@ -31,6 +31,11 @@ from nemo_prune.cli.options import (
     type=click.IntRange(min=1),
     help="Only the K neurons that most prompts share; equal ones in the order of the network.",
 )
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="Only the N neurons of the manifest that do most for what is memorized (attribution).",
+)
 @click.option("-o", "--output", type=OUT, required=True, help="The checkpoint to write.")
 @undo_option
 @click.option("--hash", "hashed", is_flag=True, help="Also the output's SHA-256; takes longer.")
@@ -39,7 +44,8 @@ from nemo_prune.cli.options import (
 @json_option
 def apply(
     model: Path, manifest: Path | None, by_hand: str | None, import_csv: Path | None,
-    top_k: int | None, output: Path, undo: Path | None, hashed: bool, as_json: bool, **how: bool,
+    top_k: int | None, top: int | None, output: Path, undo: Path | None, hashed: bool,
+    as_json: bool, **how: bool,
 ) -> None:  # fmt: skip
     """Zero chosen neurons in a checkpoint, byte-exact; needs no GPU and no torch.
 
@@ -64,13 +70,15 @@ def apply(
     refuse_same([output, undo])
     if sum(given is not None for given in (manifest, by_hand, import_csv)) != 1:
         raise click.UsageError("give the neurons as one of --manifest, --neurons and --import-csv")
+    if top is not None and (manifest is None or top_k is not None):
+        raise click.UsageError("--top takes a manifest, and goes without --top-k")
     if top_k is not None and by_hand is not None:
         raise click.UsageError("--top-k needs prompts, which --neurons does not name")
     if manifest is not None:
         wanted = read_manifest(manifest)
         checkpoint = open_checkpoint(model)
         check_fits(wanted, manifest, checkpoint)
-        choice = from_manifest(wanted, top_k)
+        choice = from_manifest(wanted, top_k, top)
     else:
         checkpoint = open_checkpoint(model)
         if by_hand is not None:

@@ -64,6 +64,7 @@ def prune(
     """
     from nemo_prune.checkpoint.apply import check_model_output
     from nemo_prune.checkpoint.open import open_checkpoint
+    from nemo_prune.cli.console import print_verification
     from nemo_prune.cli.progress import progress
 
     context = click.get_current_context()
@@ -114,6 +115,7 @@ def prune(
             found = pruning.check(found, written.path, inputs.prompts.texts, bar)
     # The manifest and the table come before pictures, which may take hours.
     conclude(found, written, writing, as_json, quiet)
+    code = exit_code(record.status for record in found.manifest.prompts)
     if written is not None and reporting.outputs:
         from nemo_prune.report.inputs import inputs_of_run
 
@@ -122,11 +124,15 @@ def prune(
         )
         try:
             with progress(quiet) as bar:
-                report.verify(of_run, bar)
+                verified = report.verify(of_run, bar)
         except KeyboardInterrupt:
             click.echo(
                 f"nemo-prune: interrupted, no report; {written.path} is written and checked", err=True
             )
             context.exit(130)
+        if not quiet:
+            print_verification(verified.data)
         report.list_outputs(quiet)
-    context.exit(exit_code(record.status for record in found.manifest.prompts))
+        # Pictures may show what scores and short trajectories do not.
+        code = code or int(not verified.all_suppressed)
+    context.exit(code)

@@ -1,7 +1,7 @@
 """Find the neurons behind each prompt of a checkpoint: load, calibrate, search, probe, confirm."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from nemo_prune.scoring.trajectory import Reference
 from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.literal import literal_search
-from nemo_prune.search.protocol import Outcome, Search, outcome_from
+from nemo_prune.search.protocol import Outcome, Search, Tally, outcome_from
 
 FRESH_SEEDS = 10_000
 """What was written is checked on seeds from here on: no search ever uses them."""
@@ -185,7 +185,9 @@ class _Run:
             chunk = waiting[start : start + PROMPTS_AT_ONCE]
             jobs = []
             for prompt in self.engine.prompts([self.prompts[i] for i in chunk]):
-                inner = partial(self.begin, prompt, seeds)
+                inner: Callable[[], Search] = partial(self.begin, prompt, seeds)
+                if self.options.criterion == "trajectory":
+                    inner = partial(left_alone, seeds, thresholds.tau)
                 search = gated(inner, seeds, thresholds.tau, thresholds.gate.value)
                 jobs.append(Job(prompt, search, layers=self.names))
             self.engine.run(
@@ -228,18 +230,23 @@ class _Run:
     def repair(self) -> None:
         """Probe the union on fresh seeds; search again, drop what no prompt needs."""
         encoded = self.engine.prompts([self.prompts[index] for index in self.searched])
-        self.repaired = Repair(
+        self.repairing = Repair(
             self.engine, self.searched, dict(zip(self.searched, encoded, strict=True)), self.begin,
             tau=self.thresholds.tau, seeds=self.options.seeds, progress=self.progress,
             layers=self.names,
-        ).run(self.options.rounds)  # fmt: skip
+        )  # fmt: skip
+        by_trajectory = self.options.criterion == "trajectory"
+        self.repaired = (
+            self.repairing.result if by_trajectory else self.repairing.run(self.options.rounds)
+        )
 
     def confirm(self) -> None:
         """Draw trajectories of every prompt that the score calls suppressed; search on if need be."""
         repaired = self.repaired
         assert repaired is not None
-        indices = [i for i in self.searched if repaired.scores[i] <= self.thresholds.tau]
-        if self.options.confirm == "none" or not indices:
+        by_trajectory, tau = self.options.criterion == "trajectory", self.thresholds.tau
+        indices = [i for i in self.searched if by_trajectory or repaired.scores[i] <= tau]
+        if (self.options.confirm == "none" and not by_trajectory) or not indices:
             return
         engine, options = self.engine, self.options
         schedule = trajectory_schedule(engine.model, options.confirm)
@@ -277,6 +284,8 @@ class _Run:
         added = self.confirmation.result.neurons
         for index, neurons in added.items():
             repaired.neurons[index] = union(repaired.neurons[index], neurons)
+        if by_trajectory:
+            self.repairing.probe()
 
     # ------------------------------------------------------------------------------------ results
 
@@ -358,3 +367,10 @@ class _Run:
             self.statistics_from, outcomes, cost, confirmed,
             self.confirmation.references if self.confirmation else {},
         )  # fmt: skip
+
+
+def left_alone(seeds: Sequence[int], tau: float) -> Search:
+    """A search that scores a prompt and finds nothing: trajectories do the rest."""
+    before = yield from Tally().ask(frozenset(), tuple(seeds))
+    memorized = tuple(seed for seed in seeds if before[seed] > tau)
+    return Outcome("localized", (), before, memorized, {}, tau, None, 0, len(before), 1, order="")

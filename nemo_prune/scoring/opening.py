@@ -27,7 +27,7 @@ def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | N
         model,
         timestep=timestep,
         seed=options.seed,
-        criterion=options.criterion,
+        criterion="cross-seed" if options.criterion == "trajectory" else options.criterion,
         batch_size=options.batch_size,
         published=model.family == "sd1" and model.latent_shape[1:] == (64, 64),
     )
