@@ -62,7 +62,7 @@ def attribute(
     masking: Masking,
     memory: Callable[[], Tensor],
     masked: Callable[[Mapping[str, Tensor]], AbstractContextManager[None]],
-    points: Sequence[float] = POINTS,
+    points: Sequence[float] | None = None,
 ) -> dict[Neuron, float]:
     """Neuron -> how much its mask lowers `memory` on the way from 1 to 0, summed over samples.
 
