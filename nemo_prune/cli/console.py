@@ -36,13 +36,11 @@ def print_prompts(result: dict[str, Any]) -> None:
     "trajectory r": what trajectories say is left of the memorized picture, at the worst seed.
     """
     shown = console()
-    _print_statuses(
-        shown, result["prompts"],
-        {
-            "neurons": lambda entry: str(len(entry["neurons"])),
-            "samples": lambda entry: str(entry["samples"] + entry["trajectory_samples"]),
-        },
-    )  # fmt: skip
+    more: dict[str, Callable[[dict[str, Any]], str]] = {
+        "neurons": lambda entry: str(len(entry["neurons"])),
+        "samples": lambda entry: str(entry["samples"] + entry["trajectory_samples"]),
+    }
+    _print_statuses(shown, result["prompts"], more)
     cost = result["cost"]
     memorized = [e for e in result["prompts"] if e["status"] != Status.NOT_MEMORIZED]
     suppressed = sum(e["status"] == Status.SUPPRESSED for e in memorized)

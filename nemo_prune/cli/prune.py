@@ -132,7 +132,7 @@ def prune(
             context.exit(130)
         if not quiet:
             print_verification(verified.data)
-        report.tell(quiet)
+        report.list_outputs(quiet)
         # Pictures may show what scores and short trajectories do not.
         code = code or int(not verified.all_suppressed)
     context.exit(code)
