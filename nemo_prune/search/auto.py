@@ -40,7 +40,6 @@ from nemo_prune.search.ladder import Ladder
 from nemo_prune.search.protocol import (
     Attribute,
     Attribution,
-    Outcome,
     Search,
     Steps,
     check_seeds,
@@ -118,18 +117,18 @@ def trajectory_search(
     before = dict(remaining)
     seeds = tuple(sorted(before, key=lambda seed: -before[seed]))
     attribution = {} if known is None else known
-    if not attribution:
-        attribution.update((yield from attributed(seeds[:1], trajectory=True)))
-    schedule = prefix_schedule(candidates.by_merit(attribution), cache)
-    searched = GroupTesting(cache, before, seeds, schedule)
-    rung = yield from _attempt(searched)
+    schedule = prefix_schedule(candidates.order, cache)
+    searched, rung = GroupTesting(cache, before, seeds, schedule), None
+    # One trajectory with all candidates off is cheap beside an attribution.
+    if schedule.rungs and (yield from searched.accepted(schedule.rungs[-1][1])):
+        if not attribution:
+            attribution.update((yield from attributed(seeds[:1], trajectory=True)))
+        schedule = prefix_schedule(candidates.by_merit(attribution), cache)
+        searched = GroupTesting(cache, before, seeds, schedule)
+        rung = yield from _attempt(searched)
     if rung is None:
-        left = searched.last
-        return Outcome(
-            "not removable", (), before, seeds, left, cache.threshold, None, len(candidates.order),
-            cache.tally.samples, cache.tally.questions, schedule.name,
-        )  # fmt: skip
-    return (yield from finished(searched, before, rung, attribution))
+        searched.exhausted, searched.kept = True, 0
+    return (yield from finished(searched, before, rung or (None, 0), attribution))
 
 
 def attributed(seeds: Sequence[int], *, trajectory: bool = False) -> Steps[Attribution]:
