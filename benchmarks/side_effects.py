@@ -33,7 +33,7 @@ from nemo_prune.files.prompts import read_prompts
 from nemo_prune.localize import prune as pruning
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization, localize
 from nemo_prune.model.loading import load_pipeline
-from nemo_prune.options import Options, Progress
+from nemo_prune.options import Options, Progress, Writing
 from nemo_prune.report import demo
 from nemo_prune.report.gallery import PictureSettings
 from nemo_prune.report.inputs import inputs_of_run
@@ -55,7 +55,7 @@ def measure(folder: Path, ordinary: int, settings: PictureSettings, bar: Progres
     captions = read_prompts(demo.DATA / "ordinary-heldout.txt").texts[:ordinary]
     found = localize(checkpoint, prompts, Options(), bar, calibration_prompts=calibration)
     pruned = folder / "union.safetensors"
-    pruning.write(found, pruned, overwrite=False)
+    pruning.write(found, Writing(pruned))
     inputs = inputs_of_run(found, pruned, prompts, captions, "ordinary-heldout.txt")
     verified = verify(inputs, Likeness(), PictureSettings(images=0), bar).data
     likeness = open_likeness()

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, get_args
 
 from nemo_prune.errors import OptionError, option
 
-Criterion = Literal["cross-seed", "same-seed"]
+Criterion = Literal["cross-seed", "same-seed", "trajectory"]
 SearchKind = Literal["auto", "gradient-free", "literal"]
 Confirm = Literal["trajectory", "pictures", "none"]
 DEFAULT_FPR = 0.01
@@ -59,6 +59,8 @@ class Options:
     calibration: a file of `nemo-prune calibrate`; `force` uses it though made for another model.
     cache: keep statistics and scores of ordinary prompts between runs.
     prediction_type, text_encoder, config: what the model does not say of itself, or lacks.
+    criterion: what a pruned noise difference is compared with: those of all other seeds, or of the same
+        seed, the paper's; "trajectory" searches by trajectories from the start.
     layers: "auto" is down + mid, the paper's, and all where trajectories ask for more.
     search: "auto", "gradient-free" or "literal", which is the paper's procedure; `as_published`: as the
         authors' code does it where that differs.

@@ -22,7 +22,7 @@ from nemo_prune.files.prompts import read_prompts
 from nemo_prune.localize import prune as pruning
 from nemo_prune.localize.localize import Localization, localize
 from nemo_prune.model.loading import load_pipeline
-from nemo_prune.options import Options
+from nemo_prune.options import Options, Writing
 from nemo_prune.report.demo import precision
 from nemo_prune.report.pictures import Picture, draw, sheet, similarity
 from nemo_prune.scoring.calibrate import calibrate
@@ -55,7 +55,7 @@ def write_evidence(out: Path) -> None:
         }  # fmt: skip
         pruned = Path(scratch) / "clean.safetensors"
         planted = found["memorized", "cross-seed"]
-        pruning.write(planted, pruned, overwrite=False)
+        pruning.write(planted, Writing(pruned))
         scores = _scores(planted, out)
         evidence = {
             "scores": scores,

@@ -1,5 +1,6 @@
 """What a model on disk is and says about itself, as plain JSON."""
 
+from collections import Counter
 from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
@@ -28,6 +29,7 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
     """
     zeros = model_zeros(checkpoint)
     none = Zeros((), ())
+    keys = Counter(v.name for part in checkpoint.parts for v in part.value_layers for _ in v.tensors)
     found = {
         "path": str(checkpoint.path),
         "bytes": sum(part.header.size for part in checkpoint.copies[0]),
@@ -45,11 +47,10 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
                 "part": layer.part,
                 "rows": layer.rows,
                 "columns": layer.columns,
-                "copies": copies[layer.name],
+                "copies": keys[layer.name],
                 "zeroed": list(zeros.get(layer.name, none).everywhere),
                 "zeroed_in_some_copies": list(zeros.get(layer.name, none).somewhere),
             }
-            for copies in [_copies(checkpoint)]
             for layer in checkpoint.value_layers
         ],
         "named_but_not_zero": _named_but_not_zero(checkpoint),
@@ -70,15 +71,6 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
             "modelspec_stated": checkpoint.metadata.get(MODELSPEC_HASH),
         }
     return found
-
-
-def _copies(checkpoint: Checkpoint) -> dict[str, int]:
-    """How many copies of each value layer's weight there are, by the layer's name."""
-    layers = [layer for part in checkpoint.parts for layer in part.value_layers]
-    counts = {layer.name: 0 for layer in layers}
-    for layer in layers:
-        counts[layer.name] += len(layer.tensors)
-    return counts
 
 
 def _named_but_not_zero(checkpoint: Checkpoint) -> list[dict[str, Any]] | None:

@@ -25,7 +25,6 @@ and repaired, and still above tau) and "still memorized" (the check of the writt
 import json
 import math
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,9 +34,9 @@ from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import ManifestError, option
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.strict_json import Fault, check_keys, parse, typed
+from nemo_prune.files.text import read_text
 
 FORMAT = "nemo-prune-manifest/1"
-_MAX_BYTES = 256 * 2**20  # far above any manifest, far below a model handed in by mistake
 _KEYS = {"format", "version", "source", "options", "prompts", "neurons"}
 _PROMPT_KEYS = {"index", "status", "score_before", "score_after", "neurons", "samples", "truncated"}
 _OPTIONAL_PROMPT_KEYS = {"text", "trajectory", "trajectory_samples", "search"}
@@ -99,28 +98,8 @@ def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> N
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest at `path`; ManifestError, one line, if it is not a sound one."""
     path = Path(path)
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ManifestError(f"{path}: is a folder; give the manifest file")
-        if not stat.S_ISREG(status.st_mode):
-            raise ManifestError(f"{path}: is not a regular file; give the manifest file")
-        if status.st_size > _MAX_BYTES:
-            raise ManifestError(
-                f"{path}: {status.st_size} bytes are too many for a manifest; give the JSON file "
-                f"that {option('manifest')} wrote"
-            )
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError:
-        raise ManifestError(
-            f"{path}: is not UTF-8; give the JSON file of {option('manifest')}"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ManifestError(f"{path}: cannot be read ({reason})") from None
-    return _parse(text, path)
+    wanted = f"the JSON file that {option('manifest')} wrote"
+    return _parse(read_text(path, ManifestError, "a manifest", wanted), path)
 
 
 # ------------------------------------------------------------------------------------- writing

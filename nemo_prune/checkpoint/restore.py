@@ -17,7 +17,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
@@ -35,13 +34,6 @@ _FORMAT = "nemo-prune-undo-folder/1"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
-class _Index:
-    source_sha256: str
-    files: frozenset[str]
-    left_out: tuple[str, ...]
-
-
 def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = False) -> Restored:
     """Write to `out` the file or folder that `pruned` was made from; `undo` must be of its kind.
 
@@ -55,12 +47,12 @@ def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = Fals
     """
     if not are_folders(pruned, undo):
         return restore(pruned, undo, out, overwrite)
-    index = _read_index(undo)
+    source_sha256, rewritten, left_out = _read_index(undo)
     check_apart(out, pruned, "the model's folder")
     check_apart(out, undo, "the undo folder")
     check_new_folder(out)
     files = read_tree(pruned).places()
-    if missing := sorted(index.files - files.keys()):
+    if missing := sorted(rewritten - files.keys()):
         raise UndoError(
             f"{pruned}: has no {shown(missing[0])}, of which {undo} holds rows; restore the folder "
             f"that it belongs to"
@@ -70,10 +62,10 @@ def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = Fals
     hashes: dict[str, str] = {}
     with new_folder(out) as temporary:
         # First the files that show soonest whether the two belong together.
-        for place in sorted(files, key=lambda place: (place not in index.files, place)):
+        for place in sorted(files, key=lambda place: (place not in rewritten, place)):
             target = temporary / place
             target.parent.mkdir(parents=True, exist_ok=True)
-            if place in index.files:
+            if place in rewritten:
                 restored = restore(files[place], undo / place, target)
                 hashes[place] = restored.sha256
                 rows += restored.rows
@@ -81,12 +73,12 @@ def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = Fals
             copy_file(files[place], target)
             if target.suffix == WEIGHTS:
                 hashes[place] = file_sha256(target)
-        if joint_sha256(hashes) != index.source_sha256:
+        if joint_sha256(hashes) != source_sha256:
             raise UndoError(
                 f"{pruned}: is not the folder that {undo} belongs to, or its weights were changed "
                 f"since; restore that one"
             )
-    return Restored(out, index.source_sha256, rows, index.left_out)
+    return Restored(out, source_sha256, rows, left_out)
 
 
 def check_undo_folder(undo: Path, source: Path, out: Path) -> None:
@@ -116,8 +108,11 @@ def write_index(undo: Path, source_sha256: str, files: Iterable[str], left_out: 
     write_new(undo / _INDEX, json.dumps(index, indent=2).encode() + b"\n", overwrite=False)
 
 
-def _read_index(undo: Path) -> _Index:
-    """The index of an undo folder; UndoError if it is none, or rows that it lists are missing."""
+def _read_index(undo: Path) -> tuple[str, frozenset[str], tuple[str, ...]]:
+    """(source's hash, rewritten files, left out) of an undo folder.
+
+    Raises UndoError if it is none, or rows that it lists are missing.
+    """
     kept = read_tree(undo).places()
     found = read_object(kept[_INDEX]) if _INDEX in kept else {}
     sha256, files, left_out = (found.get(key) for key in ("source_sha256", "files", "left_out"))
@@ -134,7 +129,7 @@ def _read_index(undo: Path) -> _Index:
         raise UndoError(
             f"{undo}: lacks {shown(missing[0])}, which it lists; copy the whole folder again"
         )
-    return _Index(sha256, frozenset(files), tuple(left_out))
+    return sha256, frozenset(files), tuple(left_out)
 
 
 def _are_texts(value: object) -> TypeGuard[list[str]]:

@@ -8,6 +8,7 @@ network, for Stable Diffusion 1 seven of them: ``[[25, 262], [], [98], [105], [3
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,11 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neuro
 from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, network_order, union
 from nemo_prune.errors import ManifestError, OptionError, option
+from nemo_prune.files.text import MAX_BYTES, read_text
 from nemo_prune.files.trees import shown
 
 _COLUMN = "Refined Neurons"
 _SUFFIX = ".attn2.to_v"
-_MAX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,26 @@ Groups = tuple[tuple[Neuron, ...], ...]
 """The neurons of each prompt, in the order of the prompts."""
 
 
-def from_manifest(manifest: Manifest, top_k: int | None = None) -> Choice:
-    """The neurons of a manifest, or the `top_k` of them that most of its prompts share."""
+def from_manifest(manifest: Manifest, top_k: int | None = None, top: int | None = None) -> Choice:
+    """The neurons of a manifest, or some of them.
+
+    top_k: those that most of its prompts share. top: those with the largest attributions; a neuron that
+        was found without one counts as the largest, since its prompt hangs on few.
+
+    Raises ManifestError if `top` is given and no neuron has an attribution.
+    """
+    if top is not None:
+        known: dict[Neuron, float] = {}
+        for record in manifest.prompts:
+            for neuron, value in record.attribution.items():
+                known[neuron] = max(value, known.get(neuron, value))
+        if not known:
+            raise ManifestError(
+                f"{manifest.source['path']}: its manifest holds no attributions, so "
+                f"{option('top')} cannot rank its neurons; search with {option('search')} auto"
+            )
+        ranked = sorted(manifest.neurons, key=lambda neuron: -known.get(neuron, math.inf))
+        manifest = replace(manifest, neurons=union(ranked[:top]))
     groups = tuple(record.neurons for record in manifest.prompts)
     stated = [key for key in ("tau", "gate", "criterion", "timestep") if key in manifest.options]
     told = {key: str(manifest.options[key]) for key in stated}
@@ -125,9 +144,9 @@ def read_results(path: Path, checkpoint: Checkpoint) -> Groups:
     are not those of `checkpoint`. The prompts themselves are not kept.
     """
     layers = checkpoint.select("down+mid")
-    text = _read(path)
+    text = read_text(path, ManifestError, "a result table", "the result file of the paper's code")
     # Fields longer than the csv module's default are real: thousands of initial neurons.
-    usual = csv.field_size_limit(_MAX_BYTES)
+    usual = csv.field_size_limit(MAX_BYTES)
     try:
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=";", strict=True)
         if _COLUMN not in (table.fieldnames or ()):
@@ -156,22 +175,6 @@ def most_shared(neurons: Sequence[Neuron], groups: Groups, count: int) -> tuple[
     shared = Counter(neuron for group in groups for neuron in set(group))
     ranked = sorted(neurons, key=lambda n: (-shared[n], network_order(n.layer), n.row))
     return union(ranked[:count])
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ManifestError(f"{path}: is too large for a result table; check the path")
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError:
-        raise ManifestError(
-            f"{path}: is not UTF-8 text; give the result file of the paper's code"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ManifestError(f"{path}: cannot be read ({reason})") from None
 
 
 def _row(

@@ -2,6 +2,9 @@
 
 from enum import StrEnum
 
+GONE = 0.5
+"""A picture is gone if less than this part of it is left, as trajectories or pictures tell."""
+
 
 class Status(StrEnum):
     """What became of a prompt; equal to its word, so JSON and comparisons take it as text."""

@@ -21,10 +21,17 @@ from nemo_prune.cli.options import (
 @model_argument
 @prompts_option
 @click.option("--junit", type=OUT, help="Also write a JUnit file: a test case a prompt.")
+@click.option(
+    "--confirm",
+    type=click.Choice(["none", "trajectory"]),
+    default="none",
+    show_default=True,
+    help="trajectory: also ask whether a caption draws the same picture from every seed.",
+)
 @detecting_options
 def check(
-    model: Path, prompt_file: Path, junit: Path | None, all_seeds: bool, show_prompts: bool,
-    overwrite: bool, as_json: bool, quiet: bool, **given: Any,
+    model: Path, prompt_file: Path, junit: Path | None, confirm: str, all_seeds: bool,
+    show_prompts: bool, overwrite: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Fail if a prompt is memorized: the gate of a release, made for CI.
 
@@ -35,6 +42,7 @@ def check(
     nemo-prune check clean.safetensors --prompts captions.txt --junit memorization.xml
     """
     from nemo_prune.checkpoint.open import open_checkpoint
+    from nemo_prune.checkpoint.provenance import provenance_of
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import check_place
 
@@ -53,6 +61,7 @@ def check(
         found = find_memorized(
             inputs.checkpoint, inputs.prompts.texts, inputs.options, bar,
             calibration_prompts=inputs.calibration_prompts, early=not all_seeds,
+            trajectories=confirm == "trajectory",
         )  # fmt: skip
     result = summary(found, show_prompts)
     if junit:
@@ -65,6 +74,12 @@ def check(
         for entry in result["prompts"]:
             if entry["memorized"]:
                 click.echo(finding_line(entry, result, prompt_file))
+    if not quiet and confirm == "none" and provenance_of(inputs.checkpoint.metadata):
+        click.echo(
+            "note: the score is a screen, taken at one early timestep: a pruned model can pass and "
+            "still draw the picture (--confirm trajectory asks)",
+            err=True,
+        )
     if not quiet:
         click.echo(
             f"{result['memorized']} of {len(result['prompts'])} prompts are memorized: gate "

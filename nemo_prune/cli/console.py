@@ -1,13 +1,13 @@
 """What a person sees: tables, on standard error, so that standard output stays JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nemo_prune.checkpoint.statuses import Status
+from nemo_prune.checkpoint.statuses import GONE, Status
 from nemo_prune.errors import rendered
 
 _STYLES = {Status.SUPPRESSED: "green", Status.NOT_MEMORIZED: "dim", Status.NOT_SEARCHED: "dim"}
@@ -31,28 +31,32 @@ def interval_text(gate: Mapping[str, Any]) -> str:
 
 
 def print_prompts(result: dict[str, Any]) -> None:
-    """The table of prompts and the totals of a `summary`."""
+    """The table of prompts and the totals of a `summary`.
+
+    "trajectory r": what trajectories say is left of the memorized picture, at the worst seed.
+    """
     shown = console()
-    table = _table("prompt", "status", "score before", "score after", "neurons", "samples")
-    for entry in result["prompts"]:
-        table.add_row(
-            str(entry["index"]), _status(entry), _score(entry["score_before"]),
-            _score(entry["score_after"]), str(len(entry["neurons"])), str(entry["samples"]),
-        )  # fmt: skip
-    shown.print(table)
+    more: dict[str, Callable[[dict[str, Any]], str]] = {
+        "neurons": lambda entry: str(len(entry["neurons"])),
+        "samples": lambda entry: str(entry["samples"] + entry["trajectory_samples"]),
+    }
+    _print_statuses(shown, result["prompts"], more)
     cost = result["cost"]
     memorized = [e for e in result["prompts"] if e["status"] != Status.NOT_MEMORIZED]
     suppressed = sum(e["status"] == Status.SUPPRESSED for e in memorized)
+    drawn = [str(e["index"]) for e in memorized if (e["trajectory"] or 0) >= GONE]
+    still = f" Still drawn: {', '.join(drawn)}." if drawn else ""
+    confirmed = "the score alone" if result["confirm"] == "none" else f"score and {result['confirm']}"
     shown.print(
         f"gate {result['gate']['value']} ({result['gate_source']}), tau {result['tau']} "
         f"({result['tau_source']}), ordinary activations from {result['statistics_from']}, "
         f"criterion {result['criterion']}. "
-        f"{suppressed} of {len(memorized)} memorized prompts suppressed, "
+        f"{suppressed} of {len(memorized)} memorized prompts suppressed by {confirmed}, "
         f"{len(result['prompts']) - len(memorized)} not memorized; "
-        f"{len(result['neurons'])} neurons in all.\n"
+        f"{len(result['neurons'])} neurons in all.{still}\n"
         f"Denoiser samples: {cost['samples']} to search, {cost['calibration_samples']} to "
-        f"calibrate, {cost['check_samples']} to check; {cost['seconds']} s, "
-        f"{cost['peak_memory_mb']} MB at the peak."
+        f"calibrate, {cost['check_samples']} to check, {cost['trajectory_samples']} to draw "
+        f"trajectories; {cost['seconds']} s, {cost['peak_memory_mb']} MB at the peak."
     )
 
 
@@ -61,17 +65,25 @@ def print_verification(data: dict[str, Any]) -> None:
     from nemo_prune.report.verdict import near_text, verdict
 
     shown = console()
-    scores = ["score_before", "score_after"]
-    if any(entry.get("trajectory") is not None for entry in data["prompts"]):
-        scores.append("trajectory")
-    names = {"score_before": "score before", "score_after": "score after", "trajectory": "trajectory r"}
-    table = _table("prompt", "status", *(names[key] for key in scores), "pictures near")
-    for entry in data["prompts"]:
-        cells = (_score(entry.get(key)) for key in scores)
-        table.add_row(str(entry["index"]), _status(entry), *cells, near_text(entry, data))
-    shown.print(table)
+    _print_statuses(shown, data["prompts"], {"pictures near": lambda entry: near_text(entry, data)})
     for line in (verdict(data), *data["notes"]):
         shown.print(line, markup=False)
+
+
+def _print_statuses(
+    shown: Console, entries: list[dict[str, Any]], more: Mapping[str, Callable[[dict[str, Any]], str]]
+) -> None:
+    """A table of prompts with their status and scores; `more`: title of a column -> its text."""
+    scores = {"score_before": "score before", "score_after": "score after"}
+    if any(entry.get("trajectory") is not None for entry in entries):
+        scores["trajectory"] = "trajectory r"
+    table = _table("prompt", "status", *scores.values(), *more)
+    for entry in entries:
+        style = _STYLES.get(entry["status"], _UNSOLVED)
+        cells = [str(entry["index"]), f"[{style}]{entry['status']}[/]"]
+        cells += [_score(entry.get(key)) for key in scores] + [text(entry) for text in more.values()]
+        table.add_row(*cells)
+    shown.print(table)
 
 
 def print_findings(result: dict[str, Any]) -> None:
@@ -163,10 +175,6 @@ def _table(*columns: str) -> Table:
     for name in columns:
         table.add_column(name, justify="left" if name in ("status", "memorized", "text") else "right")
     return table
-
-
-def _status(entry: Mapping[str, Any]) -> str:
-    return f"[{_STYLES.get(entry['status'], _UNSOLVED)}]{entry['status']}[/]"
 
 
 def _score(value: float | None) -> str:

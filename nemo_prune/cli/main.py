@@ -20,7 +20,19 @@ import click
 from click_default_group import DefaultGroup
 
 from nemo_prune import __version__
-from nemo_prune.cli import calibrate, check, demo, detect, files, localize, prune, verify
+from nemo_prune.cli import (
+    apply,
+    calibrate,
+    check,
+    demo,
+    detect,
+    diff,
+    inspect,
+    localize,
+    prune,
+    restore,
+    verify,
+)
 from nemo_prune.errors import Interrupted, NemoPruneError
 
 # Read by the libraries while they are imported, which no verb does before `Group.main`.
@@ -145,10 +157,10 @@ for command in (
     detect.detect,
     check.check,
     calibrate.calibrate,
-    files.apply,
-    files.diff,
-    files.restore,
-    files.inspect,
+    apply.apply,
+    diff.diff,
+    restore.restore,
+    inspect.inspect,
     verify.verify,
     demo.demo,
 ):

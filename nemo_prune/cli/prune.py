@@ -64,6 +64,7 @@ def prune(
     """
     from nemo_prune.checkpoint.apply import check_model_output
     from nemo_prune.checkpoint.open import open_checkpoint
+    from nemo_prune.cli.console import print_verification
     from nemo_prune.cli.progress import progress
 
     context = click.get_current_context()
@@ -75,10 +76,14 @@ def prune(
     if dry_run and reporting.outputs:
         raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
     checkpoint = open_checkpoint(model)
-    folder = {"link": writing.link, "drop_pickles": writing.drop_pickles}
     if writing.output is not None:
         check_model_output(
-            checkpoint, writing.output, overwrite=writing.overwrite, undo=writing.undo, **folder
+            checkpoint,
+            writing.output,
+            overwrite=writing.overwrite,
+            undo=writing.undo,
+            link=writing.link,
+            drop_pickles=writing.drop_pickles,
         )
     check_files(journal_of(writing))
     check_manifest(writing)
@@ -106,10 +111,11 @@ def prune(
         written = None
         if writing.output is not None and not dry_run:
             bar.stage("writing the checkpoint", 1, "file")
-            written = pruning.write(found, writing.output, writing.overwrite, writing.undo, **folder)
+            written = pruning.write(found, writing)
             found = pruning.check(found, written.path, inputs.prompts.texts, bar)
     # The manifest and the table come before pictures, which may take hours.
     conclude(found, written, writing, as_json, quiet)
+    code = exit_code(record.status for record in found.manifest.prompts)
     if written is not None and reporting.outputs:
         from nemo_prune.report.inputs import inputs_of_run
 
@@ -118,11 +124,15 @@ def prune(
         )
         try:
             with progress(quiet) as bar:
-                report.verify(of_run, bar)
+                verified = report.verify(of_run, bar)
         except KeyboardInterrupt:
             click.echo(
                 f"nemo-prune: interrupted, no report; {written.path} is written and checked", err=True
             )
             context.exit(130)
-        report.tell(quiet)
-    context.exit(exit_code(record.status for record in found.manifest.prompts))
+        if not quiet:
+            print_verification(verified.data)
+        report.list_outputs(quiet)
+        # Pictures may show what scores and short trajectories do not.
+        code = code or int(not verified.all_suppressed)
+    context.exit(code)

@@ -63,7 +63,7 @@ class Prepared:
             found.save_card(self.asked.card, self.asked.overwrite)
         return found
 
-    def tell(self, quiet: bool) -> None:
+    def list_outputs(self, quiet: bool) -> None:
         """Say what was written."""
         if not quiet:
             for path in self.asked.outputs:

@@ -90,7 +90,7 @@ def verify(
         )  # fmt: skip
     if not quiet:
         print_verification(found.data)
-    report.tell(quiet)
+    report.list_outputs(quiet)
     if as_json:
         click.echo(json.dumps(found.data))
     context.exit(0 if found.all_suppressed else 1)

@@ -5,17 +5,16 @@ import hashlib
 import io
 import json
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from nemo_prune.errors import PromptFileError
+from nemo_prune.files.text import read_text
 
 COLUMNS = ("caption", "prompt", "text")
 LABELS = ("memorized", "label")
-_MAX_BYTES = 256 * 2**20  # far above any list, far below a model handed in by mistake
 _MEMORIZED = frozenset({"1", "true", "yes", "memorized", "verbatim", "vm", "template", "tm"})
 _ORDINARY = frozenset({"0", "false", "no", "ordinary", "not memorized", "none", "n"})
 
@@ -97,24 +96,7 @@ def read_labels(path: Path, prompts: Sequence[str]) -> tuple[bool, ...] | None:
 
 
 def _read(path: Path) -> str:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-            raise PromptFileError(f"{path}: is not a regular file; give a file of prompts")
-        if status.st_size > _MAX_BYTES:
-            raise PromptFileError(
-                f"{path}: {status.st_size} bytes are too many for prompts; give a text file"
-            )
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise PromptFileError(f"{path}: no such file; check the path") from None
-    except IsADirectoryError:
-        raise PromptFileError(f"{path}: is a folder; give a file of prompts") from None
-    except UnicodeDecodeError as error:
-        raise PromptFileError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PromptFileError(f"{path}: cannot be read ({reason})") from None
+    text = read_text(path, PromptFileError, "prompts", "a UTF-8 text file")
     if "\0" in text:
         raise PromptFileError(f"{path}: is not a text file; give one prompt per line")
     return text

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from nemo_prune.checkpoint.neurons import Neuron, union
+from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.options import Progress
 from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
-from nemo_prune.scoring.trajectory import GONE, Reference, Schedule, reference_from
+from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from
 from nemo_prune.search.auto import Candidates, trajectory_search
 from nemo_prune.search.protocol import Outcome
 
@@ -37,6 +38,7 @@ class Confirmed:
         picture is gone. None where the unpruned model's own trajectories do not agree.
     neurons: what was added for a prompt. outcomes: of the searches that added it. passes: denoiser
         samples spent on a prompt, backward passes counted. widened: prompts that needed all layers.
+    exhausted: prompts that are drawn though every neuron that may be searched is off.
     """
 
     remaining: dict[int, float | None] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Confirmed:
     outcomes: dict[int, list[Outcome]] = field(default_factory=dict)
     passes: dict[int, int] = field(default_factory=dict)
     widened: set[int] = field(default_factory=set)
+    exhausted: set[int] = field(default_factory=set)
 
     def drawn(self, index: int) -> bool:
         """Whether the prompt's picture is still drawn."""
@@ -129,7 +132,9 @@ class Confirmation:
                     break
                 scope += 1
             if scope == len(scopes):
-                break  # with every value neuron off the picture is still drawn
+                if scopes:
+                    self.result.exhausted.add(index)
+                break
             if scope:
                 self.result.widened.add(index)
             self.result.outcomes.setdefault(index, []).append(found)

@@ -1,7 +1,7 @@
 """Find the neurons behind each prompt of a checkpoint: load, calibrate, search, probe, confirm."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import Interrupted
 from nemo_prune.files.prompts import bundled_captions
 from nemo_prune.localize.confirm import (
+    SEEDS,
     UNRELATED,
     Confirmation,
     Confirmed,
@@ -34,7 +35,7 @@ from nemo_prune.scoring.trajectory import Reference
 from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.literal import literal_search
-from nemo_prune.search.protocol import Outcome, Search, outcome_from
+from nemo_prune.search.protocol import Outcome, Search, Tally, outcome_from
 
 FRESH_SEEDS = 10_000
 """What was written is checked on seeds from here on: no search ever uses them."""
@@ -140,6 +141,7 @@ class _Run:
         self.repaired: Repaired | None = None
         self.confirmation: Confirmation | None = None
         self.journal: Journal | None = None
+        self.per_sample = 0.0  # seconds, as measured in the search
         self.settings = {
             "tau": self.thresholds.tau,
             "tau_source": self.thresholds.tau_source,
@@ -181,13 +183,15 @@ class _Run:
         """Search every prompt that the gate calls memorized, in chunks whose embeddings fit."""
         seeds, thresholds = tuple(range(self.options.seeds)), self.thresholds
         waiting = [index for index in range(len(self.prompts)) if index not in self.finished]
-        total = len(self.prompts)
+        total, began, before = len(self.prompts), time.monotonic(), self.engine.cost.samples
         self.progress.stage("searching", total, "prompts", done=len(self.finished))
         for start in range(0, len(waiting), PROMPTS_AT_ONCE):
             chunk = waiting[start : start + PROMPTS_AT_ONCE]
             jobs = []
             for prompt in self.engine.prompts([self.prompts[i] for i in chunk]):
-                inner = partial(self.begin, prompt, seeds)
+                inner: Callable[[], Search] = partial(self.begin, prompt, seeds)
+                if self.options.criterion == "trajectory":
+                    inner = partial(left_alone, seeds, thresholds.tau)
                 search = gated(inner, seeds, thresholds.tau, thresholds.gate.value)
                 jobs.append(Job(prompt, search, layers=self.names))
             self.engine.run(
@@ -196,6 +200,8 @@ class _Run:
                 on_samples=self._on_samples,
                 on_finished=partial(self._on_finished, chunk, jobs),
             )
+        samples = self.engine.cost.samples - before
+        self.per_sample = (time.monotonic() - began) / max(1, samples)
 
     def begin(self, prompt: Prompt, seeds: Sequence[int]) -> Search:
         """A search of one prompt on these seeds, as the options say."""
@@ -228,18 +234,23 @@ class _Run:
     def repair(self) -> None:
         """Probe the union on fresh seeds; search again, drop what no prompt needs."""
         encoded = self.engine.prompts([self.prompts[index] for index in self.searched])
-        self.repaired = Repair(
+        self.repairing = Repair(
             self.engine, self.searched, dict(zip(self.searched, encoded, strict=True)), self.begin,
             tau=self.thresholds.tau, seeds=self.options.seeds, progress=self.progress,
             layers=self.names,
-        ).run(self.options.rounds)  # fmt: skip
+        )  # fmt: skip
+        by_trajectory = self.options.criterion == "trajectory"
+        self.repaired = (
+            self.repairing.result if by_trajectory else self.repairing.run(self.options.rounds)
+        )
 
     def confirm(self) -> None:
         """Draw trajectories of every prompt that the score calls suppressed; search on if need be."""
         repaired = self.repaired
         assert repaired is not None
-        indices = [i for i in self.searched if repaired.scores[i] <= self.thresholds.tau]
-        if self.options.confirm == "none" or not indices:
+        by_trajectory, tau = self.options.criterion == "trajectory", self.thresholds.tau
+        indices = [i for i in self.searched if by_trajectory or repaired.scores[i] <= tau]
+        if (self.options.confirm == "none" and not by_trajectory) or not indices:
             return
         engine, options = self.engine, self.options
         schedule = trajectory_schedule(engine.model, options.confirm)
@@ -257,6 +268,12 @@ class _Run:
             scopes = []  # the paper's procedure ends where it ends
         prompts = engine.prompts([self.prompts[index] for index in indices])
         off = repaired.off
+        each = (SEEDS + 2) * schedule.passes
+        self.progress.note(
+            f"confirming {len(indices)} prompts by trajectories takes {len(indices) * each} denoiser "
+            f"samples, about {round(len(indices) * each * self.per_sample)} s; those that are still "
+            f"drawn are searched further, which takes several times as many"
+        )
         self.progress.stage("confirming by trajectories", None, "samples")
         for index, prompt in zip(indices, prompts, strict=True):
             scores = self.finished[index].scores_before
@@ -271,6 +288,8 @@ class _Run:
         added = self.confirmation.result.neurons
         for index, neurons in added.items():
             repaired.neurons[index] = union(repaired.neurons[index], neurons)
+        if by_trajectory:
+            self.repairing.probe()
 
     # ------------------------------------------------------------------------------------ results
 
@@ -306,7 +325,8 @@ class _Run:
         elif after is not None and after > self.thresholds.tau:
             status = Status.NOT_REMOVABLE
         elif confirmed.drawn(index):
-            status = Status.REPLICATED
+            exhausted = index in confirmed.exhausted
+            status = Status.NOT_REMOVABLE if exhausted else Status.REPLICATED
         searches = [outcome, *confirmed.outcomes.get(index, ())]
         known = {
             neuron: value
@@ -351,3 +371,10 @@ class _Run:
             self.statistics_from, outcomes, cost, confirmed,
             self.confirmation.references if self.confirmation else {},
         )  # fmt: skip
+
+
+def left_alone(seeds: Sequence[int], tau: float) -> Search:
+    """A search that scores a prompt and finds nothing: trajectories do the rest."""
+    before = yield from Tally().ask(frozenset(), tuple(seeds))
+    memorized = tuple(seed for seed in seeds if before[seed] > tau)
+    return Outcome("localized", (), before, memorized, {}, tau, None, 0, len(before), 1, order="")

@@ -15,26 +15,18 @@ from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization
-from nemo_prune.options import Progress
+from nemo_prune.options import Progress, Writing
 from nemo_prune.scoring import drift
 from nemo_prune.scoring.memory import peak_memory
 from nemo_prune.scoring.opening import open_engine
 
 
-def write(
-    found: Localization,
-    out: Path,
-    overwrite: bool,
-    undo: Path | None = None,
-    *,
-    link: bool = False,
-    drop_pickles: bool = False,
-) -> Written:
-    """Write the pruned checkpoint: the union of all prompts' neurons is zeroed, byte-exact.
+def write(found: Localization, writing: Writing) -> Written:
+    """Write the pruned checkpoint to `writing.output`: the union of all prompts' neurons is zeroed.
 
-    The removed rows are kept in the new file `undo`, if one is given; the other options are
-    those of `write_model`.
+    Raises what `write_model` raises.
     """
+    assert writing.output is not None
     provenance = {
         "tau": str(found.tau),
         "gate": str(found.thresholds.gate.value),
@@ -45,12 +37,12 @@ def write(
     return write_model(
         found.checkpoint,
         found.manifest.neurons,
-        out,
+        writing.output,
         provenance,
-        overwrite=overwrite,
-        undo=undo,
-        link=link,
-        drop_pickles=drop_pickles,
+        overwrite=writing.overwrite,
+        undo=writing.undo,
+        link=writing.link,
+        drop_pickles=writing.drop_pickles,
         hashed=True,
     )
 
@@ -115,7 +107,8 @@ def summary(found: Localization, written: Written | None) -> dict[str, Any]:
         **found.thresholds.told(),
         "statistics_from": found.statistics_from,
         "criterion": found.options.criterion,
-        "prompts": [_prompt_json(record) for record in manifest.prompts],
+        "confirm": found.options.confirm,
+        "prompts": [_prompt_json(record) | _further(found, record.index) for record in manifest.prompts],
         "neurons": _neurons_json(manifest.neurons),
         "cost": {**found.cost, "peak_memory_mb": round(peak / 1e6)},
     }
@@ -135,6 +128,22 @@ def _prompt_json(record: PromptRecord) -> dict[str, Any]:
         "truncated": record.truncated,
     }
     return fields | ({"text": record.text} if record.text is not None else {})
+
+
+def _further(found: Localization, index: int) -> dict[str, Any]:
+    """What searching further for a drawn picture showed: neurons added, and what was left of it."""
+    outcomes = found.confirmed.outcomes.get(index)
+    if not outcomes:
+        return {}
+    return {
+        "added": sum(len(outcome.neurons) for outcome in outcomes),
+        "all_layers": index in found.confirmed.widened,
+        "tradeoff": [
+            {"neurons": count, "remaining": left}
+            for outcome in outcomes
+            for count, left in outcome.tradeoff
+        ],
+    }
 
 
 def _neurons_json(neurons: Sequence[Neuron]) -> list[dict[str, Any]]:

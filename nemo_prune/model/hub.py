@@ -11,24 +11,7 @@ from typing import Any
 
 # Any on purpose: how far the two annotate their interfaces changes with every release.
 _diffusers: Any = importlib.import_module("diffusers")
-_single_file: Any = importlib.import_module("diffusers.loaders.single_file_utils")
 _transformers: Any = importlib.import_module("transformers")
-
-AutoencoderKL: Any = _diffusers.AutoencoderKL
-DDIMScheduler: Any = _diffusers.DDIMScheduler
-StableDiffusionPipeline: Any = _diffusers.StableDiffusionPipeline
-StableDiffusionXLPipeline: Any = _diffusers.StableDiffusionXLPipeline
-UNet2DConditionModel: Any = _diffusers.UNet2DConditionModel
-
-CLIPModel: Any = _transformers.CLIPModel
-CLIPTextConfig: Any = _transformers.CLIPTextConfig
-CLIPTextModel: Any = _transformers.CLIPTextModel
-CLIPTextModelWithProjection: Any = _transformers.CLIPTextModelWithProjection
-CLIPTokenizer: Any = _transformers.CLIPTokenizer
-
-convert_ldm_unet_checkpoint: Any = _single_file.convert_ldm_unet_checkpoint
-convert_ldm_vae_checkpoint: Any = _single_file.convert_ldm_vae_checkpoint
-convert_open_clip_checkpoint: Any = _single_file.convert_open_clip_checkpoint
 
 
 @contextmanager
@@ -49,3 +32,24 @@ def quiet() -> Iterator[None]:
             logging.set_verbosity(level)
             if bars:
                 logging.enable_progress_bar()
+
+
+# Both load their parts when these are asked for, and say what optional packages are missing.
+with quiet():
+    _single_file: Any = importlib.import_module("diffusers.loaders.single_file_utils")
+
+    AutoencoderKL: Any = _diffusers.AutoencoderKL
+    DDIMScheduler: Any = _diffusers.DDIMScheduler
+    StableDiffusionPipeline: Any = _diffusers.StableDiffusionPipeline
+    StableDiffusionXLPipeline: Any = _diffusers.StableDiffusionXLPipeline
+    UNet2DConditionModel: Any = _diffusers.UNet2DConditionModel
+
+    CLIPModel: Any = _transformers.CLIPModel
+    CLIPTextConfig: Any = _transformers.CLIPTextConfig
+    CLIPTextModel: Any = _transformers.CLIPTextModel
+    CLIPTextModelWithProjection: Any = _transformers.CLIPTextModelWithProjection
+    CLIPTokenizer: Any = _transformers.CLIPTokenizer
+
+convert_ldm_unet_checkpoint: Any = _single_file.convert_ldm_unet_checkpoint
+convert_ldm_vae_checkpoint: Any = _single_file.convert_ldm_vae_checkpoint
+convert_open_clip_checkpoint: Any = _single_file.convert_open_clip_checkpoint

@@ -60,7 +60,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
         raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
     from nemo_prune.localize import prune as pruning
     from nemo_prune.localize.localize import localize
-    from nemo_prune.options import Options
+    from nemo_prune.options import Options, Writing
     from nemo_prune.report.inputs import inputs_of_run
     from nemo_prune.report.likeness import open_likeness
     from nemo_prune.report.verify import verify
@@ -71,7 +71,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     heldout = read_prompts(DATA / "ordinary-heldout.txt").texts[:_ORDINARY_PROMPTS]
     found = localize(checkpoint, prompts, Options(), progress, calibration_prompts=ordinary)
     pruned = folder / "clean.safetensors"
-    written = pruning.write(found, pruned, overwrite=False)
+    written = pruning.write(found, Writing(pruned))
     found = pruning.check(found, pruned, prompts, progress)
     write_manifest(found.manifest, folder / "manifest.json")
     _write_configs(folder / "config")

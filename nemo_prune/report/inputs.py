@@ -11,7 +11,7 @@ from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.checkpoint.provenance import StatedSettings
-from nemo_prune.checkpoint.statuses import Status
+from nemo_prune.checkpoint.statuses import GONE, Status
 from nemo_prune.checkpoint.zeros import model_zeros
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted
@@ -20,6 +20,8 @@ from nemo_prune.localize.localize import Localization
 from nemo_prune.options import BUNDLED_ORDINARY, Options, Progress
 from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.ordinary import Ordinary
+
+_FAILED = (Status.NOT_REMOVABLE, Status.REPLICATED)  # what a run could not make suppressed
 
 
 @dataclass(frozen=True)
@@ -180,22 +182,20 @@ def judge(entry: dict[str, Any], inputs: VerifyInputs) -> None:
         if record and record.status != Status.NOT_SEARCHED
         else entry["score_before"] > inputs.memorized_above
     )
+    kept = Status(record.status) if record and record.status in _FAILED else None
     if not memorized:
         status = Status.NOT_MEMORIZED
-    elif entry["score_after"] <= inputs.tau:
-        # That a trajectory still drew it is not undone by a score.
-        drawn = record is not None and record.status == Status.REPLICATED
-        status = Status.REPLICATED if drawn else Status.SUPPRESSED
-    elif record and record.status == Status.NOT_REMOVABLE:
-        status = Status.NOT_REMOVABLE
+    elif entry["score_after"] > inputs.tau:
+        status = Status.NOT_REMOVABLE if kept == Status.NOT_REMOVABLE else Status.STILL_MEMORIZED
     else:
-        status = Status.STILL_MEMORIZED
+        # That a trajectory still drew it is not undone by a score.
+        drawn = record is not None and (record.trajectory or 0) >= GONE
+        status = kept if kept and (drawn or kept == Status.REPLICATED) else Status.SUPPRESSED
     entry["status"] = status
     if record is not None:
         entry["neurons"] = [{"layer": n.layer, "row": n.row} for n in record.neurons]
-        # Manifests that were made without a confirmation by trajectory have none.
-        if (trajectory := getattr(record, "trajectory", None)) is not None:
-            entry["trajectory"] = trajectory
+        if record.trajectory is not None:
+            entry["trajectory"] = record.trajectory
     if inputs.show_prompts:
         entry["text"] = inputs.prompts[index]
 

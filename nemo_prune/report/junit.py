@@ -18,10 +18,15 @@ def finding_line(entry: dict[str, Any], result: dict[str, Any], prompts: Path) -
     One line whatever the text holds: a second one could be a command to the CI that reads the log.
     """
     text = f": {entry['text']}" if "text" in entry else ""
-    return _one_line(
-        f"{prompts}: prompt {entry['index']} is memorized (score {entry['score']:.3f}, gate "
-        f"{result['gate']['value']:.3f}){text}"
-    )
+    score = f"score {entry['score']:.3f}, gate {result['gate']['value']:.3f}"
+    why = f"is memorized ({score})"
+    if entry.get("consistency") is not None:
+        why = (
+            f"draws the same picture from every seed (its trajectories are alike by "
+            f"{entry['consistency']:.3f}, those of ordinary prompts by at most "
+            f"{result['consistency_gate']:.3f}), though the score is low ({score})"
+        )
+    return _one_line(f"{prompts}: prompt {entry['index']} {why}{text}")
 
 
 def write_junit(result: dict[str, Any], prompts: Path, path: Path, overwrite: bool) -> None:

@@ -12,6 +12,7 @@ what each measure is worth, and the original model's own pictures how near a rep
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from skimage.color import rgb2gray, rgb2lab
 from skimage.feature import hog
-from skimage.feature import match_template as _match_template
 from torch import Tensor
 
 from nemo_prune.errors import OptionError, option
@@ -29,9 +29,9 @@ from nemo_prune.files.hashing import file_sha256
 from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.similarity import ms_ssim
 
-match_template: Any = _match_template  # has no annotations
 Floats = NDArray[np.float64]
 SIDE = 128  # pixels at which colour, edges and regions are compared, whatever the picture's size
+_WHOLE = 256  # pixels at most at which whole pictures are: more cost much and see noise alone
 _LAB_BINS, _LAB_RANGE = (8, 10, 10), ((0, 100), (-80, 80), (-80, 80))
 _FLAT = 0.04  # a tile that varies less than this (of white) matches any sky
 _SSCD_SIDE = 288  # pixels, as SSCD was trained
@@ -60,6 +60,24 @@ class Described:
     edges: Floats
     sscd: Floats | None
 
+    @cached_property
+    def windows(self) -> tuple[NDArray[np.complex128], Floats]:
+        """The spectrum of the picture, and each window's norm around its mean, for `_region`."""
+        sums = [_sliding_sums(values, SIDE // 2) for values in (self.gray, self.gray * self.gray)]
+        variation = sums[1] - sums[0] ** 2 / (SIDE // 2) ** 2
+        return np.fft.rfft2(self.gray), np.sqrt(variation.clip(0))
+
+    @cached_property
+    def tiles(self) -> NDArray[np.complex128]:
+        """Spectra of the parts of the picture that vary, each less its mean and of norm 1."""
+        half, quarter = SIDE // 2, SIDE // 4
+        places = [(y, x) for y in (0, quarter, half) for x in (0, quarter, half)]
+        parts = [self.gray[y : y + half, x : x + half] for y, x in places]
+        varied = [part for part in parts if part.std() > _FLAT] or [max(parts, key=np.std)]
+        around = np.stack([part - part.mean() for part in varied])
+        norms = np.linalg.norm(around, axis=(1, 2), keepdims=True)
+        return np.conj(np.fft.rfft2(around / norms.clip(1e-12), s=self.gray.shape))
+
 
 @dataclass(frozen=True, eq=False)
 class Likeness:
@@ -79,8 +97,10 @@ class Likeness:
         lab = rgb2lab(small).reshape(-1, 3)
         low, high = zip(*_LAB_RANGE, strict=True)
         counts, _ = np.histogramdd(lab.clip(low, high), bins=_LAB_BINS, range=_LAB_RANGE)
+        whole = Image.fromarray(picture)
+        whole.thumbnail((_WHOLE, _WHOLE), Image.Resampling.LANCZOS)
         return Described(
-            tensor=torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255,
+            tensor=torch.from_numpy(np.array(whole)).permute(2, 0, 1).float() / 255,
             gray=gray,
             colour=counts / counts.sum(),
             edges=hog(gray, pixels_per_cell=(16, 16), cells_per_block=(2, 2)),
@@ -221,12 +241,23 @@ def _correlation(a: Floats, b: Floats) -> float:
 
 
 def _region(target: Described, picture: Described) -> float:
-    half, quarter = SIDE // 2, SIDE // 4
-    places = [(y, x) for y in (0, quarter, half) for x in (0, quarter, half)]
-    tiles = [target.gray[y : y + half, x : x + half] for y, x in places]
-    telling = [tile for tile in tiles if tile.std() > _FLAT] or [max(tiles, key=np.std)]
-    # Ringing of the FFT exceeds 1 by 1e-16.
-    return min(1.0, max(float(match_template(picture.gray, tile).max()) for tile in telling))
+    """The largest normalized cross-correlation of a tile of the target and a window of the picture."""
+    spectrum, norms = picture.windows
+    # A circular correlation at the picture's size: no window of the first rows and columns wraps.
+    found = np.fft.irfft2(target.tiles * spectrum, s=picture.gray.shape)
+    found = found[:, : norms.shape[0], : norms.shape[1]]
+    scores = np.divide(found, norms, out=np.zeros_like(found), where=norms > 1e-6)
+    return min(1.0, float(scores.max()))
+
+
+def _sliding_sums(values: Floats, side: int) -> Floats:
+    """The sum over every square window of `side` pixels."""
+    integral = np.pad(values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    found: Floats = (
+        integral[side:, side:] - integral[:-side, side:] - integral[side:, :-side]
+        + integral[:-side, :-side]
+    )  # fmt: skip
+    return found
 
 
 # ------------------------------------------------------------------------------ local weights

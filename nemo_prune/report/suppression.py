@@ -59,12 +59,13 @@ def score(
     """
     seeds = range(FRESH_SEEDS, FRESH_SEEDS + options.seeds)
     before, after = original.baseline(prompt, seeds), other.baseline(twin, seeds)
+    unit = {"published": original.published}
     found = {
-        "score_before": max(best_pairs(before).values()),
+        "score_before": max(best_pairs(before, **unit).values()),
         "score_after": max(original.scores(after, before).values()),
-        "within_after": max(best_pairs(after).values()),
+        "within_after": max(best_pairs(after, **unit).values()),
         "same_seed": _rounded(
-            ms_ssim(torch.stack(list(before.values())), torch.stack(list(after.values()))).mean()
+            ms_ssim(torch.stack(list(before.values())), torch.stack(list(after.values())), **unit).mean()
         ),
         "score_own": None,
         "differences": (before[seeds[0]], after[seeds[0]]),

@@ -135,7 +135,7 @@ def verify(
             f"({option('images')} 0 skips them)"
         )
     pictures, measures, album = _draw(inputs, likeness, settings, memorized, ordinary, progress)
-    _add_pictures(measured, measures, album)
+    _add_pictures(inputs.tau, measured, measures, album)
 
     few = 0 < settings.images < ENOUGH_SEEDS and "skipped" not in pictures
     data: dict[str, Any] = {
@@ -211,29 +211,27 @@ def _measure(
     )
 
 
-def _add_pictures(measured: _Measured, measures: Measures, album: Album) -> None:
+def _add_pictures(tau: float, measured: _Measured, measures: Measures, album: Album) -> None:
     """Each prompt's measures of pictures, its status in their light, and its noise differences."""
     for group, entries in (("prompts", measured.prompts), ("ordinary", measured.ordinary)):
         for entry in entries:
             found = entry["pictures"] = measures[group].get(entry["index"])
             before, after = entry.pop("differences")
             if group == "prompts" and entry["status"] != Status.NOT_MEMORIZED:
-                entry["status"] = _by_pictures(entry["status"], found)
+                if entry["score_after"] <= tau:
+                    entry["status"] = _by_pictures(entry["status"], found)
                 shown = album["prompts"].setdefault(entry["index"], {})
                 shown["noise_before"] = inlined_difference(before)
                 shown["noise_after"] = inlined_difference(after)
 
 
 def _by_pictures(status: Status, pictures: Mapping[str, Any] | None) -> Status:
-    """The status by the pictures: they overrule the score, and the trajectories of a manifest."""
+    """The status of a prompt below tau: pictures overrule its score and a manifest's trajectory."""
     if not pictures or "near_after" not in pictures:
         return status
-    if status == Status.SUPPRESSED and pictures["near_after"]:
-        return Status.REPLICATED
-    enough = len(pictures["consensus_after"]) >= ENOUGH_SEEDS
-    if status == Status.REPLICATED and not pictures["near_after"] and enough:
-        return Status.SUPPRESSED
-    return status
+    if pictures["near_after"]:
+        return Status.REPLICATED if status == Status.SUPPRESSED else status
+    return Status.SUPPRESSED if len(pictures["consensus_after"]) >= ENOUGH_SEEDS else status
 
 
 def _draw(

@@ -8,6 +8,7 @@ ends, one caption in eight came out with far more neurons than needed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +59,18 @@ class Masking:
 
 
 def attribute(
-    masking: Masking, memory: Callable[[Mapping[str, Tensor]], Tensor], points: Sequence[float] = POINTS
+    masking: Masking,
+    memory: Callable[[], Tensor],
+    masked: Callable[[Mapping[str, Tensor]], AbstractContextManager[None]],
+    points: Sequence[float] = POINTS,
 ) -> dict[Neuron, float]:
     """Neuron -> how much its mask lowers `memory` on the way from 1 to 0, summed over samples.
 
     Args:
         masking: makes the masks; neurons that are off are left out of the answer.
-        memory: a forward pass with masks -> what is to be explained, one number a sample, `[n]`.
+        memory: a forward pass -> what is to be explained, one number a sample, `[n]`.
+        masked: keeps masks on the value layers: for the backward pass too, since gradient checkpointing
+            runs parts of the model again there.
         points: mask values at which the gradient is taken.
 
     Raises:
@@ -74,8 +80,8 @@ def attribute(
     total = {name: torch.zeros_like(masking.on[name]) for name in masking.layers}
     for point in points:
         masks = masking.at(point)
-        with torch.enable_grad():
-            loss = memory(masks).sum() * scale
+        with torch.enable_grad(), masked(masks):
+            loss = memory().sum() * scale
             gradients = torch.autograd.grad(loss, [masks[name] for name in masking.layers])
         for name, gradient in zip(masking.layers, gradients, strict=True):
             total[name] += gradient.float().sum(dim=(0, 1)) / scale / len(points)

@@ -43,6 +43,7 @@ class Detection:
         what was reached by then.
     noise_norm: mean over the seeds used of ||eps(prompt) - eps("")||, in units of the latents.
     seeds: how many were used; one denoiser sample each.
+    consistency: how alike trajectories of a few seeds are, if they were drawn; see `consistency`.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Detection:
     noise_norm: float
     seeds: int
     memorized: bool
+    consistency: float | None = None
 
 
 def screening(

@@ -4,7 +4,7 @@ import csv
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.files.atomic import write_new
 from nemo_prune.model.denoiser import TOKENS, LoadedModel
 from nemo_prune.options import Options, Progress
+from nemo_prune.scoring.consistency import ORDINARY, consistencies, consistency_gate
 from nemo_prune.scoring.detect import Detection, detect
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
-from nemo_prune.scoring.opening import open_engine
+from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 from nemo_prune.scoring.ordinary import Ordinary
 from nemo_prune.scoring.rates import accuracy, separation
 from nemo_prune.scoring.thresholds import Thresholds
@@ -42,6 +43,7 @@ class Findings:
     samples: int
     calibration_samples: int
     seconds: float
+    consistency_gate: float | None = None
 
     @property
     def memorized(self) -> tuple[Detection, ...]:
@@ -65,8 +67,12 @@ def find_memorized(
     keep: Path | None = None,
     resume: bool = False,
     loaded: LoadedModel | None = None,
+    trajectories: bool = False,
 ) -> Findings:
     """Score every prompt and decide by the gate; no search.
+
+    trajectories: also draw a few guided steps of every prompt that the score leaves alone; one that
+        draws the same picture from every seed is memorized too. See `consistency`.
 
     early: False uses all seeds of every prompt. Labelled prompts always get all of them: the rates
     compare scores with each other, so all must be taken alike.
@@ -124,6 +130,21 @@ def find_memorized(
     finally:
         if journal:
             journal.close()
+    gate = None
+    if trajectories:
+        captions = [text for text in ordinary.captions if text not in set(prompts)][:ORDINARY]
+        schedule = trajectory_schedule(engine.model, "trajectory")
+        progress.stage("drawing ordinary trajectories", len(captions), "prompts")
+        before = engine.cost.samples
+        gate = consistency_gate(consistencies(engine, captions, schedule, progress.advance), options.fpr)
+        calibration_samples += engine.cost.samples - before
+        left = [one.index for one in detections if not one.memorized]
+        progress.stage("drawing trajectories", len(left), "prompts")
+        alike = consistencies(engine, [prompts[i] for i in left], schedule, progress.advance)
+        for index, value in zip(left, alike, strict=True):
+            detections[index] = replace(
+                detections[index], consistency=round(value, 5), memorized=value > gate
+            )
     return Findings(
         checkpoint=checkpoint.path,
         prompts=tuple(prompts),
@@ -137,6 +158,7 @@ def find_memorized(
         samples=engine.cost.samples - calibration_samples,
         calibration_samples=calibration_samples,
         seconds=round(time.monotonic() - started, 1),
+        consistency_gate=gate,
     )
 
 
@@ -167,6 +189,7 @@ def summary(found: Findings, show_prompts: bool = False) -> dict[str, Any]:
         **found.thresholds.told(),
         "scores_from": found.thresholds.scores_from,
         "noise_norm_gate": found.norm_gate,
+        "consistency_gate": found.consistency_gate,
         "seeds": found.seeds,
         "timestep": found.timestep,
         "memorized": len(found.memorized),
@@ -199,6 +222,8 @@ def _row(found: Findings, one: Detection, show_prompts: bool) -> dict[str, Any]:
         "seeds": one.seeds,
         "truncated": found.truncated[one.index],
     }
+    if found.consistency_gate is not None:
+        row["consistency"] = one.consistency
     if found.labels is not None:
         row["label"] = found.labels[one.index]
     if show_prompts:

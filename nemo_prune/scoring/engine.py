@@ -267,15 +267,18 @@ class Engine:
         latents: Tensor,
         timestep: int,
         batch: Sequence[Sample],
-        masks: Mapping[str, Tensor] | None = None,
+        *,
+        masked: bool = False,
     ) -> Tensor:
-        """The noise that the model predicts in `latents` `[n, c, h, w]`; may hold NaN or infinity."""
+        """The noise that the model predicts in `latents` `[n, c, h, w]`; may hold NaN or infinity.
+
+        masked: the value layers have their masks already.
+        """
         text = torch.stack([sample.prompt.text for sample in batch]).to(model.dtype)
         pooled = [
             sample.prompt.pooled.to(model.dtype) for sample in batch if sample.prompt.pooled is not None
         ]
-        if masks is None:
-            masks = masks_of(model, [sample.off for sample in batch])
+        masks = {} if masked else masks_of(model, [sample.off for sample in batch])
         with masked_layers(model.value_layers, masks):
             noise = model.predict_noise(latents, timestep, text, torch.stack(pooled) if pooled else None)
         self.cost.forward += len(batch)
@@ -353,7 +356,11 @@ class Engine:
             masking = Masking(model.value_layers, job.layers, off, len(batch), model.device, model.dtype)
             try:
                 with self._checkpointed(model):
-                    found = attribute(masking, lambda masks: memory(model, job, batch, masks))
+                    found = attribute(
+                        masking,
+                        lambda: memory(model, job, batch),
+                        partial(masked_layers, model.value_layers),
+                    )
             except FloatingPointError:
                 raise _NotFiniteError from None
             return [found, *[{}] * (len(batch) - 1)]
@@ -375,18 +382,15 @@ class Engine:
             yield
         finally:
             model.unet.disable_gradient_checkpointing()
-            self._overflowed = False
-        self._recomputed = False
+            self._recomputed = False
 
     def _count_backward(self, samples: int) -> None:
         self.cost.backward += samples
         self.cost.forward += samples if self._recomputed else 0
 
-    def _memory(
-        self, model: LoadedModel, job: Job, samples: Sequence[Sample], masks: Mapping[str, Tensor]
-    ) -> Tensor:
+    def _memory(self, model: LoadedModel, job: Job, samples: Sequence[Sample]) -> Tensor:
         latents = self._latents(samples, model)
-        noise = self._pass(model, latents, self.timestep, samples, masks)
+        noise = self._pass(model, latents, self.timestep, samples, masked=True)
         self._count_backward(len(samples))
         pruned = noise_difference(noise, latents)
         others = [
@@ -395,20 +399,16 @@ class Engine:
         ]
         return soft_maxima(pruned, others)
 
-    def _trajectory_memory(
-        self, model: LoadedModel, job: Job, samples: Sequence[Sample], masks: Mapping[str, Tensor]
-    ) -> Tensor:
+    def _trajectory_memory(self, model: LoadedModel, job: Job, samples: Sequence[Sample]) -> Tensor:
         reference = job.reference
         assert reference is not None
         (empty,) = self.prompts([""])
         both = [*(replace(sample, prompt=empty) for sample in samples), *samples]
-        twice = {name: torch.cat([mask, mask]) for name, mask in masks.items()}
 
         def predict(latents: Tensor, timestep: int) -> Tensor:
             self._count_backward(len(both))
-            return self._pass(
-                model, torch.cat([latents, latents]).to(model.dtype), timestep, both, twice
-            )
+            doubled = torch.cat([latents, latents]).to(model.dtype)
+            return self._pass(model, doubled, timestep, both, masked=True)
 
         ends = denoise(
             self._latents(samples, model).float(), reference.schedule, model.alphas_cumprod, predict
@@ -545,10 +545,13 @@ def masks_of(model: LoadedModel, offs: Sequence[frozenset[Neuron]]) -> dict[str,
 
 @contextmanager
 def masked_layers(layers: Mapping[str, nn.Linear], masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """Multiply the output of each value layer by its mask `[n, 1, rows]`; undone on any exit."""
+    """Multiply the output of each value layer by its mask `[n, 1, rows]`; undone on any exit.
+
+    A batch twice as large, without the prompts and with them, takes the masks for each half.
+    """
 
     def hook(mask: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        return lambda _module, _inputs, output: output * mask
+        return lambda _module, _inputs, output: output * mask.repeat(len(output) // len(mask), 1, 1)
 
     handles = [layers[name].register_forward_hook(hook(mask)) for name, mask in masks.items()]
     try:

@@ -39,7 +39,7 @@ def open_engine(
         model,
         timestep=timestep,
         seed=options.seed,
-        criterion=options.criterion,
+        criterion="cross-seed" if options.criterion == "trajectory" else options.criterion,
         batch_size=options.batch_size,
         published=model.family == "sd1" and model.latent_shape[1:] == (64, 64),
     )

@@ -107,6 +107,11 @@ class Ordinary:
         self._calibrating = calibrating
         self._file = self._fitting(found) if found else None
 
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The ordinary prompts: the user's, else the bundled ones."""
+        return self._captions
+
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self._engine.model)

@@ -141,6 +141,7 @@ def _ssim(a: Tensor, b: Tensor, range_: Tensor | float = 1.0) -> tuple[Tensor, T
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept for later calls, which may want gradients
 def _blur(side: int) -> Tensor:
     """The gaussian window as a matrix `[side, side]`, reflecting at the borders."""
     offsets = torch.arange(WINDOW, dtype=torch.float64) - _MARGIN

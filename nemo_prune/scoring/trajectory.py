@@ -15,8 +15,6 @@ from torch import Tensor
 from nemo_prune.scoring.criterion import largest_by
 from nemo_prune.scoring.similarity import ms_ssim_pairs, noise_difference
 
-GONE = 0.5
-"""A picture is gone if less than this remains of it, on the scale of `Reference.remaining`."""
 STEPS, GUIDANCE = 5, 7.0
 _LEAST_SCALE = 0.1  # of unpruned over unrelated similarity, below which nothing can be told
 

@@ -1,22 +1,34 @@
-"""The default search: the paper's ladder where its first rungs settle it, else an order by what matters.
+"""The default search: the paper's ladder where a short rung is enough, else an order by what matters.
 
 |z| says which neurons are unusual for a prompt, an attribution says which ones its memory hangs on. One
-attribution costs a few forward and backward passes, so it is taken only where the ladder's first rungs,
-one sample each, do not settle the prompt with a handful of candidates. Candidates are then ordered by
-attribution over harm (how much a neuron does for the memory against what it does for ordinary prompts),
-and the shortest sufficient prefix is refined by group testing. A prefix so long that the order looks
-wrong is compared with the ladder's candidates, and the smaller set is refined: whatever the attributions
-are worth, the search costs no more than the gradient-free one, the attribution, and about twice the
-logarithm of the number of prefixes.
+attribution costs a few forward and backward passes, so it is taken only where the ladder's last rung of
+few candidates, which costs one sample, is not enough. All neurons are then ordered by attribution over
+harm (how much a neuron does for the memory against what it does for ordinary prompts), and the shortest
+sufficient prefix is refined by group testing. A prefix so long that the order looks wrong is compared
+with the ladder's rung, and the smaller set is refined; a refinement that takes more samples than a
+useful order would is given up for the ladder's, and either for the other where it ends with no result.
+
+Whatever the attributions are worth: the result is checked as the gradient-free one's is, a prompt is
+"localized" wherever a climb of the whole ladder would say so, and where scores are monotone it costs, in
+samples, at most what the gradient-free search costs and
+
+- the attribution: 3 for each of its points and seeds,
+- finding the prefix: 1 for the short rung, 1 for all neurons, 2 log2(P) for the shortest of P prefixes,
+- where the refinement was given up: 64 and 4 for each neuron of that prefix, which has at most 64 or as
+  many as the ladder's rung; none where the order is good.
+
+The last is what the search gives itself (`_patience`); the rest may differ by a few samples, since
+answers that are known already change which seed is asked first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.search.answer_cache import AnswerCache
+from nemo_prune.search.answer_cache import AnswerCache, Mask
 from nemo_prune.search.group_testing import (
     GroupTesting,
     Schedule,
@@ -35,9 +47,8 @@ from nemo_prune.search.protocol import (
     not_memorized,
 )
 
-SETTLED = 16  # candidates: so few are refined without an attribution
-_FIRST_RUNGS = 2
-_LONG = 64  # neurons of a prefix, or a sixth of all, from where on the order is not trusted
+SETTLED = 32  # candidates: so few are refined without an attribution, which costs as much
+_LONG = 64  # neurons of a prefix, from where on it is compared with the ladder
 _GRADIENT_SEEDS = 2  # the most stubborn ones
 
 
@@ -72,18 +83,20 @@ def auto_search(ladder: Ladder, candidates: Candidates, seeds: Sequence[int], ta
     stubborn = sorted(memorized, key=lambda seed: -before[seed])
     by_ladder = ladder_schedule(ladder, cache)
     if (yield from _settled(cache, by_ladder, stubborn[0])):
-        return (yield from _refined(GroupTesting(cache, before, memorized, by_ladder), before))
+        searched = GroupTesting(cache, before, memorized, by_ladder)
+        if (rung := (yield from _attempt(searched))) is not None:
+            return (yield from finished(searched, before, rung))
     attribution = yield from attributed(stubborn[:_GRADIENT_SEEDS])
     by_merit = prefix_schedule(candidates.by_merit(attribution), cache)
-    searched = GroupTesting(cache, before, memorized, by_merit)
-    shortest = yield from searched.shortest()
-    long = max(_LONG, len(candidates.order) // 6)
-    if shortest is None or shortest > long:
-        other = GroupTesting(cache, before, memorized, by_ladder)
-        there = yield from other.shortest()
-        if shortest is None or (there is not None and there < shortest):
-            searched = other
-    return (yield from _refined(searched, before, attribution))
+    for schedule, most in (yield from _plans(cache, before, memorized, by_merit, by_ladder)):
+        cache.threshold = tau
+        searched = GroupTesting(cache, before, memorized, schedule)
+        if (rung := (yield from _attempt(searched, most))) is not None:
+            return (yield from finished(searched, before, rung, attribution))
+    cache.threshold = tau  # not removable: goes on as the paper does where the ladder ends
+    searched = GroupTesting(cache, before, memorized, by_ladder)
+    rung = yield from searched.run()
+    return (yield from finished(searched, before, rung, attribution))
 
 
 def trajectory_search(
@@ -92,7 +105,8 @@ def trajectory_search(
     """Find further neurons for a prompt that is still drawn, judged by trajectories.
 
     remaining: seed -> what remains of the picture with nothing further off. The result is accepted
-    by every one of these seeds (at most `goal` remains) and 1-minimal beside what is off already.
+    by every one of these seeds (at most `goal` remains) and 1-minimal beside what is off already; there
+    is none where all candidates together are not enough, which is "not removable".
     """
     cache = AnswerCache(candidates.order, goal, trajectory=True)
     before = dict(remaining)
@@ -100,7 +114,14 @@ def trajectory_search(
     attribution = yield from attributed(seeds[:gradient_seeds], trajectory=True)
     schedule = prefix_schedule(candidates.by_merit(attribution), cache)
     searched = GroupTesting(cache, before, seeds, schedule)
-    return (yield from _refined(searched, before, attribution))
+    rung = yield from _attempt(searched)
+    if rung is None:
+        left = searched.last
+        return Outcome(
+            "not removable", (), before, seeds, left, cache.threshold, None, len(candidates.order),
+            cache.tally.samples, cache.tally.questions, schedule.name,
+        )  # fmt: skip
+    return (yield from finished(searched, before, rung, attribution))
 
 
 def attributed(seeds: Sequence[int], *, trajectory: bool = False) -> Steps[Attribution]:
@@ -110,18 +131,46 @@ def attributed(seeds: Sequence[int], *, trajectory: bool = False) -> Steps[Attri
 
 
 def _settled(cache: AnswerCache, ladder: Schedule, seed: int) -> Steps[bool]:
-    """Whether one of the ladder's first rungs holds few candidates and is enough for this seed."""
-    for _, rung in ladder.rungs[:_FIRST_RUNGS]:
-        if rung.bit_count() > SETTLED:
-            return False
-        yield from cache.ask(rung, (seed,))
-        if cache.passes(rung, seed):
-            return True
-    return False
+    """Whether the ladder's last rung of few candidates is enough for this seed."""
+    few = [rung for _, rung in ladder.rungs if rung.bit_count() <= SETTLED]
+    if not few:
+        return False
+    yield from cache.ask(few[-1], (seed,))
+    return bool(cache.passes(few[-1], seed))
 
 
-def _refined(
-    searched: GroupTesting, before: dict[int, float], attribution: Attribution | None = None
-) -> Steps[Outcome]:
-    rung = yield from searched.run()
-    return (yield from finished(searched, before, rung, attribution))
+def _plans(
+    cache: AnswerCache,
+    before: dict[int, float],
+    memorized: Sequence[int],
+    by_merit: Schedule,
+    by_ladder: Schedule,
+) -> Steps[list[tuple[Schedule, float]]]:
+    """Which schedules to try one after the other, and at how many samples in all to give each up."""
+    shortest = yield from GroupTesting(cache, before, memorized, by_merit).shortest()
+    if shortest is None:  # with all neurons off it is still memorized
+        return []
+    if shortest > _LONG:
+        there = yield from GroupTesting(cache, before, memorized, by_ladder).shortest()
+        if there is not None and there < shortest:
+            return [(by_ladder, math.inf), (by_merit, math.inf)]
+    most = cache.tally.samples + _patience(shortest)
+    return [(by_merit, most), (by_ladder, math.inf), (by_merit, math.inf)]
+
+
+def _patience(candidates: int) -> int:
+    """How many samples the refinement of a prefix may take; group testing takes 1 to 3 a neuron."""
+    return 64 + 4 * candidates
+
+
+def _attempt(searched: GroupTesting, most: float = math.inf) -> Steps[tuple[float | None, Mask] | None]:
+    """`searched.run()`; None once its schedule is at its end, or it took more than `most` samples."""
+    steps = searched.run()
+    try:
+        asked = next(steps)
+        while not searched.exhausted and searched.cache.tally.samples < most:
+            asked = steps.send((yield asked))
+    except StopIteration as end:
+        rung: tuple[float | None, Mask] = end.value
+        return None if searched.exhausted else rung
+    return None

@@ -335,7 +335,17 @@ def finished(
         questions=cache.tally.questions,
         order=searched.schedule.name,
         attribution=tuple(attribution[neuron] for neuron in found) if attribution else (),
+        tradeoff=_tradeoff(cache) if cache.trajectory else (),
     )
+
+
+def _tradeoff(cache: AnswerCache) -> tuple[tuple[int, float], ...]:
+    """(neurons off, largest score answered), each lower than all with fewer neurons off."""
+    best: list[tuple[int, float]] = []
+    for count, score in sorted(cache.answers()):
+        if not best or score < best[-1][1]:
+            best.append((count, score))
+    return tuple(best)
 
 
 def gradient_free_search(ladder: Ladder, seeds: Sequence[int], tau: float) -> Search:

@@ -80,6 +80,8 @@ class Outcome:
     questions: in how many questions.
     order: what ordered the candidates: "ladder" or "attribution".
     attribution: of each neuron of `neurons` where an attribution was taken.
+    tradeoff: (neurons off, the largest score answered) for the best sets of each size asked about:
+        with fewer neurons off none of them scored lower.
     """
 
     status: SearchStatus
@@ -94,6 +96,7 @@ class Outcome:
     questions: int
     order: str = "ladder"
     attribution: tuple[float, ...] = ()
+    tradeoff: tuple[tuple[int, float], ...] = ()
 
 
 def outcome_from(told: Mapping[str, Any]) -> Outcome:
@@ -102,10 +105,9 @@ def outcome_from(told: Mapping[str, Any]) -> Outcome:
         name: {int(k): v for k, v in told[name].items()} for name in ("scores_before", "scores_after")
     }
     neurons = tuple(Neuron(**neuron) for neuron in told["neurons"])
-    seeds, attribution = tuple(told["memorized_seeds"]), tuple(told["attribution"])
-    return Outcome(
-        **{**told, **scores, "neurons": neurons, "memorized_seeds": seeds, "attribution": attribution}
-    )
+    lists = {name: tuple(told[name]) for name in ("memorized_seeds", "attribution")}
+    tradeoff = tuple((count, score) for count, score in told["tradeoff"])
+    return Outcome(**{**told, **scores, **lists, "neurons": neurons, "tradeoff": tradeoff})
 
 
 Steps = Generator[Question | Attribute, Reply, T]

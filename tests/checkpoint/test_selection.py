@@ -150,7 +150,7 @@ def test_files_that_are_not_tables(tmp_path, checkpoint, content, words):
 def test_a_folder_or_a_large_file_is_no_table(tmp_path, checkpoint, monkeypatch):
     with pytest.raises(ManifestError, match="cannot be read"):
         read_results(tmp_path, checkpoint)
-    monkeypatch.setattr("nemo_prune.checkpoint.selection._MAX_BYTES", 10)
+    monkeypatch.setattr("nemo_prune.files.text.MAX_BYTES", 10)
     with pytest.raises(ManifestError, match="too large"):
         read_results(table(tmp_path / "r.csv"), checkpoint)
 

@@ -115,7 +115,7 @@ def test_the_file_says_what_it_is_about(
         "precision": "float32",
         "activations": ordinary,
         "scores": ordinary | {"seeds": 3, "seed": 0, "timestep": 961, "guidance": 0,
-                              "latents": [4, 16, 16]},
+                              "similarity": "current", "latents": [4, 16, 16]},
     }  # fmt: skip
     tau = statistics.mean(scores) + statistics.stdev(scores)
     normal = statistics.NormalDist(statistics.mean(scores), statistics.stdev(scores))

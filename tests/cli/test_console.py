@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nemo_prune.cli.console import print_findings
+from nemo_prune.cli.console import print_findings, print_prompts
 
 
 def _result(scores: list[float], gate: float) -> dict[str, Any]:
@@ -44,3 +44,26 @@ def test_a_long_table_is_cut_below_what_is_memorized(capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     assert len(_rows(printed)) == 50
     assert "... and 9 more that are not" in printed
+
+
+def test_a_prompt_that_is_still_drawn_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = [
+        {"index": 0, "status": "suppressed", "score_before": 0.9, "score_after": 0.1, "neurons": [1],
+         "samples": 9, "trajectory": 0.05, "trajectory_samples": 40},
+        {"index": 1, "status": "replicated", "score_before": 0.9, "score_after": 0.2, "neurons": [],
+         "samples": 9, "trajectory": 0.75, "trajectory_samples": 40},
+        {"index": 2, "status": "not memorized", "score_before": 0.1, "score_after": None, "neurons": [],
+         "samples": 4, "trajectory": None,
+         "trajectory_samples": 0},
+    ]  # fmt: skip
+    print_prompts({
+        "prompts": prompts, "neurons": [1], "gate": {"value": 0.5}, "gate_source": "given", "tau": 0.4,
+        "tau_source": "given", "statistics_from": "cache", "criterion": "cross-seed",
+        "confirm": "trajectory", "cost": {"samples": 22, "calibration_samples": 0, "check_samples": 6, "trajectory_samples": 80,
+                 "seconds": 1.0, "peak_memory_mb": 100},
+    })  # fmt: skip
+    words = " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 memorized prompts suppressed by score and trajectory" in words
+    assert "Still drawn: 1." in words
+    assert "0.750" in words
+    assert "80 to draw trajectories" in words

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from click.testing import Result
@@ -14,6 +15,7 @@ from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord, write_manifest
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
+from nemo_prune.options import Criterion
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
 
@@ -40,9 +42,17 @@ def with_metadata(source: Path, out: Path, **entries: str) -> Path:
     return out
 
 
-def manifest_of(place: Path, rows: Sequence[int], prompts: int = 1, status: str = "suppressed") -> Path:
+def manifest_of(
+    place: Path,
+    rows: Sequence[int],
+    prompts: int = 1,
+    status: str = "suppressed",
+    trajectory: float | None = None,
+) -> Path:
     neurons = tuple(Neuron(LAYER, row) for row in rows)
-    records = tuple(PromptRecord(i, status, 0.9, 0.2, neurons=neurons) for i in range(prompts))
+    records = tuple(
+        PromptRecord(i, status, 0.9, 0.2, neurons=neurons, trajectory=trajectory) for i in range(prompts)
+    )
     source = {"path": "model.safetensors", "sha256": "0" * 64}
     write_manifest(Manifest("0.1.0", source, {}, records, neurons), place, True)
     return place
@@ -88,7 +98,7 @@ def test_a_manifest_that_does_not_fit_is_refused_before_thresholds_are_calibrate
 @pytest.mark.parametrize(
     ("entry", "text", "wanted"),
     [
-        ("criterion", "nonsense", "one of same-seed, cross-seed"),
+        ("criterion", "nonsense", f"one of {', '.join(get_args(Criterion))}"),
         ("timestep", "\u00b2", "a timestep"),
         ("timestep", "9" * 5000, "a timestep"),
         ("gate", "0.2", "a number between 0.3 (tau) and 1"),

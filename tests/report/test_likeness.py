@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from skimage import data
+from skimage.feature import match_template
 
 from nemo_prune.errors import OptionError
 from nemo_prune.model.hub import CLIPModel, CLIPTextConfig
@@ -58,6 +59,16 @@ def test_a_part_that_moved_is_found(likeness: Likeness) -> None:
     scores = likeness.to_target(wanted, found)
     assert scores["region"] > 0.95
     assert scores["ms_ssim"] < 0.4
+
+
+@pytest.mark.parametrize("names", [("chelsea", "coffee"), ("rocket", "camera"), ("coins", "coins")])
+def test_regions_are_compared_as_template_matching_does(
+    likeness: Likeness, names: tuple[str, str]
+) -> None:
+    target, picture = (likeness.describe(photo(name)) for name in names)
+    tiles = [target.gray[y : y + 64, x : x + 64] for y in (0, 32, 64) for x in (0, 32, 64)]
+    expected = max(match_template(picture.gray, tile).max() for tile in tiles if tile.std() > 0.04)
+    assert likeness.to_target(target, picture)["region"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_flat_pictures_have_scores(likeness: Likeness) -> None:

@@ -2,19 +2,27 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 from PIL import Image
 from test_inputs import manifest_of
 from test_likeness import photo
+from test_report import make_data
 from tiny import run, write_small
 
 from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
+from nemo_prune.options import Options
 from nemo_prune.report.pictures import Picture
+from nemo_prune.report.suppression import score
+from nemo_prune.report.verify import Report
+from nemo_prune.scoring.criterion import best_pairs
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
 ORDINARY = ["a boat", "a hill", "a cup"]
@@ -38,7 +46,7 @@ def noisy(picture: Picture, seed: int, strength: float = 8) -> Picture:
 
 def verify(
     folder: Path, monkeypatch: pytest.MonkeyPatch, before: list[Picture], after: list[Picture],
-    *more: object, status: str = "suppressed",
+    *more: object, status: str = "suppressed", trajectory: float | None = None,
 ) -> Result:  # fmt: skip
     """verify, at thresholds by which the score calls the prompt memorized and suppressed."""
     ordinary = [
@@ -50,12 +58,12 @@ def verify(
     return run("verify", folder / "model.safetensors", folder / "clean.safetensors", "--prompts",
                folder / "prompts.txt", "--ordinary", folder / "ordinary.txt", "--seeds", "3",
                "--device", "cpu", "--images", len(before), "--json", "--tau", "1", "--gate", "1",
-               "--manifest", _manifest(folder, status), *more)  # fmt: skip
+               "--manifest", _manifest(folder, status, trajectory), *more)  # fmt: skip
 
 
-def _manifest(folder: Path, status: str) -> Path:
+def _manifest(folder: Path, status: str, trajectory: float | None) -> Path:
     """Says that the prompt is memorized, which no score above a gate of 1 could."""
-    return manifest_of(folder / "manifest.json", [3], status=status)
+    return manifest_of(folder / "manifest.json", [3], status=status, trajectory=trajectory)
 
 
 def test_a_prompt_whose_picture_comes_back_from_two_of_eight_seeds_is_replicated(
@@ -93,13 +101,29 @@ def test_without_the_picture_it_is_suppressed(folder: Path, monkeypatch: pytest.
     assert [limit for limit in found["limits"] if "on 4 starting noises a prompt" in limit]
 
 
-@pytest.mark.parametrize(("seeds", "status"), [(4, "replicated"), (8, "suppressed")])
-def test_what_the_manifest_calls_replicated_takes_eight_pictures_to_be_suppressed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, status: str
+@pytest.mark.parametrize(
+    ("stated", "trajectory", "seeds", "status"),
+    [
+        ("replicated", 0.8, 4, "replicated"),
+        ("replicated", 0.8, 8, "suppressed"),
+        ("not removable", 0.8, 4, "not removable"),
+        ("not removable", 0.8, 8, "suppressed"),
+        ("not removable", None, 4, "suppressed"),
+        ("still memorized", None, 4, "suppressed"),
+    ],
+)
+def test_what_a_trajectory_saw_drawn_takes_eight_pictures_to_be_suppressed(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stated: str,
+    trajectory: float | None,
+    seeds: int,
+    status: str,
 ) -> None:
     cat = photo("chelsea")
     result = verify(folder, monkeypatch, [noisy(cat, seed) for seed in range(seeds)],
-                    [photo(name) for name in OTHERS[:seeds]], status="replicated")  # fmt: skip
+                    [photo(name) for name in OTHERS[:seeds]], status=stated,
+                    trajectory=trajectory)  # fmt: skip
     (entry,) = json.loads(result.stdout)["prompts"]
     assert (entry["status"], entry["pictures"]["near_after"]) == (status, 0)
     assert result.exit_code == (status != "suppressed")
@@ -128,3 +152,39 @@ def test_a_target_is_judged_beside_the_other_seeds(
     (entry,) = json.loads(result.stdout)["prompts"]
     assert entry["status"] == "replicated"
     assert set(entry["pictures"]["near_above"]) == {"target"}
+
+
+def test_prune_exits_by_its_reports_pictures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a gate of 1 nothing is memorized, so that only the report's word decides."""
+    calibration = tmp_path / "calibration.txt"
+    calibration.write_text("".join(f"an ordinary caption {i}\n" for i in range(30)))
+
+    def verified(status: str) -> Report:
+        return Report(make_data(status=status) | {"notes": []})
+
+    for status, code in (("suppressed", 0), ("replicated", 1)):
+        monkeypatch.setattr("nemo_prune.report.verify.verify", lambda *_, s=status: verified(s))
+        result = run(folder / "model.safetensors", "--prompts", folder / "prompts.txt", "-o",
+                     tmp_path / f"{status}.safetensors", "--report", tmp_path / f"{status}.json",
+                     "--calibration-prompts", calibration, "--seeds", "2", "--device", "cpu",
+                     "--tau", "1", "--gate", "1", "--confirm", "none")  # fmt: skip
+        assert result.exit_code == code, result.output
+        assert "still near the memorized picture" in " ".join(result.stderr.split())
+
+
+def test_scores_are_in_the_unit_of_the_thresholds() -> None:
+    """Published thresholds hold in the published unit, in which a range is that of the batch."""
+    torch.manual_seed(0)
+    common = torch.rand(4, 64, 64)
+    differences = {10_000 + seed: (common + torch.rand(4, 64, 64)) / 3 for seed in range(3)}
+    for published in (False, True):
+        engine: Any = SimpleNamespace(
+            published=published, baseline=lambda *_: differences, scores=lambda *_: {0: 0.5}
+        )
+        prompt: Any = None
+        found = score(engine, engine, prompt, prompt, Options(seeds=3), frozenset())
+        expected = max(best_pairs(differences, published=published).values())
+        assert found["score_before"] == found["within_after"] == expected
+    assert expected != max(best_pairs(differences).values())

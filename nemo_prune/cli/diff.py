@@ -1,0 +1,41 @@
+"""The verb diff; it never imports torch."""
+
+import json
+from pathlib import Path
+
+import click
+
+from nemo_prune.cli.options import FILE, json_option
+
+
+@click.command()
+@click.argument("a", type=FILE)
+@click.argument("b", type=FILE)
+@click.option("--expect", "manifest", type=FILE, help="Check that B is A with this manifest applied.")
+@json_option
+def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
+    """Say in which tensors, rows and bytes two files or folders differ, and in what else; no torch.
+
+    Exit code 0 if they are the same bytes, 1 if they differ. With --expect, 0 if B is A with
+    exactly the rows of the manifest zeroed in every copy, 1 if anything else differs. Hidden
+    folders (.git, .cache) are named and not compared.
+
+    \b
+    nemo-prune diff model.safetensors clean.safetensors --expect neurons.json
+    """
+    from nemo_prune.checkpoint.diff import compare_models
+    from nemo_prune.checkpoint.manifest import read_manifest
+
+    wanted = read_manifest(manifest) if manifest is not None else None
+    found = compare_models(a, b, wanted.neurons if wanted is not None else None)
+    promise = found.promise
+    if wanted is not None and promise is not None and promise.a_sha256 != wanted.source["sha256"]:
+        click.echo(f"warning: {manifest} was made for another model than {a}", err=True)
+    if as_json:
+        result = {"a": str(a), "b": str(b), **found.difference.to_json()}
+        click.echo(json.dumps(result | ({"expected": promise.to_json()} if promise else {})))
+    else:
+        for line in [*found.difference.describe(), *(promise.describe() if promise else ())]:
+            click.echo(line)
+    holds = not found.difference if promise is None else not promise.unexpected
+    click.get_current_context().exit(0 if holds else 1)

@@ -1,0 +1,40 @@
+"""The verb restore; it never imports torch."""
+
+import json
+from pathlib import Path
+
+import click
+
+from nemo_prune.cli.options import FILE, OUT, json_option, model_argument, overwrite_option
+
+
+@click.command()
+@model_argument
+@click.option("--undo", type=FILE, required=True, help="What --undo wrote when MODEL was pruned.")
+@click.option("-o", "--output", type=OUT, required=True, help="The source to write again.")
+@overwrite_option
+@json_option
+def restore(model: Path, undo: Path, output: Path, overwrite: bool, as_json: bool) -> None:
+    """Bring back the file or folder that MODEL was made from, bit for bit; no torch.
+
+    Of a folder, what --drop-pickles left out is not brought back.
+
+    \b
+    nemo-prune restore clean.safetensors --undo rows.safetensors -o model.safetensors
+    """
+    from nemo_prune.checkpoint.restore import restore_model
+    from nemo_prune.files.trees import shown
+
+    restored = restore_model(model, undo, output, overwrite=overwrite)
+    result = {
+        "output": {"path": str(output), "sha256": restored.sha256},
+        "rows_restored": restored.rows,
+        **({} if restored.left_out is None else {"left_out": restored.left_out}),
+    }
+    if as_json:
+        click.echo(json.dumps(result))
+    for place in restored.left_out or ():
+        click.echo(
+            f"note: {shown(place)} was left out by --drop-pickles and is not brought back", err=True
+        )
+    click.echo(f"wrote {output}: {restored.rows} rows restored, sha256 {restored.sha256}", err=True)

@@ -1,0 +1,34 @@
+"""Text files that people hand in: read whole, with one line for whatever is wrong with them."""
+
+import stat
+from pathlib import Path
+
+from nemo_prune.errors import NemoPruneError
+
+MAX_BYTES = 256 * 2**20
+"""Far above any list of prompts or neurons, far below a model handed in by mistake."""
+
+
+def read_text(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -> str:
+    """The UTF-8 text of the file at `path`, with or without a byte order mark.
+
+    Raises `error` if it cannot be read: one line that says why, and to give `wanted`; `kind` is what
+    the file should be.
+    """
+    try:
+        status = path.stat()
+        size = status.st_size
+        if stat.S_ISDIR(status.st_mode):
+            raise error(f"{path}: cannot be read, it is a folder; give {wanted}")
+        if not stat.S_ISREG(status.st_mode):
+            raise error(f"{path}: is not a regular file; give {wanted}")
+        if size > MAX_BYTES:
+            raise error(f"{path}: is too large, {size} bytes are too many for {kind}; give {wanted}")
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise error(f"{path}: no such file; check the path") from None
+    except UnicodeDecodeError as fault:
+        raise error(f"{path}: is not UTF-8 (byte {fault.start}); give {wanted}") from None
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"{path}: cannot be read ({reason})") from None
