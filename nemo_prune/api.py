@@ -92,6 +92,7 @@ def detect(
     *,
     calibration_prompts: Sequence[str] | None = None,
     all_seeds: bool = False,
+    trajectories: bool = False,
     progress: Progress | None = None,
     **options: Unpack[OptionFields],
 ) -> "Findings":
@@ -104,6 +105,8 @@ def detect(
             the published thresholds where they hold, else the bundled captions.
         all_seeds: take all seeds of every prompt, also of those that are clear after a few; then the
             scores can be compared with each other.
+        trajectories: also draw a few guided steps of each prompt that the score leaves alone: one that
+            draws the same picture from every seed is memorized too.
         progress: hears how far it is.
         options: fields of `Options`.
 
@@ -123,7 +126,8 @@ def detect(
     with _loaded(model, options) as (checkpoint, loaded):
         return find_memorized(
             checkpoint, texts, asked, progress or Silent(),
-            calibration_prompts=calibration_prompts, early=not all_seeds, loaded=loaded,
+            calibration_prompts=calibration_prompts, early=not all_seeds,
+            trajectories=trajectories, loaded=loaded,
         )  # fmt: skip
 
 
@@ -215,6 +219,7 @@ def apply(
     neurons: Iterable[Neuron] | Manifest,
     output: AnyPath,
     *,
+    top: int | None = None,
     overwrite: bool = False,
     undo: AnyPath | None = None,
     link: bool = False,
@@ -227,6 +232,7 @@ def apply(
         model: a checkpoint or its path.
         neurons: each once; or a manifest, whose thresholds then stand in the file's metadata, where
             `verify` reads them.
+        top: of a manifest, only so many neurons, those with the largest attributions.
         output: the new file, or for a folder the new folder. It appears whole or not at all.
         overwrite: whether a file that exists may be replaced; a folder never is.
         undo: a new file or folder that keeps the removed rows, for `nemo-prune restore`.
@@ -241,14 +247,16 @@ def apply(
         OutputError: the output cannot be written, or exists.
         ManifestError: neurons that the model does not have, or named twice.
         CheckpointError: the source cannot be read, or holds copies that would stay unpruned.
-        OptionError: an option that goes with a folder alone.
+        OptionError: an option that goes with a folder, or a manifest, alone.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     provenance: dict[str, str] = {}
     if isinstance(neurons, Manifest):
         check_fits(neurons, Path("the manifest"), checkpoint)
-        choice = from_manifest(neurons)
+        choice = from_manifest(neurons, top=top)
         chosen, provenance = choice.neurons, choice.provenance
+    elif top is not None:
+        raise OptionError(f"{option('top')}: goes with a manifest, which says what each neuron does")
     else:
         chosen = tuple(neurons)
     return write_model(

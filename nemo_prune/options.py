@@ -68,11 +68,8 @@ class Options:
         takes ("pictures"), or "none": the score alone.
     steps, timestep: scores are taken at `timestep`, or at the second of `steps` DDIM steps.
     batch_size: denoiser samples at once; None: as many as the device holds.
-
     device: "auto" (the fastest there is), "cpu", "cuda" or "mps".
     precision: "auto" (fp16 on CUDA, else fp32), "fp32", "fp16" or "bf16".
-    criterion: what a pruned noise difference is compared with: unpruned ones of the other seeds
-        ("cross-seed"), or that of the same seed ("same-seed", the paper's).
     rounds: how often prompts that stay memorized are searched again.
 
     Raises OptionError for a gate below tau, one of them that is no number, a rate that no prompts

@@ -19,7 +19,8 @@ from test_privacy import SEALED, alone
 import nemo_prune
 from nemo_prune import NemoPruneError, Neuron
 from nemo_prune.api import OptionFields
-from nemo_prune.checkpoint.manifest import to_json
+from nemo_prune.checkpoint.inspect import inspection
+from nemo_prune.checkpoint.manifest import PromptRecord, to_json
 from nemo_prune.errors import CheckpointError, ManifestError, OptionError
 from nemo_prune.model import hub
 from nemo_prune.model.loading import load_pipeline
@@ -216,6 +217,17 @@ def test_a_manifests_thresholds_go_into_the_file(model: Path, tmp_path: Path) ->
                                seeds=3)  # fmt: skip
     assert report.data["options"]["tau"] == 0.25
     assert report.data["options"]["timestep"] == 700
+
+
+def test_the_neurons_that_matter_most(model: Path, tmp_path: Path) -> None:
+    attribution = {Neuron(LAYER, row): float(row) for row in range(3)}
+    record = PromptRecord(0, "suppressed", 0.9, 0.1, tuple(attribution), attribution=attribution)
+    manifest = nemo_prune.Manifest("0", {"path": "m", "sha256": "0" * 64}, {}, (record,), record.neurons)
+    assert nemo_prune.apply(model, manifest, tmp_path / "one.safetensors", top=1).neurons == 1
+    zeroed = inspection(nemo_prune.open_checkpoint(tmp_path / "one.safetensors"))["value_layers"]
+    assert [layer["zeroed"] for layer in zeroed if layer["zeroed"]] == [[2]]
+    with pytest.raises(OptionError, match="top: goes with a manifest"):
+        nemo_prune.apply(model, manifest.neurons, tmp_path / "two.safetensors", top=1)
 
 
 def test_a_manifest_for_another_model_is_refused(model: Path, tmp_path: Path) -> None:
