@@ -299,15 +299,16 @@ def _open_sscd(path: Path) -> Callable[[Picture], Floats]:
 
 
 def _open_clip(folder: Path) -> Callable[[Picture, str], float]:
-    from nemo_prune.model.hub import CLIPModel, CLIPTokenizer
+    from nemo_prune.model.hub import CLIPModel, CLIPTokenizer, quiet
 
     if not folder.is_dir():
         raise OptionError(
             f"{option('clip')} {folder}: is not a folder; give one with a CLIP model of transformers"
         )
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval()
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet():
+            model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval()
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError):
         raise OptionError(f"{option('clip')} {folder}: holds no CLIP model with its tokenizer") from None
     side = model.config.vision_config.image_size
