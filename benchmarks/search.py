@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +43,7 @@ from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import Ladder
 from nemo_prune.search.literal import literal_search
-from nemo_prune.search.protocol import Answer, Attribute, Outcome, Question, Search
+from nemo_prune.search.protocol import Attribute, Outcome, Question, Search, Steps
 
 SEEDS = tuple(range(10))
 FRESH = range(1000, 1010)  # never used by a search
@@ -147,7 +147,7 @@ def measure(engines: dict[str, Engine], task: Task, repeats: int) -> dict[str, A
     for name, found in outcomes.items():
         off = frozenset(union(*(outcome.neurons for outcome in found)))
         samples = sum(outcome.samples for outcome in found)
-        fresh = [max(engines["search"].probe(prompt, off, FRESH).values()) for prompt in task.encoded]
+        fresh = [max(engines["search"].probe(one, off, FRESH)[0].values()) for one in task.encoded]
         rates = [precision(p, o.neurons) for p, o in zip(task.prompts, found, strict=True)]
         known = [rate for rate in rates if rate is not None]
         result[name] = {
@@ -176,7 +176,7 @@ def measure(engines: dict[str, Engine], task: Task, repeats: int) -> dict[str, A
     return result
 
 
-def proves_minimal(outcome: Outcome) -> Generator[Question, Answer, bool]:
+def proves_minimal(outcome: Outcome) -> Steps[bool]:
     """Whether putting back any one neuron fails the criterion on some memorized seed."""
     yield Question(frozenset(), SEEDS)
     found = frozenset(outcome.neurons)

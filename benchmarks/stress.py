@@ -1,6 +1,6 @@
 """How many samples the searches take on random oracles of known size.
 
-    python -m benchmarks.stress [--json]
+    python -m benchmarks.stress [--json] [--auto]
 
 Each row draws prompts whose right answer is known: SD1's seven value layers, a ladder whose climb
 ends at a rung with exactly `candidates` neurons, `needed` of them drawn evenly from all (|z| tells
@@ -280,19 +280,19 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Print the tables, or with --json one object of lists of rows."""
+    """Print the tables, or with --json a list of objects: of the first table, or of that of --auto."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stress", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--auto", action="store_true", help="the default search's table alone")
     parser.add_argument("--repeats", type=int, default=5, help="random prompts per row")
     arguments = parser.parse_args()
-    tables = {
-        "stress": stress_table(repeats=arguments.repeats),
-        "auto": auto_table(repeats=arguments.repeats),
-    }
+    tables = [] if arguments.auto else [stress_table(repeats=arguments.repeats)]
+    if arguments.auto or not arguments.json:
+        tables.append(auto_table(repeats=arguments.repeats))
     if arguments.json:
-        print(json.dumps(tables, indent=1))
+        print(json.dumps(tables[0], indent=1))
     else:
-        print("\n\n".join(format_table(rows) for rows in tables.values()))
+        print("\n\n".join(map(format_table, tables)))
 
 
 if __name__ == "__main__":
