@@ -21,7 +21,7 @@ from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model.loading import load_pipeline
 from nemo_prune.report.demo import CHECKPOINT, DATA
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("folder")]
 
 COMMANDS = {
     page: found
@@ -39,7 +39,7 @@ README_EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES["README.md"], re.DOTA
 def folder(
     tmp_path: Path, shared: Path, demo_calibration: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """What the pages take as given: a model as file and folder, prompts, ordinary ones, a calibration."""
+    """What the pages take as given: a model as file and folder, prompts, a calibration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
     Path("model.safetensors").symlink_to(CHECKPOINT)
@@ -67,7 +67,7 @@ def cheaper(arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("page", COMMANDS)
-def test_every_command_runs(page: str, folder: Path) -> None:
+def test_every_command_runs(page: str) -> None:
     given = Path("calibration.safetensors").read_bytes()
     for command in [*BEFORE.get(page, []), *COMMANDS[page]]:
         arguments = shlex.split(command.replace("\\", ""))[1:]
@@ -86,7 +86,7 @@ def test_every_command_runs(page: str, folder: Path) -> None:
         assert Path("restored.safetensors").read_bytes() == CHECKPOINT.read_bytes()
 
 
-def test_every_example_of_the_python_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_example_of_the_python_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     for number, example in enumerate(EXAMPLES):
         exec(compile(example, f"docs/python.md, example {number}", "exec"), names)
@@ -97,7 +97,7 @@ def test_every_example_of_the_python_page_runs(folder: Path, capsys: pytest.Capt
     assert "note:" not in capsys.readouterr().err, "nothing is printed but what the examples print"
 
 
-def test_the_readmes_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     import nemo_prune
 
     (example,) = README_EXAMPLES
