@@ -2,7 +2,7 @@
 
 LDM numbers all input and all output blocks through; diffusers starts again at each resolution. A
 downsampler is an input block of its own, an upsampler belongs to the last output block of its
-resolution, so any lengths of blocks can be told apart. No torch.
+resolution, so blocks of any lengths are distinguished.
 """
 
 import re

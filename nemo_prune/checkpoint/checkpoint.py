@@ -1,4 +1,4 @@
-"""A model on disk: its weight files with the value layers in them, and whatever lies beside.
+"""A model on disk: its weight files with the value layers in them, and the files beside them.
 
 A model is parts. A single file is one part; a diffusers folder has a part for every file with weights
 of its denoiser, which may be there several times (EMA, fp16) and each time in several shards.
@@ -79,7 +79,7 @@ class Checkpoint:
         or "unet-folder" (a denoiser's own).
     value_layers: in the order of the network, with the main copy's keys.
     copies: every whole set of the denoiser's weights, as its files; first the main one, which
-        diffusers loads unless it is told otherwise.
+        diffusers loads by default.
     in_channels: of the UNet: 4, or 9 for inpainting.
     prediction_type: "epsilon", "v_prediction", or None where the model does not say.
     others: a folder's further files, which stay as they are.

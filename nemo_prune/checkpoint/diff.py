@@ -1,7 +1,7 @@
 """Compare two models file by file, and check that a pruned one is what its manifest promises.
 
 Built on `files/diff.py`, and like that independent of the code that rewrites; only where value layers
-and their copies lie is read from the recognized model, as for everyone.
+and their copies lie is taken from the recognized model.
 """
 
 from collections.abc import Mapping, Sequence

@@ -222,7 +222,7 @@ def _headers(copy: Copy) -> list[Header]:
 
 
 def _preference(copy: Copy) -> tuple[bool, bool, bool, str]:
-    """diffusers takes the usual name without a variant unless it is told otherwise."""
+    """A sorting key: by default diffusers takes the usual name without a variant."""
     stem, _, rest = copy.name.name.partition(".")
     variant = re.sub(r"\.?(safetensors|index|json)\b", "", "." + rest)
     usual = stem in ("diffusion_pytorch_model", "model")

@@ -1,4 +1,4 @@
-"""The entry to models on disk: the one place that tells a file from a diffusers folder."""
+"""The entry to models on disk: the one place that distinguishes a file from a diffusers folder."""
 
 import os
 from pathlib import Path

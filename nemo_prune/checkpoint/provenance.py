@@ -29,7 +29,7 @@ from nemo_prune.options import Criterion
 PREFIX = "nemo_prune."
 T = TypeVar("T")
 VERSION, ORIGINAL_SHA256, NEURONS = (PREFIX + key for key in ("version", "original_sha256", "neurons"))
-# Not this module's, but nobody may overwrite it: how the model is built.
+# Describes how the model is built; kept as it is.
 _CONFIG = PREFIX + "config"
 MODELSPEC_HASH = "modelspec.hash_sha256"
 # kohya's hashes of the old weights, which nothing defines well enough to compute anew.

@@ -63,10 +63,10 @@ def from_manifest(manifest: Manifest, top_k: int | None = None, top: int | None 
         manifest = replace(manifest, neurons=union(ranked[:top]))
     groups = tuple(record.neurons for record in manifest.prompts)
     stated = [key for key in ("tau", "gate", "criterion", "timestep") if key in manifest.options]
-    told = {key: str(manifest.options[key]) for key in stated}
+    notes = {key: str(manifest.options[key]) for key in stated}
     choice = _choice(manifest.neurons, groups, top_k)
     return replace(
-        choice, provenance={**told, **choice.provenance}, source_sha256=manifest.source["sha256"]
+        choice, provenance={**notes, **choice.provenance}, source_sha256=manifest.source["sha256"]
     )
 
 
@@ -97,10 +97,10 @@ def from_results(path: Path, checkpoint: Checkpoint, top_k: int | None = None) -
 
 
 def _choice(neurons: Sequence[Neuron], groups: Groups, top_k: int | None) -> Choice:
-    told = {"prompts": str(len(groups))}
+    notes = {"prompts": str(len(groups))}
     if top_k is None:
-        return Choice(tuple(neurons), told)
-    return Choice(most_shared(neurons, groups, top_k), {**told, "top_k": str(top_k)})
+        return Choice(tuple(neurons), notes)
+    return Choice(most_shared(neurons, groups, top_k), {**notes, "top_k": str(top_k)})
 
 
 def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:

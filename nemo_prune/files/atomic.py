@@ -83,7 +83,7 @@ def _comparable(path: Path) -> Path:
     try:
         real = os.path.realpath(path)
     except (OSError, ValueError):
-        real = str(path)  # no possible name, which whoever writes it will say
+        real = str(path)  # not a possible name; refused when it is written
     return Path(unicodedata.normalize("NFC", real.casefold()))
 
 
@@ -115,7 +115,7 @@ def check_room(out: Path, sources: Iterable[Path], more: Iterable[tuple[Path, in
     """Raise OutputError if there is no room for files as large as `sources` where `out` is to be.
 
     `more` are further places and the bytes that are to be written there; those on one disk add up.
-    Where nobody knows how much room there is, nothing is refused.
+    Nothing is refused where the system does not say how much room there is.
     """
     if not hasattr(shutil, "disk_usage"):
         return
@@ -144,21 +144,12 @@ def new_file(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
     new file. An OSError out of the block or of the disk becomes OutputError.
     """
     check_place(out, overwrite)
-    _remove_leftovers(out)
-    temporary = out.with_name(_hidden_name(out.name))
-    try:
-        try:
-            with temporary.open("x+b", buffering=0) as file:
-                _hold(file.fileno())
-                yield file
-                os.fsync(file.fileno())
-            _take_name(temporary, out, overwrite)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
-    _flush_folder(out.parent)
+    with _hidden(out) as temporary:
+        with temporary.open("x+b", buffering=0) as file:
+            _hold(file.fileno())
+            yield file
+            os.fsync(file.fileno())
+        _take_name(temporary, out, overwrite)
 
 
 def write_new(out: Path, content: bytes, overwrite: bool) -> None:
@@ -178,22 +169,14 @@ def new_folder(out: Path) -> Iterator[Path]:
     exists is never replaced: OutputError. An OSError out of the block becomes OutputError.
     """
     check_new_folder(out)
-    _remove_leftovers(out)
-    temporary = out.with_name(_hidden_name(out.name))
-    try:
-        try:
-            temporary.mkdir()
-            with held_folder(temporary):
-                yield temporary
-            for folder, _, _ in os.walk(temporary):
-                _flush_folder(Path(folder))
-            # Another's folder that appeared meanwhile is in the way, unless it is empty.
-            temporary.rename(out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
-    _flush_folder(out.parent)
+    with _hidden(out) as temporary:
+        temporary.mkdir()
+        with held_folder(temporary):
+            yield temporary
+        for folder, _, _ in os.walk(temporary):
+            _flush_folder(Path(folder))
+        # Another's folder that appeared meanwhile is in the way, unless it is empty.
+        temporary.rename(out)
 
 
 @contextlib.contextmanager
@@ -278,6 +261,33 @@ def _reason(error: OSError | ValueError) -> str:
 # -------------------------------------------------------------------------------- hidden names
 
 
+@contextlib.contextmanager
+def _hidden(out: Path) -> Iterator[Path]:
+    """Yield a new hidden name beside `out`; what has it at the end is removed.
+
+    An OSError out of the block becomes an OutputError about `out`.
+    """
+    _remove_leftovers(out)
+    temporary = out.with_name(_hidden_name(out.name))
+    try:
+        try:
+            yield temporary
+        finally:
+            _remove(temporary)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({_reason(error)})") from None
+    _flush_folder(out.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with all in it, if it is there and that can be done."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def _hidden_name(name: str) -> str:
     """A new hidden name for what will be called `name`."""
     return f".{_shortened(name)}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
@@ -315,7 +325,7 @@ def _remove_leftovers(out: Path) -> None:
                 and not _alive(int(match["pid"]))
                 and not _locked(path)
             ):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
 
 
 def _shortened(name: str) -> str:

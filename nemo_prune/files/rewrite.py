@@ -222,7 +222,7 @@ def share_blocks(source: int, target: int, start: int = 0, count: int = 0, place
     try:
         fcntl.ioctl(target, _FICLONERANGE, wanted)
     except OSError:
-        # Another file system, another disk, blocks that do not lie alike, no space: copying tells.
+        # Another file system or disk, blocks that do not lie alike, no space (copying says so then).
         return False
     return True
 
@@ -324,7 +324,7 @@ class _ReadBack:
         header, shift = self._source.header, self._shift
         buffer, page = bytearray(_CHUNK), memoryview(bytearray(_CHUNK))
         count = 0
-        # Opened again, as the other thread, and who writes, seek in theirs.
+        # Opened again, as the other threads seek in theirs.
         with self._source.again() as source, Path(self._target.name).open("rb", buffering=0) as file:
             from_disk(self._target, begin, end)
             if hasattr(os, "posix_fadvise"):  # all at once: a disk is fastest with much to do
@@ -358,7 +358,7 @@ def from_disk(target: BinaryIO, begin: int, end: int) -> None:
     system without `posix_fadvise`, goes on as before. Raises OSError if the disk refuses what was
     written.
     """
-    # Reading past the caches (O_DIRECT) would save a copy, but takes turns with whoever writes.
+    # Reading past the caches (O_DIRECT) would save a copy, but waits while another thread writes.
     os.fsync(target.fileno())
     _drop(target, begin, end)
 

@@ -1,4 +1,4 @@
-"""JSON in files: what people may edit is read strictly, so that no mistake in it passes unnoticed."""
+"""JSON files: those that users may edit are read strictly, so that no mistake passes unnoticed."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Text files that people hand in: read whole, with one line for whatever is wrong with them."""
+"""Text files that users give: read whole, with a one-line error for whatever is wrong with them."""
 
 import stat
 from pathlib import Path

@@ -103,7 +103,7 @@ def find_memorized(
     known: dict[int, Detection] = {}
     if keep is not None:
         settings = {
-            **thresholds.told(),
+            **thresholds.as_json(),
             "margins": thresholds.margins,
             "early": early,
             "seeds": options.seeds,
@@ -186,7 +186,7 @@ def summary(found: Findings, show_prompts: bool = False) -> dict[str, Any]:
     return {
         "version": __version__,
         "source": {"path": str(found.checkpoint)},
-        **found.thresholds.told(),
+        **found.thresholds.as_json(),
         "scores_from": found.thresholds.scores_from,
         "noise_norm_gate": found.norm_gate,
         "consistency_gate": found.consistency_gate,

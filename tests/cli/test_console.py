@@ -59,8 +59,10 @@ def test_a_prompt_that_is_still_drawn_is_said_to_be(capsys: pytest.CaptureFixtur
     print_prompts({
         "prompts": prompts, "neurons": [1], "gate": {"value": 0.5}, "gate_source": "given", "tau": 0.4,
         "tau_source": "given", "statistics_from": "cache", "criterion": "cross-seed",
-        "confirm": "trajectory", "cost": {"samples": 22, "calibration_samples": 0, "check_samples": 6, "trajectory_samples": 80,
-                 "seconds": 1.0, "peak_memory_mb": 100},
+        "confirm": "trajectory", "cost": {
+            "samples": 22, "calibration_samples": 0, "check_samples": 6, "trajectory_samples": 80,
+            "seconds": 1.0, "peak_memory_mb": 100,
+        },
     })  # fmt: skip
     words = " ".join(capsys.readouterr().err.split())
     assert "1 of 2 memorized prompts suppressed by score and trajectory" in words

@@ -432,7 +432,7 @@ def test_what_is_not_removed_from_every_copy(tmp_path, model, keys):
 
     damaged(tmp_path / "o", tmp_path / "p", fill)
     pruned = open_checkpoint(tmp_path / "p")
-    strangers = [Neuron("mid_block.attentions.7", 0), Neuron(MID, 8), Neuron(MID, -1)]
-    assert unremoved(pruned, [*CHOSEN, *strangers]) == sorted([Neuron(MID, 7), *strangers])
+    others = [Neuron("mid_block.attentions.7", 0), Neuron(MID, 8), Neuron(MID, -1)]
+    assert unremoved(pruned, [*CHOSEN, *others]) == sorted([Neuron(MID, 7), *others])
     told = [line for line in unexpected(model, tmp_path / "p") if "metadata" not in line]
     assert told == [f"not zero: {keys[MID]!r}, row 7"]
