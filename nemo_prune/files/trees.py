@@ -19,8 +19,8 @@ _DEEPEST = 100  # folders in folders; Python's own functions on trees stop near 
 class Tree:
     """What lies below `root`, each folder's entries by name.
 
-    `files` are all files; `hidden` the folders that were not looked into (`.git`, `.cache`), which
-    are no part of a model.
+    `files` are all files; `hidden` is what is no part of a model: folders that were not looked into
+    (`.git`, `.cache`), and the files that macOS keeps beside others on foreign disks (`._name`).
     """
 
     root: Path
@@ -58,7 +58,8 @@ def read_tree(root: Path) -> Tree:
                 )
             status = _status(path)
             if stat.S_ISDIR(status.st_mode):
-                if any(above == _identity(status) for _, above in inside):
+                # Without numbers of files (exFAT on some systems) only the depth ends a loop.
+                if status.st_ino and any(above == _identity(status) for _, above in inside):
                     raise CheckpointError(f"{path}: is a link to a folder that it lies in; remove it")
                 if len(inside) > _DEEPEST:
                     raise CheckpointError(f"{path}: lies deeper than {_DEEPEST} folders; remove it")
@@ -67,7 +68,7 @@ def read_tree(root: Path) -> Tree:
                 else:
                     inside.append((iter(entries(path)), _identity(status)))
             elif stat.S_ISREG(status.st_mode):
-                files.append(path)
+                (hidden if is_apple_double(path) else files).append(path)
             else:
                 raise CheckpointError(f"{path}: is not a regular file; remove it")
     except OSError as error:
@@ -88,12 +89,26 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def is_apple_double(path: Path) -> bool:
+    """Whether it is called as what macOS writes beside each file where it cannot keep attributes."""
+    return path.name.startswith("._")
+
+
 def entries(folder: Path) -> list[Path]:
     """What lies in `folder`, by name; CheckpointError if it cannot be read."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
         raise unreadable(folder, error) from None
+
+
+def start_of(path: Path) -> bytes:
+    """The first 16 bytes of a file; CheckpointError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def shown(place: str) -> str:
