@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_prune.errors import CheckpointError, OutputError
+from nemo_prune.files.atomic import lies_in, same_file
 from nemo_prune.files.header import quoted, unreadable
 from nemo_prune.files.rewrite import share_blocks
 
@@ -131,7 +132,11 @@ def copy_file(source: Path, target: Path) -> None:
     with file, target.open("xb") as new:
         shared = share_blocks(file.fileno(), new.fileno())
     if not shared:
-        shutil.copyfile(source, target)
+        try:
+            shutil.copyfile(source, target)
+        except shutil.SameFileError:  # on disks without numbers of files, as the target is new
+            with source.open("rb") as file, target.open("wb") as new:
+                shutil.copyfileobj(file, new)
     with target.open("r+b") as written:  # Windows flushes only what is open for writing
         os.fsync(written.fileno())
     if not filecmp.cmp(source, target, shallow=False):
@@ -142,9 +147,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 def check_apart(out: Path, folder: Path, name: str) -> None:
     """Raise OutputError if `out` is, lies in or holds `folder`, called `name` in the message."""
-    # Not resolve(): that raises for a link to itself.
-    one, two = Path(os.path.realpath(out)), Path(os.path.realpath(folder))
-    if one == two:
+    if os.path.realpath(out) == os.path.realpath(folder) or same_file(out, folder):
         raise OutputError(f"{out}: is {name} itself; choose another name")
-    if one in two.parents or two in one.parents:
+    if lies_in(out, folder) or lies_in(folder, out):
         raise OutputError(f"{out}: lies in {name} or around it; choose another place")

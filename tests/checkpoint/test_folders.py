@@ -518,6 +518,25 @@ def test_outputs_that_are_refused(tmp_path, model, where, monkeypatch):
     assert not (model / "new").exists()
 
 
+def test_a_folder_on_a_disk_without_numbers_of_files(tmp_path, model, monkeypatch):
+    """Folders in folders are no loops there, and the source is still known by its name."""
+    real = os.stat
+
+    def unnumbered(path, *arguments, **options):
+        found = real(path, *arguments, **options)
+        times = {f"st_{kind}_ns": getattr(found, f"st_{kind}_ns") for kind in ("atime", "mtime")}
+        return os.stat_result([0 if place == 1 else v for place, v in enumerate(found)], times)
+
+    monkeypatch.setattr("os.stat", unnumbered)
+    prune(model, tmp_path / "o", undo=tmp_path / "u")
+    restore_model(tmp_path / "o", tmp_path / "u", tmp_path / "back")
+    for out in (model, model / "unet" / "new"):
+        with pytest.raises(OutputError, match="the model's folder"):
+            prune(model, out)
+    monkeypatch.undo()
+    assert tree(tmp_path / "back") == tree(model)
+
+
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path, model, monkeypatch):
     add_copy(model / EMA)
     real, calls = shutil.copyfile, []
