@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nemo_prune.api import masked as masked
     from nemo_prune.api import memorization_scores as memorization_scores
     from nemo_prune.api import open_checkpoint as open_checkpoint
+    from nemo_prune.api import read_prompts as read_prompts
     from nemo_prune.api import verify as verify
     from nemo_prune.checkpoint.manifest import Manifest as Manifest
     from nemo_prune.checkpoint.manifest import read_manifest as read_manifest
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from nemo_prune.checkpoint.neurons import Neuron as Neuron
     from nemo_prune.checkpoint.statuses import Status as Status
     from nemo_prune.errors import NemoPruneError as NemoPruneError
-    from nemo_prune.files.prompts import read_prompts as read_prompts
     from nemo_prune.options import Options as Options
     from nemo_prune.options import Progress as Progress
 
@@ -44,7 +44,7 @@ _PLACES = {
     "memorization_scores": "api",
     "open_checkpoint": "api",
     "read_manifest": "checkpoint.manifest",
-    "read_prompts": "files.prompts",
+    "read_prompts": "api",
     "verify": "api",
     "write_manifest": "checkpoint.manifest",
 }

@@ -30,6 +30,7 @@ from nemo_prune.checkpoint.open import open_checkpoint as _open_checkpoint
 from nemo_prune.checkpoint.provenance import stated_settings
 from nemo_prune.checkpoint.selection import check_fits, from_manifest
 from nemo_prune.errors import OptionError, option
+from nemo_prune.files.prompts import read_prompts as _read_prompts
 from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind, Silent
 
 if TYPE_CHECKING:
@@ -84,6 +85,15 @@ def open_checkpoint(path: AnyPath) -> Checkpoint:
         CheckpointError: it is missing, damaged, or of a kind that the method does not apply to.
     """
     return _open_checkpoint(Path(path))
+
+
+def read_prompts(path: AnyPath) -> tuple[str, ...]:
+    """The distinct prompts of a `.txt` (one a line), `.csv` or `.jsonl` file, in its order; no torch.
+
+    Raises:
+        PromptFileError: it is missing, empty, not UTF-8, or has no column caption, prompt or text.
+    """
+    return _read_prompts(Path(path)).texts
 
 
 def detect(

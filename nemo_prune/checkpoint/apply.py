@@ -33,7 +33,7 @@ from nemo_prune.files.atomic import (
     new_folders,
 )
 from nemo_prune.files.hashing import file_sha256, joint_sha256
-from nemo_prune.files.header import MAX_HEADER_BYTES
+from nemo_prune.files.header import MAX_HEADER_BYTES, is_training_state
 from nemo_prune.files.rewrite import Ranges, Source, rewrite
 from nemo_prune.files.trees import check_apart, copy_file
 from nemo_prune.files.undo import check_undo, row_places, undo_bytes, write_undo
@@ -96,12 +96,19 @@ def check_model_output(
     if undo is not None:
         check_undo_folder(undo, checkpoint.path, out)
     if checkpoint.twins and not drop_pickles:
-        more = f" and {len(checkpoint.twins) - 1} more" if len(checkpoint.twins) > 1 else ""
+        twins = sorted(checkpoint.twins, key=is_training_state)
+        more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""
+        if is_training_state(twins[0]):
+            raise CheckpointError(
+                f"{checkpoint.path}: holds {twins[0].relative_to(checkpoint.path)}{more}, the saved "
+                f"state of a training run, which can keep the weights too; pass "
+                f"{option('drop_pickles')} to leave it out"
+            )
         rename = ""
-        if any(map(is_misnamed, checkpoint.twins)):
+        if any(map(is_misnamed, twins)):
             rename = "rename what is safetensors to end in .safetensors, or "
         raise CheckpointError(
-            f"{checkpoint.path}: holds {checkpoint.twins[0].relative_to(checkpoint.path)}{more}, copies "
+            f"{checkpoint.path}: holds {twins[0].relative_to(checkpoint.path)}{more}, copies "
             f"of the denoiser in a form that is not edited, so memorization would stay in them; {rename}"
             f"pass {option('drop_pickles')} to leave them out"
         )

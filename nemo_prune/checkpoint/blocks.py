@@ -18,6 +18,15 @@ DIFFUSERS_VALUE = re.compile(
 )
 
 
+def plain_name(name: str, wrapper: str = "") -> str:
+    """A tensor's name without what programs put around modules.
+
+    wrapper: what stands before all names of the file (`module.`, `unet.`, ...). torch.compile's
+        `_orig_mod.` may stand anywhere, since parts of a model can be compiled.
+    """
+    return f".{name.removeprefix(wrapper)}".replace("._orig_mod.", ".")[1:]
+
+
 class Blocks:
     """The blocks of an LDM UNet, from its tensors' names without the prefix."""
 

@@ -86,6 +86,7 @@ class Checkpoint:
     twins: those that hold or may hold the denoiser's weights in a form that is not edited (pickles,
         ONNX, safetensors by another name, ...).
     configs: a folder's own, by component.
+    wrapper: what stands before every tensor's name in the main copy, "" as a rule; see `plain_name`.
     """
 
     path: Path
@@ -101,6 +102,7 @@ class Checkpoint:
     others: tuple[Path, ...] = ()
     twins: tuple[Path, ...] = ()
     configs: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    wrapper: str = ""
 
     @property
     def record(self) -> Family:

@@ -17,7 +17,7 @@ from nemo_prune.files import diff
 from nemo_prune.files.diff import Difference, Runs, nonzero_rows, rows_text
 from nemo_prune.files.hashing import file_hashes, file_sha256, joint_sha256
 from nemo_prune.files.header import Header, quoted, read_header
-from nemo_prune.files.trees import Tree, read_tree, shown
+from nemo_prune.files.trees import Tree, is_apple_double, read_tree, shown
 
 _OWN = "nemo_prune."
 _CONFIG = "nemo_prune.config"  # describes the model, so it may not change with the rows
@@ -32,8 +32,8 @@ class ModelDifference:
 
     `a` and `b` are the files by their paths in the folders; of a file, itself by "". `weights` has the
     difference, maybe none, of every safetensors file that both hold, `others` are further files of
-    which the bytes differ. `hidden` are folders that were not compared (`.git`, `.cache`), as they are
-    no part of a model; they make no difference.
+    which the bytes differ. `hidden` was not compared (`.git`, `.cache`, `._name`), as it is no part of
+    a model; it makes no difference.
     """
 
     a: Mapping[str, Path]
@@ -71,7 +71,10 @@ class ModelDifference:
         for place, found in self.weights.items():
             lines += _in_file(place, diff.describe(found) if found else ())
         lines = lines or ["the folders hold the same files, byte for byte"]
-        return [*lines, *(f"not compared, a hidden folder: {shown(place)}" for place in self.hidden)]
+        for place in self.hidden:
+            kind = "macOS's own file" if is_apple_double(Path(place)) else "a hidden folder"
+            lines.append(f"not compared, {kind}: {shown(place)}")
+        return lines
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint
 from nemo_prune.checkpoint.recognize import SHARD, identify, is_addition, is_value_like
 from nemo_prune.errors import CheckpointError
-from nemo_prune.files.header import Header, quoted, read_header
+from nemo_prune.files.header import Header, is_training_state, quoted, read_header
 from nemo_prune.files.strict_json import read_object
-from nemo_prune.files.trees import entries, read_tree
+from nemo_prune.files.trees import entries, is_apple_double, read_tree, start_of
 
 DENOISER = "unet"
 _USUAL = "diffusion_pytorch_model"
@@ -28,12 +28,21 @@ _OTHERS = re.compile(
     r"(_.*)?"
 )
 _EMA = re.compile(r"(^|[^a-z])ema([^a-z]|$)")
-# What may lie beside weights and holds none.
-_HARMLESS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".jpeg",
-             ".webp", ".csv", ""}  # fmt: skip
+# What may lie beside an ONNX graph and is none of the files into which it puts its weights.
+_NO_WEIGHTS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".jpeg", ".webp",
+               ".csv", ".log", ".sha256", ".safetensors"}  # fmt: skip
 # In other letters or under another name safetensors are not read as such, so nothing prunes them.
 _SAFETENSORS = {".safetensors", ".sft"}
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".onnx", ".gguf"}
+# In the denoiser's folder these are copies of it too: of other frameworks and engines, or packed.
+_COPIES = _PICKLES | {".pb", ".onnx_data", ".data", ".h5", ".hdf5", ".npz", ".npy", ".pdparams",
+                      ".tflite", ".mlmodel", ".engine", ".plan", ".trt", ".zip", ".tar", ".gz",
+                      ".xz", ".zst", ".7z"}  # fmt: skip
+# How such files begin, whatever they are called: zip and torch, pickle, GGUF, HDF5, gzip, 7-Zip,
+# safetensors.
+_MAGIC = re.compile(
+    rb"PK\x03\x04|\x80[\x02-\x05]|GGUF|\x89HDF|\x1f\x8b|7z\xbc\xaf|.{5}\0\0\0\{", re.DOTALL
+)
 _CONFIGS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")
 
 
@@ -70,7 +79,7 @@ def recognize_folder(root: Path) -> Checkpoint:
             )
     copies = tuple(copy.copies[0] for copy in found)
     edited = {part.path for copy in copies for part in copy}
-    twins = tuple(path for path in files if _is_twin(path.relative_to(root)))
+    twins = tuple(path for path in files if _is_twin(root, path))
     whole = main.path.parent != root
     configs = _configs(root, whole)
     return replace(
@@ -123,7 +132,13 @@ def _holds_denoiser(folder: Path, headers: Sequence[Header]) -> bool:
 
 
 def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
-    pickles = [path for path in files if _is_twin(path.relative_to(root))]
+    states = [path.name for path in entries(root) if is_training_state(path)]
+    if states and not any(_DENOISERS.fullmatch(path.name) for path in entries(root)):
+        return (
+            f"is the saved state of a training run ({', '.join(states[:3])}), not a model; give the "
+            f"folder that the training saved at its end, or the safetensors file of its UNet"
+        )
+    pickles = [p for p in files if _is_twin(root, p) and not is_training_state(p)]
     if pickles and is_misnamed(pickles[0]):
         return (
             f"holds its denoiser only by a name that is not read ({pickles[0].relative_to(root)}); "
@@ -137,15 +152,25 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
     return "is a folder without unet/; give a diffusers folder, or the .safetensors file itself"
 
 
-def _is_twin(path: Path) -> bool:
-    """True for a file that may hold the denoiser's weights and is not named `.safetensors`."""
+def _is_twin(root: Path, file: Path) -> bool:
+    """True for a file that may hold the denoiser's weights and is not named `.safetensors`.
+
+    Told by its name, and in the denoiser's folder also by how it begins.
+    """
+    path = file.relative_to(root)
     if any(_OTHERS.fullmatch(part) for part in path.parent.parts):
         return False
     if path.name.endswith(".bin.index.json"):
         return True
     if any(_DENOISERS.fullmatch(part) for part in path.parent.parts):
-        harmless = path.suffix == ".safetensors" or path.suffix.lower() in _HARMLESS
-        return not harmless and not path.name.startswith(".")
+        if path.suffix == WEIGHTS:
+            return False
+        if path.suffix.lower() in _COPIES or is_misnamed(path):
+            return True
+        # A graph's weights lie beside it in files of any name.
+        if path.suffix.lower() not in _NO_WEIGHTS and any(file.parent.glob("*.onnx")):
+            return not path.name.startswith(".")
+        return _MAGIC.match(start_of(file)) is not None
     return path.suffix.lower() in _PICKLES or is_misnamed(path)
 
 
@@ -181,11 +206,13 @@ def component_copies(folder: Path) -> list[Copy]:
     copies: list[Copy] = []
     claimed: set[Path] = set()
     for index in sorted(folder.glob("*.safetensors.index*.json")):
+        if is_apple_double(index):
+            continue
         shards = tuple(folder / name for name in sorted(set(_weight_map(index).values())))
         copies.append(Copy(index, shards))
         claimed.update(shards)
     for path in sorted(folder.glob("*.safetensors")):
-        if path in claimed:
+        if path in claimed or is_apple_double(path):
             continue
         if SHARD.search(path.name):
             raise CheckpointError(

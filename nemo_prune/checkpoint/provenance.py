@@ -47,7 +47,7 @@ def joint_metadata(headers: Sequence[Header]) -> dict[str, str]:
         return headers[0].metadata
     joint = {key: text for header in headers for key, text in header.metadata.items()}
     if NEURONS in joint:
-        joint[NEURONS] = _rows_json(union(*map(earlier_neurons, headers)))
+        joint[NEURONS] = rows_json(union(*map(earlier_neurons, headers)))
     return joint
 
 
@@ -167,7 +167,7 @@ def new_header(
     metadata |= {VERSION: __version__, SOURCE_SHA256: source_sha256}
     if original:
         metadata[ORIGINAL_SHA256] = original
-    metadata[NEURONS] = _rows_json(neurons)
+    metadata[NEURONS] = rows_json(neurons)
     metadata |= {_sound(_prefixed(key)): _sound(text) for key, text in extra.items()}
     tensors = {
         tensor.name: {
@@ -193,7 +193,8 @@ def _sound(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _rows_json(neurons: Iterable[Neuron]) -> str:
+def rows_json(neurons: Iterable[Neuron]) -> str:
+    """{layer: [rows]} as JSON."""
     rows: dict[str, list[int]] = {}
     for neuron in neurons:
         rows.setdefault(neuron.layer, []).append(neuron.row)

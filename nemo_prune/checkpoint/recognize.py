@@ -8,9 +8,10 @@ layout of the file, so that one manifest fits all files of a model.
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
-from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, Blocks
+from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, Blocks, plain_name
 from nemo_prune.checkpoint.checkpoint import Checkpoint, Part, ValueLayer
 from nemo_prune.checkpoint.families import FAMILIES, Traits
 from nemo_prune.checkpoint.neurons import network_order
@@ -24,6 +25,7 @@ _ZERO_IS_ZERO = frozenset(
 )
 # Of neurons in a layer, and of channels of its text; the largest known are 1280 and 2048.
 _MOST = 4096
+_MOST_WRAPPERS = 4  # around a model: module._orig_mod.unet. and one more
 _LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
 SHARD = re.compile(r"-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors$")
 # Factors beside an 8-bit weight: whatever they are, zero times them is zero.
@@ -65,12 +67,24 @@ def identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
 
 
 def _identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
-    tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
-    if fault := _refuse_whole(tensors):
+    stored = {name: tensor for header in headers for name, tensor in header.tensors.items()}
+    if fault := _refuse_whole(stored):
         raise _Fault(fault)
-    ldm, prefix, found = _find(tensors)
+    for wrapper in _wrappers(stored):
+        # By their plain names; a `Tensor` has the name in the file.
+        tensors = {plain_name(name, wrapper): tensor for name, tensor in stored.items()}
+        ldm, prefix, found = _find(tensors)
+        if found:
+            break
     if not found:
-        raise _Fault(_refuse_without_values(tensors))
+        raise _Fault(_refuse_without_values(stored))
+    if len(tensors) < len(stored):
+        raise _Fault(
+            "holds tensors twice, with and without the names that a compiled or wrapped model has, so "
+            "which of them is used depends on the program; save the plain model"
+        )
+    if is_addition(tensors):
+        raise _Fault(_INJECTED)
     layers = tuple(
         _value_layer(tensors, canonical, found[canonical], prefix)
         for canonical in sorted(found, key=network_order)
@@ -91,7 +105,7 @@ def _identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
     vae = any(n.startswith("first_stage_model.") for n in tensors)
     return Checkpoint(
         path=path,
-        family=_family(tensors, layers, prefix),
+        family=_family(tensors, layers, prefix, found[layers[0].name]),
         layout=("ldm" if text or vae else "unet-ldm") if ldm else "unet-diffusers",
         value_layers=layers,
         copies=(tuple(_part(header, layers) for header in headers),),
@@ -100,7 +114,23 @@ def _identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
         ema=any(len(layer.tensors) > 1 for layer in layers),
         in_channels=_in_channels(tensors, prefix + ("input_blocks.0.0" if ldm else "conv_in")),
         prediction_type=_prediction_type(tensors, joint_metadata(headers)),
+        wrapper=wrapper,
     )
+
+
+def _wrappers(names: Collection[str]) -> Iterator[str]:
+    """What may stand before all names of a file as a wrapper's own, the shortest first, "" included."""
+    # Marker keys for other programs, such as v_pred, have no dot.
+    dotted = [name for name in names if "." in name] or [""]
+    shared = ""
+    yield shared
+    # What the first and the last of sorted names share, all share.
+    pieces = zip(min(dotted).split("."), max(dotted).split("."), strict=False)
+    for first, last in islice(pieces, _MOST_WRAPPERS):
+        if first != last:
+            return
+        shared += f"{first}."
+        yield shared
 
 
 def _part(header: Header, layers: Sequence[ValueLayer]) -> Part:
@@ -176,18 +206,20 @@ def _check_dtype(tensor: Tensor) -> None:
 
 def _strays(tensors: Tensors, claimed: set[str]) -> Iterator[str]:
     """Keys that look like value tensors and are no known copy of one."""
-    for name in tensors:
-        if is_value_like(name) and name not in claimed and not name.endswith(SCALES):
+    for name, tensor in tensors.items():
+        if is_value_like(name) and tensor.name not in claimed and not name.endswith(SCALES):
             yield name
 
 
-def _family(tensors: Tensors, layers: Sequence[ValueLayer], prefix: str) -> str:
+def _family(tensors: Tensors, layers: Sequence[ValueLayer], prefix: str, first: str) -> str:
+    """The family; `first` is the plain name of the first value layer's weight."""
+
     def has(*stems: str) -> bool:
         return any(name.startswith(stems) for name in tensors)
 
     if has(f"{prefix}class_embedding.", f"{prefix}label_emb.weight"):
         raise _Fault("is an upscaler or unCLIP model, which draws from more than text; not known")
-    entrance = layers[0].tensors[0].partition("transformer_blocks.")[0] + "proj_in.weight"
+    entrance = first.partition("transformer_blocks.")[0] + "proj_in.weight"
     projection = tensors.get(entrance)
     traits = Traits(
         names=tensors.keys(),
@@ -224,74 +256,108 @@ def _prediction_type(tensors: Tensors, metadata: Mapping[str, str]) -> str | Non
 
 _CONTROLNET = re.compile(
     r"(^|\.)(control_model|zero_convs|input_hint_block|controlnet_cond_embedding"
-    r"|controlnet_down_blocks|controlnet_blocks)\."
+    r"|controlnet_down_blocks|controlnet_blocks)\.|^(lora_controlnet$|lllite_)"
+)
+_VIDEO = re.compile(
+    r"(\.|^)(time_stack|time_mixer|temporal_transformer_blocks|motion_modules|temp_convs"
+    r"|temp_attentions|patchify_proj)\."
 )
 _LORA = re.compile(r"(^|[._])(lora|lycoris|hada|lokr|oft|dora)[._]", re.IGNORECASE)
-_FLUX = re.compile(r"(^|\.)(double_blocks|single_transformer_blocks)\.\d")
-_SD3 = re.compile(r"(^|\.)joint_blocks\.\d")
-_TRANSFORMER = re.compile(
-    r"(^|\.)(transformer_blocks\.\d+\.attn2\.to_v|blocks\.\d+\.cross_attn\.kv_linear)\."
+_WRAPPED_LAYER = re.compile(r"\.base_layer\.")
+
+_WHOLE = "give the checkpoint that it belongs to"
+_GIVE = "give a Stable Diffusion 1, 2 or XL checkpoint"
+_INJECTED = (
+    "is a model with an adapter (a LoRA or the like) injected and not merged; merge the adapter first "
+    "(diffusers: fuse_lora, then unload_lora_weights and save_pretrained)"
 )
-_JOINT = re.compile(r"\.attn\.add_v_proj\.")
+_JOINT = (
+    "its attention joins text and picture in one stream, so no value layer sees the text "
+    "alone and the method does not apply as it stands; use a Stable Diffusion 1, 2 or XL file"
+)
+_VIDEO_REASON = "is a video model, a family the method was never tried on; give an image model"
+_PIXELS = "takes its text through added keys and values beside the picture's own, and has no layer attn2"
+
+# In this order: a name that tells less comes after the ones that tell more.
+_KINDS = tuple(
+    (re.compile(pattern), reason)
+    for pattern, reason in (
+        (r"\.to_[kv]_ip\.|^(ip_adapter|image_proj)\.",
+         f"is an IP-Adapter, an addition to a model that lets pictures be prompts; {_WHOLE}"),
+        (r"^(adapter\.)?body\.\d+\.(resnets\.|block\d|in_conv|skep|down_opt)",
+         f"is a T2I-Adapter, an addition that steers a model; {_WHOLE}"),
+        (r"(^|\.)(double_layers|joint_transformer_blocks)\.\d", f"is an AuraFlow model: {_JOINT}"),
+        (r"(^|\.)txt_in\.individual_token_refiner\.", _VIDEO_REASON),
+        (r"(^|\.)(double_blocks|single_transformer_blocks)\.\d", f"is a Flux model: {_JOINT}"),
+        (r"(^|\.)joint_blocks\.\d", f"is a Stable Diffusion 3 model: {_JOINT}"),
+        (r"\.attn\.add_v_proj\.",
+         f"is a joint-attention transformer (Stable Diffusion 3, Flux): {_JOINT}"),
+        (r"^(model\.)?(text_embedding_padding$|mlp_t5\.)|blocks\.\d+\.attn2\.kv_proj\.",
+         f"is a Hunyuan-DiT model, a transformer without down and mid blocks to search, which the "
+         f"method was never tried on; {_GIVE}"),
+        (r"(^|\.)(clip_txt_(pooled_)?mapper|clip_mapper|clip_img_mapper|effnet_mapper|pixels_mapper)\.",
+         f"is a stage of Stable Cascade (Wuerstchen), whose attention takes text and picture "
+         f"together; {_GIVE}"),
+        (r"encoder_hid_proj\.(image_embeds|text_proj|text_embeds)\.|(^|\.)(add_time_condition"
+         r"|visual_transformer_blocks|add_embedding\.(image_proj|text_proj|text_norm))\.",
+         f"is a Kandinsky model, which {_PIXELS}; {_GIVE}"),
+        (r"(^|\.)add_embedding\.pool\.", f"is a DeepFloyd IF model, which {_PIXELS}; {_GIVE}"),
+        (r"(^|\.)(transformer_blocks\.\d+\.attn2\.to_v|blocks\.\d+\.cross_attn\.kv_linear)\.",
+         "is a transformer with cross-attention (PixArt and the like): it has value layers, but no "
+         "down and mid blocks to search and a T5 text encoder, which nobody has tried the method "
+         "on; use a Stable Diffusion 1, 2 or XL file"),
+    )
+)  # fmt: skip
+_EMBEDDING = re.compile(r"emb_params|clip_[lg]|string_to_param\..+|<.*>")
 _TEXT = re.compile(
     r"^(cond_stage_model|conditioner\.embedders|text_model|text_encoders?|transformer\.resblocks"
     r"|encoder\.block\.\d+\.layer)\b"
 )
 _VAE = re.compile(r"^(first_stage_model\.|(post_)?quant_conv\.|vae\.|(en|de)coder\.(conv_in|mid)\b)")
-_VIDEO = re.compile(r"\.(time_stack|time_mixer|temporal_transformer_blocks|motion_modules)\.")
-
-_WHOLE = "give the checkpoint that it belongs to"
-_JOINT_REASON = (
-    "its attention joins text and picture in one stream, so no value layer sees the text "
-    "alone and the method does not apply as it stands; use a Stable Diffusion 1, 2 or XL file"
-)
 
 
-def _refuse_whole(names: Collection[str]) -> str | None:
+def _refuse_whole(tensors: Tensors) -> str | None:
     """What speaks against a file even if its value layers look right; None if nothing does."""
-    if any(_CONTROLNET.search(name) for name in names):
+    if any(_CONTROLNET.search(name) for name in tensors):
         return "holds a ControlNet, not a text-to-image model alone; give the model it steers"
-    if any(_VIDEO.search(name) for name in names):
-        return "is a video model, a family the method was never tried on; give an image model"
+    if any(_VIDEO.search(name) for name in tensors):
+        return _VIDEO_REASON
+    if any(_WRAPPED_LAYER.search(name) for name in tensors):
+        return _INJECTED
     return None
 
 
-def _refuse_without_values(names: Collection[str]) -> str:
+def _refuse_without_values(tensors: Tensors) -> str:
     """Why a file in which no cross-attention value layer was found cannot be pruned."""
-    if is_addition(names):
+    if is_addition(tensors):
         return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
-    if any(_FLUX.search(name) for name in names):
-        return f"is a Flux model: {_JOINT_REASON}"
-    if any(_SD3.search(name) for name in names):
-        return f"is a Stable Diffusion 3 model: {_JOINT_REASON}"
-    if any(_JOINT.search(name) for name in names):
-        return f"is a joint-attention transformer (Stable Diffusion 3, Flux): {_JOINT_REASON}"
-    if any(_TRANSFORMER.search(name) for name in names):
-        return (
-            "is a transformer with cross-attention (PixArt and the like): it has value layers, but no "
-            "down and mid blocks to search and a T5 text encoder, which nobody has tried the method "
-            "on; use a Stable Diffusion 1, 2 or XL file"
-        )
-    if stray := next((name for name in names if is_value_like(name)), None):
+    if any(len(tensor.shape) == 5 for tensor in tensors.values()):  # convolutions over time
+        return _VIDEO_REASON
+    for pattern, reason in _KINDS:
+        if any(pattern.search(name) for name in tensors):
+            return reason
+    if all(_EMBEDDING.fullmatch(name) and 0 < len(t.shape) < 3 for name, t in tensors.items()):
+        return f"is an embedding (textual inversion), a word for a model and not a model; {_WHOLE}"
+    if stray := next((name for name in tensors if is_value_like(name)), None):
         return (
             f"is of an unknown family: its value layers ({quoted(stray)}, ...) do not lie as in "
             f"Stable Diffusion 1, 2 or XL; give such a checkpoint"
         )
-    text, vae = (any(p.search(name) for name in names) for p in (_TEXT, _VAE))
-    unet = any("time_embed" in name for name in names)
+    text, vae = (any(p.search(name) for name in tensors) for p in (_TEXT, _VAE))
+    unet = any("time_embed" in name for name in tensors)
     if vae and not text and not unet:
         return f"is a VAE alone, which draws no picture by itself; {_WHOLE}"
     if text and not vae and not unet:
         return f"is a text encoder alone, which draws no picture by itself; {_WHOLE}"
-    return (
-        "is of an unknown family: it has no cross-attention value layers (attn2.to_v); give a "
-        "Stable Diffusion 1, 2 or XL checkpoint"
-    )
+    return f"is of an unknown family: it has no cross-attention value layers (attn2.to_v); {_GIVE}"
 
 
 def is_addition(names: Collection[str]) -> bool:
-    """True for a LoRA and its like, which holds differences to a model and not the model."""
-    return any(_LORA.search(name) for name in names)
+    """True for a LoRA and its like, which holds differences to a model and not the model.
+
+    False for a model in which one is injected; that is refused for itself.
+    """
+    return any(_LORA.search(name) for name in names) and not any(map(_WRAPPED_LAYER.search, names))
 
 
 def is_value_like(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from nemo_prune.cli.options import (
     overwrite_option,
     undo_option,
 )
+
+if TYPE_CHECKING:
+    from nemo_prune.checkpoint.lora import LoraNames
 
 
 @click.command()
@@ -36,7 +40,20 @@ from nemo_prune.cli.options import (
     type=click.IntRange(min=1),
     help="Only the N neurons of the manifest that do most for what is memorized (attribution).",
 )
-@click.option("-o", "--output", type=OUT, required=True, help="The checkpoint to write.")
+@click.option("-o", "--output", type=OUT, help="The checkpoint to write.")
+@click.option(
+    "--lora",
+    type=OUT,
+    help="Write the edit as a LoRA too, or with no -o alone: loaded at weight 1 it zeroes the same "
+    "rows. It holds the removed rows, so who has it can undo the edit.",
+)
+@click.option(
+    "--lora-names",
+    type=click.Choice(["kohya", "diffusers"]),
+    default="kohya",
+    show_default=True,
+    help="Tensor names of the LoRA: kohya's (A1111, Forge, ComfyUI, diffusers) or diffusers' own.",
+)
 @undo_option
 @click.option("--hash", "hashed", is_flag=True, help="Also the output's SHA-256; takes longer.")
 @folder_options
@@ -44,8 +61,8 @@ from nemo_prune.cli.options import (
 @json_option
 def apply(
     model: Path, manifest: Path | None, by_hand: str | None, import_csv: Path | None,
-    top_k: int | None, top: int | None, output: Path, undo: Path | None, hashed: bool,
-    as_json: bool, **how: bool,
+    top_k: int | None, top: int | None, output: Path | None, lora: Path | None,
+    lora_names: "LoraNames", undo: Path | None, hashed: bool, as_json: bool, **how: bool,
 ) -> None:  # fmt: skip
     """Zero chosen neurons in a checkpoint, byte-exact; needs no GPU and no torch.
 
@@ -53,8 +70,11 @@ def apply(
     nemo-prune apply model.safetensors --manifest neurons.json -o clean.safetensors
     nemo-prune apply model.safetensors --neurons 0:25,mid_block.attentions.0.transformer_blocks.0:7
         -o clean.safetensors --undo rows.safetensors
+    nemo-prune apply model.safetensors --manifest neurons.json --lora patch.safetensors
     """
     from nemo_prune.checkpoint.apply import write_model
+    from nemo_prune.checkpoint.checkpoint import model_sha256
+    from nemo_prune.checkpoint.lora import check_lora, write_lora
     from nemo_prune.checkpoint.manifest import read_manifest
     from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.checkpoint.selection import (
@@ -66,8 +86,12 @@ def apply(
     )
     from nemo_prune.files.atomic import refuse_inputs, refuse_same
 
-    refuse_inputs([output, *([undo] if undo else [])], [manifest, import_csv])
-    refuse_same([output, undo])
+    refuse_inputs([path for path in (output, undo, lora) if path], [manifest, import_csv])
+    refuse_same([output, undo, lora])
+    if output is None and lora is None:
+        raise click.UsageError("give -o OUT, the checkpoint to write, or --lora OUT")
+    if output is None and (undo or hashed or how["link"] or how["drop_pickles"]):
+        raise click.UsageError("--undo, --hash, --link and --drop-pickles go with -o")
     if sum(given is not None for given in (manifest, by_hand, import_csv)) != 1:
         raise click.UsageError("give the neurons as one of --manifest, --neurons and --import-csv")
     if top is not None and (manifest is None or top_k is not None):
@@ -86,28 +110,48 @@ def apply(
         elif import_csv is not None:
             choice = from_results(import_csv, checkpoint, top_k)
             click.echo(f"note: {import_csv} does not say for which model it was made", err=True)
-    written = write_model(
-        checkpoint, choice.neurons, output, choice.provenance, undo=undo, hashed=hashed, **how
-    )
-    if choice.source_sha256 not in (None, written.source_sha256):
+    written = None
+    if lora is not None:
+        check_lora(checkpoint, choice.neurons, lora, overwrite=how["overwrite"])
+    if output is not None:
+        written = write_model(
+            checkpoint, choice.neurons, output, choice.provenance, undo=undo, hashed=hashed, **how
+        )
+    source_sha256 = written.source_sha256 if written else model_sha256(checkpoint)
+    if lora is not None:
+        write_lora(
+            checkpoint, choice.neurons, lora, lora_names, overwrite=how["overwrite"],
+            source_sha256=source_sha256,
+        )  # fmt: skip
+    if choice.source_sha256 not in (None, source_sha256):
         click.echo(
             f"warning: {model} is not the file that {manifest} was made for "
             f"({wanted.source['path']}); the neurons may mean something else in it",
             err=True,
         )
     result = {
-        "source": {"path": str(model), "sha256": written.source_sha256},
-        "output": {"path": str(output), "sha256": written.sha256},
+        "source": {"path": str(model), "sha256": source_sha256},
+        "output": written and {"path": str(output), "sha256": written.sha256},
+        "lora": lora and str(lora),
         "undo": undo and str(undo),
-        "neurons": written.neurons,
-        "rows_zeroed": written.rows_zeroed,
-        "bytes_changed": written.bytes_changed,
+        "neurons": len(choice.neurons),
+        "rows_zeroed": written.rows_zeroed if written else 0,
+        "bytes_changed": written.bytes_changed if written else 0,
     }
     if as_json:
         click.echo(json.dumps(result))
-    click.echo(f"wrote {output}: {written.neurons} neurons, {written.rows_zeroed} rows zeroed", err=True)
-    if hashed:
-        click.echo(f"sha256 {written.sha256}", err=True)
+    if written is not None:
+        click.echo(
+            f"wrote {output}: {written.neurons} neurons, {written.rows_zeroed} rows zeroed", err=True
+        )
+        if hashed:
+            click.echo(f"sha256 {written.sha256}", err=True)
+    if lora is not None:
+        click.echo(
+            f"wrote {lora}: a LoRA that zeroes {len(choice.neurons)} neurons at weight 1; it holds the "
+            f"removed rows, so who has it can undo the edit",
+            err=True,
+        )
     if undo is not None:
         but = ", but for what --drop-pickles left out" if how["drop_pickles"] else ""
         click.echo(f"wrote {undo}: with it, restore brings the source back{but}", err=True)

@@ -7,6 +7,7 @@ running writer holds a lock, so that what a killed run left behind is known from
 
 import contextlib
 import errno
+import filecmp
 import os
 import re
 import secrets
@@ -39,11 +40,47 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
     room for a file of the size of `source`.
     """
     out = Path(out)
-    with contextlib.suppress(OSError, ValueError):
-        if out.samefile(source):
-            raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
+    if same_file(out, Path(source)):
+        raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
     check_place(out, overwrite)
     check_room(out, [source])
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file or folder; False if either leads nowhere.
+
+    exFAT, FAT and some network drives have no numbers of files: systems give 0, or make them up anew
+    for each spelling of a name. So numbers count only where they are equal and not 0; without them,
+    and for names alike but for case, files are the same if they have one size, time and content.
+    """
+    try:
+        first, second = one.stat(), other.stat()
+    except (OSError, ValueError):
+        return False
+    if first.st_ino and os.path.samestat(first, second):
+        return True
+    names = _comparable(one), _comparable(other)
+    if stat.S_ISDIR(first.st_mode) or stat.S_ISDIR(second.st_mode):
+        return not first.st_ino and names[0] == names[1]
+    if (first.st_ino and second.st_ino and names[0] != names[1]) or _state(first) != _state(second):
+        return False
+    with contextlib.suppress(OSError):
+        return filecmp.cmp(one, other, shallow=False)
+    return True  # nothing is replaced that cannot be told from what is read
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether `path`, which need not exist, is in `folder`, at any depth, links and `..` resolved."""
+    # Not resolve(): that raises for a link to itself.
+    try:
+        inner, outer = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    except (OSError, ValueError):
+        return False
+    return any(parent == outer or same_file(parent, outer) for parent in inner.parents)
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return stat.S_IFMT(status.st_mode), status.st_size, status.st_mtime_ns
 
 
 def refuse_inputs(outs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
@@ -54,10 +91,8 @@ def refuse_inputs(outs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
     given = [path for path in inputs if path is not None]
     for out in outs:
         for path in given:
-            with contextlib.suppress(OSError, ValueError, RuntimeError):
-                real = path.resolve()  # RuntimeError: links in a loop
-                if out.samefile(path) or (out.exists() and real in out.resolve().parents):
-                    raise OutputError(f"{out}: is read by this command; choose another name")
+            if same_file(out, path) or (out.exists() and lies_in(out, path)):
+                raise OutputError(f"{out}: is read by this command; choose another name")
 
 
 def refuse_same(outputs: Iterable[Path | None]) -> None:
@@ -68,10 +103,7 @@ def refuse_same(outputs: Iterable[Path | None]) -> None:
     """
     for one, other in combinations([path for path in outputs if path is not None], 2):
         first, second = _comparable(one), _comparable(other)
-        alike = first == second
-        with contextlib.suppress(OSError, ValueError):
-            alike = alike or one.samefile(other)
-        if alike:
+        if first == second or same_file(one, other):
             raise OutputError(f"{other}: is to be written twice, as two outputs; give two names")
         if first in second.parents or second in first.parents:
             raise OutputError(

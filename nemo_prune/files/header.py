@@ -13,6 +13,7 @@ a whole SDXL checkpoint needs half a megabyte), and one with more than a million
 
 import json
 import os
+import re
 import stat
 import struct
 from collections.abc import Mapping
@@ -56,6 +57,10 @@ _PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 _PICKLE_ADVICE = (
     "is a pickle checkpoint, which can run code when loaded, so it is not opened; convert it once "
     "to safetensors: torch.load(FILE, weights_only=True), then safetensors.torch.save_file"
+)
+_TRAINING_STATE = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|sampler(_\d+)?|dl_state_dict)\.(bin|pt|pth)"
+    r"|(random_states|rng_state|custom_checkpoint)(_\d+)?\.(pkl|pth|pt)"
 )
 _PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle, in the second byte
 _DOWNLOAD = "download or copy it again"
@@ -143,6 +148,11 @@ def changed(path: Path) -> CheckpointError:
     return CheckpointError(f"{path}: changed while it was read; wait until it is whole, then try again")
 
 
+def is_training_state(path: Path) -> bool:
+    """Whether a file has the name of what accelerate or transformers save to resume a training run."""
+    return _TRAINING_STATE.fullmatch(path.name) is not None
+
+
 def _check_kind(path: Path) -> None:
     """Refuse by what the file system says, before anything is opened (a FIFO would block)."""
     try:
@@ -155,6 +165,11 @@ def _check_kind(path: Path) -> None:
         raise _Fault("is a folder; give the .safetensors file itself")
     if not stat.S_ISREG(mode):
         raise _Fault("is not a regular file; give a .safetensors file on disk")
+    if is_training_state(path):
+        raise _Fault(
+            "is a part of a training run's saved state (optimizer, schedule, random numbers), not a "
+            "model; give the model that the training saved"
+        )
     if path.suffix.lower() in _PICKLE_SUFFIXES:
         raise _Fault(_PICKLE_ADVICE)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_prune.errors import CheckpointError, OutputError
+from nemo_prune.files.atomic import lies_in, same_file
 from nemo_prune.files.header import quoted, unreadable
 from nemo_prune.files.rewrite import share_blocks
 
@@ -19,8 +20,8 @@ _DEEPEST = 100  # folders in folders; Python's own functions on trees stop near 
 class Tree:
     """What lies below `root`, each folder's entries by name.
 
-    `files` are all files; `hidden` the folders that were not looked into (`.git`, `.cache`), which
-    are no part of a model.
+    `files` are all files; `hidden` is what is no part of a model: folders that were not looked into
+    (`.git`, `.cache`), and the files that macOS keeps beside others on foreign disks (`._name`).
     """
 
     root: Path
@@ -58,7 +59,8 @@ def read_tree(root: Path) -> Tree:
                 )
             status = _status(path)
             if stat.S_ISDIR(status.st_mode):
-                if any(above == _identity(status) for _, above in inside):
+                # Without numbers of files (exFAT on some systems) only the depth ends a loop.
+                if status.st_ino and any(above == _identity(status) for _, above in inside):
                     raise CheckpointError(f"{path}: is a link to a folder that it lies in; remove it")
                 if len(inside) > _DEEPEST:
                     raise CheckpointError(f"{path}: lies deeper than {_DEEPEST} folders; remove it")
@@ -67,7 +69,7 @@ def read_tree(root: Path) -> Tree:
                 else:
                     inside.append((iter(entries(path)), _identity(status)))
             elif stat.S_ISREG(status.st_mode):
-                files.append(path)
+                (hidden if is_apple_double(path) else files).append(path)
             else:
                 raise CheckpointError(f"{path}: is not a regular file; remove it")
     except OSError as error:
@@ -88,12 +90,26 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def is_apple_double(path: Path) -> bool:
+    """Whether it is called as what macOS writes beside each file where it cannot keep attributes."""
+    return path.name.startswith("._")
+
+
 def entries(folder: Path) -> list[Path]:
     """What lies in `folder`, by name; CheckpointError if it cannot be read."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
         raise unreadable(folder, error) from None
+
+
+def start_of(path: Path) -> bytes:
+    """The first 16 bytes of a file; CheckpointError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def shown(place: str) -> str:
@@ -116,7 +132,11 @@ def copy_file(source: Path, target: Path) -> None:
     with file, target.open("xb") as new:
         shared = share_blocks(file.fileno(), new.fileno())
     if not shared:
-        shutil.copyfile(source, target)
+        try:
+            shutil.copyfile(source, target)
+        except shutil.SameFileError:  # on disks without numbers of files, as the target is new
+            with source.open("rb") as file, target.open("wb") as new:
+                shutil.copyfileobj(file, new)
     with target.open("r+b") as written:  # Windows flushes only what is open for writing
         os.fsync(written.fileno())
     if not filecmp.cmp(source, target, shallow=False):
@@ -127,9 +147,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 def check_apart(out: Path, folder: Path, name: str) -> None:
     """Raise OutputError if `out` is, lies in or holds `folder`, called `name` in the message."""
-    # Not resolve(): that raises for a link to itself.
-    one, two = Path(os.path.realpath(out)), Path(os.path.realpath(folder))
-    if one == two:
+    if os.path.realpath(out) == os.path.realpath(folder) or same_file(out, folder):
         raise OutputError(f"{out}: is {name} itself; choose another name")
-    if one in two.parents or two in one.parents:
+    if lies_in(out, folder) or lies_in(folder, out):
         raise OutputError(f"{out}: lies in {name} or around it; choose another place")

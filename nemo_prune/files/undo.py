@@ -11,7 +11,6 @@ source (length field and JSON); and the metadata::
 Who has it and the pruned file has the memorized pictures back: keep it where the source was.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import OutputError, UndoError, option
-from nemo_prune.files.atomic import check_output, check_place, new_file, refuse_same
+from nemo_prune.files.atomic import check_output, check_place, new_file, refuse_same, same_file
 from nemo_prune.files.hashing import file_sha256
 from nemo_prune.files.header import Header, Tensor, encode_header, read_header
 from nemo_prune.files.rewrite import Ranges, Source, copy, read_at, write_at
@@ -169,9 +168,8 @@ def restore(pruned: Path, undo: Path, out: Path, overwrite: bool = False) -> Res
     """
     removed = read_undo(undo)
     header = read_header(pruned)
-    with contextlib.suppress(OSError, ValueError):
-        if out.samefile(undo):
-            raise OutputError(f"{out}: is the undo file itself, which is kept; choose another name")
+    if same_file(out, undo):
+        raise OutputError(f"{out}: is the undo file itself, which is kept; choose another name")
     check_output(header.path, out, overwrite)
     mismatch = UndoError(
         f"{pruned}: is not the file that {undo} belongs to, or was changed since; restore that one"

@@ -226,7 +226,7 @@ class _Loader:
             whole = self.checkpoint.layout == "diffusers"
             tensors = weights.read_folder_vae(self.path) if whole else {}
         else:
-            tensors = weights.read_vae(self.path)
+            tensors = weights.read_vae(self.path, self.checkpoint.wrapper)
         if not tensors:
             raise CheckpointError(f"{self.path}: holds no VAE, which drawing pictures needs")
         return self._component("vae", tensors, AutoencoderKL.from_config, dtype=dtype)

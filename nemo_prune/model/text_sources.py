@@ -71,7 +71,7 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
     if checkpoint.is_folder:
         found = _of_folder(checkpoint.path) if checkpoint.layout == "diffusers" else []
     else:
-        found = _of_file(checkpoint.path, family)
+        found = _of_file(checkpoint.path, family, checkpoint.wrapper)
     names = ("text encoder", "text encoder 2")
     for name, source in zip(names[:wanted], [*found, None, None], strict=False):
         if source is None or not source.tensors:
@@ -102,9 +102,10 @@ def _given(path: Path, family: Family) -> list[TextSource]:
     return found
 
 
-def _of_file(path: Path, family: Family) -> list[TextSource]:
+def _of_file(path: Path, family: Family, wrapper: str = "") -> list[TextSource]:
+    unused = family.unused_text_layer
     return [
-        TextSource(path, read_text_encoder(path, prefix, unused_layer=family.unused_text_layer))
+        TextSource(path, read_text_encoder(path, prefix, unused_layer=unused, wrapper=wrapper))
         for prefix in family.text_prefixes
     ]
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from nemo_prune.checkpoint.blocks import Blocks
+from nemo_prune.checkpoint.blocks import Blocks, plain_name
 from nemo_prune.checkpoint.folder import component_copies
 from nemo_prune.checkpoint.recognize import SCALES
 from nemo_prune.errors import CheckpointError, option
@@ -43,14 +43,19 @@ _OPEN_CLIP_LAYERS = 24
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> Tensors:
+def read_tensors(
+    path: Path, wanted: Callable[[str], bool] = lambda _: True, wrapper: str = ""
+) -> Tensors:
     """The tensors whose names are wanted, mapped from the file: no data is read yet.
+
+    Names are those of `plain_name`, to which `wrapper` is handed.
 
     Raises CheckpointError if the file cannot be read.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+            names = {plain_name(name, wrapper): name for name in file.keys()}  # noqa: SIM118
+            return {plain: file.get_tensor(name) for plain, name in names.items() if wanted(plain)}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
@@ -90,19 +95,18 @@ def read_unet(checkpoint: Checkpoint) -> Tensors:
 
     Raises CheckpointError if the file cannot be read or lacks a weight that SDXL needs.
     """
-    path = checkpoint.path
+    path, wrapper = checkpoint.path, checkpoint.wrapper
     if checkpoint.is_folder or checkpoint.layout == "unet-diffusers":
         # Marker keys for other programs, such as v_pred, have no dot.
         pieces = (
-            read_tensors(file, lambda name: "." in name and not name.startswith("model_ema."))
+            read_tensors(file, lambda n: "." in n and not n.startswith("model_ema."), wrapper)
             for file in checkpoint.files
         )
         return _unscaled({name: tensor for piece in pieces for name, tensor in piece.items()})
     # What stands before the blocks differs where a UNet is saved alone.
-    prefix = _BLOCKS.split(checkpoint.value_layers[0].tensors[0])[0]
+    prefix = _BLOCKS.split(plain_name(checkpoint.value_layers[0].tensors[0], wrapper))[0]
     parts = tuple(prefix + part for part in _UNET_PARTS)
-    found = read_tensors(path, lambda name: name.startswith(parts))
-    found = _unscaled(found)
+    found = _unscaled(read_tensors(path, lambda name: name.startswith(parts), wrapper))
     tensors = {UNET_PREFIX + name.removeprefix(prefix): tensor for name, tensor in found.items()}
     # The converter knows blocks of one length only, so each becomes a block of its own, of no layers
     # but the first, and is put in its place after that.
@@ -158,9 +162,9 @@ def _vae_name(name: str) -> str:
     return name
 
 
-def read_vae(path: Path) -> Tensors:
+def read_vae(path: Path, wrapper: str = "") -> Tensors:
     """An autoencoder's tensors under diffusers' names, {} if the file has none."""
-    tensors = _unscaled(read_tensors(path, lambda name: name.startswith(VAE_PREFIXES)))
+    tensors = _unscaled(read_tensors(path, lambda name: name.startswith(VAE_PREFIXES), wrapper))
     if not tensors:
         return {}
     levels = range(len({name.split(".")[3] for name in tensors if ".encoder.down." in name}))
@@ -169,7 +173,9 @@ def read_vae(path: Path) -> Tensors:
     return renamed
 
 
-def read_text_encoder(path: Path, prefix: str, *, unused_layer: bool = False) -> Tensors:
+def read_text_encoder(
+    path: Path, prefix: str, *, unused_layer: bool = False, wrapper: str = ""
+) -> Tensors:
     """A CLIP text encoder's tensors under transformers' names without `text_model.` in front.
 
     Args:
@@ -177,11 +183,12 @@ def read_text_encoder(path: Path, prefix: str, *, unused_layer: bool = False) ->
         prefix: an entry of `Family.text_prefixes`; below it lies CLIP (`transformer.`, with or without
             `text_model.`) or OpenCLIP (`model.`).
         unused_layer: `Family.unused_text_layer`.
+        wrapper: as for `read_tensors`.
 
     Returns:
         The tensors of the layers that Stable Diffusion uses; {} if there are none.
     """
-    tensors = read_tensors(path, lambda name: name.startswith(prefix))
+    tensors = read_tensors(path, lambda name: name.startswith(prefix), wrapper)
     return name_text_encoder(tensors, prefix, unused_layer=unused_layer)
 
 

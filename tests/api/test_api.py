@@ -175,6 +175,8 @@ def test_memorization_scores_need_two_seeds_of_some_size() -> None:
 
 
 def test_a_file_from_end_to_end(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS, PROMPTS[0]]))
+    assert nemo_prune.read_prompts(str(tmp_path / "prompts.txt")) == tuple(PROMPTS)
     checkpoint = nemo_prune.open_checkpoint(str(model))
     found = nemo_prune.detect(checkpoint, PROMPTS, seeds=3, tau=0.0, gate=0.0)
     assert [one.memorized for one in found.detections] == [True, True]

@@ -150,6 +150,31 @@ def test_ldm_unets_under_other_prefixes(tmp_path, prefix):
     assert [v.name for v in checkpoint.value_layers] == SD1_ORDER
 
 
+@pytest.mark.parametrize("names", ["ldm", "diffusers"])
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "unet.", "module._orig_mod.unet.", "x."])
+def test_names_that_a_wrapper_lengthened_are_read_as_what_they_are(tmp_path, names, wrapper):
+    whole = [VAE, CLIP, *unet(SD1)] if names == "ldm" else unet(SD1, names)
+    whole += rawfiles.ema(whole)
+    marker = ("v_pred", "F32", (0,))
+    plain = recognize(put(tmp_path, [*whole, marker]))
+    checkpoint = recognize(put(tmp_path, [*[(wrapper + n, d, s) for n, d, s in whole], marker]))
+    # torch.compile's alone needs no noting: it is taken out wherever it stands.
+    assert (checkpoint.wrapper, plain.wrapper) == (wrapper if wrapper != "_orig_mod." else "", "")
+    assert (checkpoint.layout, checkpoint.vae) == (plain.layout, plain.vae)
+    assert checkpoint.prediction_type == "v_prediction"
+    assert [v.name for v in checkpoint.value_layers] == SD1_ORDER
+    for layer, own in zip(plain.value_layers, checkpoint.value_layers, strict=True):
+        assert own.tensors == tuple(wrapper + key for key in layer.tensors)
+    assert sum(len(v.tensors) for v in checkpoint.parts[0].value_layers) == 16 * (1 + plain.ema)
+
+
+def test_parts_that_were_compiled_alone(tmp_path):
+    entries = [(n.replace(".0.attn2", ".0._orig_mod.attn2"), d, s) for n, d, s in unet(SD1)]
+    checkpoint = recognize(put(tmp_path, [VAE, CLIP, *entries]))
+    assert [v.name for v in checkpoint.value_layers] == SD1_ORDER
+    assert "_orig_mod" in checkpoint.value_layers[0].tensors[0]
+
+
 def test_ema_twins_are_copies(tmp_path):
     checkpoint = recognize(rawfiles.sd1(tmp_path / "m.safetensors", with_ema=True, ema_dtype="F32"))
     assert checkpoint.ema
@@ -257,6 +282,11 @@ NO_FIRST = (
     "is incomplete: its UNet has no first convolution (model.diffusion_model.input_blocks.0.0.weight); "
     "download or save it again"
 )
+VIDEO = "is a video model, a family the method was never tried on; give an image model"
+INJECTED = (
+    "is a model with an adapter (a LoRA or the like) injected and not merged; merge the adapter first "
+    "(diffusers: fuse_lora, then unload_lora_weights and save_pretrained)"
+)
 REFUSED = {
     "kohya lora": (
         [("lora_unet_down_blocks_0_attentions_0_attn2_to_v.lora_down.weight", *LINEAR)],
@@ -268,6 +298,88 @@ REFUSED = {
         LORA,
     ),
     "lycoris": ([("lora_te_text_model_encoder.hada_w1_a", *LINEAR)], LORA),
+    "lora beside the weights": (
+        [*unet(SD1, "diffusers"), ("mid_block.attentions.0.to_q.lora_A.default.weight", *LINEAR)],
+        INJECTED,
+    ),
+    "injected adapter": (
+        [
+            *[(n.replace("to_v.w", "to_v.base_layer.w"), d, s) for n, d, s in unet(SD1, "diffusers")],
+            (f"mid_block.attentions.0{END}.lora_A.default.weight", *LINEAR),
+        ],
+        INJECTED,
+    ),
+    "compiled and plain": (
+        unet(SD1, "diffusers") + [("_orig_mod." + n, d, s) for n, d, s in unet(SD1, "diffusers")],
+        "holds tensors twice, with and without the names that a compiled or wrapped model has",
+    ),
+    "ip-adapter": (
+        [("image_proj.proj.weight", *LINEAR), ("ip_adapter.1.to_k_ip.weight", *LINEAR)],
+        "is an IP-Adapter, an addition to a model that lets pictures be prompts; give the checkpoint",
+    ),
+    "t2i-adapter": ([("adapter.body.0.resnets.0.block1.weight", *LINEAR)], "is a T2I-Adapter, an"),
+    "original t2i-adapter": ([("body.0.in_conv.weight", *LINEAR)], "is a T2I-Adapter, an addition"),
+    "controlnet-lllite": ([("lllite_unet_input_blocks.down.0.weight", *LINEAR)], CONTROLNET),
+    "a1111 embedding": ([("emb_params", "F32", (4, 768))], "is an embedding (textual inversion), a"),
+    "sdxl embedding": (
+        [("clip_l", "F16", (2, 768)), ("clip_g", "F16", (2, 1280))],
+        "is an embedding (textual inversion), a word for a model and not a model; give the checkpoint",
+    ),
+    "diffusers embedding": ([("<cat-toy>", "F32", (768,))], "is an embedding (textual inversion), a"),
+    "hunyuan-dit": (
+        [("text_embedding_padding", *LINEAR), ("blocks.0.attn2.to_v.weight", *LINEAR)],
+        "is a Hunyuan-DiT model, a transformer without down and mid blocks to search",
+    ),
+    "original hunyuan-dit": ([("blocks.0.attn2.kv_proj.weight", *LINEAR)], "is a Hunyuan-DiT model"),
+    "auraflow": (
+        [("model.double_layers.0.attn.w1q.weight", *LINEAR)],
+        f"is an AuraFlow model: {JOINT}",
+    ),
+    "diffusers auraflow": (
+        [
+            ("joint_transformer_blocks.0.attn.add_v_proj.weight", *LINEAR),
+            ("single_transformer_blocks.0.attn.to_v.weight", *LINEAR),
+        ],
+        f"is an AuraFlow model: {JOINT}",
+    ),
+    "cascade": (
+        [("clip_txt_pooled_mapper.weight", *LINEAR), ("down_blocks.0.0.depthwise.weight", *LINEAR)],
+        "is a stage of Stable Cascade (Wuerstchen), whose attention takes text and picture together",
+    ),
+    "kandinsky": (
+        [
+            ("encoder_hid_proj.image_embeds.weight", *LINEAR),
+            ("mid_block.attentions.0.add_v_proj.weight", *LINEAR),
+        ],
+        "is a Kandinsky model, which takes its text through added keys and values",
+    ),
+    "deepfloyd": (
+        [
+            ("encoder_hid_proj.weight", *LINEAR),
+            ("add_embedding.pool.k_proj.weight", *LINEAR),
+            ("mid_block.attentions.0.add_v_proj.weight", *LINEAR),
+        ],
+        "is a DeepFloyd IF model, which takes its text through added keys and values",
+    ),
+    "text-to-video unet": (
+        [*unet(SD2, "diffusers"), ("mid_block.temp_convs.0.conv1.2.weight", *LINEAR)],
+        VIDEO,
+    ),
+    "ltx video": (
+        [("patchify_proj.weight", *LINEAR), ("transformer_blocks.0.attn2.to_v.weight", *LINEAR)],
+        VIDEO,
+    ),
+    "wan video": (
+        [("patch_embedding.weight", "F32", (4, 2, 1, 2, 2)), ("blocks.0.cross_attn.v.weight", *LINEAR)],
+        VIDEO,
+    ),
+    "hunyuan video": (
+        [
+            ("double_blocks.0.img_attn.qkv.weight", *LINEAR),
+            ("txt_in.individual_token_refiner.blocks.0.a.weight", *LINEAR),
+        ],
+        VIDEO,
+    ),
     "ldm vae": ([VAE], VAE_ALONE),
     "bare vae": (
         [("decoder.conv_in.weight", *LINEAR), ("encoder.mid.block_1.norm1.weight", *LINEAR)],
@@ -346,7 +458,7 @@ REFUSED = {
             *unet(SD2),
             ("model.diffusion_model.input_blocks.1.1.time_stack.0.attn2.to_v.weight", *LINEAR),
         ],
-        "is a video model, a family the method was never tried on; give an image model",
+        VIDEO,
     ),
     "language model": ([("model.layers.0.self_attn.v_proj.weight", *LINEAR)], NO_VALUES),
     "unconditional unet": (

@@ -404,6 +404,8 @@ def test_room_is_checked_before_a_folder_is_written(tmp_path, model, monkeypatch
         "v1-5-pruned.sft",
         "old/v1-5-pruned.SFT",
         "checkpoint-500/pytorch_model.bin",
+        "unet/model.npz",
+        "unet/weights.zip",
     ],
 )
 def test_twins_in_other_forms_are_refused_or_left_out(tmp_path, model, twin):
@@ -420,12 +422,70 @@ def test_twins_in_other_forms_are_refused_or_left_out(tmp_path, model, twin):
 
 @pytest.mark.parametrize(
     "harmless", ["text_encoder/pytorch_model.bin", "safety_checker/model.ckpt", "vae/a.msgpack",
-                 "vae/a.sft", "README.md", "unet/readme.md", ".gitattributes"]
+                 "vae/a.sft", "README.md", "unet/readme.md", ".gitattributes", "unet/Thumbs.db",
+                 "unet/desktop.ini", "unet/.DS_Store", f"{PLAIN}.sha256", "unet/train.log",
+                 "unet/README.rst", "unet/sample.gif", "unet/LICENSE", "unet/events.out.tfevents.1.a"]
 )  # fmt: skip
 def test_what_holds_no_denoiser_is_copied(tmp_path, model, harmless):
     put(model / harmless, "kept")
     prune(model, tmp_path / "o")
     check(model, tmp_path / "o", [[PLAIN]])
+
+
+@pytest.mark.parametrize("start", ["PK\3\4", "GGUF", '\2\1\0\0\0\0\0\0{"'])
+def test_what_begins_like_weights_is_a_copy_whatever_its_name(tmp_path, model, start):
+    put(model / "unet" / "model.safetensors.bak", start)
+    with pytest.raises(CheckpointError, match=r"holds unet/model\.safetensors\.bak"):
+        prune(model, tmp_path / "o")
+
+
+def test_what_lies_beside_an_onnx_graph_may_be_its_weights(tmp_path, model):
+    put(model / "unet" / "model.onnx", "")
+    put(model / "unet" / "onnx__MatMul_9239", "")
+    put(model / "unet" / "train.log", "")
+    prune(model, tmp_path / "o", drop_pickles=True)
+    kept = {path for path in tree(tmp_path / "o") if path.startswith("unet/")}
+    assert kept == {PLAIN, "unet/config.json", "unet/train.log"}
+
+
+@pytest.mark.parametrize("place", [f"unet/._{WEIGHTS}", "vae/._model.safetensors", "._model_index.json"])
+def test_what_macos_writes_beside_files_is_no_part_of_a_model(tmp_path, model, place):
+    (model / place).write_bytes(b"\0\5\26\7\0\2\0\0")
+    assert inspection(open_checkpoint(model))["files"] == [PLAIN]
+    prune(model, tmp_path / "o", undo=tmp_path / "u")
+    assert tree(tmp_path / "o").keys() == tree(model).keys() - {place}
+    restore_model(tmp_path / "o", tmp_path / "u", tmp_path / "back")
+    assert tree(tmp_path / "back").keys() == tree(model).keys() - {place}
+    result = CliRunner().invoke(main, ["diff", str(model), str(tmp_path / "back")])
+    assert (result.exit_code, f"macOS's own file: {place}" in result.stdout) == (0, True)
+
+
+STATE = ("optimizer.bin", "scheduler.bin", "random_states_0.pkl")
+
+
+def test_the_state_of_a_training_run_is_called_that(tmp_path, model):
+    for folder in (model, model / "checkpoint-10000"):
+        for name in STATE:
+            put(folder / name, "a pickle")
+    words = "holds checkpoint-10000/optimizer.bin and 5 more, the saved state of a training run, which"
+    with pytest.raises(CheckpointError, match=words):
+        prune(model, tmp_path / "o")
+    prune(model, tmp_path / "o", drop_pickles=True)
+    assert not any(path.endswith(STATE) for path in tree(tmp_path / "o"))
+    put(model / "unet" / "diffusion_pytorch_model.bin", "a pickle")
+    with pytest.raises(CheckpointError, match=r"holds .*, copies of the denoiser in a form") as caught:
+        prune(model, tmp_path / "p")
+    assert "saved state" not in str(caught.value)
+
+
+def test_a_training_state_without_a_denoiser(tmp_path):
+    for name in (*STATE, "pytorch_lora_weights.safetensors"):
+        put(tmp_path / "checkpoint-10000" / name, "a pickle")
+    line = refusal(tmp_path / "checkpoint-10000")
+    assert "is the saved state of a training run (optimizer.bin, random_states_0.pkl, scheduler" in line
+    for name in STATE:
+        line = refusal(tmp_path / "checkpoint-10000" / name)
+        assert "is a part of a training run's saved state" in line
 
 
 def test_hidden_folders_stay_behind(tmp_path, model):
@@ -456,6 +516,25 @@ def test_outputs_that_are_refused(tmp_path, model, where, monkeypatch):
         prune(model, tmp_path / where, overwrite=True)
     assert tree(tmp_path) == before
     assert not (model / "new").exists()
+
+
+def test_a_folder_on_a_disk_without_numbers_of_files(tmp_path, model, monkeypatch):
+    """Folders in folders are no loops there, and the source is still known by its name."""
+    real = os.stat
+
+    def unnumbered(path, *arguments, **options):
+        found = real(path, *arguments, **options)
+        times = {f"st_{kind}_ns": getattr(found, f"st_{kind}_ns") for kind in ("atime", "mtime")}
+        return os.stat_result([0 if place == 1 else v for place, v in enumerate(found)], times)
+
+    monkeypatch.setattr("os.stat", unnumbered)
+    prune(model, tmp_path / "o", undo=tmp_path / "u")
+    restore_model(tmp_path / "o", tmp_path / "u", tmp_path / "back")
+    for out in (model, model / "unet" / "new"):
+        with pytest.raises(OutputError, match="the model's folder"):
+            prune(model, out)
+    monkeypatch.undo()
+    assert tree(tmp_path / "back") == tree(model)
 
 
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path, model, monkeypatch):

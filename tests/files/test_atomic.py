@@ -4,6 +4,7 @@ import stat
 import subprocess
 import sys
 import threading
+import zlib
 
 import pytest
 
@@ -12,9 +13,11 @@ from nemo_prune.files import atomic
 from nemo_prune.files.atomic import (
     check_output,
     check_place,
+    lies_in,
     new_file,
     refuse_inputs,
     refuse_same,
+    same_file,
 )
 
 
@@ -41,6 +44,54 @@ def test_a_free_name_is_fine(tmp_path, source):
     check_output(source, tmp_path / "out", overwrite=False)
     check_output(source, tmp_path / "out", overwrite=True)
     assert names(tmp_path) == ["model"]
+
+
+def numbered(monkeypatch, number):
+    """Let files have these numbers, as `number` gives them by path."""
+    real = os.stat
+
+    def lying(path, *arguments, **options):
+        found = real(path, *arguments, **options)
+        if isinstance(path, int):
+            return found
+        changed = [number(str(path)) if place == 1 else value for place, value in enumerate(found)]
+        times = {f"st_{kind}_ns": getattr(found, f"st_{kind}_ns") for kind in ("atime", "mtime")}
+        return os.stat_result(changed, times)
+
+    monkeypatch.setattr(os, "stat", lying)
+
+
+# None at all (exFAT on Windows), and new ones for each spelling (exFAT through FUSE).
+@pytest.mark.parametrize("number", [lambda _: 0, lambda path: zlib.crc32(path.encode())])
+def test_the_source_is_known_where_files_have_no_numbers(tmp_path, source, monkeypatch, number):
+    """A second name of one file stands for the same name in other letters."""
+    (tmp_path / "MODEL").hardlink_to(source)
+    for name, content in (("Model", b"other!!"), ("other", b"weights"), ("mOdel", b"longer weights")):
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, ns=(1, source.stat().st_mtime_ns))
+    os.utime(tmp_path / "other", ns=(1, 1))
+    numbered(monkeypatch, number)
+    assert same_file(tmp_path / "MODEL", source)
+    for name in ("Model", "other", "mOdel", "nothing"):
+        assert not same_file(tmp_path / name, source)
+        check_output(source, tmp_path / name, overwrite=True)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="is the model itself"):
+            check_output(source, tmp_path / "MODEL", overwrite)
+    with pytest.raises(OutputError, match="is read by this command"):
+        refuse_inputs([tmp_path / "MODEL"], [source])
+    assert source.read_bytes() == b"weights"
+
+
+def test_folders_where_files_have_no_numbers(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    numbered(monkeypatch, lambda _: 0)
+    assert same_file(tmp_path / "one", tmp_path / "two" / ".." / "one")
+    assert not same_file(tmp_path / "one", tmp_path / "two")
+    assert lies_in(tmp_path / "one" / "new", tmp_path / "one")
+    assert not lies_in(tmp_path / "one" / "new", tmp_path / "two")
+    assert not lies_in(tmp_path / "one", tmp_path / "one")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
