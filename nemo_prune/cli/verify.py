@@ -17,7 +17,7 @@ from nemo_prune.cli.options import (
     json_option,
     model_options,
     overwrite_option,
-    prompts_option,
+    prompts_options,
     quiet_option,
     read_inputs,
     show_prompts_option,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("original", type=FILE)
 @click.argument("pruned", type=FILE)
-@prompts_option
+@prompts_options
 @threshold_options
 @criterion_option
 @model_options
@@ -78,6 +78,7 @@ def verify(
     report = prepare(reporting, prompts)
     asked = _as_pruned(inputs.options, stated, context)
     with progress(quiet) as bar:
+        inputs.note_prompts(bar)
         for line in stated.ignored:
             bar.note(line)
         tau, tau_source, gate, gate_source = _thresholds(replace(inputs, options=asked), stated, bar)
