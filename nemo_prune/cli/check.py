@@ -62,7 +62,6 @@ def check(
             annotation,
             append_step_summary,
             finding_line,
-            located,
             write_junit,
         )
         from nemo_prune.scoring.detection_run import find_memorized, summary
@@ -74,9 +73,9 @@ def check(
                 calibration_prompts=inputs.calibration_prompts, early=not all_seeds,
                 trajectories=confirm == "trajectory",
             )  # fmt: skip
-        result = located(summary(found, show_prompts), inputs.prompts)
+        result = inputs.prompts.locate(summary(found, show_prompts))
     if junit:
-        write_junit(result, junit, overwrite)
+        write_junit(result, inputs.prompts.texts, junit, overwrite)
     if step_summary and (trouble := append_step_summary(result, step_summary)):
         click.echo(f"warning: {trouble}", err=True)
     findings = [entry for entry in result["prompts"] if entry["memorized"]]

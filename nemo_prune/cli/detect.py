@@ -63,7 +63,7 @@ def detect(
             calibration_prompts=inputs.calibration_prompts, labels=inputs.prompts.labels,
             early=not all_seeds, keep=journal, resume=resume,
         )  # fmt: skip
-    result = summary(found, show_prompts) | inputs.prompts.counts
+    result = inputs.prompts.locate(summary(found, show_prompts))
     if table and journal:
         write_csv(found, table, overwrite, show_prompts)
         journal.unlink(missing_ok=True)

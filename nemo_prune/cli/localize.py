@@ -123,7 +123,7 @@ def conclude(
     keep_manifest(found.manifest, writing)
     if journal := journal_of(writing):
         journal.unlink(missing_ok=True)
-    result = summary(found, written) | inputs.prompts.counts
+    result = inputs.prompts.locate(summary(found, written))
     if not quiet:
         print_prompts(result)
         for path in filter(None, (written and written.path, writing.manifest)):

@@ -106,7 +106,7 @@ def prune(
                     err=True,
                 )
                 if as_json:
-                    told = pruning.summary(found, None) | inputs.prompts.counts
+                    told = inputs.prompts.locate(pruning.summary(found, None))
                     click.echo(json.dumps({**told, "drift": drift}))
                 context.exit(1)
         written = None

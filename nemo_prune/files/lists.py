@@ -5,6 +5,7 @@ name, with the line. The format follows from the file's name (`FORMATS`), and it
 Messages never quote the content.
 """
 
+import contextlib
 import csv
 import glob
 import io
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.text import MAX_BYTES
+from nemo_prune.files.text import MAX_BYTES, decoded, read_bytes
 
 Format = Literal["txt", "csv", "tsv", "jsonl", "json", "parquet"]
 FORMATS: dict[str, Format] = {
@@ -29,6 +30,7 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 """Formats by the suffix of a file's name. Other names may only hold lines of text."""
 STDIN = Path("-")
+_WANTED = "a UTF-8 text file"
 BARE = ""
 """The key of a record that is a text alone, without a column."""
 COLUMNS = ("caption", "prompt", "text")
@@ -143,22 +145,10 @@ def _content(path: Path) -> bytes:
     """The bytes of a file, of a pipe, or of standard input, each read once and bounded."""
     if path == STDIN:
         return _bounded(path, sys.stdin.buffer.read(MAX_BYTES + 1))
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise PromptFileError(f"{path}: cannot be read, it is a folder; give a file")
-        if stat.S_ISFIFO(mode):
+    with contextlib.suppress(OSError, ValueError):  # of which `read_bytes` says more
+        if stat.S_ISFIFO(path.stat().st_mode):
             return _bounded(path, _piped(path))
-        if not stat.S_ISREG(mode):
-            raise PromptFileError(f"{path}: is not a regular file, nor a pipe; give a UTF-8 text file")
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise _too_large(path, f"{size} bytes are")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise PromptFileError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError) as fault:
-        reason = getattr(fault, "strerror", None) or fault
-        raise PromptFileError(f"{path}: cannot be read ({reason})") from None
+    return read_bytes(path, PromptFileError, "prompts", _WANTED)
 
 
 def _piped(path: Path) -> bytes:
@@ -183,21 +173,12 @@ def _piped(path: Path) -> bytes:
 
 def _bounded(path: Path, content: bytes) -> bytes:
     if len(content) > MAX_BYTES:
-        raise _too_large(path, f"more than {MAX_BYTES} bytes are")
+        raise PromptFileError(f"{path}: is too large, more than {MAX_BYTES} bytes; give {_WANTED}")
     return content
 
 
-def _too_large(path: Path, what: str) -> PromptFileError:
-    return PromptFileError(f"{path}: is too large, {what} too many for prompts; give a UTF-8 text file")
-
-
 def _decoded(path: Path, content: bytes) -> str:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as fault:
-        raise PromptFileError(
-            f"{path}: is not UTF-8 (byte {fault.start}); give a UTF-8 text file"
-        ) from None
+    text = decoded(content, path, PromptFileError, _WANTED)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise PromptFileError(
@@ -228,7 +209,7 @@ def _agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
         return format, []
     if looks in ("json", "jsonl"):
         words = {"json": "JSON", "jsonl": "JSON lines"}
-        raise _refused(path, f"holds {words[looks]}, not {_WANTED[format]}", looks)
+        raise _refused(path, f"holds {words[looks]}, not {_NAMES[format]}", looks)
     if format == "txt":
         if begins := _JSON_BEGINS.match(text.lstrip()):
             raise _refused(
@@ -240,7 +221,7 @@ def _agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
     return format, []
 
 
-_WANTED = {"txt": "text", "csv": "CSV", "tsv": "TSV"}
+_NAMES = {"txt": "text", "csv": "CSV", "tsv": "TSV"}
 
 
 def _looks_like(text: str) -> Literal["json", "jsonl"] | None:
@@ -276,8 +257,7 @@ def _table_separator(text: str) -> str | None:
     """What separates the cells of a text that looks like a table: each line has it."""
     lines = [line for line in _lines(text) if line.strip()]
     for separator in _SEPARATORS:
-        counts = {line.count(separator) for line in lines}
-        if 0 in counts:
+        if separator not in lines[0] or 0 in (counts := {line.count(separator) for line in lines}):
             continue
         names = _names(lines[0].split(separator))
         known = any(name in COLUMNS + LABELS for name in names)
@@ -507,7 +487,7 @@ def _parquet(path: Path, content: bytes, column: str | None) -> Listing:
         for batch in file.iter_batches(columns=names) if names else ():
             size += batch.nbytes
             if size > MAX_BYTES:
-                raise _too_large(path, f"more than {MAX_BYTES} bytes of text are")
+                raise PromptFileError(f"{path}: holds more than {MAX_BYTES} bytes of text; split it")
             for row in batch.to_pylist():
                 cells = {key.strip().lower(): value for key, value in row.items()}
                 records.append((len(records) + 1, cells))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.lists import BARE, COLUMNS, LABELS, STDIN, Format, Listing, Record, read_list
@@ -43,9 +44,17 @@ class PromptList:
         read = len(self.texts) + self.merged
         return {"prompts_read": read, "merged": self.merged, "blank": self.blank}
 
+    def locate(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """A job's result as plain JSON, with these counts, and where each of its prompts stands."""
+        rows = [
+            {**row, "file": file, "line": line}
+            for row, (file, line) in zip(result["prompts"], self.places, strict=True)
+        ]
+        return {**result, **self.counts, "prompts": rows}
+
 
 def read_prompts(
-    paths: Path | Sequence[Path],
+    paths: Path | str | Sequence[Path | str],
     format: Format | None = None,
     column: str | None = None,
     labels: bool = False,
@@ -68,64 +77,75 @@ def read_prompts(
             differ in length, another word or none under memorized or label, or a prompt that is
             labelled both ways.
     """
-    paths = (paths,) if isinstance(paths, Path) else tuple(paths)
-    found: dict[str, tuple[str, int]] = {}
-    labelled: dict[str, bool] = {}
-    repeated: dict[str, int] = {}
-    notes: list[str] = []
-    blank, every_labelled = 0, labels
-    for path in paths:
-        name = "stdin" if path == STDIN else str(path)
-        listing = read_list(path, format, column)
-        blank += listing.blank
-        notes += listing.notes
+    merge = _Merge()
+    for path in map(Path, [paths] if isinstance(paths, Path | str) else paths):
+        merge.add(read_list(path, format, column), column, labels)
+    return merge.result(labels)
+
+
+class _Merge:
+    """Prompts of several lists, each once."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, tuple[str, int]] = {}
+        self.times: dict[str, int] = {}  # of those that stand more than once
+        self.labels: dict[str, bool] = {}
+        self.unlabelled = False
+        self.blank = 0
+        self.notes: list[str] = []
+
+    def add(self, listing: Listing, column: str | None, labels: bool) -> None:
+        path, name = listing.path, "stdin" if listing.path == STDIN else str(listing.path)
         key = None if column is None else column.strip().lower()
-        if listing.columns is not None and listing.records:
+        if listing.columns is not None:
             key = _prompt_column(listing, key)
-        label = _label_column(listing, notes) if labels else None
-        every_labelled = every_labelled and label is not None
+        label = _label_column(listing, self.notes) if labels else None
+        self.unlabelled |= label is None
+        self.blank += listing.blank
+        self.notes += listing.notes
         spanning: list[int] = []
         empty = True
         for line, record in listing.records:
-            text = _text_of(record, key, path, line)
-            if text is None or not (text := text.strip()):
-                blank += 1
+            text = (_text_of(record, key, path, line) or "").strip()
+            if not text:
+                self.blank += 1
                 continue
             empty = False
             if "\n" in text:
                 spanning.append(line)
-            if text in found:
-                repeated[text] = repeated.get(text, 1) + 1
-            else:
-                found[text] = (name, line)
+            if text in self.places:
+                self.times[text] = self.times.get(text, 1) + 1
+            self.places.setdefault(text, (name, line))
             if label is not None:
                 memorized = _label_of(record, label, path, line)
-                if labelled.setdefault(text, memorized) != memorized:
+                if self.labels.setdefault(text, memorized) != memorized:
                     raise PromptFileError(
                         f"{path}: line {line} labels a prompt otherwise than a line before"
                     )
         if empty:
-            if listing.columns is not None:
-                _prompt_column(listing, key)
             raise PromptFileError(f"{path}: holds no prompts; write one per line")
         if spanning:
-            notes.append(
+            self.notes.append(
                 f"{path}: {len(spanning)} prompts hold line breaks, the first at line {spanning[0]}; a "
                 f"quote left open joins lines"
             )
-    if labels and labelled and not every_labelled:
-        notes.append("labels are not used: not every list has them")
-    if repeated and (most := max(repeated.values())) >= _REPEATED:
-        text = next(text for text, times in repeated.items() if times == most)
-        notes.append(f"{found[text][0]}: the prompt of line {found[text][1]} stands there {most} times")
-    return PromptList(
-        texts=tuple(found),
-        merged=sum(repeated.values()) - len(repeated),
-        blank=blank,
-        places=tuple(found.values()),
-        labels=tuple(labelled[text] for text in found) if every_labelled else None,
-        notes=tuple(notes),
-    )
+
+    def result(self, labels: bool) -> PromptList:
+        if self.labels and self.unlabelled:
+            self.notes.append("labels are not used: not every list has them")
+        text, most = max(self.times.items(), key=lambda item: item[1], default=("", 0))
+        if most >= _REPEATED:
+            name, line = self.places[text]
+            self.notes.append(f"{name}: the prompt of line {line} stands there {most} times")
+        labelled = labels and not self.unlabelled
+        return PromptList(
+            texts=tuple(self.places),
+            merged=sum(self.times.values()) - len(self.times),
+            blank=self.blank,
+            places=tuple(self.places.values()),
+            labels=tuple(self.labels[text] for text in self.places) if labelled else None,
+            notes=tuple(self.notes),
+        )
 
 
 def check_count(prompts: PromptList, expected: int | None) -> None:

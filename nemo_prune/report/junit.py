@@ -3,24 +3,16 @@
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
 
 from nemo_prune.files.atomic import write_new
-from nemo_prune.files.prompts import PromptList, prompt_id
+from nemo_prune.files.prompts import prompt_id
 
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SHOWN = 50  # rows of the Markdown table: GitHub stops at 1 MiB, people long before
-
-
-def located(result: dict[str, Any], prompts: PromptList) -> dict[str, Any]:
-    """The result of a `check` with the file, line and id of each prompt."""
-    rows = [
-        row | {"file": file, "line": line, "id": prompt_id(text)}
-        for row, (file, line), text in zip(result["prompts"], prompts.places, prompts.texts, strict=True)
-    ]
-    return result | prompts.counts | {"prompts": rows}
 
 
 def finding_line(entry: dict[str, Any], result: dict[str, Any]) -> str:
@@ -57,13 +49,13 @@ def _finding(entry: dict[str, Any], result: dict[str, Any]) -> str:
     return f"prompt {entry['index']} {why}{text}"
 
 
-def write_junit(result: dict[str, Any], path: Path, overwrite: bool) -> None:
+def write_junit(result: dict[str, Any], texts: Sequence[str], path: Path, overwrite: bool) -> None:
     """A JUnit file: a test case a prompt, a failure where it is memorized.
 
     A case is known by the model, the list and the prompt (`prompt_id`), so that servers tell runs of
     two models apart, and follow a prompt whatever is added to its list.
 
-    result: as `located` gives it.
+    result: as `PromptList.locate` gives it. texts: of its prompts.
 
     Raises OutputError where the file cannot be written, or exists and `overwrite` is false.
     """
@@ -78,8 +70,8 @@ def write_junit(result: dict[str, Any], path: Path, overwrite: bool) -> None:
         known[name] = result[name]
     for name, value in known.items():
         xml.SubElement(properties, "property", {"name": name, "value": _xml_text(str(value))})
-    for entry in rows:
-        name = f"prompt {entry['id']}" + (f": {entry['text']}" if "text" in entry else "")
+    for entry, prompt in zip(rows, texts, strict=True):
+        name = f"prompt {prompt_id(prompt)}" + (f": {entry['text']}" if "text" in entry else "")
         case = {"classname": _xml_text(f"{model} {entry['file']}"), "name": _xml_text(name),
                 "file": _xml_text(entry["file"]), "line": str(entry["line"])}  # fmt: skip
         element = xml.SubElement(suite, "testcase", case)

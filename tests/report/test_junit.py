@@ -11,7 +11,6 @@ from nemo_prune.files.prompts import PromptList, prompt_id
 from nemo_prune.report.junit import (
     annotation,
     finding_line,
-    located,
     markdown,
     write_error,
     write_junit,
@@ -64,12 +63,15 @@ def _result(model: str = "m.safetensors") -> dict[str, Any]:
         {"index": 0, "score": 0.9, "noise_norm": 1.0, "memorized": True, "seeds": 2},
         {"index": 1, "score": 0.1, "noise_norm": 0.5, "memorized": False, "seeds": 4},
     ]
-    prompts = PromptList(("a cat", "a dog"), 3, 1, (("p.txt", 1), ("q.csv", 7)))
-    return located(RESULT | {"source": {"path": model}, "prompts": rows}, prompts)
+    prompts = PromptList(TEXTS, 3, 1, (("p.txt", 1), ("q.csv", 7)))
+    return prompts.locate(RESULT | {"source": {"path": model}, "prompts": rows})
+
+
+TEXTS = ("a cat", "a dog")
 
 
 def _cases(result: dict[str, Any], path: Path) -> list[ElementTree.Element]:
-    write_junit(result, path, True)
+    write_junit(result, TEXTS, path, True)
     return ElementTree.parse(path).getroot().findall(".//testcase")
 
 
@@ -98,7 +100,7 @@ def test_passing_cases_carry_score_and_seeds(tmp_path: Path) -> None:
 
 def test_properties_say_what_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "j.xml"
-    write_junit(_result(), path, False)
+    write_junit(_result(), TEXTS, path, False)
     suites = ElementTree.parse(path).getroot()
     said = {one.get("name"): one.get("value") for one in suites.findall("testsuite/properties/property")}
     assert said == {
