@@ -31,8 +31,6 @@ FORMATS: dict[str, Format] = {
 """Formats by the suffix of a file's name. Other names may only hold lines of text."""
 STDIN = Path("-")
 _WANTED = "a UTF-8 text file"
-BARE = ""
-"""The key of a record that is a text alone, without a column."""
 COLUMNS = ("caption", "prompt", "text")
 LABELS = ("memorized", "label", "type", "kind")
 _LISTS = ("prompts", "captions")
@@ -51,19 +49,24 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
     b"SQLite format 3": "a database",
     b"%PDF": "a PDF",
+    b"version https://git-lfs": "a Git LFS pointer, without its content (git lfs pull)",
 }
 _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+# A web page (such as an error), YAML, or a program's list: no captions begin so.
+_FOREIGN_BEGINS = re.compile(r"<(!doctype|html|\?xml)|---\r?\n|\w+ ?= ?[\[({]|\w+: *\r?\n *- ", re.I)
+_QUOTED_CELLS = re.compile(r'"[^"]*"([,;\t|]("[^"]*"|[^",;]*))+$')
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
 
-Record = Mapping[str, object]
+Record = str | Mapping[str, object]
+"""A text alone, or cells by column in lower case."""
 
 
 @dataclass(frozen=True)
 class Listing:
     """The records of one list.
 
-    records: line (in Parquet: row) from 1, and the cells by column in lower case.
+    records: with the line of each (in Parquet: row) from 1.
     blank: lines without anything. notes: what its reader should know, each one line.
     columns: of a table, its columns; None: each record has its own, or none.
     """
@@ -215,6 +218,8 @@ def _agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             raise _refused(
                 path, f"begins as JSON ({begins[1]}) that is cut or broken, not as text", None
             )
+        if _FOREIGN_BEGINS.match(text.lstrip()):
+            raise _refused(path, "begins as a web page, YAML or a program, not as text", None)
         if separator := _table_separator(text):
             what = f"is a table separated by {_SEPARATORS[separator]}, not text"
             raise _refused(path, what, "tsv" if separator == "\t" else "csv")
@@ -234,7 +239,7 @@ def _looks_like(text: str) -> Literal["json", "jsonl"] | None:
     if begin != '"':
         # One line with an object may be both; it is a list of one.
         whole = _parsed(text)
-    if isinstance(whole, list) or (isinstance(whole, dict) and _list_in(whole, None)):
+    if isinstance(whole, list) or (isinstance(whole, dict) and _lists_in(whole, None)):
         return "json"
     first = _parsed(lines[0])
     if isinstance(first, dict):
@@ -260,10 +265,14 @@ def _table_separator(text: str) -> str | None:
         if separator not in lines[0] or 0 in (counts := {line.count(separator) for line in lines}):
             continue
         names = _names(lines[0].split(separator))
+        # Of a list of tags, with "text" among them, other lines would have fewer.
         known = any(name in COLUMNS + LABELS for name in names)
+        known = known and lines[0].count(separator) == min(counts)
         # Captions have commas, hardly ever tabs.
         if known or (separator == "\t" and len(counts) == 1 and len(lines) > 1):
             return separator
+    if len(lines) > 1 and all(_QUOTED_CELLS.match(line) for line in lines):
+        return ","
     return None
 
 
@@ -295,9 +304,9 @@ def _text(path: Path, text: str, notes: list[str]) -> Listing:
     if not lines[-1].strip():
         lines.pop()  # what follows the last line's end
     records: list[tuple[int, Record]] = [
-        (number, {BARE: line}) for number, line in enumerate(lines, start=1) if line.strip()
+        (number, line) for number, line in enumerate(lines, start=1) if line.strip()
     ]
-    if len(records) > 1 and str(records[0][1][BARE]).strip().lower() in COLUMNS:
+    if len(records) > 1 and str(records[0][1]).strip().lower() in COLUMNS:
         notes.append(
             f"{path}: its first line is a column's name and was taken as a prompt; name the file .csv"
         )
@@ -349,9 +358,9 @@ def _table(path: Path, text: str, format: Format, notes: list[str]) -> Listing:
 
 def _separator(header: str, format: Format) -> str:
     """By what the header uses: sniffing the captions would find commas everywhere."""
-    if format == "tsv" and ("\t" in header or not any(one in header for one in ",;")):
+    if format == "tsv" and ("\t" in header or not any(one in header for one in _SEPARATORS)):
         return "\t"
-    return max(",;\t", key=header.count)
+    return max(_SEPARATORS, key=header.count)
 
 
 def _json_lines(path: Path, text: str, notes: list[str]) -> Listing:
@@ -386,9 +395,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _record(path: Path, number: int, value: object) -> Record:
     if isinstance(value, dict):
         return {key.lower(): cell for key, cell in value.items()}
+    if value is None:
+        return ""
     if not isinstance(value, str):
         raise PromptFileError(f"{path}: line {number} has no string under {', '.join(COLUMNS)}; mend it")
-    return {BARE: value}
+    return value
 
 
 def _json(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
@@ -398,8 +409,17 @@ def _json(path: Path, text: str, column: str | None, notes: list[str]) -> Listin
         whole = decoder.decode(text)
         items: list[tuple[int, object]] = []
         if isinstance(whole, dict):
-            key = _list_in(whole, column)
+            named = _lists_in(whole, column)
+            if len(named) > 1:
+                raise PromptFileError(f"{path}: has several lists of prompts; keep one of them")
+            key = named[0] if named else None
             if key is not None:
+                if any(
+                    isinstance(value, list) for name, value in whole.items() if name.lower() in LABELS
+                ):
+                    notes.append(
+                        f"{path}: its list of labels is not used; give objects with a prompt and a label"
+                    )
                 items = list(_items(text, _value_of(text, key, decoder), decoder))
             elif {str(name).lower() for name in whole} & {*COLUMNS, column}:
                 items = [(1, whole)]
@@ -422,13 +442,13 @@ def _json(path: Path, text: str, column: str | None, notes: list[str]) -> Listin
     return Listing(path, "json", records, 0, tuple(notes))
 
 
-def _list_in(whole: Mapping[str, object], column: str | None) -> str | None:
-    """The key under which an object holds the list."""
-    keys = {key.lower(): key for key in whole}
-    for name in ((column,) if column else ()) + _LISTS + COLUMNS:
-        if isinstance(whole.get(keys.get(name, "")), list):
-            return name
-    return None
+def _lists_in(whole: Mapping[str, object], column: str | None) -> list[str]:
+    """The keys, in lower case, under which an object may hold the list."""
+    lists = {key.lower() for key, value in whole.items() if isinstance(value, list)}
+    for names in ((column,) if column else (), _LISTS, COLUMNS):
+        if named := [name for name in names if name in lists]:
+            return named
+    return []
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")

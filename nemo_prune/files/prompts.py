@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.lists import BARE, COLUMNS, LABELS, STDIN, Format, Listing, Record, read_list
+from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record, read_list
 
 _MEMORIZED = frozenset(
     {"1", "true", "yes", "memorized", "verbatim", "vm", "template", "tm", "mv", "rv", "tv"}
@@ -196,9 +196,8 @@ def _prompt_column(listing: Listing, wanted: str | None) -> str:
 
 def _text_of(record: Record, key: str | None, path: Path, line: int) -> str | None:
     """The prompt of a record; None for a null."""
-    if BARE in record and (key is None or key not in record):
-        text = record[BARE]
-    else:
+    text: object = record
+    if not isinstance(record, str):
         names: Iterable[str] = COLUMNS if key is None else (key,)
         text = next((record[name] for name in names if name in record), ...)
     if text is None:
@@ -217,7 +216,7 @@ def _label_column(listing: Listing, notes: list[str]) -> str | None:
     """The column of labels, if there is one; what looks like one and is not used gets a note."""
     columns = listing.columns
     if columns is None:
-        columns = tuple(dict.fromkeys(name for _, record in listing.records for name in record))
+        columns = tuple(dict.fromkeys(name for _, record in listing.records for name in _cells(record)))
     for name in LABELS:
         if name not in columns:
             continue
@@ -232,7 +231,7 @@ def _label_column(listing: Listing, notes: list[str]) -> str | None:
         )
     for place, name in enumerate(columns, start=1):
         words = {_word(record, name) for _, record in listing.records[:1000]}
-        if name not in (*LABELS, *COLUMNS, BARE) and words <= _KNOWN and words - _DIGITS:
+        if name not in (*LABELS, *COLUMNS) and words <= _KNOWN and words - _DIGITS:
             notes.append(
                 f"{listing.path}: column {place} looks like labels and is not used; name it memorized"
             )
@@ -243,8 +242,12 @@ _KNOWN = _MEMORIZED | _ORDINARY
 _DIGITS = frozenset({"0", "1"})
 
 
-def _word(record: Mapping[str, object], column: str) -> str:
-    value = record.get(column)
+def _cells(record: Record) -> Mapping[str, object]:
+    return {} if isinstance(record, str) else record
+
+
+def _word(record: Record, column: str) -> str:
+    value = _cells(record).get(column)
     # A number as its whole part: Parquet and JSON may hold 1.0.
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -156,6 +156,7 @@ TWO = ("a cat, asleep", "a dog")
     ("name", "content", "lines"),
     [
         ("p.txt", "a cat, asleep\na dog\n", (1, 2)),
+        ("p.csv", "n|caption\n1|a cat, asleep\n2|a dog\n", (2, 3)),
         ("p", "a cat, asleep\na dog\n", (1, 2)),
         ("p.tsv", "id\tcaption\n1\ta cat, asleep\n2\ta dog\n", (2, 3)),
         ("p.tsv", "\tcaption\n1\ta cat, asleep\n2\ta dog\n", (2, 3)),
@@ -194,6 +195,13 @@ def test_formats(tmp_path: Path, name: str, content: str, lines: tuple[int, int]
         ("p.txt", "id,Caption\n1,a cat\n2,a dog\n", "a table separated by commas, not text"),
         ("p.txt", "Caption;type\na cat;VM\n", "a table separated by semicolons, not text"),
         ("p.txt", "1\ta cat\n2\ta dog\n", "a table separated by tabs, not text; name it .tsv"),
+        ("p.txt", "id|caption\n1|a cat\n", "a table separated by bars, not text"),
+        ("p.txt", '"1","a cat"\n"2","a dog"\n', "a table separated by commas, not text"),
+        ("p.txt", "<!DOCTYPE html>\n<p>404 cat</p>", "begins as a web page, YAML or a program"),
+        ("p.txt", "prompts:\n  - a cat\n", "begins as a web page, YAML or a program"),
+        ("p.txt", "prompts = [\n'a cat',\n]", "begins as a web page, YAML or a program"),
+        ("p.txt", "version https://git-lfs.github.com/spec/v1\noid 1\n", "is a Git LFS pointer"),
+        ("p.json", '{"prompts": ["a cat"], "captions": ["a dog"]}', "has several lists of prompts"),
         ("p.yaml", "- a cat\n- a dog\n", ".yaml files are not read as lists"),
         ("p.xlsx", "PK\x03\x04", ".xlsx files are not read as lists"),
         ("p.txt", "PK\x03\x04", "is a zip archive or a spreadsheet"),
@@ -242,6 +250,7 @@ def test_what_is_not_what_it_is_named_is_refused(
         "{cat}",
         "label\n",
         "a cat\ta dog\n",
+        "1girl, text, red hair\n1girl, solo\n",
     ],
 )
 def test_ordinary_text_is_no_table_and_no_json(tmp_path: Path, content: str) -> None:
@@ -283,6 +292,21 @@ def test_a_mismatch_without_doubt_is_said(tmp_path: Path, name: str, content: st
     (said,) = found.notes
     assert note in said
     assert str(path) in said
+
+
+def test_nulls_are_blank(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('[null, "a cat", {"text": null}, ""]')
+    assert read_prompts(path).counts == {"prompts_read": 1, "merged": 0, "blank": 3}
+
+
+def test_labels_beside_a_list_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('{"caption": ["a cat"], "type": ["VM"]}')
+    found = read_prompts(path, labels=True)
+    assert (found.texts, found.labels) == (("a cat",), None)
+    (note,) = found.notes
+    assert "its list of labels is not used" in note
 
 
 def test_a_header_in_a_text_file_is_said(tmp_path: Path) -> None:
