@@ -36,13 +36,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from nemo_prune.scoring.cache import cache_folder
-from nemo_prune.report.demo import CHECKPOINT
-from nemo_prune.checkpoint.recognize import recognize
-from nemo_prune.model.loading import load_pipeline
 from PIL import Image
 
 from benchmarks.natural_pictures import SETS, origin, square
+from nemo_prune.checkpoint.recognize import recognize
+from nemo_prune.model.loading import load_pipeline
+from nemo_prune.report.demo import CHECKPOINT
+from nemo_prune.scoring.cache import cache_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 

@@ -1,46 +1,56 @@
-"""What the search costs on the demo checkpoint, beside the procedure as the paper states it.
+"""What the searches cost on the demo checkpoint, beside the procedure as the paper states it.
 
     python -m benchmarks.search [--json] [--repeats 3] [--device auto] [--precision auto]
+        [--stages planted distributed natural stress] [--natural FOLDER ...]
 
-Both see the same loaded model, ladders and tau; they run in turn in one process, the literal one
-with 10 seeds an evaluation, one candidate at a time, batches of 10. Samples and FLOPs are counted
-and exact; seconds are medians of `--repeats` runs and mean something only as a ratio. The paper's
-public code takes two passes an evaluation; `public_code_samples` is the literal procedure's count
-with that.
+All see the same loaded model, ladders and tau; they run in turn in one process: `literal` with 10
+seeds an evaluation, one candidate at a time, batches of 10; `gradient-free`; `search`, the default
+(`auto`). Samples, in which a backward pass counts as two more, and FLOPs are counted and exact;
+seconds are medians of `--repeats` runs and mean something only as a ratio. The paper's public code
+takes two passes an evaluation; `public_code_samples` is the literal procedure's count with that.
 
-The stress table (`benchmarks.stress`) follows: random oracles at growing sizes, the paper's too.
+`natural` are checkpoints that memorized by duplication alone (`benchmarks.natural`, which trains
+them and names their folders); see `benchmarks.natural_search`. The stress table (`benchmarks.stress`)
+follows: random oracles at growing sizes, the paper's too.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.stress import format_table, stress_table
-from nemo_prune.checkpoint.neurons import union
+from benchmarks import natural_search
+from benchmarks.stress import auto_table, format_table, stress_table
+from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.options import Options
 from nemo_prune.report.demo import CHECKPOINT, DATA, precision
-from nemo_prune.scoring.activations import activation_statistics, ladders
+from nemo_prune.scoring.activations import activation_statistics, harms, ladders
 from nemo_prune.scoring.detect import score_paths
-from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.engine import Engine, Job, Prompt
 from nemo_prune.scoring.memory import peak_memory, reset_peak_memory
 from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.thresholds import tau_from
+from nemo_prune.search.auto import Candidates, auto_search
+from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import Ladder
 from nemo_prune.search.literal import literal_search
-from nemo_prune.search.protocol import Answer, Outcome, Question, Search
+from nemo_prune.search.protocol import Attribute, Outcome, Question, Search, Steps
 
 SEEDS = tuple(range(10))
 FRESH = range(1000, 1010)  # never used by a search
 FLOOR = 2 * len(SEEDS)  # score the prompt, confirm the result
+PROCEDURES = ("literal", "gradient-free", "search")
+STAGES = ("planted", "distributed", "natural", "stress")
+FILES = {"planted": "memorized.txt", "distributed": "memorized-distributed.txt"}
 
 
 @dataclass(frozen=True)
@@ -51,31 +61,44 @@ class Task:
     encoded: list[Prompt]
     paths: list[Ladder]
     tau: float
+    candidates: Candidates
+
+    def begin(self, ladder: Ladder, procedure: str) -> Search:
+        """A search of the prompt of this ladder."""
+        if procedure == "literal":
+            return literal_search(ladder, SEEDS, self.tau)
+        if procedure == "gradient-free":
+            return gradient_free_search(ladder, SEEDS, self.tau)
+        return auto_search(ladder, self.candidates, SEEDS, self.tau)
 
 
 def open_demo(options: Options) -> tuple[Engine, Callable[[str], Task]]:
     """The demo's engine, and what makes a task of one of its prompt files; tau calibrated once."""
     checkpoint = recognize(CHECKPOINT)
-    layers = checkpoint.select(options.layers)
+    layers = checkpoint.select(options.searched_layers)
     engine = open_engine(checkpoint, options)
     ordinary = read_prompts(DATA / "ordinary.txt").texts
     known = activation_statistics(engine.model, layers, ordinary)
     tau = tau_from([path[-1] for path in score_paths(engine, ordinary, SEEDS)[0]])
+    order = tuple(Neuron(layer.name, row) for layer in layers for row in range(layer.rows))
+    candidates = Candidates(order, harms(engine.model, layers, known))
 
     def task(name: str) -> Task:
         prompts = read_prompts(DATA / name).texts
         encoded = engine.prompts(prompts)
         paths = ladders(engine.model, layers, (one.text for one in encoded), known)
-        return Task(prompts, encoded, paths, tau)
+        return Task(prompts, encoded, paths, tau, candidates)
 
     return engine, task
 
 
 def run_task(
-    engine: Engine, task: Task, procedure: str, asked: list[Question] | None = None
+    engine: Engine, task: Task, procedure: str, asked: list[Question | Attribute] | None = None
 ) -> list[Outcome]:
-    """All prompts' searches by one procedure; `asked` collects every question if given."""
-    kind = literal_search if procedure == "literal" else search
+    """All prompts' searches by one procedure, with everything that they cost as their samples.
+
+    asked: collects every question if given.
+    """
 
     def listened(one: Search) -> Search:
         question = next(one)
@@ -88,11 +111,13 @@ def run_task(
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
 
+    layers = list(dict.fromkeys(neuron.layer for neuron in task.candidates.order))
     jobs = [
-        (prompt, listened(kind(path, SEEDS, task.tau)))
+        Job(prompt, listened(task.begin(path, procedure)), layers=layers)
         for prompt, path in zip(task.encoded, task.paths, strict=True)
     ]
-    return engine.run(jobs, in_flight=1 if procedure == "literal" else None)
+    found: list[Outcome] = engine.run(jobs, in_flight=1 if procedure == "literal" else None)
+    return [replace(outcome, samples=job.samples) for outcome, job in zip(found, jobs, strict=True)]
 
 
 def sample_flops(engine: Engine) -> int:
@@ -106,9 +131,9 @@ def sample_flops(engine: Engine) -> int:
 
 
 def measure(engines: dict[str, Engine], task: Task, repeats: int) -> dict[str, Any]:
-    """The table of one prompt file: literal and search in turn, and their ratio."""
+    """The table of one prompt file: all procedures in turn, and the literal's ratio to the default."""
     flops = sample_flops(engines["search"])
-    seconds: dict[str, list[float]] = {"literal": [], "search": []}
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
     outcomes: dict[str, list[Outcome]] = {}
     peak = dict.fromkeys(engines, 0)
     for _ in range(repeats):
@@ -122,7 +147,7 @@ def measure(engines: dict[str, Engine], task: Task, repeats: int) -> dict[str, A
     for name, found in outcomes.items():
         off = frozenset(union(*(outcome.neurons for outcome in found)))
         samples = sum(outcome.samples for outcome in found)
-        fresh = [max(engines["search"].probe(prompt, off, FRESH).values()) for prompt in task.encoded]
+        fresh = [max(engines["search"].probe(one, off, FRESH)[0].values()) for one in task.encoded]
         rates = [precision(p, o.neurons) for p, o in zip(task.prompts, found, strict=True)]
         known = [rate for rate in rates if rate is not None]
         result[name] = {
@@ -137,8 +162,9 @@ def measure(engines: dict[str, Engine], task: Task, repeats: int) -> dict[str, A
             "precision": round(statistics.mean(known), 3) if known else None,
             "fresh_scores": fresh,
             "suppressed": [score <= task.tau for score in fresh],
+            "order": [outcome.order for outcome in found],
             "one_minimal": engines["search"].run(
-                list(zip(task.encoded, map(proves_minimal, found), strict=True))
+                [Job(p, proves_minimal(o)) for p, o in zip(task.encoded, found, strict=True)]
             ),
         }
     literal, fast = result["literal"], result["search"]
@@ -150,7 +176,7 @@ def measure(engines: dict[str, Engine], task: Task, repeats: int) -> dict[str, A
     return result
 
 
-def proves_minimal(outcome: Outcome) -> Generator[Question, Answer, bool]:
+def proves_minimal(outcome: Outcome) -> Steps[bool]:
     """Whether putting back any one neuron fails the criterion on some memorized seed."""
     yield Question(frozenset(), SEEDS)
     found = frozenset(outcome.neurons)
@@ -169,31 +195,45 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each procedure")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    natural_search.add_arguments(parser)
     given = parser.parse_args()
+    if "natural" in given.stages and not given.natural:
+        given.stages = [stage for stage in given.stages if stage != "natural"]
+        print("natural: left out, no --natural FOLDER", file=sys.stderr)
     options = Options(device=given.device, precision=given.precision)
-    engine, task_of = open_demo(options)
-    literal = Engine(
-        engine.model, timestep=engine.timestep, criterion=engine.criterion, batch_size=len(SEEDS)
-    )
-    engines = {"literal": literal, "search": engine}
-    result: dict[str, Any] = {"floor_samples": FLOOR, "device": str(engine.model.device)}
-    for key, name in (("planted", "memorized.txt"), ("distributed", "memorized-distributed.txt")):
-        result[key] = measure(engines, task_of(name), given.repeats)
-    result["stress"] = stress_table()
+    result: dict[str, Any] = {"floor_samples": FLOOR}
+    if planted := [stage for stage in given.stages if stage in FILES]:
+        engine, task_of = open_demo(options)
+        result["device"] = str(engine.model.device)
+        literal = Engine(
+            engine.model, timestep=engine.timestep, criterion=engine.criterion, batch_size=len(SEEDS)
+        )
+        engines = dict.fromkeys(PROCEDURES, engine) | {"literal": literal}
+        for key in planted:
+            result[key] = measure(engines, task_of(FILES[key]), given.repeats)
+    if "natural" in given.stages:
+        result["natural"] = natural_search.measure(given, options, sample_flops)
+    if "stress" in given.stages:
+        result["stress"], result["stress_auto"] = stress_table(), auto_table()
     if given.json:
         print(json.dumps(result))
         return
-    for key in ("planted", "distributed"):
+    for key in planted:
         print(key)
         print(format_table(_rows(result[key])))
         print()
     print(f"floor: {FLOOR} samples a prompt\n")
-    print(format_table(result["stress"]))
+    for name, found in result.get("natural", {}).items():
+        print(natural_search.rendered(name, found), end="\n\n")
+    for key in ("stress", "stress_auto"):
+        if key in result:
+            print(format_table(result[key]), end="\n\n")
 
 
 def _rows(table: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for name in ("literal", "search"):
+    for name in PROCEDURES:
         one = table[name]
         rows.append({
             "procedure": name,

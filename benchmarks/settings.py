@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.search import SEEDS, Task, open_demo, run_task
 from nemo_prune.options import Options
 from nemo_prune.scoring.engine import Engine
-from nemo_prune.search.protocol import Outcome, Question
+from nemo_prune.search.protocol import Attribute, Outcome, Question
 
 FILES = ("memorized.txt", "memorized-distributed.txt")
 
@@ -137,8 +137,8 @@ def prefix(engine: Engine, task: Task) -> dict[str, float]:
         total = counter.get_total_flops()
     for handle in handles:
         handle.remove()
-    asked: list[Question] = []
-    run_task(engine, task, "search", asked)
+    asked: list[Question | Attribute] = []
+    run_task(engine, task, "gradient-free", asked)
     samples = saved = 0
     for question in asked:
         samples += len(question.seeds)

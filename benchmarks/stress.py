@@ -1,6 +1,6 @@
 """How many samples the searches take on random oracles of known size.
 
-    python -m benchmarks.stress [--json]
+    python -m benchmarks.stress [--json] [--auto]
 
 Each row draws prompts whose right answer is known: SD1's seven value layers, a ladder whose climb
 ends at a rung with exactly `candidates` neurons, `needed` of them drawn evenly from all (|z| tells
@@ -13,8 +13,14 @@ once to score the prompt, every seed once to confirm the result, and the bits th
 possible results it is, one of which a confirming answer may carry. It leaves out finding the rung,
 not knowing how many are needed, and proving that every neuron found is, which takes one more answer
 for each (`floor_with_proof`), less those that happen to serve both ends. There is none where |z|
-tells something. How far a score lies above tau is left unread: here it counts what is missing,
-which is the oracle's making and not a model's.
+or an attribution tells something. How far a score lies above tau is left unread: here it counts what
+is missing, which is the oracle's making and not a model's.
+
+Rows of the default search (`auto_rows`) answer its request for an attribution of all 5,760 neurons with
+one of stated quality: 1 for a needed neuron, 0 for any other, and normal noise such that among the
+ladder's candidates the correlation with the right answer is as stated; the thousands of other neurons
+have as much noise. -1: needed neurons come last. `total` counts the attribution's passes too: three
+points, two seeds, three samples each.
 """
 
 from __future__ import annotations
@@ -30,25 +36,34 @@ from functools import partial
 from typing import Any
 
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import LAST_RUNG, THETA_START, THETA_STEP, Ladder
 from nemo_prune.search.literal import literal_search
-from nemo_prune.search.protocol import run
+from nemo_prune.search.protocol import Attribute, Attribution, run
 
 TAU = 0.428
 WIDTHS = (320, 320, 640, 640, 1280, 1280, 1280)  # SD1's value layers, down blocks and mid block
 CANDIDATES = (10, 27, 100, 300, 675, 3000)
 NEEDED = (1, 4, 21, 100)
+CORRELATIONS = (1.0, 0.8, 0.4, 0.0, -1.0)
+_ATTRIBUTION = 3 * 3  # samples that a seed's attribution takes: three points, forward and backward
 
 
 @dataclass(frozen=True)
 class Case:
-    """A made-up prompt: its ladder, its answers, the right result and how many bits tell it."""
+    """A made-up prompt: its ladder, its answers, the right result, how many bits tell it, candidates."""
 
     ladder: Ladder
     oracle: Callable[[frozenset[Neuron], int], float]
     needed: frozenset[Neuron]
     bits: float
+    candidates: int
+
+    @property
+    def neurons(self) -> tuple[Neuron, ...]:
+        """All neurons of its layers, in network order."""
+        return tuple(Neuron(layer, row) for layer, z in self.ladder.z.items() for row in range(len(z)))
 
 
 def rung_for(candidates: int) -> int:
@@ -114,7 +129,7 @@ def make_case(
         above = stubbornness[seed] - TAU
         return TAU + above * (0.5 + 0.5 * missing / max(1, len(needs[seed])))
 
-    return Case(ladder, oracle, frozenset(chosen), bits(candidates, len(added), needed))
+    return Case(ladder, oracle, frozenset(chosen), bits(candidates, len(added), needed), candidates)
 
 
 def bits(candidates: int, added: int, needed: int) -> float:
@@ -193,6 +208,67 @@ def stress_table(
     return rows
 
 
+def attribution_of(case: Case, correlation: float, rng: random.Random) -> Attribution:
+    """An attribution of all neurons that correlates so with what is needed; see the module text."""
+    share = len(case.needed) / case.candidates
+    spread = math.sqrt(share * (1 - share))
+    noise = spread * math.sqrt(1 / correlation**2 - 1) if correlation else 1.0
+    right = math.copysign(1, correlation) if correlation else 0.0
+    return {neuron: right * (neuron in case.needed) + rng.gauss(0, noise) for neuron in case.neurons}
+
+
+def auto_row(
+    candidates: int,
+    needed: int,
+    correlation: float,
+    *,
+    seeds: int = 10,
+    repeats: int = 5,
+    seed: int = 0,
+    agreement: float = 1.0,
+) -> dict[str, Any]:
+    """One row of the default search, on the same prompts as `stress_row`.
+
+    Raises AssertionError if it misses the right result.
+    """
+    rng = random.Random(f"{seed}/{candidates}/{needed}/False/{agreement}")
+    rows: dict[str, list[float]] = {name: [] for name in ("search", "auto", "total", "refined")}
+    for repeat in range(repeats):
+        case = make_case(rng, candidates, needed, seeds=seeds, agreement=agreement)
+        noise = random.Random(f"{seed}/{candidates}/{needed}/{agreement}/{repeat}/{correlation}")
+        attribution = attribution_of(case, correlation, noise)
+        asked: list[int] = []
+
+        def attributed(
+            wanted: Attribute, asked: list[int] = asked, attribution: Attribution = attribution
+        ) -> Attribution:
+            asked.append(_ATTRIBUTION * len(wanted.seeds))
+            return attribution
+
+        everything = Candidates(case.neurons, dict.fromkeys(case.neurons, 1.0))
+        found = run(auto_search(case.ladder, everything, range(seeds), TAU), case.oracle, attributed)
+        assert set(found.neurons) == case.needed
+        rows["auto"].append(found.samples)
+        rows["total"].append(found.samples + sum(asked))
+        rows["refined"].append(found.candidates)
+        free = run(gradient_free_search(case.ladder, range(seeds), TAU), case.oracle)
+        rows["search"].append(free.samples)
+    about = {"candidates": candidates, "needed": needed, "agreement": agreement}
+    means = {name: round(statistics.mean(values), 1) for name, values in rows.items()}
+    return about | {"correlation": correlation} | means
+
+
+def auto_table(repeats: int = 5) -> list[dict[str, Any]]:
+    """Rows of the default search at the paper's sizes and two others, for every correlation."""
+    return [
+        auto_row(candidates, needed, correlation, repeats=repeats, agreement=agreement)
+        for candidates, needed, agreement in (
+            (10, 1, 1.0), (27, 4, 1.0), (27, 4, 0.8), (100, 4, 1.0), (675, 21, 1.0), (675, 21, 0.8)
+        )
+        for correlation in CORRELATIONS
+    ]  # fmt: skip
+
+
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as text, one line each under a line of column names."""
     names = list(rows[0])
@@ -204,13 +280,19 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Print the table, or with --json a list of objects."""
+    """Print the tables, or with --json a list of objects: of the first table, or of that of --auto."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stress", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--auto", action="store_true", help="the default search's table alone")
     parser.add_argument("--repeats", type=int, default=5, help="random prompts per row")
     arguments = parser.parse_args()
-    rows = stress_table(repeats=arguments.repeats)
-    print(json.dumps(rows, indent=1) if arguments.json else format_table(rows))
+    tables = [] if arguments.auto else [stress_table(repeats=arguments.repeats)]
+    if arguments.auto or not arguments.json:
+        tables.append(auto_table(repeats=arguments.repeats))
+    if arguments.json:
+        print(json.dumps(tables[0], indent=1))
+    else:
+        print("\n\n".join(map(format_table, tables)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from nemo_prune.errors import OptionError, option
 
@@ -16,6 +16,8 @@ SearchKind = Literal["auto", "gradient-free", "literal"]
 Confirm = Literal["trajectory", "pictures", "none"]
 DEFAULT_FPR = 0.01
 """Rate at which ordinary prompts may exceed the gate."""
+BUNDLED_ORDINARY = 20
+"""Bundled captions that `verify` looks for side effects with: each costs twice the seeds in samples."""
 SMALLEST_FPR = 1e-9
 """No list of ordinary prompts shows a smaller rate, and 1 - fpr must stay below 1 in floating point."""
 
@@ -36,11 +38,21 @@ class Progress(Protocol):
         """A line that stays; a line that was noted before is not repeated."""
 
 
+class Silent:
+    """`Progress` that says nothing."""
+
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None: ...
+    def advance(self, count: int = 1) -> None: ...
+    def detail(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Options:
     """How a model is loaded, scored and searched; the defaults are the paper's, except for the
     criterion and the gate.
 
+    seeds: starting noises per prompt. seed: the base of all randomness.
     tau: memorization threshold of a seed, and what a suppressed prompt must stay below; None:
         from the calibration, else the published 0.428 where it applies.
     gate: a prompt above it is memorized; None: what ordinary prompts exceed at the rate `fpr`.
@@ -56,9 +68,12 @@ class Options:
         takes ("pictures"), or "none": the score alone.
     steps, timestep: scores are taken at `timestep`, or at the second of `steps` DDIM steps.
     batch_size: denoiser samples at once; None: as many as the device holds.
+    device: "auto" (the fastest there is), "cpu", "cuda" or "mps".
+    precision: "auto" (fp16 on CUDA, else fp32), "fp32", "fp16" or "bf16".
+    rounds: how often prompts that stay memorized are searched again.
 
     Raises OptionError for a gate below tau, one of them that is no number, a rate that no prompts
-    can show, or fewer than 2 seeds.
+    can show, fewer than 2 seeds, or a criterion, search or confirmation that there is not.
     """
 
     seeds: int = 10
@@ -87,6 +102,13 @@ class Options:
     def __post_init__(self) -> None:
         if self.seeds < 2:
             raise OptionError(f"{option('seeds')}: the score compares seeds, so it needs at least 2")
+        for name, known in (("criterion", Criterion), ("search", SearchKind), ("confirm", Confirm)):
+            if getattr(self, name) not in get_args(known):
+                raise OptionError(
+                    f"{option(name)} {getattr(self, name)}: unknown; use {', '.join(get_args(known))}"
+                )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise OptionError(f"{option('batch_size')} {self.batch_size}: give at least 1")
         if not 0 < self.fpr < 1:
             raise OptionError(f"{option('fpr')} {self.fpr}: is a rate between 0 and 1, such as 0.01")
         if self.fpr < SMALLEST_FPR:

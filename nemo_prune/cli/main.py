@@ -35,6 +35,17 @@ from nemo_prune.cli import (
 )
 from nemo_prune.errors import Interrupted, NemoPruneError
 
+# Read by the libraries while they are imported, which no verb does before `Group.main`.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Standard error belongs to the command line's own progress bar.
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+}
 DEBUG = "NEMO_PRUNE_DEBUG"  # set: the traceback of an internal error is shown
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _ALIKE = 0.7  # similarity from which on a word is taken for a mistyped verb (difflib's ratio)
@@ -64,6 +75,8 @@ class Group(DefaultGroup):  # type: ignore[misc]
     """Where every error of the library becomes one line and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        # The process is the command's own; the library changes no setting of anybody's.
+        os.environ.update(ENVIRONMENT)
         _escape_what_cannot_be_shown()
         return super().main(*args, **kwargs)
 

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from nemo_prune.cli.options import FILE, OUT, options
-from nemo_prune.options import Progress, Reporting
+from nemo_prune.options import BUNDLED_ORDINARY, Progress, Reporting
 
 if TYPE_CHECKING:
     from nemo_prune.report.gallery import PictureSettings
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from nemo_prune.report.likeness import Likeness
     from nemo_prune.report.verify import Report
 
-_BUNDLED = 20  # ordinary captions: each costs twice as many samples as seeds
-
 report_options = options(
     click.option("--report", "reports", type=OUT, multiple=True,
                  help="Write a report: .html, .md or .json; may be given several times."),
     click.option("--card", type=OUT, help="Write a section for the pruned model's card (Markdown)."),
     click.option("--ordinary", type=FILE,
-                 help=f"Ordinary prompts to look for side effects with; default: {_BUNDLED} bundled."),
+                 help="Ordinary prompts to look for side effects with; default: "
+                      f"{BUNDLED_ORDINARY} bundled."),
     click.option("--targets", type=FILE,
                  help="Training pictures: a folder (named by prompt number or text) or a CSV "
                       "(columns prompt, file)."),
@@ -90,18 +89,19 @@ def prepare(reporting: Reporting, prompts: Sequence[str]) -> Prepared:
 
     Raises OptionError, PromptFileError.
     """
-    from nemo_prune.files.prompts import bundled_captions, read_prompts
-
-    ordinary = reporting.ordinary
-    texts = read_prompts(ordinary).texts if ordinary else bundled_captions()[:_BUNDLED]
+    from nemo_prune.files.prompts import read_prompts
     from nemo_prune.report.gallery import PictureSettings
+    from nemo_prune.report.inputs import bundled_ordinary
     from nemo_prune.report.likeness import open_likeness
     from nemo_prune.report.targets import read_targets
 
+    texts, whence = bundled_ordinary()
+    if reporting.ordinary:
+        texts, whence = read_prompts(reporting.ordinary).texts, reporting.ordinary.name
     return Prepared(
         asked=reporting,
         ordinary=texts,
-        ordinary_from=ordinary.name if ordinary else f"the first {_BUNDLED} of the bundled list",
+        ordinary_from=whence,
         settings=PictureSettings(
             images=reporting.images,
             ordinary_images=reporting.ordinary_images,

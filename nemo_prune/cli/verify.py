@@ -1,16 +1,14 @@
 """The verb verify."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from nemo_prune.cli.options import (
     FILE,
-    Inputs,
     build,
     check_files,
     criterion_option,
@@ -24,10 +22,7 @@ from nemo_prune.cli.options import (
     threshold_options,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
-from nemo_prune.options import Options, Progress, Reporting
-
-if TYPE_CHECKING:
-    from nemo_prune.checkpoint.provenance import StatedSettings
+from nemo_prune.options import Reporting
 
 
 @click.command()
@@ -71,20 +66,25 @@ def verify(
     inputs = read_inputs(before, given)
     prompts = inputs.prompts.texts
     stated = stated_settings(after.metadata, after.path)
-    from nemo_prune.report.inputs import VerifyInputs, check_inputs
+    from nemo_prune.report.inputs import VerifyInputs, as_pruned, check_inputs, verify_thresholds
 
     check_inputs(before, after, prompts, wanted)
     inputs.check()
     report = prepare(reporting, prompts)
-    asked = _as_pruned(inputs.options, stated, context)
+    said = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    asked = as_pruned(inputs.options, stated, said)
     with progress(quiet) as bar:
         for line in stated.ignored:
             bar.note(line)
-        tau, tau_source, gate, gate_source = _thresholds(replace(inputs, options=asked), stated, bar)
+        thresholds = verify_thresholds(before, asked, inputs.calibration_prompts, stated, bar)
         found = report.verify(
             VerifyInputs(
-                before, after, prompts, report.ordinary, asked, tau, tau_source, gate, gate_source,
-                wanted, show_prompts, report.ordinary_from,
+                before, after, prompts, report.ordinary, asked, *thresholds, wanted, show_prompts,
+                report.ordinary_from,
             ),
             bar,
         )  # fmt: skip
@@ -94,36 +94,3 @@ def verify(
     if as_json:
         click.echo(json.dumps(found.data))
     context.exit(0 if found.all_suppressed else 1)
-
-
-def _as_pruned(asked: Options, stated: "StatedSettings", context: click.Context) -> Options:
-    """The options, with what the pruned file states where the command line says nothing."""
-
-    def unsaid(name: str) -> bool:
-        return context.get_parameter_source(name) is ParameterSource.DEFAULT
-
-    if unsaid("criterion") and stated.criterion is not None:
-        asked = replace(asked, criterion=stated.criterion)
-    if unsaid("steps") and unsaid("timestep"):
-        asked = replace(asked, timestep=stated.timestep)
-    return asked
-
-
-def _thresholds(
-    inputs: Inputs, stated: "StatedSettings", progress: Progress
-) -> tuple[float, str, float | None, str]:
-    """tau, the gate, and the source of each: the pruned file, unless options ask for others."""
-    asked, ordinary = inputs.options, inputs.calibration_prompts
-    if stated.tau is not None and asked.tau is None and not asked.calibration and not ordinary:
-        asked.check_gate(stated.tau)
-        if asked.gate is not None:
-            return stated.tau, "the pruned file's", asked.gate, "given"
-        gate_source = "tau" if stated.gate is None else "the pruned file's"
-        return stated.tau, "the pruned file's", stated.gate, gate_source
-    from nemo_prune.scoring.opening import open_engine
-    from nemo_prune.scoring.ordinary import Ordinary
-
-    engine = open_engine(inputs.checkpoint, asked, progress)
-    found = Ordinary(engine, inputs.checkpoint, asked, ordinary, progress).thresholds
-    engine.model.release()
-    return found.tau, found.tau_source, found.gate.value, found.gate_source

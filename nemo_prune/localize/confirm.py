@@ -119,15 +119,19 @@ class Confirmation:
         """
         everything = frozenset(off)
         scope = 0
+        known: list[dict[Neuron, float]] = [{} for _ in scopes]
         for round_ in range(rounds + 1):
             first = FIRST_SEED + round_ * SEEDS
             seeds = range(first, first + SEEDS)
-            known = self.look(index, prompt, everything, seeds)
+            seen = self.look(index, prompt, everything, seeds)
             if not self.result.drawn(index) or round_ == rounds:
                 break
-            remaining = {seed: known.get(seed, max(known.values())) for seed in seeds}
+            remaining = {seed: seen.get(seed, max(seen.values())) for seed in seeds}
             while scope < len(scopes):
-                found = self._search(index, prompt, everything, remaining, *scopes[scope])
+                layers, candidates = scopes[scope]
+                found = self._search(
+                    index, prompt, everything, remaining, layers, candidates, known[scope]
+                )
                 if found.status == "localized":
                     break
                 scope += 1
@@ -150,10 +154,11 @@ class Confirmation:
         remaining: Mapping[int, float],
         layers: Sequence[str],
         candidates: Candidates,
+        known: dict[Neuron, float],
     ) -> Outcome:
         before = self.engine.cost.samples
         left = Candidates(tuple(n for n in candidates.order if n not in off), candidates.harm)
-        search = trajectory_search(left, remaining, _GOAL)
+        search = trajectory_search(left, remaining, _GOAL, known)
         job = Job(prompt, search, base=off, reference=self.references[index], layers=layers)
         found: list[Outcome] = self.engine.run([job], on_samples=self.progress.advance)
         self._spent(index, before)

@@ -21,9 +21,10 @@ from nemo_prune.localize.confirm import (
     unrelated_ends,
 )
 from nemo_prune.localize.repair import Repair, Repaired
-from nemo_prune.model.denoiser import TOKENS
+from nemo_prune.model.denoiser import TOKENS, LoadedModel
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.activations import harms, ladders
+from nemo_prune.scoring.calibration_file import fingerprint
 from nemo_prune.scoring.detect import gated
 from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
@@ -74,6 +75,7 @@ def localize(
     show_prompts: bool = False,
     keep: Path | None = None,
     resume: bool = False,
+    loaded: LoadedModel | None = None,
 ) -> Localization:
     """Find the neurons behind each prompt that the gate calls memorized; leave the others alone.
 
@@ -83,11 +85,12 @@ def localize(
 
     keep: a journal of finished searches, which the caller removes; `resume` takes up the one that an
         earlier run left there, and ends with the same manifest as an unbroken run.
+    loaded: the model, where it is in memory already; its source's hash is then the weights' fingerprint.
 
     Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run;
     Interrupted on Ctrl-C in the search.
     """
-    run = _Run(checkpoint, prompts, options, progress, calibration_prompts, show_prompts)
+    run = _Run(checkpoint, prompts, options, progress, calibration_prompts, show_prompts, loaded)
     if keep is not None:
         run.open_journal(keep, resume)
     try:
@@ -112,6 +115,7 @@ class _Run:
         progress: Progress,
         calibration_prompts: Sequence[str] | None,
         show_prompts: bool,
+        loaded: LoadedModel | None = None,
     ) -> None:
         self.started = time.monotonic()
         self.checkpoint, self.prompts, self.options = checkpoint, prompts, options
@@ -120,8 +124,8 @@ class _Run:
         self.layers = checkpoint.select(options.searched_layers)
         self.names = [layer.name for layer in self.layers]
         progress.stage("loading the model", 1, "file")
-        self.source_sha256 = model_sha256(checkpoint)
-        self.engine = open_engine(checkpoint, options, progress)
+        self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
+        self.engine = open_engine(checkpoint, options, progress, loaded)
         progress.advance()
         self.counts = self.engine.model.token_counts(prompts)
         for index, count in enumerate(self.counts):

@@ -104,7 +104,7 @@ def summary(found: Localization, written: Written | None) -> dict[str, Any]:
         "version": manifest.version,
         "source": {"path": str(found.checkpoint.path), "sha256": manifest.source["sha256"]},
         "output": written and {"path": str(written.path), "sha256": written.sha256},
-        **found.thresholds.told(),
+        **found.thresholds.as_json(),
         "statistics_from": found.statistics_from,
         "criterion": found.options.criterion,
         "confirm": found.options.confirm,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.families import FAMILIES, Family
+from nemo_prune.model.hub import quiet
 from nemo_prune.model.inference import Config
 
 TOKENS = 77
@@ -70,6 +71,7 @@ class LoadedModel:
         for module in (self.unet, *(encoder.model for encoder in self.text_encoders)):
             module.to("meta")
 
+    @quiet()
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt with start and end; more than 77 means that it gets truncated."""
         if not prompts:

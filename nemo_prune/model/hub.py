@@ -1,47 +1,55 @@
-"""The one place that imports diffusers and transformers, cut off from the network and quiet.
+"""The one place that imports diffusers and transformers, and how they are kept quiet.
 
-Both read their settings while they are imported, so nothing else in the package imports them.
+Nothing here touches the process's settings: what is read from a folder is read with
+`local_files_only`, and both libraries' log levels change only inside `quiet`.
 """
 
 import importlib
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
-
-os.environ.update(
-    {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        # Standard error belongs to the command line's own progress bar, from the import on.
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DIFFUSERS_VERBOSITY": "error",
-    }
-)
 
 # Any on purpose: how far the two annotate their interfaces changes with every release.
 _diffusers: Any = importlib.import_module("diffusers")
-_single_file: Any = importlib.import_module("diffusers.loaders.single_file_utils")
 _transformers: Any = importlib.import_module("transformers")
 
-AutoencoderKL: Any = _diffusers.AutoencoderKL
-DDIMScheduler: Any = _diffusers.DDIMScheduler
-StableDiffusionPipeline: Any = _diffusers.StableDiffusionPipeline
-StableDiffusionXLPipeline: Any = _diffusers.StableDiffusionXLPipeline
-UNet2DConditionModel: Any = _diffusers.UNet2DConditionModel
 
-CLIPModel: Any = _transformers.CLIPModel
-CLIPTextConfig: Any = _transformers.CLIPTextConfig
-CLIPTextModel: Any = _transformers.CLIPTextModel
-CLIPTextModelWithProjection: Any = _transformers.CLIPTextModelWithProjection
-CLIPTokenizer: Any = _transformers.CLIPTokenizer
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Errors alone are logged, and no progress bars are drawn; as before on any exit.
+
+    Both libraries keep one level for the whole process, so other threads are quiet meanwhile too.
+    """
+    libraries = (_transformers.logging, _diffusers.logging)
+    before = [(logging.get_verbosity(), logging.is_progress_bar_enabled()) for logging in libraries]
+    for logging in libraries:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging, (level, bars) in zip(libraries, before, strict=True):
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
+
+
+# Both load their parts when these are asked for, and say what optional packages are missing.
+with quiet():
+    _single_file: Any = importlib.import_module("diffusers.loaders.single_file_utils")
+
+    AutoencoderKL: Any = _diffusers.AutoencoderKL
+    DDIMScheduler: Any = _diffusers.DDIMScheduler
+    StableDiffusionPipeline: Any = _diffusers.StableDiffusionPipeline
+    StableDiffusionXLPipeline: Any = _diffusers.StableDiffusionXLPipeline
+    UNet2DConditionModel: Any = _diffusers.UNet2DConditionModel
+
+    CLIPModel: Any = _transformers.CLIPModel
+    CLIPTextConfig: Any = _transformers.CLIPTextConfig
+    CLIPTextModel: Any = _transformers.CLIPTextModel
+    CLIPTextModelWithProjection: Any = _transformers.CLIPTextModelWithProjection
+    CLIPTokenizer: Any = _transformers.CLIPTokenizer
 
 convert_ldm_unet_checkpoint: Any = _single_file.convert_ldm_unet_checkpoint
 convert_ldm_vae_checkpoint: Any = _single_file.convert_ldm_vae_checkpoint
 convert_open_clip_checkpoint: Any = _single_file.convert_open_clip_checkpoint
-
-# Again, for a process that had imported them before.
-_transformers.logging.set_verbosity_error()
-_diffusers.logging.set_verbosity_error()
-_diffusers.logging.disable_progress_bar()

@@ -26,6 +26,7 @@ from nemo_prune.model.hub import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    quiet,
 )
 from nemo_prune.model.inference import Config, NotDescribed
 from nemo_prune.model.schedule import alphas_cumprod, read_schedule
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from nemo_prune.checkpoint.checkpoint import Checkpoint
 
 
+@quiet()
 def load_model(
     checkpoint: Checkpoint,
     *,
@@ -97,6 +99,7 @@ def load_model(
     )
 
 
+@quiet()
 def load_pipeline(
     checkpoint: Checkpoint,
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,23 @@ def read_schedule(checkpoint: Checkpoint, configs: Configs, prediction_type: str
         given="v_prediction" if prediction_type == "v" else prediction_type,
         zero_snr="ztsnr" in tensors,
     )
+    return checked_schedule(config, checkpoint.path, tensors)
+
+
+def checked_schedule(config: Config, path: Path, names: Collection[str] = ()) -> Config:
+    """`config`, if a noise difference is defined for a model with it and tensors of these names.
+
+    Raises CheckpointError, of `path`, if none is.
+    """
     kind = str(config.get("_class_name", ""))
-    if kind.startswith(("FlowMatch", "EDM")) or any(name.startswith("edm_") for name in tensors):
+    if kind.startswith(("FlowMatch", "EDM")) or any(name.startswith("edm_") for name in names):
         raise CheckpointError(
-            f"{checkpoint.path}: was trained on another noise process (flow matching, EDM), for which "
+            f"{path}: was trained on another noise process (flow matching, EDM), for which "
             f"the noise difference is not defined; give an ordinary Stable Diffusion 1, 2 or XL"
         )
-    if config["prediction_type"] not in ("epsilon", "v_prediction"):
+    if config.get("prediction_type") not in ("epsilon", "v_prediction"):
         raise CheckpointError(
-            f"{checkpoint.path}: its scheduler says that it predicts {config['prediction_type']!a}; "
+            f"{path}: its scheduler says that it predicts {config.get('prediction_type')!a}; "
             f"only epsilon and v are known: say which with {option('prediction_type')}"
         )
     return config

@@ -15,7 +15,15 @@ from torch import Tensor
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress
-from nemo_prune.report.likeness import Described, Likeness, Scores, judge_near, mean, nearest
+from nemo_prune.report.likeness import (
+    CONSENSUS_PART,
+    Described,
+    Likeness,
+    Scores,
+    judge_near,
+    mean,
+    nearest,
+)
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.scoring.engine import noise_seed
@@ -160,7 +168,7 @@ def _judge(
 
     between, across = against_others(old), against_others(new)
     chance = [likeness.to_target(picture, other) for picture in old for other in unrelated]
-    judged = {"consensus": judge_near(between, across, chance)}
+    judged = {"consensus": judge_near(between, across, chance, CONSENSUS_PART)}
     found: dict[str, Any] = {
         "consensus_before": [nearest(row) for row in between],
         "consensus_after": [nearest(row) for row in across],

@@ -1,7 +1,7 @@
 """The inputs of `verify`: two checkpoints, prompts, and what is known of how one became the other."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,16 @@ from nemo_prune.checkpoint.diff import unremoved
 from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.checkpoint.provenance import StatedSettings
 from nemo_prune.checkpoint.statuses import GONE, Status
 from nemo_prune.checkpoint.zeros import model_zeros
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted
+from nemo_prune.files.prompts import bundled_captions
 from nemo_prune.localize.localize import Localization
-from nemo_prune.options import Options
+from nemo_prune.options import BUNDLED_ORDINARY, Options, Progress
+from nemo_prune.scoring.opening import open_engine
+from nemo_prune.scoring.ordinary import Ordinary
 
 _FAILED = (Status.NOT_REMOVABLE, Status.REPLICATED)  # what a run could not make suppressed
 
@@ -75,6 +79,45 @@ def inputs_of_run(
         # Without what depends on the cache: two runs alike must give the same report.
         searched={name: found.cost[name] for name in ("samples", "check_samples")},
     )
+
+
+def bundled_ordinary() -> tuple[tuple[str, ...], str]:
+    """The bundled prompts that side effects are looked for with, and their name in the report."""
+    return bundled_captions()[:BUNDLED_ORDINARY], f"the first {BUNDLED_ORDINARY} of the bundled list"
+
+
+def as_pruned(asked: Options, stated: StatedSettings, said: Collection[str]) -> Options:
+    """`asked`, with what the pruned file states; `said` names the options that are to stay."""
+    if "criterion" not in said and stated.criterion is not None:
+        asked = replace(asked, criterion=stated.criterion)
+    if not {"steps", "timestep"} & set(said):
+        asked = replace(asked, timestep=stated.timestep)
+    return asked
+
+
+def verify_thresholds(
+    original: Checkpoint,
+    asked: Options,
+    captions: Sequence[str] | None,
+    stated: StatedSettings,
+    progress: Progress,
+) -> tuple[float, str, float | None, str]:
+    """tau, the gate, and the source of each: the pruned file, unless options ask for others.
+
+    captions: ordinary prompts to take them from, if they are to be taken from some.
+
+    Raises OptionError, CheckpointError, CalibrationError.
+    """
+    if stated.tau is not None and asked.tau is None and not asked.calibration and not captions:
+        asked.check_gate(stated.tau)
+        if asked.gate is not None:
+            return stated.tau, "the pruned file's", asked.gate, "given"
+        gate_source = "tau" if stated.gate is None else "the pruned file's"
+        return stated.tau, "the pruned file's", stated.gate, gate_source
+    engine = open_engine(original, asked, progress)
+    found = Ordinary(engine, original, asked, captions, progress).thresholds
+    engine.model.release()
+    return found.tau, found.tau_source, found.gate.value, found.gate_source
 
 
 def check_inputs(

@@ -157,6 +157,11 @@ def mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 # ------------------------------------------------------------------------------- near or not
 
 Scores = Mapping[str, float]  # measure -> similarity of two pictures
+TARGET_PART, CONSENSUS_PART = 1 / 2, 1 / 3
+"""Where between chance and a replica a picture becomes near: by the training picture, by the original's
+pictures of other seeds. Those are more alike among themselves (MS-SSIM .99) than any of them is to
+the training picture (.65 to .80), so the same picture comes less far on their scale: at a third the two
+judge alike, at half replicas that anyone recognizes were missed."""
 _SHARED = {"colour"}  # a palette is no copy: unrelated pictures of one kind have it in common
 
 
@@ -178,6 +183,7 @@ def judge_near(
     before: Sequence[Sequence[Scores]],
     after: Sequence[Sequence[Scores]],
     unrelated: Sequence[Scores],
+    part: float = TARGET_PART,
 ) -> Nearness | None:
     """Judge each picture of a prompt by the references of what was memorized.
 
@@ -189,25 +195,28 @@ def judge_near(
         before: [picture][reference], the original model's pictures.
         after: [picture][reference], the pruned model's from the same seeds.
         unrelated: ordinary prompts' pictures, of both models, against the same references.
+        part: see `near_levels`.
 
     Returns:
         None if it cannot be judged: no measure tells the original's pictures from chance.
     """
-    levels = near_levels([scores for row in before for scores in row], unrelated)
+    levels = near_levels([scores for row in before for scores in row], unrelated, part)
     if not levels:
         return None
     near = [tuple(any(is_near(s, levels) for s in row) for row in rows) for rows in (before, after)]
     return Nearness(levels, *near)
 
 
-def near_levels(original: Sequence[Scores], unrelated: Sequence[Scores]) -> dict[str, float]:
+def near_levels(
+    original: Sequence[Scores], unrelated: Sequence[Scores], part: float = TARGET_PART
+) -> dict[str, float]:
     """Measure -> the similarity above which a picture is near; only measures that tell.
 
-    A picture is near if it is more like the original's nearest one than like the nearest unrelated
-    one: the level lies halfway between the two. The nearest of the original's, since even a model
-    that replicates from one seed of ten replicates; the nearest of the unrelated ones, since their
-    mean says nothing about how far chance goes. A measure tells if the original's nearest exceeds
-    the nearest unrelated one by more than that exceeds their mean: else chance could go as far.
+    The level lies between the nearest unrelated picture (0) and the original's nearest one (1), at
+    `part`. The nearest of the original's, since even a model that replicates from one seed of ten
+    replicates; the nearest of the unrelated ones, since their mean says nothing about how far chance
+    goes. A measure tells if the original's nearest exceeds the nearest unrelated one by more than that
+    exceeds their mean: else chance could go as far.
     """
     found = {}
     for name in original[0] if original and unrelated else ():
@@ -217,7 +226,7 @@ def near_levels(original: Sequence[Scores], unrelated: Sequence[Scores]) -> dict
         replica, chance = max(scores[name] for scores in original), max(others)
         spread = chance - sum(others) / len(others)
         if replica - chance > spread:
-            found[name] = round((replica + chance) / 2, 4)
+            found[name] = round(chance + part * (replica - chance), 4)
     return found
 
 
@@ -290,15 +299,16 @@ def _open_sscd(path: Path) -> Callable[[Picture], Floats]:
 
 
 def _open_clip(folder: Path) -> Callable[[Picture, str], float]:
-    from nemo_prune.model.hub import CLIPModel, CLIPTokenizer
+    from nemo_prune.model.hub import CLIPModel, CLIPTokenizer, quiet
 
     if not folder.is_dir():
         raise OptionError(
             f"{option('clip')} {folder}: is not a folder; give one with a CLIP model of transformers"
         )
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval()
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet():
+            model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval()
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError):
         raise OptionError(f"{option('clip')} {folder}: holds no CLIP model with its tokenizer") from None
     side = model.config.vision_config.image_size

@@ -8,12 +8,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from nemo_prune.model.hub import quiet
 from nemo_prune.scoring.similarity import ms_ssim
 
 Picture = NDArray[np.uint8]  # [height, width, 3]
 _GAP = 4  # pixels between pictures on a sheet
 
 
+@quiet()
 def draw(
     pipeline: Any,
     prompts: Sequence[str],

@@ -73,18 +73,18 @@ class Report:
         settled = (Status.SUPPRESSED, Status.NOT_MEMORIZED)
         return all(entry["status"] in settled for entry in self.data["prompts"])
 
-    def save(self, path: Path, overwrite: bool = False) -> None:
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write it as .html, .md or .json, as the name says.
 
         Raises:
             OptionError: another suffix.
             OutputError: the file cannot be written, or exists and `overwrite` is false.
         """
-        write_report(self.data, self.album, path, overwrite)
+        write_report(self.data, self.album, Path(path), overwrite)
 
-    def save_card(self, path: Path, overwrite: bool = False) -> None:
+    def save_card(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a section for the pruned model's card, Markdown; raises OutputError."""
-        write_card(self.data, path, overwrite)
+        write_card(self.data, Path(path), overwrite)
 
 
 @dataclass(frozen=True)

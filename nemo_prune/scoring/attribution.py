@@ -62,7 +62,7 @@ def attribute(
     masking: Masking,
     memory: Callable[[], Tensor],
     masked: Callable[[Mapping[str, Tensor]], AbstractContextManager[None]],
-    points: Sequence[float] = POINTS,
+    points: Sequence[float] | None = None,
 ) -> dict[Neuron, float]:
     """Neuron -> how much its mask lowers `memory` on the way from 1 to 0, summed over samples.
 
@@ -71,13 +71,14 @@ def attribute(
         memory: a forward pass -> what is to be explained, one number a sample, `[n]`.
         masked: keeps masks on the value layers: for the backward pass too, since gradient checkpointing
             runs parts of the model again there.
-        points: mask values at which the gradient is taken.
+        points: mask values at which the gradient is taken; default `POINTS`.
 
     Raises:
         FloatingPointError: a gradient is NaN or infinite.
     """
     scale = 1.0 if masking.dtype == torch.float32 else _SCALE
     total = {name: torch.zeros_like(masking.on[name]) for name in masking.layers}
+    points = points or POINTS
     for point in points:
         masks = masking.at(point)
         with torch.enable_grad(), masked(masks):

@@ -11,7 +11,7 @@ from typing import Any
 from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.files.atomic import write_new
-from nemo_prune.model.denoiser import TOKENS
+from nemo_prune.model.denoiser import TOKENS, LoadedModel
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.consistency import ORDINARY, consistencies, consistency_gate
 from nemo_prune.scoring.detect import Detection, detect
@@ -66,6 +66,7 @@ def find_memorized(
     early: bool = True,
     keep: Path | None = None,
     resume: bool = False,
+    loaded: LoadedModel | None = None,
     trajectories: bool = False,
 ) -> Findings:
     """Score every prompt and decide by the gate; no search.
@@ -77,12 +78,13 @@ def find_memorized(
     compare scores with each other, so all must be taken alike.
     keep: a journal of scored prompts, for the caller to remove; `resume` takes up the one that an
         earlier run left there.
+    loaded: the model, where it is in memory already; it has no journal.
 
     Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run.
     """
     started = time.monotonic()
     progress.stage("loading the model", 1, "file")
-    engine = open_engine(checkpoint, options, progress)
+    engine = open_engine(checkpoint, options, progress, loaded)
     progress.advance()
     truncated = tuple(count > TOKENS for count in engine.model.token_counts(prompts))
     if any(truncated):
@@ -101,7 +103,7 @@ def find_memorized(
     known: dict[int, Detection] = {}
     if keep is not None:
         settings = {
-            **thresholds.told(),
+            **thresholds.as_json(),
             "margins": thresholds.margins,
             "early": early,
             "seeds": options.seeds,
@@ -184,7 +186,7 @@ def summary(found: Findings, show_prompts: bool = False) -> dict[str, Any]:
     return {
         "version": __version__,
         "source": {"path": str(found.checkpoint)},
-        **found.thresholds.told(),
+        **found.thresholds.as_json(),
         "scores_from": found.thresholds.scores_from,
         "noise_norm_gate": found.norm_gate,
         "consistency_gate": found.consistency_gate,

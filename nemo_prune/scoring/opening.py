@@ -6,6 +6,7 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.errors import OptionError, option
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.devices import pick_device, pick_dtype
+from nemo_prune.model.inference import Config
 from nemo_prune.model.loading import load_model, load_pipeline, model_schedule
 from nemo_prune.model.schedule import alphas_cumprod, ddim_timestep
 from nemo_prune.options import Options, Progress
@@ -15,14 +16,25 @@ from nemo_prune.scoring.trajectory import STEPS, Schedule, schedule_from
 PICTURE_STEPS = 25
 
 
-def open_engine(checkpoint: Checkpoint, options: Options, progress: Progress | None = None) -> Engine:
+def open_engine(
+    checkpoint: Checkpoint,
+    options: Options,
+    progress: Progress | None = None,
+    loaded: LoadedModel | None = None,
+) -> Engine:
     """Load the model as the options say; what it has to tell, now or later, goes to `progress`.
+
+    loaded: the model, where it is in memory already; then the options that say how to load are not read.
 
     Raises OptionError for a device or timestep that does not exist, CheckpointError.
     """
-    loading = _loading(options)
-    timestep = scored_timestep(checkpoint, options)
-    model = load_model(checkpoint, **loading)
+    if loaded is None:
+        loading = _loading(options)
+        timestep = scored_timestep(checkpoint, options)
+        model = load_model(checkpoint, **loading)
+    else:
+        model, trained = loaded, len(loaded.alphas_cumprod)
+        timestep = _timestep(loaded.scheduler_config, trained, options)
     engine = Engine(
         model,
         timestep=timestep,
@@ -49,7 +61,10 @@ def scored_timestep(checkpoint: Checkpoint, options: Options) -> int:
     Raises OptionError for one that the schedule does not have, CheckpointError for no schedule.
     """
     schedule = model_schedule(checkpoint, options.config, options.prediction_type)
-    trained = len(alphas_cumprod(schedule, checkpoint.path))
+    return _timestep(schedule, len(alphas_cumprod(schedule, checkpoint.path)), options)
+
+
+def _timestep(schedule: Config, trained: int, options: Options) -> int:
     timestep = options.timestep
     if timestep is None:
         timestep = ddim_timestep(schedule, options.steps)

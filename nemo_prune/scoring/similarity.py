@@ -67,14 +67,28 @@ def ms_ssim(a: Tensor, b: Tensor, *, published: bool = False) -> Tensor:
     """
     if a.shape != b.shape:
         raise ValueError(f"pictures of different shapes: {list(a.shape)} and {list(b.shape)}")
-    scales = scales_for(min(a.shape[-2:]))
+    return _in_ranges(a, b, _ranges(a, b) if published else None)
+
+
+def _ranges(a: Tensor, b: Tensor) -> list[Tensor]:
+    """The larger range of values of `a` or `b` at each scale."""
+    found = []
+    for scale in range(scales_for(min(a.shape[-2:]))):
+        if scale:
+            a, b = functional.avg_pool2d(a, 2), functional.avg_pool2d(b, 2)
+        found.append(torch.maximum(a.max() - a.min(), b.max() - b.min()))
+    return found
+
+
+def _in_ranges(a: Tensor, b: Tensor, ranges: list[Tensor] | None) -> Tensor:
+    """`ms_ssim`, in the published unit where the range of values at each scale is given."""
+    published, scales = ranges is not None, scales_for(min(a.shape[-2:]))
     score = torch.ones(len(a), device=a.device)
     inside = slice(_MARGIN, -_MARGIN)
     for scale in range(scales):
         if scale:
             a, b = functional.avg_pool2d(a, 2), functional.avg_pool2d(b, 2)
-        range_ = torch.maximum(a.max() - a.min(), b.max() - b.min()) if published and len(a) else 1.0
-        similarity, contrast = _ssim(a, b, range_)
+        similarity, contrast = _ssim(a, b, 1.0 if ranges is None else ranges[scale])
         # As torchmetrics does: contrast counts where the window fits, similarity to the border.
         if scale < scales - 1:
             mean = contrast[..., inside, inside].mean(dim=(1, 2, 3))
@@ -94,18 +108,23 @@ def ms_ssim_pairs(
     Args:
         a, b: float32 `[n, c, h, w]` and `[m, c, h, w]` in [0, 1].
         left, right: int64 `[pairs]` on the CPU.
-        published: as `ms_ssim` takes it; then all pairs are compared together, whatever their number.
+        published: as `ms_ssim` takes it, of all these pairs together.
 
     Returns:
         float32 `[pairs]` on the CPU.
     """
-    at_once = len(left) if published else max(1, _PIXELS_AT_ONCE // max(1, a[0].numel()))
+    if not len(left):
+        return torch.zeros(0)
+    at_once = max(1, _PIXELS_AT_ONCE // max(1, a[0].numel()))
     left, right = left.to(a.device), right.to(b.device)
+    ranges = (
+        _ranges(a[sorted(set(left.tolist()))], b[sorted(set(right.tolist()))]) if published else None
+    )
     parts = [
-        ms_ssim(a[left[i : i + at_once]], b[right[i : i + at_once]], published=published).cpu()
-        for i in range(0, len(left), max(1, at_once))
+        _in_ranges(a[left[i : i + at_once]], b[right[i : i + at_once]], ranges).cpu()
+        for i in range(0, len(left), at_once)
     ]
-    return torch.cat(parts) if parts else torch.zeros(0)
+    return torch.cat(parts)
 
 
 def pairwise(differences: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class Thresholds:
     margins: tuple[float, ...] = ()
     scores_from: str | None = None
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Both thresholds and their sources as plain JSON."""
         return {
             "tau": self.tau,

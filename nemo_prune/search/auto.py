@@ -40,7 +40,6 @@ from nemo_prune.search.ladder import Ladder
 from nemo_prune.search.protocol import (
     Attribute,
     Attribution,
-    Outcome,
     Search,
     Steps,
     check_seeds,
@@ -100,28 +99,36 @@ def auto_search(ladder: Ladder, candidates: Candidates, seeds: Sequence[int], ta
 
 
 def trajectory_search(
-    candidates: Candidates, remaining: Mapping[int, float], goal: float, gradient_seeds: int = 1
+    candidates: Candidates,
+    remaining: Mapping[int, float],
+    goal: float,
+    known: dict[Neuron, float] | None = None,
 ) -> Search:
     """Find further neurons for a prompt that is still drawn, judged by trajectories.
 
     remaining: seed -> what remains of the picture with nothing further off. The result is accepted
     by every one of these seeds (at most `goal` remains) and 1-minimal beside what is off already; there
     is none where all candidates together are not enough, which is "not removable".
+
+    known: the attribution of an earlier search of the prompt in the same layers, whose order is gone on
+        with; what is empty is filled.
     """
     cache = AnswerCache(candidates.order, goal, trajectory=True)
     before = dict(remaining)
     seeds = tuple(sorted(before, key=lambda seed: -before[seed]))
-    attribution = yield from attributed(seeds[:gradient_seeds], trajectory=True)
-    schedule = prefix_schedule(candidates.by_merit(attribution), cache)
-    searched = GroupTesting(cache, before, seeds, schedule)
-    rung = yield from _attempt(searched)
+    attribution = {} if known is None else known
+    schedule = prefix_schedule(candidates.order, cache)
+    searched, rung = GroupTesting(cache, before, seeds, schedule), None
+    # One trajectory with all candidates off is cheap beside an attribution.
+    if schedule.rungs and (yield from searched.accepted(schedule.rungs[-1][1])):
+        if not attribution:
+            attribution.update((yield from attributed(seeds[:1], trajectory=True)))
+        schedule = prefix_schedule(candidates.by_merit(attribution), cache)
+        searched = GroupTesting(cache, before, seeds, schedule)
+        rung = yield from _attempt(searched)
     if rung is None:
-        left = searched.last
-        return Outcome(
-            "not removable", (), before, seeds, left, cache.threshold, None, len(candidates.order),
-            cache.tally.samples, cache.tally.questions, schedule.name,
-        )  # fmt: skip
-    return (yield from finished(searched, before, rung, attribution))
+        searched.exhausted, searched.kept = True, 0
+    return (yield from finished(searched, before, rung or (None, 0), attribution))
 
 
 def attributed(seeds: Sequence[int], *, trajectory: bool = False) -> Steps[Attribution]:

@@ -52,6 +52,7 @@ from nemo_prune.search.protocol import (
 # Before anything is tested, half a needed neuron among about sqrt(n): the paper's sizes (4 of 27,
 # 21 of 675) lie near it, and being wrong costs little.
 PRIOR_NEEDED = 0.5
+_NEAR = 32  # rungs among which an accepted one is bisected to, rather than galloped up to
 _GROWTH = 1.06  # of long prefixes, from one rung to the next: refinement finds the rest
 
 
@@ -163,6 +164,9 @@ class GroupTesting:
         if self.exhausted:
             return last
         low, high, step = (start - 1, start, 1) if self.cache.trusted else (-1, 0, 1)
+        if self.cache.trusted:  # an earlier answer may have said how far to look
+            near = range(start, min(start + _NEAR, len(self.rungs)))
+            high = next((i for i in near if self.expected(self.rungs[i][1])), start)
         while not (yield from self.accepted(self.rungs[high][1])):
             if high == last:
                 return (yield from self.end_of_ladder())
@@ -257,6 +261,10 @@ class GroupTesting:
                     self.active.insert(0, seed)
                     return False
         return True
+
+    def expected(self, off: Mask) -> bool:
+        """Whether all active seeds are known to accept the set."""
+        return all(self.cache.expects(off, seed) for seed in self.active)
 
     def refused(self, off: Mask) -> bool:
         """Whether some active seed is known to refuse the set; that seed moves to the front."""

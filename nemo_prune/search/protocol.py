@@ -99,15 +99,15 @@ class Outcome:
     tradeoff: tuple[tuple[int, float], ...] = ()
 
 
-def outcome_from(told: Mapping[str, Any]) -> Outcome:
+def outcome_from(kept: Mapping[str, Any]) -> Outcome:
     """The outcome that was kept as JSON of its fields, exactly."""
     scores = {
-        name: {int(k): v for k, v in told[name].items()} for name in ("scores_before", "scores_after")
+        name: {int(k): v for k, v in kept[name].items()} for name in ("scores_before", "scores_after")
     }
-    neurons = tuple(Neuron(**neuron) for neuron in told["neurons"])
-    lists = {name: tuple(told[name]) for name in ("memorized_seeds", "attribution")}
-    tradeoff = tuple((count, score) for count, score in told["tradeoff"])
-    return Outcome(**{**told, **scores, **lists, "neurons": neurons, "tradeoff": tradeoff})
+    neurons = tuple(Neuron(**neuron) for neuron in kept["neurons"])
+    lists = {name: tuple(kept[name]) for name in ("memorized_seeds", "attribution")}
+    tradeoff = tuple((count, score) for count, score in kept["tradeoff"])
+    return Outcome(**{**kept, **scores, **lists, "neurons": neurons, "tradeoff": tradeoff})
 
 
 Steps = Generator[Question | Attribute, Reply, T]

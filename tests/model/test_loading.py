@@ -18,7 +18,7 @@ from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.model import configs, devices, hub, inference, loading, tokenizer, weights
 from nemo_prune.model.schedule import ddim_timestep
 from nemo_prune.scoring.calibration_file import fingerprint
-from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.engine import Engine, _NotFiniteError
 from nemo_prune.scoring.similarity import noise_difference
 
 CPU = torch.device("cpu")
@@ -230,8 +230,13 @@ def test_a_vae_that_overflows_in_half_precision(folder: Path) -> None:
     assert noise.dtype == torch.bfloat16
     engine = Engine(model, timestep=961, seed=0)
     engine.note = lambda _: None
-    exact = engine._in_fp32()
-    noise = exact.predict_noise(torch.zeros(1, 4, 16, 16), 961, model.encode(["a cat"]).float())
+
+    def work(exact: loading.LoadedModel) -> torch.Tensor:
+        if exact.dtype != torch.float32:
+            raise _NotFiniteError
+        return exact.predict_noise(torch.zeros(1, 4, 16, 16), 961, model.encode(["a cat"]).float())
+
+    noise = engine._with_fp32(work)
     assert noise.dtype == torch.float32
     assert noise.isfinite().all()
 

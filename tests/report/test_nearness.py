@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from test_likeness import photo
 
-from nemo_prune.report.likeness import Likeness, Scores, is_near, judge_near, near_levels, open_likeness
+from nemo_prune.report.likeness import (
+    CONSENSUS_PART,
+    Likeness,
+    Scores,
+    is_near,
+    judge_near,
+    near_levels,
+    open_likeness,
+)
 from nemo_prune.report.pictures import Picture
 
 UNRELATED = [
@@ -82,6 +90,20 @@ def test_a_template_is_recognized_by_its_layout_alone() -> None:
     assert set(found.levels) == {"edges"}
     assert found.levels["edges"] == pytest.approx((0.8 + 0.25) / 2)
     assert found.after == tuple(j == 3 for j in range(8))
+
+
+def test_what_is_near_by_other_seeds_comes_less_far_on_their_scale() -> None:
+    """The original's pictures are all but one and the same; a replica that lost some detail is none."""
+    same, blurred = {"ms_ssim": 0.99}, {"ms_ssim": 0.48}
+    unrelated = [{"ms_ssim": 0.1}, {"ms_ssim": 0.17}]
+    tables = (table(8, {}, same), table(8, {}, blurred))
+    found = judge_near(*tables, unrelated, CONSENSUS_PART)
+    assert found is not None
+    assert found.levels["ms_ssim"] == pytest.approx(0.17 + (0.99 - 0.17) / 3, abs=1e-4)
+    assert all(found.after)
+    halfway = judge_near(*tables, unrelated)
+    assert halfway is not None
+    assert not any(halfway.after)
 
 
 def test_pictures_that_do_not_agree_are_not_judged() -> None:

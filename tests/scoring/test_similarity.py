@@ -1,9 +1,19 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from nemo_prune.scoring.similarity import _ssim, ms_ssim, noise_difference, pairwise, scales_for
+from nemo_prune.scoring.similarity import (
+    _ssim,
+    ms_ssim,
+    ms_ssim_pairs,
+    noise_difference,
+    pairwise,
+    scales_for,
+)
 
 
 def _pair(side: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,3 +79,86 @@ def test_pictures_smaller_than_the_window_are_refused() -> None:
         scales_for(10)
     with pytest.raises(ValueError, match="different shapes"):
         ms_ssim(torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 32, 32))
+
+
+# --- the unit of the published thresholds ---
+
+# torchmetrics 1.3.2's multiscale_structural_similarity_index_measure(a, b, kernel_size=11, sigma=1.5,
+# betas=(0.33,) * 3, data_range=None, reduction="none") of what `_frozen_pair` draws.
+FROZEN = {
+    (0, 1, "noisy"): [0.746796],
+    (0, 1, "unrelated"): [0.0],
+    (0, 1, "same"): [1.0],
+    (1, 3, "noisy"): [0.478297, 0.474335, 0.477239],
+    (1, 3, "unrelated"): [0.038298, 0.017565, 0.0],
+    (2, 5, "noisy"): [0.313244, 0.316664, 0.31224, 0.308923, 0.321985],
+    (2, 5, "unrelated"): [0.018779, 0.008691, 0.028909, 0.019208, 0.025497],
+}
+
+
+def _frozen_pair(seed: int, count: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.rand(count, 4, 64, 64, generator=generator)
+    smooth = torch.nn.functional.avg_pool2d(a, 5, 1, 2)
+    noisy = (smooth + 0.2 * (1 + seed) * torch.rand(a.shape, generator=generator)).clamp(0, 1)
+    other = torch.rand(a.shape, generator=generator)
+    return {"noisy": (smooth, noisy), "unrelated": (a, other), "same": (a, a)}[kind]
+
+
+@pytest.mark.parametrize(("seed", "count", "kind"), FROZEN)
+def test_the_published_unit_is_that_of_torchmetrics_1_3_2(seed: int, count: int, kind: str) -> None:
+    a, b = _frozen_pair(seed, count, kind)
+    expected = FROZEN[seed, count, kind]
+    assert ms_ssim(a, b, published=True).tolist() == pytest.approx(expected, abs=1e-4)
+    if kind == "noisy":  # and another unit than today's
+        assert (ms_ssim(a, b) - torch.tensor(expected)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_published_pairs_are_compared_together(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """The range of values is that of all that is compared, also where pairs are taken in parts."""
+    a, b = _frozen_pair(1, 3, "noisy")
+    a, b = torch.cat([7 * a[:1], a]), torch.cat([b, 7 * b[:1]])  # what no pair names does not count
+    monkeypatch.setattr("nemo_prune.scoring.similarity._PIXELS_AT_ONCE", at_once * a[0].numel())
+    together = ms_ssim_pairs(a, b, torch.arange(1, 4), torch.arange(3), published=True)
+    assert together.tolist() == pytest.approx(FROZEN[1, 3, "noisy"], abs=1e-4)
+
+
+# --- many pairs ---
+
+
+def test_pairs_taken_in_parts_are_those_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = _pair(32, 0.3)
+    left, right = torch.tensor([0, 2, 1, 2, 0]), torch.tensor([1, 1, 1, 0, 0])
+    expected = ms_ssim(a[left], b[right])
+    for at_once in (1, 2, 4, 100):
+        monkeypatch.setattr("nemo_prune.scoring.similarity._PIXELS_AT_ONCE", at_once * a[0].numel())
+        torch.testing.assert_close(ms_ssim_pairs(a, b, left, right), expected, atol=1e-6, rtol=0)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert ms_ssim_pairs(a, b, none, none).shape == (0,)
+
+
+_MEASURING = """
+import sys, torch
+from nemo_prune.scoring.criterion import best_pairs
+torch.set_num_threads(1)
+def peak():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) // 1024
+differences = {i: torch.rand(4, 128, 128) for i in range(30)}
+best_pairs({i: differences[i] for i in range(2)}, published=sys.argv[1] == "published")
+before = peak()
+best_pairs(differences, published=sys.argv[1] == "published")
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize("unit", ["current", "published"])
+def test_memory_is_bounded_whatever_the_number_of_seeds(unit: str) -> None:
+    """435 pairs of SDXL's 128x128 latents took 2.6 GB at once."""
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURING, unit], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 600

@@ -1,0 +1,159 @@
+"""A live diffusers pipeline as a model to score and search, and a live UNet's value layers.
+
+    with opened(pipe) as (checkpoint, model):
+        ...                                     # model.unet is pipe.unet, in eval mode
+
+Nothing of the pipeline is changed: train modes and gradients are as before on any exit.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE
+from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer
+from nemo_prune.checkpoint.families import FAMILIES, Traits
+from nemo_prune.checkpoint.neurons import network_order
+from nemo_prune.errors import CheckpointError
+from nemo_prune.model.denoiser import LoadedModel, TextEncoder
+from nemo_prune.model.schedule import alphas_cumprod, checked_schedule
+
+NAME = Path("live pipeline")
+"""What stands where a file's path would: in messages, and in manifests as the source's path."""
+
+
+@contextmanager
+def opened(pipeline: Any) -> Iterator[tuple[Checkpoint, LoadedModel]]:
+    """The pipeline's UNet and text encoders, described as a checkpoint and ready to predict noise.
+
+    Args:
+        pipeline: a diffusers text-to-image pipeline of Stable Diffusion 1, 2 or XL, on one device.
+
+    Raises:
+        CheckpointError: it is none, lies on several devices or on none, draws from more than text, has
+            a UNet as `describe` refuses, or a schedule for which no noise difference is defined.
+    """
+    encoders = tuple(
+        TextEncoder(getattr(pipeline, f"tokenizer{end}"), getattr(pipeline, f"text_encoder{end}"))
+        for end in ("", "_2")
+        if getattr(pipeline, f"text_encoder{end}", None) is not None
+    )
+    unet = getattr(pipeline, "unet", None)
+    if unet is None or not encoders or getattr(pipeline, "scheduler", None) is None:
+        raise CheckpointError(
+            f"{NAME}: a {type(pipeline).__name__} is no text-to-image pipeline of Stable Diffusion; "
+            f"give one with a UNet, text encoder and scheduler, or a checkpoint's path"
+        )
+    schedule = checked_schedule(dict(pipeline.scheduler.config), NAME)
+    checkpoint = describe(unet, schedule["prediction_type"])
+    if len(encoders) != (2 if checkpoint.record.pooled else 1):
+        raise CheckpointError(
+            f"{NAME}: has {len(encoders)} text encoders, which its UNet is not made for"
+        )
+    channels, side = unet.config["out_channels"], unet.config["sample_size"]
+    if unet.config["in_channels"] != channels:
+        raise CheckpointError(
+            f"{NAME}: its UNet takes {unet.config['in_channels']} channels, so it draws from more than "
+            f"text; give a text-to-image pipeline, or the path of an inpainting model"
+        )
+    modules = (unet, *(encoder.model for encoder in encoders))
+    devices = {parameter.device for module in modules for parameter in module.parameters()}
+    if len(devices) != 1 or next(iter(devices)).type == "meta":
+        raise CheckpointError(f"{NAME}: does not lie on one device; move it there with pipe.to(device)")
+    device = devices.pop()
+    height, width = (side, side) if isinstance(side, int) else side
+    model = LoadedModel(
+        family=checkpoint.family,
+        unet=unet,
+        text_encoders=encoders,
+        scheduler_config=schedule,
+        alphas_cumprod=alphas_cumprod(schedule, NAME).to(device),
+        prediction_type=schedule["prediction_type"],
+        latent_shape=(channels, height, width),
+        value_layers={layer.name: unet.get_submodule(layer.name) for layer in checkpoint.value_layers},
+        device=device,
+        dtype=unet.dtype,
+    )
+    with _as_loaded(modules):
+        yield checkpoint, model
+
+
+def describe(unet: Any, prediction_type: str | None = None) -> Checkpoint:
+    """A live `UNet2DConditionModel` as a checkpoint without files.
+
+    Raises:
+        CheckpointError: it has no cross-attention value layers, is of a family that the method does not
+            apply to, or computes them in a way that their outputs cannot be changed (compiled, fused).
+    """
+    layers = {
+        name: module
+        for name, module in unet.named_modules()
+        if DIFFUSERS_VALUE.fullmatch(f"{name}.weight")
+    }
+    if hasattr(unet, "_orig_mod") or any(
+        getattr(module, "_compiled_call_impl", None) is not None for module in unet.modules()
+    ):
+        raise CheckpointError(
+            f"{NAME}: its UNet is compiled, and would not notice that neurons are off; give the "
+            f"pipeline before torch.compile"
+        )
+    if not layers:
+        raise CheckpointError(f"{NAME}: a {type(unet).__name__} has no cross-attention value layers")
+    if any(
+        getattr(unet.get_submodule(name.removesuffix(".to_v")), "fused_projections", False)
+        for name in layers
+    ):
+        raise CheckpointError(
+            f"{NAME}: its UNet's projections are fused, so its value layers are not used; call "
+            f"pipe.unfuse_qkv_projections() first"
+        )
+    values = tuple(_value_layer(name, layers[name]) for name in sorted(layers, key=network_order))
+    traits = Traits(
+        names=unet.state_dict().keys(),
+        columns=values[0].columns,
+        added=getattr(unet, "add_embedding", None) is not None,
+        linear=bool(unet.config.get("use_linear_projection")),
+        first=values[0].name,
+    )
+    family = next(family for family in FAMILIES.values() if family.fits(traits))
+    if fault := family.refuse(traits):
+        raise CheckpointError(f"{NAME}: {fault}")
+    return Checkpoint(
+        path=NAME,
+        family=family.name,
+        layout="live",
+        value_layers=values,
+        copies=(),
+        text_encoder=True,
+        vae=True,
+        ema=False,
+        in_channels=unet.config["in_channels"],
+        prediction_type=prediction_type,
+    )
+
+
+def _value_layer(name: str, module: Any) -> ValueLayer:
+    biases = (f"{name}.bias",) if module.bias is not None else ()
+    part = name.partition("_")[0]
+    return ValueLayer(name, part, module.out_features, module.in_features, (f"{name}.weight",), biases)
+
+
+@contextmanager
+def _as_loaded(modules: tuple[nn.Module, ...]) -> Iterator[None]:
+    """Eval mode and no gradients, as `load_model` gives them; as before on any exit."""
+    training = {part: part.training for module in modules for part in module.modules()}
+    wanted = [p for module in modules for p in module.parameters() if p.requires_grad]
+    try:
+        for module in modules:
+            module.eval()
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+        for parameter in wanted:
+            parameter.requires_grad_(True)

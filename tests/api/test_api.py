@@ -1,0 +1,400 @@
+"""The Python API: what it returns, that it is lazy, and that it changes nothing else."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from test_privacy import SEALED, alone
+
+import nemo_prune
+from nemo_prune import NemoPruneError, Neuron
+from nemo_prune.api import OptionFields
+from nemo_prune.checkpoint.inspect import inspection
+from nemo_prune.checkpoint.manifest import PromptRecord, to_json
+from nemo_prune.errors import CheckpointError, ManifestError, OptionError
+from nemo_prune.model import hub
+from nemo_prune.model.loading import load_pipeline
+from nemo_prune.options import Options
+from nemo_prune.scoring.similarity import ms_ssim, noise_difference
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
+PROMPTS = ["a red fox", "two boats"]
+ORDINARY = [f"caption number {n}" for n in range(30)]
+# One layer, a calibration of 30 captions and no trajectories: the smallest whole run there is.
+QUICK: dict[str, Any] = {
+    "seeds": 3, "tau": 0.0, "gate": 0.0, "cache": False, "layers": "down_blocks.0.attentions.0*",
+    "search": "gradient-free", "confirm": "none", "rounds": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_small(tmp_path_factory.mktemp("api") / "tiny.safetensors", side=16)
+
+
+def load(model: Path) -> Any:
+    checkpoint = nemo_prune.open_checkpoint(model)
+    return load_pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pipe(model: Path) -> Any:
+    return load(model)
+
+
+@pytest.fixture
+def live(pipe: Any) -> Iterator[Any]:
+    """A live pipeline as people have it: training modes and gradients of all kinds."""
+    pipe.unet.train()
+    pipe.unet.mid_block.eval()
+    pipe.unet.conv_in.weight.requires_grad_(True)
+    yield pipe
+    pipe.unet.eval().requires_grad_(False)
+
+
+def state(pipeline: Any) -> tuple[Any, ...]:
+    modules = [(name, module.training, len(module._forward_hooks))
+               for part in (pipeline.unet, pipeline.text_encoder)
+               for name, module in part.named_modules()]  # fmt: skip
+    weights = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+    gradients = [name for name, weight in pipeline.unet.named_parameters() if weight.requires_grad]
+    return modules, gradients, weights
+
+
+def same_state(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    return before[:2] == after[:2] and all(
+        torch.equal(before[2][name], after[2][name]) for name in before[2]
+    )
+
+
+# ------------------------------------------------------------------------------------ lazy, typed
+
+
+def test_importing_is_quick_and_loads_no_torch() -> None:
+    code = (
+        "import sys, time; started = time.perf_counter(); import nemo_prune; "
+        "spent = time.perf_counter() - started; nemo_prune.open_checkpoint; nemo_prune.read_manifest; "
+        "print(spent, 'torch' in sys.modules)"
+    )
+    found = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split()
+             for _ in range(3)]  # fmt: skip
+    assert {loaded for _, loaded in found} == {b"False"}
+    assert min(float(spent) for spent, _ in found) < 0.05
+
+
+def test_every_name_is_there_and_has_its_documentation() -> None:
+    assert set(nemo_prune.__all__) <= set(dir(nemo_prune))
+    for name in nemo_prune.__all__:
+        assert getattr(nemo_prune, name).__doc__
+    with pytest.raises(AttributeError, match="prune_everything"):
+        nemo_prune.prune_everything  # noqa: B018
+
+
+def test_localize_is_a_function_whatever_was_imported_before() -> None:
+    import nemo_prune.localize.localize as module
+    from nemo_prune import localize
+    from nemo_prune.api import localize as documented
+
+    assert callable(localize)
+    assert callable(nemo_prune.localize)
+    assert module.FRESH_SEEDS
+    import inspect
+
+    assert inspect.signature(nemo_prune.localize) == inspect.signature(documented)
+
+
+def test_keyword_arguments_are_the_fields_of_options() -> None:
+    assert set(typing.get_type_hints(OptionFields)) == {field.name for field in fields(Options)}
+    # Paths may be given as text, all others are of the same type.
+    ours, theirs = typing.get_type_hints(OptionFields), typing.get_type_hints(Options)
+    differing = {name for name in ours if ours[name] != theirs[name]}
+    assert differing == {"calibration", "config", "text_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"criterion": "nonsense"}, "criterion nonsense"),
+        ({"search": "fast"}, "search fast"),
+        ({"confirm": "yes"}, "confirm yes"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"seeds": 1}, "seeds"),
+    ],
+)
+def test_options_that_there_are_not(model: Path, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        nemo_prune.detect(model, PROMPTS, **given)
+
+
+def test_a_mistyped_option_is_a_type_error(model: Path) -> None:
+    with pytest.raises(TypeError, match="sedes"):
+        nemo_prune.detect(model, PROMPTS, sedes=3)  # type: ignore[call-arg]
+
+
+def test_prompts_are_a_list(model: Path) -> None:
+    for prompts in ("a red fox", []):
+        with pytest.raises(OptionError, match="prompts: give"):
+            nemo_prune.detect(model, prompts)
+
+
+# ----------------------------------------------------------------------------------- the measure
+
+
+def test_memorization_scores_are_the_best_pairs() -> None:
+    noise = torch.rand(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    scores = nemo_prune.memorization_scores(noise)
+    assert scores.shape == (2, 3)
+    scaled = [noise_difference(one, torch.zeros_like(one)) for one in noise]
+    for found, one in zip(scores, scaled, strict=True):
+        for seed in range(3):
+            others = [o for o in range(3) if o != seed]
+            best = max(float(ms_ssim(one[[seed]], one[[other]])) for other in others)
+            assert float(found[seed]) == pytest.approx(best, abs=1e-5)
+    assert torch.equal(scores, nemo_prune.memorization_scores(torch.stack(scaled))), "scaled already"
+    same = noise[0, :1].expand(2, -1, -1, -1)
+    assert nemo_prune.memorization_scores(same).tolist() == [1.0, 1.0]
+
+
+def test_memorization_scores_need_two_seeds_of_some_size() -> None:
+    for shape in [(1, 4, 16, 16), (4, 16, 16), (2, 4, 8, 8)]:
+        with pytest.raises(ValueError, match=r"at least 2 seeds|smaller than the window"):
+            nemo_prune.memorization_scores(torch.rand(shape))
+
+
+# ----------------------------------------------------------------------------- a file from end to end
+
+
+def test_a_file_from_end_to_end(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS, PROMPTS[0]]))
+    assert nemo_prune.read_prompts(str(tmp_path / "prompts.txt")) == tuple(PROMPTS)
+    checkpoint = nemo_prune.open_checkpoint(str(model))
+    found = nemo_prune.detect(checkpoint, PROMPTS, seeds=3, tau=0.0, gate=0.0)
+    assert [one.memorized for one in found.detections] == [True, True]
+    assert found.thresholds.tau == 0.0
+    assert all(one.noise_norm > 0 for one in found.detections)
+
+    manifest = nemo_prune.localize(checkpoint, PROMPTS, calibration_prompts=ORDINARY, **QUICK)
+    assert manifest.source["path"] == model.name
+    assert len(manifest.prompts) == 2
+
+    clean = tmp_path / "clean.safetensors"
+    wanted = [Neuron(LAYER, 3), Neuron(LAYER, 5)]
+    written = nemo_prune.apply(str(model), wanted, str(clean), undo=str(tmp_path / "rows"), hashed=True)
+    assert written.neurons == 2
+    assert written.sha256 is not None
+    with pytest.raises(NemoPruneError, match="exists"):
+        nemo_prune.apply(model, wanted, clean)
+
+    report = nemo_prune.verify(
+        model, clean, PROMPTS, ordinary=ORDINARY[:2], images=0, seeds=3, tau=0.0, gate=0.0
+    )
+    assert report.data["neurons"] == 2
+    assert report.data["options"]["ordinary_from"] == "the caller"
+    report.save(str(tmp_path / "r.json"))
+    report.save(tmp_path / "r.html")
+    assert json.loads((tmp_path / "r.json").read_text())["prompts"] == report.data["prompts"]
+
+
+def test_a_manifests_thresholds_go_into_the_file(model: Path, tmp_path: Path) -> None:
+    manifest = nemo_prune.Manifest(
+        "0", {"path": "m", "sha256": "0" * 64}, {"tau": 0.25, "gate": 0.5, "timestep": 700},
+        neurons=(Neuron(LAYER, 1),),
+    )  # fmt: skip
+    nemo_prune.write_manifest(manifest, tmp_path / "m.json")
+    read = nemo_prune.read_manifest(tmp_path / "m.json")
+    nemo_prune.apply(model, read, tmp_path / "clean.safetensors")
+    metadata = nemo_prune.open_checkpoint(tmp_path / "clean.safetensors").metadata
+    assert metadata["nemo_prune.tau"] == "0.25"
+    report = nemo_prune.verify(model, tmp_path / "clean.safetensors", PROMPTS, ordinary=[], images=0,
+                               seeds=3)  # fmt: skip
+    assert report.data["options"]["tau"] == 0.25
+    assert report.data["options"]["timestep"] == 700
+
+
+def test_the_neurons_that_matter_most(model: Path, tmp_path: Path) -> None:
+    attribution = {Neuron(LAYER, row): float(row) for row in range(3)}
+    record = PromptRecord(0, "suppressed", 0.9, 0.1, tuple(attribution), attribution=attribution)
+    manifest = nemo_prune.Manifest("0", {"path": "m", "sha256": "0" * 64}, {}, (record,), record.neurons)
+    assert nemo_prune.apply(model, manifest, tmp_path / "one.safetensors", top=1).neurons == 1
+    zeroed = inspection(nemo_prune.open_checkpoint(tmp_path / "one.safetensors"))["value_layers"]
+    assert [layer["zeroed"] for layer in zeroed if layer["zeroed"]] == [[2]]
+    with pytest.raises(OptionError, match="top: goes with a manifest"):
+        nemo_prune.apply(model, manifest.neurons, tmp_path / "two.safetensors", top=1)
+
+
+def test_a_manifest_for_another_model_is_refused(model: Path, tmp_path: Path) -> None:
+    other = nemo_prune.Manifest("0", {"path": "m", "sha256": "0" * 64}, {}, (), (Neuron(LAYER, 9999),))
+    with pytest.raises(ManifestError, match="the manifest: was made for"):
+        nemo_prune.apply(model, other, tmp_path / "out.safetensors")
+
+
+# --------------------------------------------------------------------------------- live pipelines
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_a_live_pipeline_scores_as_its_file(family: str, tmp_path: Path) -> None:
+    path = tiny.write_small(tmp_path / "m.safetensors", side=16, family=family)
+    given: dict[str, Any] = {"seeds": 3, "tau": 0.0, "gate": 0.0, "timestep": 900}
+    of_file = nemo_prune.detect(path, PROMPTS, device="cpu", **given)
+    of_pipe = nemo_prune.detect(load(path), PROMPTS, **given)
+    assert of_pipe.detections == of_file.detections
+    assert str(of_pipe.checkpoint) == "live pipeline"
+
+
+def test_localizing_a_live_pipeline_leaves_it_as_it_was(live: Any, model: Path) -> None:
+    before = state(live)
+    of_pipe = nemo_prune.localize(live, PROMPTS, calibration_prompts=ORDINARY, **QUICK)
+    assert same_state(before, state(live))
+    of_file = nemo_prune.localize(model, PROMPTS, calibration_prompts=ORDINARY, device="cpu", **QUICK)
+    assert of_pipe.neurons == of_file.neurons
+    assert of_pipe.source["path"] == "live pipeline"
+    assert of_pipe.source["sha256"] != of_file.source["sha256"]
+    again = nemo_prune.localize(live, PROMPTS, calibration_prompts=ORDINARY, **QUICK)
+    assert to_json(again) == to_json(of_pipe), "the hash is that of the weights"
+
+
+def test_a_live_pipeline_is_left_alone_on_errors(live: Any) -> None:
+    before = state(live)
+    with pytest.raises(OptionError, match="timestep"):
+        nemo_prune.detect(live, PROMPTS, timestep=5000)
+    assert same_state(before, state(live))
+
+
+def test_what_is_no_pipeline_is_refused(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match="int is no text-to-image pipeline"):
+        nemo_prune.detect(3, PROMPTS)
+    with pytest.raises(OptionError, match="device: says how a file is loaded"):
+        nemo_prune.detect(live, PROMPTS, device="cpu")
+    monkeypatch.setattr(live.unet, "_compiled_call_impl", object())
+    with pytest.raises(CheckpointError, match="compiled"):
+        nemo_prune.detect(live, PROMPTS)
+    with pytest.raises(CheckpointError, match="compiled"), nemo_prune.masked(live.unet, []):
+        pass
+
+
+def test_fused_projections_are_refused(model: Path) -> None:
+    pipe = load(model)
+    pipe.unet.fuse_qkv_projections()
+    with pytest.raises(CheckpointError, match="fused"), nemo_prune.masked(pipe.unet, []):
+        pass
+
+
+# ---------------------------------------------------------------------------------------- masked
+
+
+def draw(pipeline: Any) -> Any:
+    return pipeline(
+        "a photo of a cat!", num_inference_steps=2, guidance_scale=7.0, output_type="np",
+        generator=torch.Generator().manual_seed(1),
+    ).images  # fmt: skip
+
+
+def test_masked_draws_what_the_written_file_draws(pipe: Any, model: Path, tmp_path: Path) -> None:
+    neurons = [Neuron(LAYER, row) for row in range(8)]
+    nemo_prune.apply(model, neurons, tmp_path / "clean.safetensors")
+    whole = draw(pipe)
+    with nemo_prune.masked(pipe.unet, neurons):
+        masked = draw(pipe)
+    assert (masked == draw(load(tmp_path / "clean.safetensors"))).all()
+    assert (masked != whole).any()
+    assert (draw(pipe) == whole).all(), "both halves of guidance are as before"
+
+
+def test_masked_is_undone_on_any_exit(pipe: Any) -> None:
+    before = state(pipe)
+    layer = pipe.unet.get_submodule(LAYER)
+    with (
+        pytest.raises(ValueError, match=r"Linear.*1 hook"),
+        nemo_prune.masked(pipe.unet, [Neuron(LAYER, 3)]),
+    ):
+        raise ValueError(f"Linear, {len(layer._forward_hooks)} hook")
+    for bad in (Neuron(LAYER, 10**6), Neuron("no.such.layer", 0)):
+        with pytest.raises(ManifestError), nemo_prune.masked(pipe.unet, [Neuron(LAYER, 3), bad]):
+            pass
+    assert same_state(before, state(pipe))
+
+
+def test_masked_twice_adds_up(pipe: Any) -> None:
+    layer = pipe.unet.get_submodule(LAYER)
+    text = torch.ones(1, 77, layer.in_features)
+    with (
+        nemo_prune.masked(pipe.unet, [Neuron(LAYER, 3)]),
+        nemo_prune.masked(pipe.unet, [Neuron(LAYER, 4)]),
+    ):
+        assert not layer(text)[..., 3:5].any()
+    with nemo_prune.masked(pipe.unet.half(), [Neuron(LAYER, 3)]):
+        pipe.unet.float()
+        assert not layer(text)[..., 3].any(), "converted inside the with"
+
+
+# ----------------------------------------------------------------------------- nothing global changes
+
+
+def verbosity() -> list[Any]:
+    libraries = (hub._transformers.logging, hub._diffusers.logging)
+    levels = [logging.getLogger(name).level for name in ("transformers", "diffusers", "")]
+    return [levels, *((one.get_verbosity(), one.is_progress_bar_enabled()) for one in libraries)]
+
+
+@pytest.fixture
+def loud() -> Iterator[None]:
+    """Both libraries at levels that are not their defaults."""
+    libraries = (hub._transformers.logging, hub._diffusers.logging)
+    before = [one.get_verbosity() for one in libraries]
+    for one in libraries:
+        one.set_verbosity_info()
+    yield
+    for one, level in zip(libraries, before, strict=True):
+        one.set_verbosity(level)
+
+
+@pytest.mark.usefixtures("loud")
+def test_settings_of_the_process_are_as_before(model: Path, pipe: Any, tmp_path: Path) -> None:
+    before = dict(os.environ), verbosity(), torch.get_num_threads(), torch.initial_seed()
+    random = torch.get_rng_state()
+    nemo_prune.detect(model, PROMPTS, seeds=3, tau=0.0, gate=0.0)
+    with nemo_prune.masked(pipe.unet, [Neuron(LAYER, 3)]):
+        nemo_prune.detect(pipe, PROMPTS, seeds=3, tau=0.0, gate=0.0)
+    nemo_prune.localize(model, PROMPTS, calibration_prompts=ORDINARY, **QUICK)
+    nemo_prune.apply(model, [Neuron(LAYER, 3)], tmp_path / "clean.safetensors")
+    nemo_prune.verify(model, tmp_path / "clean.safetensors", PROMPTS, ordinary=ORDINARY[:1], images=1,
+                      ordinary_images=0, picture_steps=1, seeds=3, tau=0.0, gate=0.0)  # fmt: skip
+    with pytest.raises(CheckpointError):
+        nemo_prune.detect(tmp_path / "none.safetensors", PROMPTS)
+    assert before == (dict(os.environ), verbosity(), torch.get_num_threads(), torch.initial_seed())
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_no_network_and_no_setting_without_the_command_line(model: Path, tmp_path: Path) -> None:
+    """A process of its own, without the variables that the command line sets: none is needed."""
+    code = (
+        SEALED.partition("from nemo_prune")[0]
+        + f"""
+import os
+before = dict(os.environ)
+import nemo_prune
+nemo_prune.detect({str(model)!r}, {PROMPTS!r}, seeds=3, tau=0.0, gate=0.0, device="cpu")
+nemo_prune.apply({str(model)!r}, [nemo_prune.Neuron({LAYER!r}, 3)],
+                 {str(tmp_path / "clean.safetensors")!r})
+nemo_prune.verify({str(model)!r}, {str(tmp_path / "clean.safetensors")!r}, {PROMPTS!r}, ordinary=[],
+                  images=1, picture_steps=1, seeds=3, tau=0.0, gate=0.0, device="cpu")
+import huggingface_hub.constants
+assert not huggingface_hub.constants.HF_HUB_OFFLINE, "later downloads still work"
+assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+"""
+    )
+    clean = {name: value for name, value in os.environ.items()
+             if not name.startswith(("HF_", "TRANSFORMERS_", "DIFFUSERS_", "DISABLE_TEL"))}  # fmt: skip
+    done = subprocess.run([*alone(), sys.executable, "-c", code], capture_output=True, env=clean)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == b""

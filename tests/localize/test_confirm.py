@@ -1,0 +1,234 @@
+"""Pictures that come back after the score's timestep, on a denoiser that is known to draw them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from test_engine import CHANNELS, TAU, TIMESTEP, Toy, hooks, loaded
+from tiny import Told
+from torch import Tensor
+
+from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.statuses import GONE
+from nemo_prune.localize.confirm import FIRST_SEED, SEEDS, UNRELATED, Confirmation, unrelated_ends
+from nemo_prune.scoring.engine import Engine, Prompt, Sample
+from nemo_prune.scoring.trajectory import schedule_from
+from nemo_prune.search.auto import Candidates
+
+SCHEDULE = schedule_from(961, 5)
+EARLY = 900  # the score looks above it, most of a trajectory lies below
+LAYERS = ("first", "second")
+
+
+class LateToy(Toy):
+    """The first layer's neurons draw their pictures at early timesteps, the second's at later ones."""
+
+    def forward(self, inputs: Tensor, timestep: int, text: Tensor, **_options: Any) -> Any:
+        layer = self.layers[0 if timestep >= EARLY else 1]
+        drive = layer(text).mean(dim=1) + text.mean(dim=1) * torch.eye(CHANNELS)[-1]
+        picture = (drive[:, :, None, None, None] * self.pictures).sum(dim=1)
+        return (inputs + picture + 0.5 * inputs.flip(-1),)
+
+
+def prompt(**drives: float) -> Prompt:
+    text = torch.zeros(77, CHANNELS)
+    for channel, strength in drives.items():
+        text[:, int(channel.removeprefix("c"))] = strength
+    return Prompt(text)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    unet = LateToy().eval().requires_grad_(False)
+    layers = {"first": unet.layers[0], "second": unet.layers[1]}
+    model = dataclasses.replace(
+        loaded(), unet=unet, value_layers=layers, alphas_cumprod=torch.linspace(0.99, 0.2, 1000)
+    )
+    one = Engine(model, timestep=TIMESTEP)
+    one.prompts = lambda texts: [prompt() for _ in texts]  # type: ignore[method-assign]
+    return one
+
+
+@pytest.fixture
+def confirmation(engine: Engine) -> Confirmation:
+    told = Told()
+    ends = unrelated_ends(engine, ["a"] * UNRELATED, SCHEDULE, told)
+    assert len(ends) == UNRELATED
+    return Confirmation(engine, SCHEDULE, ends, told)
+
+
+def scope(*layers: str) -> tuple[Sequence[str], Candidates]:
+    order = tuple(Neuron(layer, row) for layer in layers for row in range(CHANNELS))
+    return layers, Candidates(order, dict.fromkeys(order, 1.0))
+
+
+BOTH = [scope(*LAYERS)]
+EARLY_NEURON, LATE_NEURON = Neuron("first", 0), Neuron("second", 0)
+
+
+def largest(confirmation: Confirmation, index: int, one: Prompt, off: frozenset[Neuron]) -> float:
+    """What remains on twenty seeds that nothing else uses."""
+    samples = [Sample(one, off, seed) for seed in range(500, 520)]
+    ends = confirmation.engine.trajectories(samples, SCHEDULE)
+    found = confirmation.references[index].remaining(dict(enumerate(ends, start=500)))
+    return max(found.values())
+
+
+def test_what_comes_back_at_later_timesteps_is_found(engine: Engine, confirmation: Confirmation) -> None:
+    """The score calls it suppressed, the picture is drawn all the same."""
+    one = prompt(c0=2.0)
+    off = frozenset({EARLY_NEURON})
+    assert max(engine.probe(one, frozenset(), range(10))[0].values()) > TAU
+    assert max(engine.probe(one, off, range(10))[0].values()) <= TAU
+    assert confirmation.refer(3, one, (0, 1)).judged
+    assert largest(confirmation, 3, one, off) > GONE
+    found = confirmation.remove(3, one, off, BOTH, rounds=3)
+    assert found == {EARLY_NEURON, LATE_NEURON}
+    result = confirmation.result
+    assert result.neurons == {3: (LATE_NEURON,)}
+    assert not result.drawn(3)
+    assert largest(confirmation, 3, one, found) < GONE
+    (outcome,) = result.outcomes[3]
+    assert (outcome.status, outcome.order) == ("localized", "attribution")
+    assert len(outcome.attribution) == 1
+    assert result.widened == result.exhausted == set()
+    assert hooks(engine.model) == 0
+
+
+def test_passes_are_counted_with_what_they_cost(engine: Engine, confirmation: Confirmation) -> None:
+    one, before = prompt(c0=2.0), engine.cost.samples
+    confirmation.refer(3, one, (0, 1))
+    assert confirmation.result.passes[3] == 2 * SCHEDULE.passes
+    confirmation.remove(3, one, {EARLY_NEURON}, BOTH, rounds=3)
+    assert confirmation.result.passes[3] == engine.cost.samples - before
+    assert engine.cost.backward > 0
+
+
+def test_a_picture_that_is_gone_costs_eight_trajectories_and_no_search(
+    engine: Engine, confirmation: Confirmation
+) -> None:
+    one, off = prompt(c0=2.0), frozenset({EARLY_NEURON, LATE_NEURON})
+    confirmation.refer(0, one, (0, 1))
+    assert confirmation.remove(0, one, off, BOTH, rounds=3) == off
+    assert confirmation.result.passes[0] == (2 + SEEDS) * SCHEDULE.passes <= 100
+    assert engine.cost.backward == 0
+    assert confirmation.result.outcomes == confirmation.result.neurons == {}
+
+
+def test_without_rounds_it_is_said_to_be_drawn_and_left(
+    engine: Engine, confirmation: Confirmation
+) -> None:
+    one, off = prompt(c0=2.0), frozenset({EARLY_NEURON})
+    confirmation.refer(0, one, (0, 1))
+    assert confirmation.remove(0, one, off, BOTH, rounds=0) == off
+    assert confirmation.result.drawn(0)
+    assert confirmation.result.remaining[0] >= GONE  # type: ignore[operator]
+    assert confirmation.result.outcomes == {}
+    assert engine.cost.backward == 0
+
+
+def test_further_layers_are_searched_where_the_first_are_not_enough(confirmation: Confirmation) -> None:
+    one, off = prompt(c0=2.0), frozenset({EARLY_NEURON})
+    confirmation.refer(0, one, (0, 1))
+    scopes = [scope("first"), scope(*LAYERS)]
+    assert confirmation.remove(0, one, off, scopes, rounds=3) == off | {LATE_NEURON}
+    assert confirmation.result.widened == {0}
+    assert not confirmation.result.drawn(0)
+
+
+def test_further_layers_are_left_alone_where_the_first_are_enough(confirmation: Confirmation) -> None:
+    one, off = prompt(c0=2.0), frozenset({EARLY_NEURON})
+    confirmation.refer(0, one, (0, 1))
+    found = confirmation.remove(0, one, off, [scope("second"), scope(*LAYERS)], rounds=3)
+    assert found == off | {LATE_NEURON}
+    assert confirmation.result.widened == set()
+
+
+def test_a_picture_that_no_value_neuron_draws_is_said_to_stay(confirmation: Confirmation) -> None:
+    """Nothing is switched off in vain."""
+    one, off = prompt(c0=1.0, c5=3.0), frozenset({EARLY_NEURON})
+    confirmation.refer(0, one, (0, 1))
+    found = confirmation.remove(0, one, off, [scope("first"), scope(*LAYERS)], rounds=3)
+    assert found == off
+    assert confirmation.result.drawn(0)
+    assert confirmation.result.exhausted == {0}
+    assert confirmation.result.neurons == {}
+
+
+def test_without_layers_to_search_nothing_is_called_exhausted(confirmation: Confirmation) -> None:
+    one, off = prompt(c0=2.0), frozenset({EARLY_NEURON})
+    confirmation.refer(0, one, (0, 1))
+    assert confirmation.remove(0, one, off, [], rounds=3) == off
+    assert confirmation.result.drawn(0)
+    assert confirmation.result.exhausted == set()
+
+
+def test_what_cannot_be_judged_is_noted_and_left(engine: Engine, confirmation: Confirmation) -> None:
+    one, off = prompt(), frozenset({EARLY_NEURON})
+    assert not confirmation.refer(0, one, (0, 1)).judged
+    before = engine.cost.samples
+    assert confirmation.remove(0, one, off, BOTH, rounds=3) == off
+    assert confirmation.result.remaining == {0: None}
+    assert not confirmation.result.drawn(0)
+    assert engine.cost.samples == before
+
+
+def test_a_prompt_profits_from_what_is_off_for_those_before_it(
+    engine: Engine, confirmation: Confirmation
+) -> None:
+    first, second = prompt(c0=2.0), prompt(c0=1.5)
+    off = frozenset({EARLY_NEURON})
+    for index, one in enumerate((first, second)):
+        confirmation.refer(index, one, (0, 1))
+    off = confirmation.remove(0, first, off, BOTH, rounds=3)
+    backward = engine.cost.backward
+    assert confirmation.remove(1, second, off, BOTH, rounds=3) == off
+    assert engine.cost.backward == backward
+    assert set(confirmation.result.neurons) == {0}
+    assert not confirmation.result.drawn(1)
+
+
+@pytest.mark.parametrize(("drawn", "asked"), [(0, [1]), (2, [1, 2]), (7, [1, 2, 5]), (None, [1, 2, 5])])
+def test_one_seed_of_eight_is_enough_to_be_drawn(
+    confirmation: Confirmation, monkeypatch: pytest.MonkeyPatch, drawn: int | None, asked: list[int]
+) -> None:
+    """The largest counts, since a mean hides what some seeds draw; a few are asked at a time."""
+    one = prompt(c0=2.0)
+    reference = confirmation.refer(0, one, (0, 1))
+    widths: list[int] = []
+
+    def trajectories(_self: Engine, samples: Sequence[Sample], *_more: object) -> list[Tensor]:
+        widths.append(len(samples))
+        return [
+            reference.latents[0] if sample.seed == 40 + (-1 if drawn is None else drawn)
+            else confirmation.unrelated[sample.seed % UNRELATED]
+            for sample in samples
+        ]  # fmt: skip
+
+    monkeypatch.setattr(Engine, "trajectories", trajectories)
+    found = confirmation.look(0, one, frozenset(), range(40, 48))
+    assert widths == asked
+    assert len(found) == sum(asked)
+    assert confirmation.result.drawn(0) == (drawn is not None)
+    assert confirmation.result.remaining[0] == max(found.values())
+
+
+def test_seeds_that_no_search_saw_decide(
+    confirmation: Confirmation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, asked = prompt(c0=2.0), list[list[int]]()
+    confirmation.refer(0, one, (0, 1))
+    really = Confirmation.look
+
+    def spy(self: Confirmation, index: int, one: Prompt, off: frozenset[Neuron], seeds: Any) -> Any:
+        asked.append(list(seeds))
+        return really(self, index, one, off, seeds)
+
+    monkeypatch.setattr(Confirmation, "look", spy)
+    confirmation.remove(0, one, {EARLY_NEURON}, BOTH, rounds=3)
+    assert asked == [
+        list(range(FIRST_SEED, FIRST_SEED + SEEDS)),
+        list(range(FIRST_SEED + SEEDS, FIRST_SEED + 2 * SEEDS)),
+    ]
