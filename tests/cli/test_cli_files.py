@@ -226,6 +226,18 @@ def test_restore_refuses(tmp_path, model):
     nothing_left(tmp_path, "m", "o", "u")
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_restore_is_given_a_manifest(tmp_path, model, kind):
+    source = model if kind == "file" else pipeline(tmp_path / "folder")
+    path = manifest(tmp_path / "man.json", [(DOWN, 1)])
+    result = run("apply", source, "--manifest", path, "-o", tmp_path / "o", "--undo", tmp_path / "u")
+    assert f"do not publish {tmp_path / 'u'}: it holds the removed rows\n" in result.stderr
+    result = run("restore", tmp_path / "o", "--undo", path, "-o", tmp_path / "b")
+    assert result.exit_code == 2
+    words = "is a manifest, which names the neurons and holds no rows; give what --undo wrote when the"
+    assert f"{path}: {words}" in result.stderr
+
+
 # ----------------------------------------------------------------------------------------- diff
 
 
