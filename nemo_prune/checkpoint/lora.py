@@ -7,9 +7,9 @@ zeroed::
     down  [k, columns]  row j is -W[r_j]
     W + up @ down       is W with these rows 0, exactly, at weight 1 and alpha = k
 
-So the file holds the removed rows: who has it can put back what was removed, like with an undo file.
-Under kohya's names every layer has its own rank. Under diffusers' names, which come without alphas, all
-layers are filled up with zeros to one rank, since old versions scale by the rank of the first layer.
+So the file holds the removed rows: who has it can put back what was removed, as with an undo file.
+All layers are filled up with zeros to the rank of the largest: with a rank for each layer, diffusers
+0.42 takes one layer's alpha for all (its names for alphas match no layer) and scales the others wrongly.
 """
 
 import struct
@@ -109,7 +109,7 @@ def write_lora(
     Args:
         checkpoint: the source; its main copy's rows are taken, in its own dtype.
         neurons: what to zero; each once.
-        out: the safetensors file to write, of ranks as large as a layer has neurons to zero.
+        out: the safetensors file to write, of a rank as large as a layer has neurons to zero.
         names: of the tensors.
         overwrite: whether a file that exists may be replaced.
         source_sha256: of the model, if it is known; else it is read whole.
@@ -118,10 +118,9 @@ def write_lora(
     """
     check_lora(checkpoint, neurons, out, overwrite=overwrite)
     layers = _layers(checkpoint, neurons)
-    most = max(len(layer.rows) for layer in layers)
+    rank = max(len(layer.rows) for layer in layers)
     tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     for layer in layers:
-        rank = len(layer.rows) if names == "kohya" else most
         dtype, (rows, columns), up, down = _factors(layer, rank)
         if names == "kohya":
             stem = f"lora_unet_{layer.name.replace('.', '_')}"
@@ -134,8 +133,8 @@ def write_lora(
     metadata = {
         "format": "pt",
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(most),
-        "ss_network_alpha": str(most),
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank),
         "ss_base_model_version": _VERSIONS[checkpoint.family],
         "ss_v2": str(checkpoint.family == "sd2"),
         "ss_output_name": out.stem.encode("utf-8", "backslashreplace").decode(),

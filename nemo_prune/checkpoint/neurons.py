@@ -22,6 +22,11 @@ def network_order(layer: str) -> tuple[int, tuple[tuple[int, str], ...]]:
     return part, tuple((int(p), "") if _is_number(p) else (-1, p) for p in layer.split("."))
 
 
+def short_name(layer: str) -> str:
+    """A value layer's name without what all of them have in common: down_blocks.2.attentions.1.0."""
+    return layer.replace(".transformer_blocks", "").removesuffix(".attn2.to_v")
+
+
 def union(*groups: Iterable[Neuron]) -> tuple[Neuron, ...]:
     """Every neuron of `groups` once, in the order of the network, rows ascending."""
     return tuple(

@@ -26,11 +26,12 @@ from nemo_prune.errors import OutputError, UndoError, option
 from nemo_prune.files.atomic import check_new_folder, check_room, new_folder, refuse_same, write_new
 from nemo_prune.files.hashing import file_sha256, joint_sha256
 from nemo_prune.files.strict_json import read_object
-from nemo_prune.files.trees import check_apart, copy_file, read_tree, shown
+from nemo_prune.files.trees import check_apart, copy_file, read_tree, shown, start_of
 from nemo_prune.files.undo import Restored, restore
 
 _INDEX = "undo.json"
 _FORMAT = "nemo-prune-undo-folder/1"
+_MANIFEST = re.compile(rb'"format": *"nemo-prune-manifest/')
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -45,6 +46,11 @@ def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = Fals
     for files that cannot be read, OutputError if `out` may not or cannot be written; then nothing is
     left behind.
     """
+    if undo.is_file() and _MANIFEST.search(start_of(undo, 4096)):
+        raise UndoError(
+            f"{undo}: is a manifest, which names the neurons and holds no rows; give what "
+            f"{option('undo')} wrote when the model was pruned"
+        )
     if not are_folders(pruned, undo):
         return restore(pruned, undo, out, overwrite)
     source_sha256, rewritten, left_out = _read_index(undo)

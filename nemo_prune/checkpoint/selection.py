@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neurons
 from nemo_prune.checkpoint.manifest import Manifest
-from nemo_prune.checkpoint.neurons import Neuron, network_order, union
+from nemo_prune.checkpoint.neurons import Neuron, network_order, short_name, union
 from nemo_prune.errors import ManifestError, OptionError, option
 from nemo_prune.files.text import MAX_BYTES, read_text
 from nemo_prune.files.trees import shown
@@ -106,13 +106,15 @@ def _choice(neurons: Sequence[Neuron], groups: Groups, top_k: int | None) -> Cho
 def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     """The neurons that `text`, "layer:row,layer:row,...", names, in the order of the network.
 
-    A layer is given by its name, with or without the ending ".attn2.to_v", or by its number: they
-    count from 0 in the order of the network, as `inspect` lists them. Raises OptionError for what
-    cannot be read, layers and rows that `checkpoint` does not have, and neurons named twice.
+    A layer is given by its name, with or without the ending ".attn2.to_v", short as `inspect` and
+    reports have it, or by its number: they count from 0 in the order of the network. Raises
+    OptionError for what cannot be read, layers and rows that `checkpoint` does not have, and neurons
+    named twice.
     """
     layers = checkpoint.value_layers
     known = {layer.name: layer for layer in layers}
     known |= {layer.name.removesuffix(_SUFFIX): layer for layer in layers}
+    known |= {short_name(layer.name): layer for layer in layers}
     known |= {str(number): layer for number, layer in enumerate(layers)}
     found: list[Neuron] = []
     for piece in text.split(","):

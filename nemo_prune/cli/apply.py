@@ -15,6 +15,7 @@ from nemo_prune.cli.options import (
     overwrite_option,
     undo_option,
 )
+from nemo_prune.cli.restore import say_undo
 
 if TYPE_CHECKING:
     from nemo_prune.checkpoint.lora import LoraNames
@@ -153,5 +154,4 @@ def apply(
             err=True,
         )
     if undo is not None:
-        but = ", but for what --drop-pickles left out" if how["drop_pickles"] else ""
-        click.echo(f"wrote {undo}: with it, restore brings the source back{but}", err=True)
+        say_undo(undo, how["drop_pickles"])

@@ -131,47 +131,6 @@ def print_findings(result: dict[str, Any]) -> None:
         shown.print(line, markup=False)
 
 
-def print_inspection(found: dict[str, Any]) -> None:
-    """The table of `inspect`, on standard output: it is what was asked for."""
-    shown = Console(highlight=False)
-    for key in ("path", "family", "layout", "prediction_type", "text_encoder", "vae", "ema",
-                "in_channels", "dtypes", "bytes", "files", "unedited"):  # fmt: skip
-        if key not in found:
-            continue
-        value = found[key]
-        text = ", ".join(value) if isinstance(value, list) else value
-        shown.print(f"{key.replace('_', ' ')}: {'unknown' if text is None else text}", markup=False)
-    table = Table(header_style="bold")
-    for name in ("", "value layer", "neurons", "columns", "copies", "already zero"):
-        table.add_column(name, overflow="fold")
-    for number, layer in enumerate(found["value_layers"]):
-        zeroed = layer["zeroed"]
-        table.add_row(
-            str(number), layer["name"].removesuffix(".attn2.to_v"), str(layer["rows"]),
-            str(layer["columns"]), str(layer["copies"]), ", ".join(map(str, zeroed)) or "-",
-        )  # fmt: skip
-    shown.print(table)
-    for layer in found["value_layers"]:
-        if rows := ", ".join(map(str, layer["zeroed_in_some_copies"])):
-            shown.print(
-                f"the copies of {layer['name']} disagree: rows {rows} are zero in some, not in all; "
-                f"prune again, or start from the source",
-                markup=False,
-            )
-    named = found["named_but_not_zero"]
-    if named is None:
-        shown.print("damaged metadata: nemo_prune.neurons names no neurons by layer", markup=False)
-    for entry in named or ():
-        shown.print(
-            f"the metadata name row {entry['row']} of {entry['layer']} as removed, and it is not zero",
-            markup=False,
-        )
-    for key, value in found.get("hashes", {}).items():
-        shown.print(f"{key.replace('_', ' ')}: {'none' if value is None else value}", markup=False)
-    for key, value in found["provenance"].items():
-        shown.print(f"{key}: {value}", markup=False)
-
-
 def _table(*columns: str) -> Table:
     """An empty table; words to the left, numbers to the right."""
     table = Table(header_style="bold")

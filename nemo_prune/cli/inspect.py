@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from nemo_prune.cli.options import json_option, model_argument
+
+_FACTS = ("path", "family", "layout", "prediction_type", "text_encoder", "vae", "ema", "in_channels",
+          "dtypes", "bytes", "files", "unedited")  # fmt: skip
 
 
 @click.command()
@@ -28,8 +32,67 @@ def inspect(model: Path, hashed: bool, strict: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
     else:
-        from nemo_prune.cli.console import print_inspection
-
-        print_inspection(found)
+        _print(found)
     if strict and found["named_but_not_zero"] != []:
         click.get_current_context().exit(1)
+
+
+def _print(found: dict[str, Any]) -> None:
+    """What `inspection` found, for people, on standard output: it is what was asked for."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from nemo_prune.checkpoint.neurons import short_name
+
+    shown = Console(highlight=False)
+
+    def line(text: str) -> None:
+        # A hash or a path is one word, to be copied as a whole.
+        shown.print(text, markup=False, soft_wrap=" " not in text.partition(": ")[2])
+
+    for key in _FACTS:
+        if key in found:
+            value = found[key]
+            text = ", ".join(value) if isinstance(value, list) else value
+            line(f"{key.replace('_', ' ')}: {'unknown' if text is None else text}")
+    layers = found["value_layers"]
+    line(f"text channels: {layers[0]['columns']}")
+    table = Table(header_style="bold")
+    for name in ("", "value layer", "neurons", "copies", "already zero"):
+        # Numbers and names are never cut off; a long list of rows is folded.
+        table.add_column(name, overflow="fold", no_wrap=name != "already zero")
+    numbered = list(enumerate(layers))
+    for number, layer in sorted(numbered, key=lambda pair: not pair[1]["zeroed"]):
+        table.add_row(
+            str(number), short_name(layer["name"]), str(layer["rows"]), str(layer["copies"]),
+            ", ".join(map(str, layer["zeroed"])) or "-",
+        )  # fmt: skip
+    shown.print(table)
+    for layer in layers:
+        if rows := ", ".join(map(str, layer["zeroed_in_some_copies"])):
+            line(
+                f"the copies of {layer['name']} disagree: rows {rows} are zero in some, not in all; "
+                f"prune again, or start from the source"
+            )
+    named = found["named_but_not_zero"]
+    if named is None:
+        line("damaged metadata: nemo_prune.neurons names no neurons by layer")
+    for entry in named or ():
+        line(f"the metadata name row {entry['row']} of {entry['layer']} as removed, and it is not zero")
+    for key, value in found.get("hashes", {}).items():
+        line(f"{key.replace('_', ' ')}: {'none' if value is None else value}")
+    for key, value in found["provenance"].items():
+        line(f"{key}: {_brief(value)}")
+
+
+def _brief(text: str) -> str:
+    """A metadata entry; of one that is a JSON object no more than its size, as --json has it all."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if not isinstance(value, dict):
+        return text
+    if value and all(isinstance(rows, list) for rows in value.values()):
+        return f"{sum(map(len, value.values()))} rows in {len(value)} layers (--json shows them)"
+    return f"{len(value)} entries (--json shows them)"

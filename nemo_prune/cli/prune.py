@@ -30,6 +30,7 @@ from nemo_prune.cli.options import (
     undo_option,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
+from nemo_prune.cli.restore import say_undo
 from nemo_prune.options import Reporting, Writing
 
 
@@ -116,6 +117,8 @@ def prune(
             found = pruning.check(found, written.path, inputs.prompts.texts, bar)
     # The manifest and the table come before pictures, which may take hours.
     conclude(found, written, writing, inputs, as_json, quiet)
+    if written is not None and writing.undo is not None and not quiet:
+        say_undo(writing.undo, writing.drop_pickles)
     code = exit_code(record.status for record in found.manifest.prompts)
     if written is not None and reporting.outputs:
         from nemo_prune.report.inputs import inputs_of_run

@@ -8,6 +8,13 @@ import click
 from nemo_prune.cli.options import FILE, OUT, json_option, model_argument, overwrite_option
 
 
+def say_undo(undo: Path, dropped: bool) -> None:
+    """Say what was written and is to be kept private; `dropped`: whether pickles were left out."""
+    but = ", but for what --drop-pickles left out" if dropped else ""
+    click.echo(f"wrote {undo}: with it, restore brings the source back{but}", err=True)
+    click.echo(f"do not publish {undo}: it holds the removed rows", err=True)
+
+
 @click.command()
 @model_argument
 @click.option("--undo", type=FILE, required=True, help="What --undo wrote when MODEL was pruned.")

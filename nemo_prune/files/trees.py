@@ -103,11 +103,11 @@ def entries(folder: Path) -> list[Path]:
         raise unreadable(folder, error) from None
 
 
-def start_of(path: Path) -> bytes:
-    """The first 16 bytes of a file; CheckpointError if it cannot be read."""
+def start_of(path: Path, length: int = 16) -> bytes:
+    """The first bytes of a file; CheckpointError if it cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(16)
+            return file.read(length)
     except OSError as error:
         raise unreadable(path, error) from None
 

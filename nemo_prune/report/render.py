@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nemo_prune.checkpoint.neurons import short_name
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
 from nemo_prune.report import verdict as says
@@ -118,7 +119,7 @@ def _render(template: str, data: Data, album: Album) -> str:
         "score": lambda value: "–" if value is None else f"{value:.3f}",
         "percent": says.percent,
         "near": lambda entry: says.near_text(entry, data),
-        "layer": _short,
+        "layer": short_name,
         "line": _markdown_line,
     }
     environment.filters |= filters
@@ -145,11 +146,6 @@ def _render(template: str, data: Data, album: Album) -> str:
         trajectory=any(entry.get("trajectory") is not None for entry in data["prompts"]),
         removed=[layer for layer in data["layers"] if layer["removed"]],
     )
-
-
-def _short(layer: str) -> str:
-    """A layer's name without what all of them have in common."""
-    return layer.replace(".transformer_blocks", "").removesuffix(".to_v").removesuffix(".attn2")
 
 
 def _markdown_line(text: str) -> str:

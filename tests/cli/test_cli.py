@@ -56,6 +56,7 @@ def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Pat
     assert told["neurons"], "a threshold of 0 makes every prompt memorized"
     still = any(entry["status"] in ("still memorized", "not removable") for entry in told["prompts"])
     assert result.exit_code == (1 if still else 0)
+    assert f"do not publish {undo}: it holds the removed rows\n" in result.stderr
     assert model.read_bytes() == before
     assert json.loads(manifest.read_text())["neurons"] == told["neurons"]
 

@@ -226,6 +226,18 @@ def test_restore_refuses(tmp_path, model):
     nothing_left(tmp_path, "m", "o", "u")
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_restore_is_given_a_manifest(tmp_path, model, kind):
+    source = model if kind == "file" else pipeline(tmp_path / "folder")
+    path = manifest(tmp_path / "man.json", [(DOWN, 1)])
+    result = run("apply", source, "--manifest", path, "-o", tmp_path / "o", "--undo", tmp_path / "u")
+    assert f"do not publish {tmp_path / 'u'}: it holds the removed rows\n" in result.stderr
+    result = run("restore", tmp_path / "o", "--undo", path, "-o", tmp_path / "b")
+    assert result.exit_code == 2
+    words = "is a manifest, which names the neurons and holds no rows; give what --undo wrote when the"
+    assert f"{path}: {words}" in result.stderr
+
+
 # ----------------------------------------------------------------------------------------- diff
 
 
@@ -408,6 +420,33 @@ def test_inspect_numbers_layers_as_apply_counts_them(model):
     lines = run("inspect", model).stdout.splitlines()
     (line,) = [line for line in lines if "mid_block.attentions.0" in line]
     assert "6" in line.split("mid_block")[0]
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("shape", [SD1, SDXL])
+def test_inspect_fits_80_columns(tmp_path, monkeypatch, shape, pruned):
+    """Also of SDXL at its true widths, with many rows zero and metadata of many pages."""
+    monkeypatch.setenv("COLUMNS", "80")
+    true = shape | {"widths": (320, 640, 1280, 1280)[: len(shape["widths"])], "columns": 1}
+    path = write(tmp_path / "m", unet(true, dtype="F8_E4M3", sdxl=shape is SDXL))
+    middle = len(open_checkpoint(path).select("down"))
+    if pruned:
+        rows = ",".join(f"{middle}:{row}" for row in range(1000, 1200, 3))
+        run("apply", path, "--neurons", rows, "-o", tmp_path / "o")
+        path = tmp_path / "o"
+    shown = run("inspect", path).stdout.replace(str(tmp_path), "").splitlines()
+    assert all(len(line) <= 80 for line in shown if "_sha256: " not in line)
+    table = [line for line in shown if line.startswith("│")]
+    assert len([line for line in table if line[2:4].strip()]) == len(open_checkpoint(path).value_layers)
+    assert ("mid_block.attentions.0.0" in table[0]) == pruned
+    text = "\n".join(shown)
+    assert ("nemo_prune.neurons: 67 rows in 1 layers (--json shows them)" in text) == pruned
+    assert f"down_blocks.{1 if shape is SDXL else 0}.attentions.0.0" in text
+
+
+def test_the_short_names_of_layers_choose_them(tmp_path, model):
+    run("apply", model, "--neurons", "mid_block.attentions.0.0:3", "-o", tmp_path / "o")
+    assert zeroed(tmp_path / "o") == {MID: [3]}
 
 
 # ------------------------------------------------------------------------------- without torch
