@@ -12,7 +12,6 @@ Under kohya's names every layer has its own rank. Under diffusers' names, which 
 layers are filled up with zeros to one rank, since old versions scale by the rank of the first layer.
 """
 
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
