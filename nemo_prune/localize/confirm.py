@@ -22,12 +22,14 @@ from nemo_prune.search.protocol import Outcome
 FIRST_SEED = 20_000
 """Trajectories are drawn from seeds from here on: no score ever uses them."""
 SEEDS = 8
-"""Seeds that a verdict is about: a picture may come back from two of eight."""
+"""Seeds that a verdict is about, twice as many where it is near: a picture may come back from two of
+eight, or from one of sixteen."""
 UNRELATED = 16
 """Ordinary prompts whose trajectories say how alike unrelated pictures are; ten passes each."""
 _UNRELATED_SEED = 30_000
 _GOAL = 0.4  # what a search must reach, so that other seeds stay below GONE
-_WIDTHS = (1, 2, 5)  # seeds asked at once: mostly the first tells that a picture is drawn
+_WIDTHS = (1, 2, 5, 8)  # seeds asked at once: mostly the first tells that a picture is drawn
+_NEAR = 0.25  # r from which on eight seeds have not settled it: pictures fade by degrees
 
 
 @dataclass
@@ -85,20 +87,25 @@ class Confirmation:
     def look(
         self, index: int, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int]
     ) -> dict[int, float]:
-        """r of the seeds, a few at a time, until one is drawn or all are gone; notes the largest."""
+        """r of the seeds, a few at a time, until one is drawn or all are gone; notes the largest.
+
+        The first eight are enough where nothing near the picture comes from any of them.
+        """
         before, found = self.engine.cost.samples, dict[int, float]()
         reference = self.references[index]
         if not reference.judged:
             self.result.remaining[index] = None
             return found
         left = list(seeds)
-        for width in (*_WIDTHS, len(left)):
+        for width in _WIDTHS:
             some, left = left[:width], left[width:]
-            if some:
-                samples = [Sample(prompt, off, seed) for seed in some]
-                ends = self.engine.trajectories(samples, self.schedule, self.progress.advance)
-                found |= reference.remaining(dict(zip(some, ends, strict=True)))
-            if found and max(found.values()) >= GONE:
+            if not some:
+                break
+            samples = [Sample(prompt, off, seed) for seed in some]
+            ends = self.engine.trajectories(samples, self.schedule, self.progress.advance)
+            found |= reference.remaining(dict(zip(some, ends, strict=True)))
+            largest = max(found.values())
+            if largest >= GONE or (len(found) >= SEEDS and largest < _NEAR):
                 break
         self.result.remaining[index] = max(found.values())
         self._spent(index, before)
@@ -121,12 +128,13 @@ class Confirmation:
         scope = 0
         known: list[dict[Neuron, float]] = [{} for _ in scopes]
         for round_ in range(rounds + 1):
-            first = FIRST_SEED + round_ * SEEDS
-            seeds = range(first, first + SEEDS)
+            first = FIRST_SEED + round_ * 2 * SEEDS
+            seeds = range(first, first + 2 * SEEDS)
             seen = self.look(index, prompt, everything, seeds)
             if not self.result.drawn(index) or round_ == rounds:
                 break
-            remaining = {seed: seen.get(seed, max(seen.values())) for seed in seeds}
+            asked = [*seen, *(seed for seed in seeds[:SEEDS] if seed not in seen)]
+            remaining = {seed: seen.get(seed, max(seen.values())) for seed in asked}
             while scope < len(scopes):
                 layers, candidates = scopes[scope]
                 found = self._search(

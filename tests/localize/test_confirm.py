@@ -14,7 +14,7 @@ from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.localize.confirm import FIRST_SEED, SEEDS, UNRELATED, Confirmation, unrelated_ends
 from nemo_prune.scoring.engine import Engine, Prompt, Sample
-from nemo_prune.scoring.trajectory import schedule_from
+from nemo_prune.scoring.trajectory import Reference, schedule_from
 from nemo_prune.search.auto import Candidates
 
 SCHEDULE = schedule_from(961, 5)
@@ -229,6 +229,19 @@ def test_seeds_that_no_search_saw_decide(
     monkeypatch.setattr(Confirmation, "look", spy)
     confirmation.remove(0, one, {EARLY_NEURON}, BOTH, rounds=3)
     assert asked == [
-        list(range(FIRST_SEED, FIRST_SEED + SEEDS)),
-        list(range(FIRST_SEED + SEEDS, FIRST_SEED + 2 * SEEDS)),
+        list(range(FIRST_SEED, FIRST_SEED + 2 * SEEDS)),
+        list(range(FIRST_SEED + 2 * SEEDS, FIRST_SEED + 4 * SEEDS)),
     ]
+
+
+@pytest.mark.parametrize(("largest", "asked"), [(0.2, SEEDS), (0.3, 2 * SEEDS)])
+def test_what_is_near_is_asked_about_on_twice_as_many_seeds(
+    confirmation: Confirmation, monkeypatch: pytest.MonkeyPatch, largest: float, asked: int
+) -> None:
+    """Pictures fade by degrees: what eight seeds leave just below one half may come from a ninth."""
+    one = prompt(c0=2.0)
+    confirmation.refer(0, one, (0, 1))
+    monkeypatch.setattr(Reference, "remaining", lambda _self, ends: dict.fromkeys(ends, largest))
+    found = confirmation.look(0, one, frozenset(), range(40, 40 + 2 * SEEDS))
+    assert len(found) == asked
+    assert not confirmation.result.drawn(0)
