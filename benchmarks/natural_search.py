@@ -6,8 +6,8 @@ confirmation by trajectories. Then, with the union off:
 
     drift       of held-out ordinary captions, beside as many random neurons
     pictures    the memorized captions' pictures of fresh seeds, by the report's rule: how many are near
-    tradeoff    of the default search, for each photo: more and more of its own neurons, what matters
-                most first, then all there are; how many, their drift, and r, the largest of eight seeds
+    tradeoff    of the default search, for each photo: more and more of its own neurons, then all there
+                are: how many, their drift, and r, the largest of eight seeds
 """
 
 import argparse

@@ -1,7 +1,10 @@
 """The verb check."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,15 @@ from nemo_prune.cli.options import (
     check_files,
     detecting_options,
     model_argument,
-    prompts_option,
+    prompts_options,
     read_inputs,
 )
+from nemo_prune.errors import NemoPruneError, OutputError
 
 
 @click.command()
 @model_argument
-@prompts_option
+@prompts_options
 @click.option("--junit", type=OUT, help="Also write a JUnit file: a test case a prompt.")
 @click.option(
     "--confirm",
@@ -30,8 +34,8 @@ from nemo_prune.cli.options import (
 )
 @detecting_options
 def check(
-    model: Path, prompt_file: Path, junit: Path | None, confirm: str, all_seeds: bool,
-    show_prompts: bool, overwrite: bool, as_json: bool, quiet: bool, **given: Any,
+    model: Path, junit: Path | None, confirm: str, all_seeds: bool, show_prompts: bool, overwrite: bool,
+    as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Fail if a prompt is memorized: the gate of a release, made for CI.
 
@@ -51,29 +55,37 @@ def check(
     check_files(step_summary)
     if junit:
         check_place(junit, overwrite)
-    inputs = read_inputs(open_checkpoint(model), {"prompt_file": prompt_file, **given})
-    inputs.check()
-    from nemo_prune.report.junit import append_step_summary, finding_line, write_junit
-    from nemo_prune.scoring.detection_run import find_memorized, summary
+    with _no_verdict_kept(model, junit, overwrite):
+        inputs = read_inputs(open_checkpoint(model), given)
+        inputs.check()
+        from nemo_prune.report.junit import (
+            annotation,
+            append_step_summary,
+            finding_line,
+            write_junit,
+        )
+        from nemo_prune.scoring.detection_run import find_memorized, summary
 
-    with progress(quiet) as bar:
-        inputs.note_repetitions(bar)
-        found = find_memorized(
-            inputs.checkpoint, inputs.prompts.texts, inputs.options, bar,
-            calibration_prompts=inputs.calibration_prompts, early=not all_seeds,
-            trajectories=confirm == "trajectory",
-        )  # fmt: skip
-    result = summary(found, show_prompts)
+        with progress(quiet) as bar:
+            inputs.note_prompts(bar)
+            found = find_memorized(
+                inputs.checkpoint, inputs.prompts.texts, inputs.options, bar,
+                calibration_prompts=inputs.calibration_prompts, early=not all_seeds,
+                trajectories=confirm == "trajectory",
+            )  # fmt: skip
+        result = inputs.prompts.locate(summary(found, show_prompts))
     if junit:
-        write_junit(result, prompt_file, junit, overwrite)
+        write_junit(result, inputs.prompts.texts, junit, overwrite)
     if step_summary and (trouble := append_step_summary(result, step_summary)):
         click.echo(f"warning: {trouble}", err=True)
+    findings = [entry for entry in result["prompts"] if entry["memorized"]]
     if as_json:
         click.echo(json.dumps(result))
-    else:
-        for entry in result["prompts"]:
-            if entry["memorized"]:
-                click.echo(finding_line(entry, result, prompt_file))
+    for entry in findings:
+        if not as_json:
+            click.echo(finding_line(entry, result))
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            click.echo(annotation(entry, result), err=True)  # GitHub reads both streams
     if not quiet and confirm == "none" and provenance_of(inputs.checkpoint.metadata):
         click.echo(
             "note: the score is a screen, taken at one early timestep: a pruned model can pass and "
@@ -88,3 +100,21 @@ def check(
             err=True,
         )
     click.get_current_context().exit(1 if result["memorized"] else 0)
+
+
+@contextmanager
+def _no_verdict_kept(model: Path, junit: Path | None, overwrite: bool) -> Iterator[None]:
+    """An error leaves a JUnit file too: a server that finds none takes a job for skipped."""
+    try:
+        yield
+    except Exception as error:
+        if junit:
+            from nemo_prune.cli.console import flags
+            from nemo_prune.report.junit import write_error
+
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(error, NemoPruneError):
+                what = flags(error.message)
+            with contextlib.suppress(OutputError):  # the error itself is worth more
+                write_error(model, what, junit, overwrite)
+        raise

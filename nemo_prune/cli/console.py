@@ -77,10 +77,11 @@ def _print_statuses(
     scores = {"score_before": "score before", "score_after": "score after"}
     if any(entry.get("trajectory") is not None for entry in entries):
         scores["trajectory"] = "trajectory r"
-    table = _table("prompt", "status", *scores.values(), *more)
+    place = _place_title(entries)
+    table = _table("prompt", *place, "status", *scores.values(), *more)
     for entry in entries:
         style = _STYLES.get(entry["status"], _UNSOLVED)
-        cells = [str(entry["index"]), f"[{style}]{entry['status']}[/]"]
+        cells = [str(entry["index"]), *_place(entry, place), f"[{style}]{entry['status']}[/]"]
         cells += [_score(entry.get(key)) for key in scores] + [text(entry) for text in more.values()]
         table.add_row(*cells)
     shown.print(table)
@@ -91,11 +92,13 @@ def print_findings(result: dict[str, Any]) -> None:
     shown = Console(highlight=False)
     ranked = sorted(result["prompts"], key=lambda entry: (-entry["score"], entry["index"]))
     with_text = "text" in ranked[0]
-    table = _table("prompt", "memorized", "score", "noise norm", "seeds", *["text"] * with_text)
+    place = _place_title(ranked)
+    table = _table("prompt", *place, "memorized", "score", "noise norm", "seeds", *["text"] * with_text)
     rows = max(_ROWS, result["memorized"])
     for entry in ranked[:rows]:
         table.add_row(
-            str(entry["index"]), "[bold red]yes[/]" if entry["memorized"] else "[dim]no[/]",
+            str(entry["index"]), *_place(entry, place),
+            "[bold red]yes[/]" if entry["memorized"] else "[dim]no[/]",
             _score(entry["score"]), _score(entry["noise_norm"]), str(entry["seeds"]),
             *([escape(entry["text"])] if with_text else []),
         )  # fmt: skip
@@ -134,6 +137,18 @@ def _table(*columns: str) -> Table:
     for name in columns:
         table.add_column(name, justify="left" if name in ("status", "memorized", "text") else "right")
     return table
+
+
+def _place_title(entries: list[dict[str, Any]]) -> list[str]:
+    """The column of where each prompt stands: its line, with the file if there are several."""
+    files = {entry.get("file") for entry in entries}
+    return [] if None in files else ["line" if len(files) == 1 else "file:line"]
+
+
+def _place(entry: dict[str, Any], title: list[str]) -> list[str]:
+    return [
+        escape(f"{entry['file']}:{entry['line']}" if ":" in one else str(entry["line"])) for one in title
+    ]
 
 
 def _score(value: float | None) -> str:

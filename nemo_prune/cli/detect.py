@@ -11,7 +11,7 @@ from nemo_prune.cli.options import (
     check_files,
     detecting_options,
     model_argument,
-    prompts_option,
+    prompts_options,
     read_inputs,
     resume_option,
 )
@@ -19,7 +19,7 @@ from nemo_prune.cli.options import (
 
 @click.command()
 @model_argument
-@prompts_option
+@prompts_options
 @click.option("--csv", "table", type=OUT, help="Also write the ranked table as CSV.")
 @resume_option
 @detecting_options
@@ -29,9 +29,9 @@ def detect(
 ) -> None:  # fmt: skip
     """Score prompts and say which are memorized; nothing is searched or written.
 
-    Prompts that are clear after few seeds stop early. A CSV with a column memorized or label also
-    gets AUROC, TPR at 1 % FPR and accuracy; then every prompt takes all seeds. The exit code is 0
-    whatever was found: `check` is the verb that fails.
+    Prompts that are clear after few seeds stop early. A list with a column memorized, label, type
+    or kind also gets AUROC, TPR at 1 % FPR and accuracy; then every prompt takes all seeds. The
+    exit code is 0 whatever was found: `check` is the verb that fails.
 
     \b
     nemo-prune detect model.safetensors --prompts captions.csv
@@ -40,7 +40,6 @@ def detect(
     from nemo_prune.cli.console import print_findings
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import check_place
-    from nemo_prune.files.prompts import read_labels
     from nemo_prune.scoring.journal import check_resumable, journal_path, refuse_existing
 
     if resume and not table:
@@ -51,21 +50,20 @@ def detect(
         check_place(table, overwrite)
         if not resume:
             refuse_existing(journal)
-    inputs = read_inputs(open_checkpoint(model), given)
-    labels = read_labels(given["prompt_file"], inputs.prompts.texts)
+    inputs = read_inputs(open_checkpoint(model), given, labels=True)
     if journal and resume:
         check_resumable(journal, inputs.prompts.texts, inputs.calibration_prompts)
     inputs.check()
     from nemo_prune.scoring.detection_run import find_memorized, summary, write_csv
 
     with progress(quiet) as bar:
-        inputs.note_repetitions(bar)
+        inputs.note_prompts(bar)
         found = find_memorized(
             inputs.checkpoint, inputs.prompts.texts, inputs.options, bar,
-            calibration_prompts=inputs.calibration_prompts, labels=labels, early=not all_seeds,
-            keep=journal, resume=resume,
+            calibration_prompts=inputs.calibration_prompts, labels=inputs.prompts.labels,
+            early=not all_seeds, keep=journal, resume=resume,
         )  # fmt: skip
-    result = summary(found, show_prompts)
+    result = inputs.prompts.locate(summary(found, show_prompts))
     if table and journal:
         write_csv(found, table, overwrite, show_prompts)
         journal.unlink(missing_ok=True)

@@ -54,7 +54,7 @@ def localize(model: Path, show_prompts: bool, as_json: bool, quiet: bool, **give
     check_search(inputs, writing)
     with progress(quiet) as bar:
         found = search(inputs, writing, show_prompts, bar)
-    conclude(found, None, writing, as_json, quiet)
+    conclude(found, None, writing, inputs, as_json, quiet)
     click.get_current_context().exit(exit_code(record.status for record in found.manifest.prompts))
 
 
@@ -92,7 +92,7 @@ def search(inputs: Inputs, writing: Writing, show_prompts: bool, progress: Progr
     """
     from nemo_prune.localize.localize import localize
 
-    inputs.note_repetitions(progress)
+    inputs.note_prompts(progress)
     try:
         return localize(
             inputs.checkpoint, inputs.prompts.texts, inputs.options, progress,
@@ -113,8 +113,9 @@ def keep_manifest(manifest: "Manifest", writing: Writing) -> None:
 
 
 def conclude(
-    found: "Localization", written: "Written | None", writing: Writing, as_json: bool, quiet: bool
-) -> None:
+    found: "Localization", written: "Written | None", writing: Writing, inputs: Inputs, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
     """Keep the manifest, remove the journal, say what was found."""
     from nemo_prune.cli.console import print_prompts
     from nemo_prune.localize.prune import summary
@@ -122,7 +123,7 @@ def conclude(
     keep_manifest(found.manifest, writing)
     if journal := journal_of(writing):
         journal.unlink(missing_ok=True)
-    result = summary(found, written)
+    result = inputs.prompts.locate(summary(found, written))
     if not quiet:
         print_prompts(result)
         for path in filter(None, (written and written.path, writing.manifest)):

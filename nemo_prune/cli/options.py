@@ -64,9 +64,41 @@ resume_option = click.option(
     help="Go on where an interrupted run with the same output stopped.",
 )  # fmt: skip
 
-prompts_option = click.option(
-    "--prompts", "prompt_file", type=FILE, required=True,
-    help="Prompts: .txt (one a line), .csv (column caption, prompt or text) or .jsonl.",
+
+def _expanded(
+    _context: click.Context, _parameter: click.Parameter, value: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    """Patterns as the files they match: where no shell did that, and for `check_files`."""
+    from nemo_prune.files.lists import expand
+
+    return expand(value)
+
+
+def _prompts(required: bool, help: str) -> Callable[[F], F]:
+    return click.option(
+        "--prompts", "prompt_files", type=FILE, required=required, multiple=True, callback=_expanded,
+        metavar="FILE", help=help,
+    )  # fmt: skip
+
+
+_reading_options = options(
+    click.option("--prompts-format", "prompts_format",
+                 type=click.Choice(["txt", "csv", "tsv", "jsonl", "json", "parquet"]),
+                 help="What --prompts are, whatever their names and content look like."),
+    click.option("--prompt-column", metavar="NAME",
+                 help="The prompts' column or key, if it is not caption, prompt or text."),
+    click.option("--expect-prompts", type=click.IntRange(0), metavar="N",
+                 help="Exit 2, before the model is loaded, unless N distinct prompts are read."),
+)  # fmt: skip
+
+prompts_options = options(
+    _prompts(True, "Prompts, one a line or in a column: .txt, .csv, .tsv, .json, .jsonl, .parquet or "
+                   "- (stdin). May be repeated, or a pattern."),
+    _reading_options,
+)  # fmt: skip
+ordinary_options = options(
+    _prompts(False, "Ordinary prompts, several hundred; default: bundled captions."),
+    _reading_options,
 )  # fmt: skip
 show_prompts_option = click.option("--show-prompts", is_flag=True,
                                    help="Show prompts by their text, not only by number.")  # fmt: skip
@@ -120,7 +152,7 @@ criterion_option = click.option(
 )  # fmt: skip
 
 searching_options = options(
-    prompts_option,
+    prompts_options,
     threshold_options,
     criterion_option,
     click.option("--layers", default="auto", show_default=True,
@@ -192,10 +224,10 @@ class Inputs:
     options: Options
     calibration_prompts: tuple[str, ...] | None
 
-    def note_repetitions(self, progress: Progress) -> None:
-        """Note how many prompts were left out since they are repeated."""
-        if self.prompts.merged:
-            progress.note(f"{self.prompts.merged} repeated prompts merged")
+    def note_prompts(self, progress: Progress) -> None:
+        """Note how many prompts were read, and what is odd about their lists."""
+        for line in (counted(self.prompts), *self.prompts.notes):
+            progress.note(line)
 
     def check(self) -> None:
         """Refuse options that do not go with this model or machine. Imports torch, so it comes last.
@@ -211,15 +243,37 @@ class Inputs:
         check_calibration(self.checkpoint, self.options, self.calibration_prompts)
 
 
-def read_inputs(checkpoint: "Checkpoint", given: Mapping[str, Any]) -> Inputs:
-    """Read all prompts; `given` is what click parsed.
+def counted(prompts: "PromptList") -> str:
+    """How many prompts were read, in words."""
+    return (
+        f"{len(prompts.texts)} prompts: {prompts.counts['prompts_read']} read, "
+        f"{prompts.merged} repeated prompts merged, {prompts.blank} blank left out"
+    )
+
+
+def read_given(given: Mapping[str, Any], labels: bool = False) -> "PromptList":
+    """The prompts of the options about `--prompts`; `labels`: and whether they are memorized.
+
+    Raises PromptFileError.
+    """
+    from nemo_prune.files.prompts import check_count, read_prompts
+
+    prompts = read_prompts(
+        given["prompt_files"], given["prompts_format"], given["prompt_column"], labels
+    )
+    check_count(prompts, given["expect_prompts"])
+    return prompts
+
+
+def read_inputs(checkpoint: "Checkpoint", given: Mapping[str, Any], labels: bool = False) -> Inputs:
+    """Read all prompts; `given` is what click parsed. labels: also what their lists say of them.
 
     Raises OptionError, PromptFileError.
     """
     from nemo_prune.files.prompts import read_prompts
 
     asked = build(Options, given)
-    prompts = read_prompts(given["prompt_file"])
+    prompts = read_given(given, labels)
     if "layers" in given:
         checkpoint.select(asked.searched_layers)
     ordinary = given["calibration_prompts"]

@@ -107,7 +107,8 @@ def prune(
                     err=True,
                 )
                 if as_json:
-                    click.echo(json.dumps({**pruning.summary(found, None), "drift": drift}))
+                    told = inputs.prompts.locate(pruning.summary(found, None))
+                    click.echo(json.dumps({**told, "drift": drift}))
                 context.exit(1)
         written = None
         if writing.output is not None and not dry_run:
@@ -115,7 +116,7 @@ def prune(
             written = pruning.write(found, writing)
             found = pruning.check(found, written.path, inputs.prompts.texts, bar)
     # The manifest and the table come before pictures, which may take hours.
-    conclude(found, written, writing, as_json, quiet)
+    conclude(found, written, writing, inputs, as_json, quiet)
     if written is not None and writing.undo is not None and not quiet:
         say_undo(writing.undo, writing.drop_pickles)
     code = exit_code(record.status for record in found.manifest.prompts)

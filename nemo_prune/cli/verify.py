@@ -15,7 +15,7 @@ from nemo_prune.cli.options import (
     json_option,
     model_options,
     overwrite_option,
-    prompts_option,
+    prompts_options,
     quiet_option,
     read_inputs,
     show_prompts_option,
@@ -28,7 +28,7 @@ from nemo_prune.options import Reporting
 @click.command()
 @click.argument("original", type=FILE)
 @click.argument("pruned", type=FILE)
-@prompts_option
+@prompts_options
 @threshold_options
 @criterion_option
 @model_options
@@ -78,6 +78,7 @@ def verify(
     }
     asked = as_pruned(inputs.options, stated, said)
     with progress(quiet) as bar:
+        inputs.note_prompts(bar)
         for line in stated.ignored:
             bar.note(line)
         thresholds = verify_thresholds(before, asked, inputs.calibration_prompts, stated, bar)

@@ -1,54 +1,161 @@
-"""Read prompt files: one prompt per line, a CSV column, or JSON lines."""
+"""Prompts and their labels, from the lists that `nemo_prune.files.lists` reads."""
 
-import csv
 import hashlib
-import io
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from nemo_prune.errors import PromptFileError
-from nemo_prune.files.text import read_text
+from nemo_prune.errors import PromptFileError, option
+from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record, read_list
 
-COLUMNS = ("caption", "prompt", "text")
-LABELS = ("memorized", "label")
-_MEMORIZED = frozenset({"1", "true", "yes", "memorized", "verbatim", "vm", "template", "tm"})
+_MEMORIZED = frozenset(
+    {"1", "true", "yes", "memorized", "verbatim", "vm", "template", "tm", "mv", "rv", "tv"}
+)
 _ORDINARY = frozenset({"0", "false", "no", "ordinary", "not memorized", "none", "n"})
+_CERTAIN = ("memorized", "label")  # columns of these names can only be labels
+_REPEATED = 100  # times one prompt may stand in a list without a note
 
 
 @dataclass(frozen=True)
 class PromptList:
-    """The distinct prompts of a file, in its order; `merged` counts the repetitions left out."""
+    """The distinct prompts of one or several lists, in their order.
+
+    Attributes:
+        texts: the prompts, without white space around them.
+        merged: repetitions left out. blank: empty lines, cells and nulls left out.
+        places: of each prompt, the file and the line where it stands first.
+        labels: whether each is memorized, where that was asked for and stands in the lists.
+        notes: what its reader should know, each one line.
+    """
 
     texts: tuple[str, ...]
     merged: int
+    blank: int = 0
+    places: tuple[tuple[str, int], ...] = ()
+    labels: tuple[bool, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many prompts were read, and of these and the blank ones left out, as plain JSON."""
+        read = len(self.texts) + self.merged
+        return {"prompts_read": read, "merged": self.merged, "blank": self.blank}
+
+    def locate(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """A job's result as plain JSON, with these counts, and where each of its prompts stands."""
+        rows = [
+            {**row, "file": file, "line": line}
+            for row, (file, line) in zip(result["prompts"], self.places, strict=True)
+        ]
+        return {**result, **self.counts, "prompts": rows}
 
 
-def read_prompts(path: Path) -> PromptList:
-    """Prompts of a `.csv`, `.jsonl` or text file, UTF-8 with or without a byte order mark.
+def read_prompts(
+    paths: Path | str | Sequence[Path | str],
+    format: Format | None = None,
+    column: str | None = None,
+    labels: bool = False,
+) -> PromptList:
+    """The prompts of lists: lines of text, CSV, TSV, JSON, JSON lines or Parquet.
 
-    A CSV needs a column named caption, prompt or text, in any case, separated by `,` or `;`. A
-    JSON line is a string, or an object with such a key. Lines end at `\\n` or `\\r\\n` and nowhere
-    else. White space around a prompt is dropped, as are blank ones.
+    A table needs a column named caption, prompt or text, in any case. A JSON list holds strings, or
+    objects with such a key. Lines end at `\\n` or `\\r\\n` and nowhere else.
 
-    Raises PromptFileError, one line, for a file without usable prompts.
+    Args:
+        paths: one or several; `-` is standard input.
+        format: of all of them; None: by name and content, which must agree.
+        column: the prompts' column or key, if it is named otherwise.
+        labels: also take a column memorized, label, type or kind. 1, true, yes, memorized, verbatim
+            (VM, MV, RV) and template (TM, TV) mean that a prompt is memorized; 0, false, no, ordinary
+            and none (N) that it is not.
+
+    Raises:
+        PromptFileError: one line, for a list without usable prompts, a table whose rows and header
+            differ in length, another word or none under memorized or label, or a prompt that is
+            labelled both ways.
     """
-    text = _read(path)
-    kind = path.suffix.lower()
-    if kind == ".csv":
-        found = _from_csv(text, path)
-    elif kind == ".jsonl":
-        found = _from_json_lines(text, path)
-    else:
-        found = _lines(text)
-    prompts = [prompt for line in found if (prompt := line.strip())]
-    if not prompts:
-        raise PromptFileError(f"{path}: holds no prompts; write one per line")
-    distinct = tuple(dict.fromkeys(prompts))
-    return PromptList(distinct, len(prompts) - len(distinct))
+    merge = _Merge()
+    for path in map(Path, [paths] if isinstance(paths, Path | str) else paths):
+        merge.add(read_list(path, format, column), column, labels)
+    return merge.result(labels)
+
+
+class _Merge:
+    """Prompts of several lists, each once."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, tuple[str, int]] = {}
+        self.times: dict[str, int] = {}  # of those that stand more than once
+        self.labels: dict[str, bool] = {}
+        self.unlabelled = False
+        self.blank = 0
+        self.notes: list[str] = []
+
+    def add(self, listing: Listing, column: str | None, labels: bool) -> None:
+        path, name = listing.path, "stdin" if listing.path == STDIN else str(listing.path)
+        key = None if column is None else column.strip().lower()
+        if listing.columns is not None:
+            key = _prompt_column(listing, key)
+        label = _label_column(listing, self.notes) if labels else None
+        self.unlabelled |= label is None
+        self.blank += listing.blank
+        self.notes += listing.notes
+        spanning: list[int] = []
+        empty = True
+        for line, record in listing.records:
+            text = (_text_of(record, key, path, line) or "").strip()
+            if not text:
+                self.blank += 1
+                continue
+            empty = False
+            if "\n" in text:
+                spanning.append(line)
+            if text in self.places:
+                self.times[text] = self.times.get(text, 1) + 1
+            self.places.setdefault(text, (name, line))
+            if label is not None:
+                memorized = _label_of(record, label, path, line)
+                if self.labels.setdefault(text, memorized) != memorized:
+                    raise PromptFileError(
+                        f"{path}: line {line} labels a prompt otherwise than a line before"
+                    )
+        if empty:
+            raise PromptFileError(f"{path}: holds no prompts; write one per line")
+        if spanning:
+            self.notes.append(
+                f"{path}: {len(spanning)} prompts hold line breaks, the first at line {spanning[0]}; a "
+                f"quote left open joins lines"
+            )
+
+    def result(self, labels: bool) -> PromptList:
+        if self.labels and self.unlabelled:
+            self.notes.append("labels are not used: not every list has them")
+        text, most = max(self.times.items(), key=lambda item: item[1], default=("", 0))
+        if most >= _REPEATED:
+            name, line = self.places[text]
+            self.notes.append(f"{name}: the prompt of line {line} stands there {most} times")
+        labelled = labels and not self.unlabelled
+        return PromptList(
+            texts=tuple(self.places),
+            merged=sum(self.times.values()) - len(self.times),
+            blank=self.blank,
+            places=tuple(self.places.values()),
+            labels=tuple(self.labels[text] for text in self.places) if labelled else None,
+            notes=tuple(self.notes),
+        )
+
+
+def check_count(prompts: PromptList, expected: int | None) -> None:
+    """Raise PromptFileError if another number of distinct prompts was read than expected."""
+    if expected is not None and len(prompts.texts) != expected:
+        raise PromptFileError(
+            f"{', '.join(dict.fromkeys(name for name, _ in prompts.places))}: "
+            f"{option('expect_prompts')} {expected}, and {len(prompts.texts)} distinct prompts were "
+            f"read ({prompts.merged} repetitions merged, {prompts.blank} blank)"
+        )
 
 
 def bundled_captions() -> tuple[str, ...]:
@@ -64,95 +171,93 @@ def prompts_hash(prompts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
-def read_labels(path: Path, prompts: Sequence[str]) -> tuple[bool, ...] | None:
-    """Whether each prompt is memorized, by the column memorized or label of a CSV.
-
-    1, true, yes, memorized, verbatim (VM) and template (TM) mean that it is; 0, false, no, ordinary
-    and none (N) that it is not. None for other files and without such a column. Raises
-    PromptFileError for another word, a missing one, or a prompt that is labelled both ways.
-    """
-    if path.suffix.lower() != ".csv":
-        return None
-    rows = _rows(_read(path), path)
-    names = [name.strip().lower() for name in rows[0]] if rows else []
-    column = next((names.index(name) for name in LABELS if name in names), None)
-    if column is None:
-        return None
-    place = _prompt_column(names, path)
-    found: dict[str, bool] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) <= place or not (prompt := row[place].strip()):
-            continue
-        word = row[column].strip().lower() if len(row) > column else ""
-        if word not in _MEMORIZED | _ORDINARY:
-            # Not quoted: of a row whose columns slipped, it may be a prompt.
-            what = "another word" if word else "nothing"
-            raise PromptFileError(
-                f"{path}: row {number} has {what} under {names[column]}; write 1 (memorized) or 0"
-            )
-        if found.setdefault(prompt, word in _MEMORIZED) != (word in _MEMORIZED):
-            raise PromptFileError(f"{path}: row {number} labels a prompt otherwise than a row before")
-    return tuple(found[prompt] for prompt in prompts)
+def prompt_id(prompt: str) -> str:
+    """A name for one prompt that does not depend on its list: 12 digits of its SHA-256."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:12]
 
 
-def _read(path: Path) -> str:
-    text = read_text(path, PromptFileError, "prompts", "a UTF-8 text file")
-    if "\0" in text:
-        raise PromptFileError(f"{path}: is not a text file; give one prompt per line")
-    return text
+# ----------------------------------------------------------------------------------------- columns
 
 
-def _lines(text: str) -> list[str]:
-    # Not str.splitlines: it also splits at a form feed or U+2028, which a prompt may hold.
-    return re.split("\r?\n", text)
-
-
-def _from_csv(text: str, path: Path) -> list[str]:
-    rows = _rows(text, path)
-    if not rows:
-        return []
-    place = _prompt_column([name.strip().lower() for name in rows[0]], path)
-    return [row[place] for row in rows[1:] if len(row) > place]
-
-
-def _rows(text: str, path: Path) -> list[list[str]]:
-    head = text.lstrip().partition("\n")[0]
-    # By what the header uses: sniffing the captions would find commas everywhere.
-    separator = ";" if head.count(";") > head.count(",") else ","
-    try:
-        return list(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=separator))
-    except csv.Error as error:
-        raise PromptFileError(f"{path}: is not a readable CSV ({error})") from None
-
-
-def _prompt_column(names: Sequence[str], path: Path) -> int:
-    for column in COLUMNS:
+def _prompt_column(listing: Listing, wanted: str | None) -> str:
+    names = listing.columns or ()
+    for column in (wanted,) if wanted else COLUMNS:
         if column in names:
-            return names.index(column)
+            return column
+    if wanted:
+        raise PromptFileError(
+            f"{listing.path}: has no column of the name {option('prompt_column')} gives"
+        )
     raise PromptFileError(
-        f"{path}: has no column named {', '.join(COLUMNS)}; name the prompts' column so"
+        f"{listing.path}: has no column named {', '.join(COLUMNS)}; name the prompts' column so, or "
+        f"give {option('prompt_column')}"
     )
 
 
-def _from_json_lines(text: str, path: Path) -> list[str]:
-    found = []
-    for number, line in enumerate(_lines(text), start=1):
-        if not line.strip():
+def _text_of(record: Record, key: str | None, path: Path, line: int) -> str | None:
+    """The prompt of a record; None for a null."""
+    text: object = record
+    if not isinstance(record, str):
+        names: Iterable[str] = COLUMNS if key is None else (key,)
+        text = next((record[name] for name in names if name in record), ...)
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        wanted = ", ".join(COLUMNS) if key is None else f"the column of {option('prompt_column')}"
+        raise PromptFileError(f"{path}: line {line} has no string under {wanted}; mend it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PromptFileError(f"{path}: line {line} is not Unicode; mend it") from None
+    return text
+
+
+def _label_column(listing: Listing, notes: list[str]) -> str | None:
+    """The column of labels, if there is one; what looks like one and is not used gets a note."""
+    columns = listing.columns
+    if columns is None:
+        columns = tuple(dict.fromkeys(name for _, record in listing.records for name in _cells(record)))
+    for name in LABELS:
+        if name not in columns:
             continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            raise PromptFileError(f"{path}: line {number} is not JSON; mend it") from None
-        if isinstance(entry, dict):
-            keys = {str(key).lower(): value for key, value in entry.items()}
-            entry = next((keys[column] for column in COLUMNS if column in keys), None)
-        if not isinstance(entry, str):
-            raise PromptFileError(
-                f"{path}: line {number} has no string under {', '.join(COLUMNS)}; mend it"
+        if name in _CERTAIN:
+            return name
+        other = [line for line, record in listing.records if _word(record, name) not in _KNOWN]
+        if not other:
+            return name
+        notes.append(
+            f"{listing.path}: the column {name} is not used as labels: line {other[0]} has another word "
+            f"than memorized, verbatim (VM), template (TM), 1, 0, ordinary or none (N)"
+        )
+    for place, name in enumerate(columns, start=1):
+        words = {_word(record, name) for _, record in listing.records[:1000]}
+        if name not in (*LABELS, *COLUMNS) and words <= _KNOWN and words - _DIGITS:
+            notes.append(
+                f"{listing.path}: column {place} looks like labels and is not used; name it memorized"
             )
-        try:
-            entry.encode()
-        except UnicodeEncodeError:
-            raise PromptFileError(f"{path}: line {number} is not Unicode; mend it") from None
-        found.append(entry)
-    return found
+    return None
+
+
+_KNOWN = _MEMORIZED | _ORDINARY
+_DIGITS = frozenset({"0", "1"})
+
+
+def _cells(record: Record) -> Mapping[str, object]:
+    return {} if isinstance(record, str) else record
+
+
+def _word(record: Record, column: str) -> str:
+    value = _cells(record).get(column)
+    # A number as its whole part: Parquet and JSON may hold 1.0.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip().lower()
+
+
+def _label_of(record: Record, column: str, path: Path, line: int) -> bool:
+    word = _word(record, column)
+    if word not in _KNOWN:
+        # Not quoted: of a row whose columns slipped, it may be a prompt.
+        what = "another word" if word else "nothing"
+        raise PromptFileError(f"{path}: line {line} has {what} under {column}; write 1 (memorized) or 0")
+    return word in _MEMORIZED

@@ -15,6 +15,11 @@ def read_text(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -
     Raises `error` if it cannot be read: one line that says why, and to give `wanted`; `kind` is what
     the file should be.
     """
+    return decoded(read_bytes(path, error, kind, wanted), path, error, wanted)
+
+
+def read_bytes(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -> bytes:
+    """All of the file at `path`; raises as `read_text`."""
     try:
         status = path.stat()
         size = status.st_size
@@ -24,11 +29,17 @@ def read_text(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -
             raise error(f"{path}: is not a regular file; give {wanted}")
         if size > MAX_BYTES:
             raise error(f"{path}: is too large, {size} bytes are too many for {kind}; give {wanted}")
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes()
     except FileNotFoundError:
         raise error(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError as fault:
-        raise error(f"{path}: is not UTF-8 (byte {fault.start}); give {wanted}") from None
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise error(f"{path}: cannot be read ({reason})") from None
+
+
+def decoded(content: bytes, path: Path, error: type[NemoPruneError], wanted: str) -> str:
+    """UTF-8 as text, without a byte order mark; raises as `read_text`."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise error(f"{path}: is not UTF-8 (byte {fault.start}); give {wanted}") from None

@@ -28,6 +28,7 @@ from nemo_prune.scoring.calibration_file import fingerprint
 from nemo_prune.scoring.detect import gated
 from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
+from nemo_prune.scoring.notes import tokens_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 from nemo_prune.scoring.ordinary import Ordinary
 from nemo_prune.scoring.thresholds import Thresholds
@@ -127,7 +128,9 @@ class _Run:
         self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
         self.engine = open_engine(checkpoint, options, progress, loaded)
         progress.advance()
-        self.counts = self.engine.model.token_counts(prompts)
+        self.counts, notes = tokens_of(self.engine.model, prompts)
+        for line in notes:
+            progress.note(line)
         for index, count in enumerate(self.counts):
             if count > TOKENS:
                 progress.note(f"prompt {index}: {count} tokens, truncated to {TOKENS}")

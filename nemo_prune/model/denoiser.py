@@ -74,9 +74,14 @@ class LoadedModel:
     @quiet()
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt with start and end; more than 77 means that it gets truncated."""
+        return [len(ids) for ids in self.token_ids(prompts)]
+
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each prompt with start and end, before any is cut off."""
         if not prompts:
             return []
-        return [len(ids) for ids in self.text_encoders[0].tokenizer(list(prompts))["input_ids"]]
+        ids: list[list[int]] = self.text_encoders[0].tokenizer(list(prompts))["input_ids"]
+        return ids
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """What cross-attention sees of each prompt: `[n, 77, text_dim]`."""

@@ -1,22 +1,42 @@
 """What `check` leaves behind for continuous integration: JUnit XML, and Markdown for GitHub."""
 
+import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
 
 from nemo_prune.files.atomic import write_new
+from nemo_prune.files.prompts import prompt_id
 
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SHOWN = 50  # rows of the Markdown table: GitHub stops at 1 MiB, people long before
 
 
-def finding_line(entry: dict[str, Any], result: dict[str, Any], prompts: Path) -> str:
-    """One line for one memorized prompt; with its text only if `entry` has it.
+def finding_line(entry: dict[str, Any], result: dict[str, Any]) -> str:
+    """One line for one memorized prompt, FILE:LINE first; with its text only if `entry` has it.
 
     One line whatever the text holds: a second one could be a command to the CI that reads the log.
     """
+    return _one_line(f"{entry['file']}:{entry['line']}: {_finding(entry, result)}")
+
+
+def annotation(entry: dict[str, Any], result: dict[str, Any]) -> str:
+    """The command that makes GitHub show a finding at its line of the prompt file.
+
+    GitHub knows files by their paths in the workspace.
+    """
+    file = entry["file"]
+    workspace = os.environ.get("GITHUB_WORKSPACE")
+    if workspace and (path := Path(file).absolute()).is_relative_to(workspace):
+        file = path.relative_to(workspace).as_posix()
+    place = f"file={_escaped(file, ',:')},line={entry['line']}"
+    return f"::error {place},title=memorized prompt::{_escaped(_one_line(_finding(entry, result)))}"
+
+
+def _finding(entry: dict[str, Any], result: dict[str, Any]) -> str:
     text = f": {entry['text']}" if "text" in entry else ""
     score = f"score {entry['score']:.3f}, gate {result['gate']['value']:.3f}"
     why = f"is memorized ({score})"
@@ -26,30 +46,65 @@ def finding_line(entry: dict[str, Any], result: dict[str, Any], prompts: Path) -
             f"{entry['consistency']:.3f}, those of ordinary prompts by at most "
             f"{result['consistency_gate']:.3f}), though the score is low ({score})"
         )
-    return _one_line(f"{prompts}: prompt {entry['index']} {why}{text}")
+    return f"prompt {entry['index']} {why}{text}"
 
 
-def write_junit(result: dict[str, Any], prompts: Path, path: Path, overwrite: bool) -> None:
+def write_junit(result: dict[str, Any], texts: Sequence[str], path: Path, overwrite: bool) -> None:
     """A JUnit file: a test case a prompt, a failure where it is memorized.
+
+    A case is known by the model, the list and the prompt (`prompt_id`), so that servers tell runs of
+    two models apart, and follow a prompt whatever is added to its list.
+
+    result: as `PromptList.locate` gives it. texts: of its prompts.
 
     Raises OutputError where the file cannot be written, or exists and `overwrite` is false.
     """
-    failures = [entry for entry in result["prompts"] if entry["memorized"]]
-    counts = {"tests": str(len(result["prompts"])), "failures": str(len(failures)), "errors": "0"}
-    suites = xml.Element("testsuites", counts)
-    seconds = str(result["cost"]["seconds"])
-    suite = xml.SubElement(suites, "testsuite", {"name": "nemo-prune check", "time": seconds, **counts})
+    model, rows = result["source"]["path"], result["prompts"]
+    failures = sum(entry["memorized"] for entry in rows)
+    suites, suite = _suites(model, len(rows), failures, 0, result["cost"]["seconds"])
     properties = xml.SubElement(suite, "properties")
-    for name in ("version", "tau", "tau_source", "gate_source", "seeds", "timestep"):
-        xml.SubElement(properties, "property", {"name": name, "value": str(result[name])})
-    xml.SubElement(properties, "property", {"name": "gate", "value": str(result["gate"]["value"])})
-    for entry in result["prompts"]:
-        name = f"prompt {entry['index']}" + (f": {entry['text']}" if "text" in entry else "")
-        case = {"classname": _xml_text(str(prompts)), "name": _xml_text(name)}
+    lists = " ".join(dict.fromkeys(entry["file"] for entry in rows))
+    known = {"model": model, "prompts": lists, "gate": result["gate"]["value"]}
+    for name in ("version", "tau", "tau_source", "gate_source", "seeds", "timestep", "prompts_read",
+                 "merged", "blank"):  # fmt: skip
+        known[name] = result[name]
+    for name, value in known.items():
+        xml.SubElement(properties, "property", {"name": name, "value": _xml_text(str(value))})
+    for entry, prompt in zip(rows, texts, strict=True):
+        name = f"prompt {prompt_id(prompt)}" + (f": {entry['text']}" if "text" in entry else "")
+        case = {"classname": _xml_text(f"{model} {entry['file']}"), "name": _xml_text(name),
+                "file": _xml_text(entry["file"]), "line": str(entry["line"])}  # fmt: skip
         element = xml.SubElement(suite, "testcase", case)
         if entry["memorized"]:
-            line = _xml_text(finding_line(entry, result, prompts))
+            line = _xml_text(finding_line(entry, result))
             xml.SubElement(element, "failure", {"type": "memorized", "message": line}).text = line
+        xml.SubElement(element, "system-out").text = (
+            f"prompt {entry['index']}: score {entry['score']:.5f}, noise norm "
+            f"{entry['noise_norm']:.5f}, {entry['seeds']} of {result['seeds']} seeds"
+        )
+    _write(suites, path, overwrite)
+
+
+def write_error(model: Path, message: str, path: Path, overwrite: bool) -> None:
+    """A JUnit file that says that `check` came to no verdict, and why; raises as `write_junit`."""
+    suites, suite = _suites(str(model), 1, 0, 1, 0)
+    case = {"classname": _xml_text(str(model)), "name": "nemo-prune check"}
+    element = xml.SubElement(suite, "testcase", case)
+    line = _xml_text(_one_line(message))
+    xml.SubElement(element, "error", {"type": "no verdict", "message": line}).text = line
+    _write(suites, path, overwrite)
+
+
+def _suites(
+    model: str, tests: int, failures: int, errors: int, seconds: float
+) -> tuple[xml.Element, xml.Element]:
+    counts = {"tests": str(tests), "failures": str(failures), "errors": str(errors)}
+    suites = xml.Element("testsuites", counts)
+    named = {"name": _xml_text(f"nemo-prune check {model}"), "time": str(seconds)}
+    return suites, xml.SubElement(suites, "testsuite", named | counts)
+
+
+def _write(suites: xml.Element, path: Path, overwrite: bool) -> None:
     xml.indent(suites)
     write_new(path, xml.tostring(suites, encoding="utf-8", xml_declaration=True), overwrite)
 
@@ -79,22 +134,38 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"`{Path(result['source']['path']).name}`, gate {result['gate']['value']:.3f} "
         f"({result['gate_source']}), tau {result['tau']:.3f} ({result['tau_source']}), "
-        f"{result['seeds']} seeds.",
+        f"{_seeds_text(result)}. Prompts: {result['prompts_read']} read, {result['merged']} repeated, "
+        f"{result['blank']} blank.",
         "",
     ]
     if found:
         shown = "text" in found[0]
         lines += [
-            "| prompt | score | noise norm |" + (" text |" if shown else ""),
-            "|---:|---:|---:|" + ("---|" if shown else ""),
+            "| prompt | line | score | noise norm | seeds |" + (" text |" if shown else ""),
+            "|---:|---|---:|---:|---:|" + ("---|" if shown else ""),
         ]
         for entry in found[:_SHOWN]:
-            row = f"| {entry['index']} | {entry['score']:.3f} | {entry['noise_norm']:.3f} |"
+            row = (
+                f"| {entry['index']} | {_cell(entry['file'])}:{entry['line']} | {entry['score']:.3f} "
+                f"| {entry['noise_norm']:.3f} | {entry['seeds']} |"
+            )
             lines.append(row + (f" {_cell(entry['text'])} |" if shown else ""))
         if len(found) > _SHOWN:
             lines += ["", f"... and {len(found) - _SHOWN} more."]
         lines.append("")
     return "\n".join(lines) + "\n"
+
+
+def _seeds_text(result: dict[str, Any]) -> str:
+    """How many seeds the prompts really took: clear ones stop early."""
+    used = [entry["seeds"] for entry in result["prompts"]]
+    few, many = min(used), max(used)
+    return f"{few if few == many else f'{few} to {many}'} of {result['seeds']} seeds a prompt"
+
+
+def _escaped(text: str, more: str = "") -> str:
+    """Text in a command to GitHub; `more`: letters that end a property."""
+    return re.sub(f"[%\r\n{more}]", lambda found: f"%{ord(found[0]):02X}", text)
 
 
 def _one_line(text: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from nemo_prune.errors import OptionError, option
-from nemo_prune.files.prompts import COLUMNS
+from nemo_prune.files.lists import COLUMNS
 from nemo_prune.report.pictures import Picture
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}

@@ -16,6 +16,7 @@ from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.consistency import ORDINARY, consistencies, consistency_gate
 from nemo_prune.scoring.detect import Detection, detect
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
+from nemo_prune.scoring.notes import notes_on_scores, tokens_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 from nemo_prune.scoring.ordinary import Ordinary
 from nemo_prune.scoring.rates import accuracy, separation
@@ -86,7 +87,10 @@ def find_memorized(
     progress.stage("loading the model", 1, "file")
     engine = open_engine(checkpoint, options, progress, loaded)
     progress.advance()
-    truncated = tuple(count > TOKENS for count in engine.model.token_counts(prompts))
+    counts, notes = tokens_of(engine.model, prompts)
+    for line in notes:
+        progress.note(line)
+    truncated = tuple(count > TOKENS for count in counts)
     if any(truncated):
         progress.note(f"{sum(truncated)} prompts are longer than {TOKENS} tokens and were truncated")
     ordinary = Ordinary(engine, checkpoint, options, calibration_prompts, progress)
@@ -130,6 +134,9 @@ def find_memorized(
     finally:
         if journal:
             journal.close()
+    if thresholds.scores_from is not None:
+        for line in notes_on_scores(detections, ordinary.scores[0].paths):
+            progress.note(line)
     gate = None
     if trajectories:
         captions = [text for text in ordinary.captions if text not in set(prompts)][:ORDINARY]

@@ -234,12 +234,17 @@ class GroupTesting:
         """
         weakest_first = self.schedule.weakest_first
         open_, proven = deque(b for b in weakest_first if self.kept >> b & 1), deque[int]()
+        mistaken = set[int]()  # seeds that do not miss, beside what others need, what they once did
         while open_:
             bit = open_.popleft()
-            without = self.kept & ~(1 << bit)
+            without, first = self.kept & ~(1 << bit), self.needed_by[bit]
             others = [seed for seed in self.memorized if seed not in self.active]
-            likely = [self.needed_by[bit], *self.active, *self.hardest(others)]
-            if (yield from self.objector(without, list(dict.fromkeys(likely)))) is None:
+            seeds = dict.fromkeys([first, *self.active, *self.hardest(others)])
+            likely = sorted(seeds, key=mistaken.__contains__)
+            objector = yield from self.objector(without, likely)
+            if self.cache.passes(without, first):
+                mistaken.add(first)
+            if objector is None:
                 self.kept = without
                 open_.extend(proven)
                 proven.clear()

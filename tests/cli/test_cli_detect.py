@@ -352,7 +352,7 @@ def test_a_copy_with_other_metadata_takes_the_same_calibration(
     [
         ("detect", ["--prompts", "none.txt"], "no such file"),
         ("check", ["--prompts", "none.txt"], "no such file"),
-        ("detect", ["--prompts", "odd.csv"], "row 2 has another word"),
+        ("detect", ["--prompts", "odd.csv"], "line 2 has another word"),
         ("detect", ["--prompts", "both.csv"], "labels a prompt otherwise"),
         ("detect", ["--prompts", "p.txt", "--calibration", "none.safetensors"], "no such file"),
         ("detect", ["--prompts", "p.txt", "--calibration", "cut.safetensors"], "damaged"),

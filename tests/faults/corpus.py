@@ -343,7 +343,7 @@ def _huge_text(folder: Path) -> Path:
 PROMPTS: dict[str, Fault] = {
     "nothing there": Fault(lambda folder: folder / "prompts.txt", "no such file"),
     "folder": Fault(lambda folder: folder, "folder"),
-    "fifo": Fault(_fifo("prompts.txt"), "not a regular file"),
+    "fifo": Fault(_fifo("prompts.txt"), "nobody writes to this pipe"),
     "/dev/zero": Fault(lambda _: Path("/dev/zero"), "not a regular file"),
     "links in a loop": Fault(_loop("prompts.txt"), "cannot be read"),
     "a terabyte": Fault(_huge_text, "too many"),

@@ -1,10 +1,21 @@
+import contextlib
+import io
 import json
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from nemo_prune.errors import PromptFileError
-from nemo_prune.files.prompts import read_labels, read_prompts
+from nemo_prune.errors import PromptFileError, rendered
+from nemo_prune.files import lists
+from nemo_prune.files.lists import STDIN, expand
+from nemo_prune.files.prompts import check_count, prompt_id, read_prompts
 
 
 def _read(tmp_path: Path, name: str, content: bytes) -> tuple[str, ...]:
@@ -28,8 +39,14 @@ def test_csv_column_in_any_case(tmp_path: Path, header: str, separator: str) -> 
     assert _read(tmp_path, "p.csv", content.encode()) == ("a, b; c", "d")
 
 
-def test_csv_quoted_line_breaks_and_short_rows(tmp_path: Path) -> None:
-    assert _read(tmp_path, "p.csv", b'id,text\n1,"a\nb"\n2\n') == ("a\nb",)
+def test_csv_quoted_line_breaks(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_bytes(b'id,text\n1,"a\nb"\n2,c\n')
+    found = read_prompts(path)
+    assert found.texts == ("a\nb", "c")
+    assert found.places == ((str(path), 2), (str(path), 4))
+    (note,) = found.notes
+    assert "1 prompts hold line breaks, the first at line 2" in note
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -69,17 +86,18 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_labels_of_a_csv(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text("Label;Prompt\nVM; a cat \n0;a dog\n;\nno;a dog\ntemplate;a lamp\n")
-    prompts = read_prompts(path).texts
-    assert prompts == ("a cat", "a dog", "a lamp")
-    assert read_labels(path, prompts) == (True, False, True)
+    found = read_prompts(path, labels=True)
+    assert found.texts == ("a cat", "a dog", "a lamp")
+    assert found.labels == (True, False, True)
+    assert found.counts == {"prompts_read": 4, "merged": 1, "blank": 1}
     path.write_text("prompt,memorized,label\na cat,0,odd\n")  # "memorized" goes before "label"
-    assert read_labels(path, ["a cat"]) == (False,)
+    assert read_prompts(path, labels=True).labels == (False,)
 
 
 def test_no_labels(tmp_path: Path) -> None:
-    for name, text in (("p.csv", "prompt\na cat\n"), ("p.txt", "label\n"), ("e.csv", "")):
+    for name, text in (("p.csv", "prompt\na cat\n"), ("p.txt", "label\n")):
         (tmp_path / name).write_text(text)
-        assert read_labels(tmp_path / name, ["a cat"]) is None
+        assert read_prompts(tmp_path / name, labels=True).labels is None
 
 
 @pytest.mark.parametrize(
@@ -87,10 +105,10 @@ def test_no_labels(tmp_path: Path) -> None:
     [
         (
             "prompt,label\na cat,maybe\n",
-            r"row 2 has another word under label; write 1 \(memorized\) or 0",
+            r"line 2 has another word under label; write 1 \(memorized\) or 0",
         ),
-        ("prompt,label\na cat\n", r"row 2 has nothing under label; write 1 \(memorized\) or 0"),
-        ("prompt,label\na cat,1\na dog,0\na cat,0\n", "row 4 labels a prompt otherwise"),
+        ("prompt,label\na cat,\n", r"line 2 has nothing under label; write 1 \(memorized\) or 0"),
+        ("prompt,label\na cat,1\na dog,0\na cat,0\n", "line 4 labels a prompt otherwise"),
         ("words,label\na cat,1\n", "no column named"),
     ],
 )
@@ -98,7 +116,7 @@ def test_labels_that_cannot_be_used(tmp_path: Path, text: str, reason: str) -> N
     path = tmp_path / "p.csv"
     path.write_text(text)
     with pytest.raises(PromptFileError, match=reason):
-        read_labels(path, ["a cat"])
+        read_prompts(path, labels=True)
 
 
 ODD = "one\u2028two\x85three\x0cfour\x1cfive\u2029six\x0bseven"
@@ -127,3 +145,377 @@ def test_a_fault_in_json_lines_has_its_true_line(tmp_path):
     path.write_text(json.dumps("a\u2028b", ensure_ascii=False) + "\n{\n")
     with pytest.raises(PromptFileError, match="line 2 is not JSON"):
         read_prompts(path)
+
+
+# ----------------------------------------------------------------------------------------- formats
+
+TWO = ("a cat, asleep", "a dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        ("p.txt", "a cat, asleep\na dog\n", (1, 2)),
+        ("p.csv", "n|caption\n1|a cat, asleep\n2|a dog\n", (2, 3)),
+        ("p", "a cat, asleep\na dog\n", (1, 2)),
+        ("p.tsv", "id\tcaption\n1\ta cat, asleep\n2\ta dog\n", (2, 3)),
+        ("p.tsv", "\tcaption\n1\ta cat, asleep\n2\ta dog\n", (2, 3)),
+        ("p.csv", '\n\ncaption\n"a cat, asleep"\n\na dog\n', (4, 6)),
+        ("p.json", '["a cat, asleep", "a dog"]', (1, 1)),
+        ("p.json", '[\n "a cat, asleep",\n\n {"n": [1, {}], "Caption": "a dog"}\n]\n', (2, 4)),
+        ("p.json", '{"n": {"prompts": [1]}, "Prompts":\n["a cat, asleep",\n"a dog"]}', (2, 3)),
+        ("p.json", '{"captions": [{"text": "a cat, asleep"},\n{"text": "a dog"}], "n": NaN}', (1, 2)),
+        ("p.ndjson", '"a cat, asleep"\n\n{"prompt": "a dog", "score": NaN}\n', (1, 3)),
+        ("P.JSONL", '{"TEXT": "a cat, asleep"}\n{"text": "a dog"}', (1, 2)),
+    ],
+)
+def test_formats(tmp_path: Path, name: str, content: str, lines: tuple[int, int]) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    found = read_prompts(path)
+    assert found.texts == TWO
+    assert found.places == tuple((str(path), line) for line in lines)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.txt", '["a cat", "a dog"]', "holds JSON, not text; name it .json"),
+        ("p.txt", '{"prompts": ["a cat"]}', "holds JSON, not text; name it .json"),
+        ("p.txt", '{"caption": "a cat"}\n{"caption": "a dog"}\n', "holds JSON lines, not text"),
+        ("p.txt", '"a cat"\n"a dog"\n', "holds JSON lines, not text; name it .jsonl"),
+        ("p.txt", '[\n"a cat",\n"a dog",\n]', "begins as JSON"),
+        ("p.txt", '{"caption": "a cat"', "begins as JSON"),
+        ("p.txt", "['a cat', 'a dog']", "begins as JSON"),
+        ("p.dat", '["a cat", "a dog"]', "holds JSON, not text"),
+        ("p", '{"caption": "a cat"}\n{"caption": "a dog"}\n', "holds JSON lines, not text"),
+        ("p.csv", '["a cat", "a dog"]', "holds JSON, not CSV"),
+        ("p.tsv", '{"caption": "a cat"}', "holds JSON"),
+        ("p.txt", "id,Caption\n1,a cat\n2,a dog\n", "a table separated by commas, not text"),
+        ("p.txt", "Caption;type\na cat;VM\n", "a table separated by semicolons, not text"),
+        ("p.txt", "1\ta cat\n2\ta dog\n", "a table separated by tabs, not text; name it .tsv"),
+        ("p.txt", "id|caption\n1|a cat\n", "a table separated by bars, not text"),
+        ("p.txt", '"1","a cat"\n"2","a dog"\n', "a table separated by commas, not text"),
+        ("p.txt", "<!DOCTYPE html>\n<p>404 cat</p>", "begins as a web page, YAML or a program"),
+        ("p.txt", "prompts:\n  - a cat\n", "begins as a web page, YAML or a program"),
+        ("p.txt", "prompts = [\n'a cat',\n]", "begins as a web page, YAML or a program"),
+        ("p.txt", "version https://git-lfs.github.com/spec/v1\noid 1\n", "is a Git LFS pointer"),
+        ("p.json", '{"prompts": ["a cat"], "captions": ["a dog"]}', "has several lists of prompts"),
+        ("p.yaml", "- a cat\n- a dog\n", ".yaml files are not read as lists"),
+        ("p.xlsx", "PK\x03\x04", ".xlsx files are not read as lists"),
+        ("p.txt", "PK\x03\x04", "is a zip archive or a spreadsheet"),
+        ("p.txt", "PAR1", "is Parquet; name it .parquet"),
+        ("p.jsonl.gz", "\x1f", ".gz files are not read as lists"),
+        ("p.json", '"a cat"', "holds no list of prompts"),
+        ("p.json", '{"a": ["a cat"]}', "without a list under prompts or captions"),
+        ("p.json", '["a cat"\n "a dog"]', "line 2 is not JSON"),
+        ("p.json", '["a cat",\n 3]', "line 2 has no string under caption, prompt, text"),
+        ("p.json", "[" * 100_000, "is not JSON"),
+        ("p.json", '[{"text": "a", "text": "b"}]', "has a key twice"),
+        ("p.jsonl", '{"text": "a", "text": "b"}', "line 1 has a key twice"),
+        ("p.parquet", "caption\na cat\n", "is not a readable Parquet file"),
+        ("p.json", "[]", "holds no prompts"),
+        ("p.csv", 'caption\n"On sale now\na cat\na dog\n', "line 2 has a quote that is never closed"),
+        ("p.csv", 'caption\na\n"On sale now\na cat\n"a dog"\n', "line 3 has what is not CSV"),
+        ("p.csv", "caption\na cat, asleep\n", "line 2 has 2 cells, the header 1"),
+        ("p.csv", "id,caption\n1,a cat\n2\n", "line 3 has 1 cells, the header 2"),
+        ("p.tsv", "id\tcaption\n1\ta\tcat\n", "line 2 has 3 cells, the header 2"),
+        ("p.csv", "caption,Caption\na,b\n", "has two columns of one name"),
+        ("p.txt", "a cat\na \0dog\n", "line 2 holds a NUL"),
+    ],
+)
+def test_what_is_not_what_it_is_named_is_refused(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    """A list read as lines of text by mistake would be one prompt that nobody memorized."""
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(PromptFileError) as caught:
+        read_prompts(path)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "cat" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a photo, of a cat\na photo, of a dog\n",
+        "[[cat]], (masterpiece:1.2)\n[photo] a dog\n",
+        "{red|blue} cat\n",
+        '"The Cat" by a painter\n',
+        "text, letters, a sign\n",
+        "{cat}",
+        "label\n",
+        "a cat\ta dog\n",
+        "1girl, text, red hair\n1girl, solo\n",
+    ],
+)
+def test_ordinary_text_is_no_table_and_no_json(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text(content)
+    if content.startswith("text,"):
+        with pytest.raises(PromptFileError, match="prompts_format txt"):
+            read_prompts(path)
+        assert read_prompts(path, "txt").texts == (content.strip(),)
+    else:
+        found = read_prompts(path)
+        assert found.texts == tuple(content.strip().split("\n"))
+        assert found.notes == ()
+
+
+def test_a_format_that_is_given_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text('["a cat, asleep", "a dog"]')
+    assert read_prompts(path, "txt").texts == (path.read_text(),)
+    assert read_prompts(path, "json").texts == TWO
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("p.json", '"a cat, asleep"\n"a dog"\n', "holds JSON lines, and was read so"),
+        ("p.json", '{"text": "a cat, asleep"}\n{"text": "a dog"}\n', "holds JSON lines"),
+        ("p.jsonl", '[\n"a cat, asleep",\n"a dog"\n]', "holds one JSON document, and was read so"),
+        ("p.csv", "n\tcaption\n1\ta cat, asleep\n2\ta dog\n", "is separated by tabs"),
+        ("p.tsv", 'n,caption\n1,"a cat, asleep"\n2,a dog\n', "is separated by commas"),
+        ("p.list", "a cat, asleep\na dog\n", "read as text, one prompt a line"),
+    ],
+)
+def test_a_mismatch_without_doubt_is_said(tmp_path: Path, name: str, content: str, note: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    found = read_prompts(path)
+    assert found.texts == TWO
+    (said,) = found.notes
+    assert note in said
+    assert str(path) in said
+
+
+def test_nulls_are_blank(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('[null, "a cat", {"text": null}, ""]')
+    assert read_prompts(path).counts == {"prompts_read": 1, "merged": 0, "blank": 3}
+
+
+def test_labels_beside_a_list_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('{"caption": ["a cat"], "type": ["VM"]}')
+    found = read_prompts(path, labels=True)
+    assert (found.texts, found.labels) == (("a cat",), None)
+    (note,) = found.notes
+    assert "its list of labels is not used" in note
+
+
+def test_a_header_in_a_text_file_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("Caption\na cat\n")
+    (note,) = read_prompts(path).notes
+    assert "its first line is a column's name" in note
+
+
+# -------------------------------------------------------------------------------- parquet, columns
+
+
+def _parquet(path: Path, **columns: object) -> Path:
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = _parquet(tmp_path / "p.parquet", n=[1, 2, 3, 4], Caption=[*TWO, None, "a dog"],
+                    type=["VM", "N", "N", "N"])  # fmt: skip
+    found = read_prompts(path, labels=True)
+    assert found.texts == TWO
+    assert found.labels == (True, False)
+    assert found.counts == {"prompts_read": 3, "merged": 1, "blank": 1}
+    named = _parquet(tmp_path / "p.pq", words=TWO, memorized=[1.0, 0.0])
+    assert read_prompts(named, column="Words", labels=True).labels == (True, False)
+    with pytest.raises(PromptFileError, match="no column named caption, prompt, text"):
+        read_prompts(named)
+    numbers = _parquet(tmp_path / "n.parquet", text=[1, 2])
+    with pytest.raises(PromptFileError, match="line 1 has no string under"):
+        read_prompts(numbers)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _parquet(tmp_path / "p.parquet", text=TWO)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(PromptFileError, match=r"pip install 'nemo-prune\[parquet\]'"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", 'words,text\n"a cat, asleep",x\na dog,y\n'),
+        ("p.tsv", "text\tWords\nx\ta cat, asleep\ny\ta dog\n"),
+        ("p.jsonl", '{"Words": "a cat, asleep", "text": "x"}\n{"words": "a dog"}\n'),
+        ("p.json", '{"words": ["a cat, asleep", "a dog"]}'),
+    ],
+)
+def test_a_column_by_name(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    assert read_prompts(path, column="words").texts == TWO
+    if name != "p.json":
+        with pytest.raises(PromptFileError, match="prompt_column"):
+            read_prompts(path, column="none")
+
+
+def test_text_has_no_columns(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("a cat\n")
+    with pytest.raises(PromptFileError, match="text without columns, so prompt_column names none"):
+        read_prompts(path, column="words")
+
+
+# --------------------------------------------------------------------- pipes, several files, counts
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+    given(b"a cat, asleep\na dog\n")
+    found = read_prompts(STDIN)
+    assert found.texts == TWO
+    assert found.places == (("stdin", 1), ("stdin", 2))
+    given(b'["a cat, asleep", "a dog"]')
+    with pytest.raises(PromptFileError, match=r"-: holds JSON, not text; .*prompts_format json"):
+        read_prompts(STDIN)
+    given(b'["a cat, asleep", "a dog"]')
+    assert read_prompts(STDIN, "json").texts == TWO
+    monkeypatch.setattr(lists, "MAX_BYTES", 10)
+    given(b"a cat, asleep")
+    with pytest.raises(PromptFileError, match="is too large, more than 10 bytes"):
+        read_prompts(STDIN)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_read_once_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+
+    def piped(content: str) -> threading.Thread:
+        writer = threading.Thread(target=lambda: _ignoring_a_closed_pipe(path, content))
+        writer.start()
+        return writer
+
+    writer = piped("\n".join(f"a photo of {number} cats" for number in range(20_000)))
+    assert len(read_prompts(path).texts) == 20_000
+    writer.join()
+    monkeypatch.setattr(lists, "MAX_BYTES", 10)
+    writer = piped("a cat, asleep" * 1_000)
+    with pytest.raises(PromptFileError, match="is too large"):
+        read_prompts(path)
+    writer.join()
+
+
+def _ignoring_a_closed_pipe(path: Path, content: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        path.write_text(content)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no process substitution")
+def test_process_substitution_waits_for_a_slow_writer() -> None:
+    program = "import sys, pathlib; from nemo_prune.files.prompts import read_prompts as r; " \
+              "print(r(pathlib.Path(sys.argv[1])).texts)"  # fmt: skip
+    command = f'"{sys.executable}" -c "{program}" <(sleep 2.2; echo a cat; echo a dog)'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "('a cat', 'a dog')\n", done.stderr
+
+
+def test_several_files_and_patterns(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("a dog\na cat\n")
+    (tmp_path / "a.txt").write_text("a cat\n\n")
+    (tmp_path / "c[1].csv").write_text("text\na fox\n")
+    paths = expand([tmp_path / "*.txt", tmp_path / "c[1].csv", tmp_path / "a.txt"])
+    assert [path.name for path in paths] == ["a.txt", "b.txt", "c[1].csv"]
+    found = read_prompts(paths)
+    assert found.texts == ("a cat", "a dog", "a fox")
+    assert [(Path(file).name, line) for file, line in found.places] == [
+        ("a.txt", 1), ("b.txt", 1), ("c[1].csv", 2)
+    ]  # fmt: skip
+    assert found.counts == {"prompts_read": 4, "merged": 1, "blank": 1}
+    with pytest.raises(PromptFileError, match="no file matches"):
+        expand([tmp_path / "*.jsonl"])
+
+
+def test_an_expected_number_pins_the_list(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("a cat\na cat\n\na dog\n")
+    found = read_prompts(path)
+    check_count(found, None)
+    check_count(found, 2)
+    with pytest.raises(PromptFileError) as caught:
+        check_count(found, 3)
+    assert rendered(str(caught.value)) == (
+        f"{path}: expect_prompts 3, and 2 distinct prompts were read (1 repetitions merged, 1 blank)"
+    )
+
+
+def test_a_line_that_stands_a_hundred_times_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("a dog\n" + "a cat\n" * 99)
+    assert read_prompts(path).notes == ()
+    path.write_text("a dog\n" + "a cat\n" * 100)
+    assert read_prompts(path).notes == (f"{path}: the prompt of line 2 stands there 100 times",)
+
+
+def test_a_prompt_has_an_id_of_its_own() -> None:
+    assert prompt_id("a cat") == prompt_id("a cat") != prompt_id("a dog")
+    assert len(prompt_id("a cat")) == 12
+
+
+# ------------------------------------------------------------------------------------------ labels
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", ";Caption;type\n0;a;VM\n1;b;N\n"),
+        ("t.tsv", "Caption\tKind\na\ttemplate\nb\tordinary\n"),
+        ("t.jsonl", '{"text": "a", "memorized": true}\n{"text": "b", "memorized": false}\n'),
+        ("t.json", '[{"text": "a", "label": 1}, {"text": "b", "label": 0.0}]'),
+    ],
+)
+def test_labels_of_other_columns_and_lists(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    found = read_prompts(path, labels=True)
+    assert found.texts == ("a", "b")
+    assert found.labels == (True, False)
+    assert found.notes == ()
+    assert read_prompts(path).labels is None
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ("text,type\na,VM\nb,photo\n", "the column type is not used as labels: line 3 has another word"),
+        ("text,overfit\na,VM\nb,N\n", "column 2 looks like labels and is not used; name it memorized"),
+    ],
+)
+def test_what_looks_like_labels_and_is_not_used_is_said(tmp_path: Path, content: str, note: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(content)
+    found = read_prompts(path, labels=True)
+    assert found.labels is None
+    (said,) = found.notes
+    assert note in said
+    (tmp_path / "u.txt").write_text("c\n")
+    path.write_text("text,label\na,1\n")
+    both = read_prompts([path, tmp_path / "u.txt"], labels=True)
+    assert both.labels is None
+    assert both.notes == ("labels are not used: not every list has them",)
+
+
+def test_columns_of_numbers_do_not_look_like_labels(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("n,text\n0,a\n1,b\n")
+    assert read_prompts(path, labels=True).notes == ()

@@ -383,3 +383,24 @@ def test_the_bound_at_the_papers_sizes(
     assert found.samples <= free + 2 + 2 * math.log2(prefixes) + auto._patience(64)
     if quality in ("right", "noisy"):
         assert found.samples <= 0.75 * free
+
+
+def test_a_seed_that_misses_nothing_any_more_is_not_asked_first_again_and_again() -> None:
+    """What a later seed needs makes the first one accept; the proof asks the one that objects."""
+    wanted, extra = {Neuron("a", row) for row in range(12)}, Neuron("a", 30)
+    ladder = Ladder({"a": [6.0] * 31}, {"a": [0.0] * 31})
+
+    def oracle(off: frozenset[Neuron], seed: int) -> float:
+        if not off:
+            return 0.9 - 0.01 * seed
+        enough = wanted | {extra} <= off if seed == 1 else wanted <= off or extra in off
+        return 0.2 if enough else 0.7
+
+    recorder = Recorder(oracle)
+    order = ladder.order
+    attribution = {n: 2.0 - 0.01 * n.row if n in wanted else 0.1 for n in order}
+    with patch.object(auto, "SETTLED", 0):
+        found = run(auto_search(ladder, evenly(order), range(6), 0.428), recorder, Told(attribution))
+    recorder.check(found)
+    assert set(found.neurons) == wanted | {extra}
+    assert sum(len(off) == len(wanted) and seed == 0 for off, seed in recorder.answers) <= 3

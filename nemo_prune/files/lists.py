@@ -1,0 +1,518 @@
+"""Records of a list that a user gives: lines of text, CSV, TSV, JSON, JSON lines or Parquet.
+
+Readers are strict: whatever could make a list shorter or longer than its author meant is refused by
+name, with the line. The format follows from the file's name (`FORMATS`), and its content must agree.
+Messages never quote the content.
+"""
+
+import contextlib
+import csv
+import glob
+import io
+import json
+import os
+import re
+import stat
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nemo_prune.errors import PromptFileError, option
+from nemo_prune.files.text import MAX_BYTES, decoded, read_bytes
+
+Format = Literal["txt", "csv", "tsv", "jsonl", "json", "parquet"]
+FORMATS: dict[str, Format] = {
+    "": "txt", ".txt": "txt", ".text": "txt", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".pq": "parquet",
+}  # fmt: skip
+"""Formats by the suffix of a file's name. Other names may only hold lines of text."""
+STDIN = Path("-")
+_WANTED = "a UTF-8 text file"
+COLUMNS = ("caption", "prompt", "text")
+LABELS = ("memorized", "label", "type", "kind")
+_LISTS = ("prompts", "captions")
+_FOREIGN = frozenset({
+    ".arrow", ".avro", ".bin", ".bz2", ".ckpt", ".db", ".docx", ".feather", ".gz", ".htm", ".html",
+    ".ini", ".ipynb", ".log", ".md", ".npy", ".npz", ".ods", ".orc", ".pdf", ".pickle", ".pkl", ".pt",
+    ".py", ".rtf", ".sqlite", ".tar", ".toml", ".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip",
+    ".zst",
+})  # fmt: skip
+_MAGIC = {
+    b"PAR1": "Parquet",
+    b"\x1f\x8b": "compressed with gzip",
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"SQLite format 3": "a database",
+    b"%PDF": "a PDF",
+    b"version https://git-lfs": "a Git LFS pointer, without its content (git lfs pull)",
+}
+_JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
+# A web page (such as an error), YAML, or a program's list: no captions begin so.
+_FOREIGN_BEGINS = re.compile(r"<(!doctype|html|\?xml)|---\r?\n|\w+ ?= ?[\[({]|\w+: *\r?\n *- ", re.I)
+_QUOTED_CELLS = re.compile(r'"[^"]*"([,;\t|]("[^"]*"|[^",;]*))+$')
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
+
+Record = str | Mapping[str, object]
+"""A text alone, or cells by column in lower case."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The records of one list.
+
+    records: with the line of each (in Parquet: row) from 1.
+    blank: lines without anything. notes: what its reader should know, each one line.
+    columns: of a table, its columns; None: each record has its own, or none.
+    """
+
+    path: Path
+    format: Format
+    records: list[tuple[int, Record]]
+    blank: int = 0
+    notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = None
+
+
+def expand(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The paths, patterns (`*`, `?`, `[...]`) replaced by the files that they match, in order.
+
+    A file that is there by that very name is no pattern. Raises PromptFileError for one that matches
+    nothing.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not glob.has_magic(str(path)) or os.path.lexists(path):
+            found[path] = None
+            continue
+        matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207, absolute too
+        if not matches:
+            raise PromptFileError(f"{path}: no file matches; check the pattern")
+        found |= dict.fromkeys(matches)
+    return tuple(found)
+
+
+def read_list(path: Path, format: Format | None = None, column: str | None = None) -> Listing:
+    """The records of the list at `path`; `-` is standard input, and a pipe is read to its end.
+
+    Args:
+        path: a file of at most 256 MiB.
+        format: what it is, whatever its name and content look like; None: by both.
+        column: the column that holds the texts, if it is named otherwise than `COLUMNS`.
+
+    Raises:
+        PromptFileError: one line, for a list that cannot be read, or that its content contradicts.
+    """
+    content = _content(path)
+    column = None if column is None else column.strip().lower()
+    suffix = path.suffix.lower() if path != STDIN else ""
+    if format is None:
+        if suffix in _FOREIGN:
+            raise _refused(path, f"{suffix} files are not read as lists", None)
+        format = FORMATS.get(suffix, "txt")
+        _check_magic(path, content, format)
+        if format == "parquet":
+            return _parquet(path, content, column)
+        text = _decoded(path, content)
+        if not text.strip():
+            return Listing(path, format, [])
+        format, notes = _agreed(path, text, format)
+        if suffix not in FORMATS:
+            notes.append(f"{path}: read as text, one prompt a line")
+    elif format == "parquet":
+        return _parquet(path, content, column)
+    else:
+        text, notes = _decoded(path, content), []
+    if format == "txt":
+        if column is not None:
+            raise PromptFileError(
+                f"{path}: is text without columns, so {option('prompt_column')} names none"
+            )
+        return _text(path, text, notes)
+    if format == "json":
+        return _json(path, text, column, notes)
+    if format == "jsonl":
+        return _json_lines(path, text, notes)
+    return _table(path, text, format, notes)
+
+
+# ---------------------------------------------------------------------------------------- content
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file, of a pipe, or of standard input, each read once and bounded."""
+    if path == STDIN:
+        return _bounded(path, sys.stdin.buffer.read(MAX_BYTES + 1))
+    with contextlib.suppress(OSError, ValueError):  # of which `read_bytes` says more
+        if stat.S_ISFIFO(path.stat().st_mode):
+            return _bounded(path, _piped(path))
+    return read_bytes(path, PromptFileError, "prompts", _WANTED)
+
+
+def _piped(path: Path) -> bytes:
+    """What is written to a pipe until it is closed; refused if nobody opens it for writing."""
+    # Without O_NONBLOCK opening a named pipe that nobody writes to would wait for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb", buffering=0) as pipe:
+        last = time.monotonic() + _WRITER_SECONDS
+        first: bytes | None = b""
+        while first == b"" and time.monotonic() < last:
+            first = pipe.read(1)  # None: somebody has it open and has not written yet
+            time.sleep(0.02 if first == b"" else 0)
+        if first == b"":
+            raise PromptFileError(f"{path}: nobody writes to this pipe, or nothing; give a file")
+        os.set_blocking(descriptor, True)
+        pieces, size = [first or b""], 0
+        while size <= MAX_BYTES and (piece := pipe.read(2**20)):
+            pieces.append(piece)
+            size += len(piece)
+    return b"".join(pieces)
+
+
+def _bounded(path: Path, content: bytes) -> bytes:
+    if len(content) > MAX_BYTES:
+        raise PromptFileError(f"{path}: is too large, more than {MAX_BYTES} bytes; give {_WANTED}")
+    return content
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    text = decoded(content, path, PromptFileError, _WANTED)
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise PromptFileError(
+            f"{path}: is not a text file (line {line} holds a NUL); give one prompt per line"
+        )
+    return text
+
+
+# ----------------------------------------------------------------------------- name against content
+
+
+def _check_magic(path: Path, content: bytes, format: Format) -> None:
+    for magic, what in _MAGIC.items():
+        if content.startswith(magic) and not (what == "Parquet" and format == "parquet"):
+            raise _refused(path, f"is {what}", "parquet" if what == "Parquet" else None)
+
+
+def _agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
+    """The format that name and content agree on, and notes; PromptFileError where they do not."""
+    looks: Format | None = _looks_like(text)
+    if format in ("json", "jsonl"):
+        # The two are told apart without doubt, and many tools name one as the other.
+        if format == "json" and _parsed(text) is not None:
+            looks = "json"
+        if looks is not None and looks != format:
+            words = {"json": "holds one JSON document", "jsonl": "holds JSON lines"}
+            return looks, [f"{path}: {words[looks]}, and was read so whatever its name"]
+        return format, []
+    if looks in ("json", "jsonl"):
+        words = {"json": "JSON", "jsonl": "JSON lines"}
+        raise _refused(path, f"holds {words[looks]}, not {_NAMES[format]}", looks)
+    if format == "txt":
+        if begins := _JSON_BEGINS.match(text.lstrip()):
+            raise _refused(
+                path, f"begins as JSON ({begins[1]}) that is cut or broken, not as text", None
+            )
+        if _FOREIGN_BEGINS.match(text.lstrip()):
+            raise _refused(path, "begins as a web page, YAML or a program, not as text", None)
+        if separator := _table_separator(text):
+            what = f"is a table separated by {_SEPARATORS[separator]}, not text"
+            raise _refused(path, what, "tsv" if separator == "\t" else "csv")
+    return format, []
+
+
+_NAMES = {"txt": "text", "csv": "CSV", "tsv": "TSV"}
+
+
+def _looks_like(text: str) -> Literal["json", "jsonl"] | None:
+    """What a text is if it is JSON as a whole, or JSON objects (or strings) line by line."""
+    begin = text.lstrip()[:1]
+    if begin not in ("[", "{", '"'):
+        return None
+    lines = [line for line in _lines(text) if line.strip()]
+    whole = None
+    if begin != '"':
+        # One line with an object may be both; it is a list of one.
+        whole = _parsed(text)
+    if isinstance(whole, list) or (isinstance(whole, dict) and _lists_in(whole, None)):
+        return "json"
+    first = _parsed(lines[0])
+    if isinstance(first, dict):
+        return "jsonl"
+    if isinstance(whole, dict):
+        return "json"
+    if isinstance(first, str) and len(lines) > 1 and all(isinstance(_parsed(x), str) for x in lines):
+        return "jsonl"
+    return None
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _table_separator(text: str) -> str | None:
+    """What separates the cells of a text that looks like a table: each line has it."""
+    lines = [line for line in _lines(text) if line.strip()]
+    for separator in _SEPARATORS:
+        if separator not in lines[0] or 0 in (counts := {line.count(separator) for line in lines}):
+            continue
+        names = _names(lines[0].split(separator))
+        # Of a list of tags, with "text" among them, other lines would have fewer.
+        known = any(name in COLUMNS + LABELS for name in names)
+        known = known and lines[0].count(separator) == min(counts)
+        # Captions have commas, hardly ever tabs.
+        if known or (separator == "\t" and len(counts) == 1 and len(lines) > 1):
+            return separator
+    if len(lines) > 1 and all(_QUOTED_CELLS.match(line) for line in lines):
+        return ","
+    return None
+
+
+def _refused(path: Path, what: str, looks: Format | None) -> PromptFileError:
+    """What a list is instead, and the remedy."""
+    if looks is None:
+        cure = f"give text, CSV, TSV, JSON, JSON lines or Parquet, or {option('prompts_format')}"
+    else:
+        cure = f"name it .{looks}, or give {option('prompts_format')} {looks}"
+        if looks != "parquet":
+            cure += f" ({option('prompts_format')} txt takes each line as a prompt)"
+    return PromptFileError(f"{path}: {what}; {cure}")
+
+
+# ----------------------------------------------------------------------------------------- readers
+
+
+def _lines(text: str) -> list[str]:
+    # Not str.splitlines: it also splits at a form feed or U+2028, which a prompt may hold.
+    return re.split("\r?\n", text)
+
+
+def _names(cells: Sequence[str]) -> list[str]:
+    return [cell.strip().strip('"').strip().lower() for cell in cells]
+
+
+def _text(path: Path, text: str, notes: list[str]) -> Listing:
+    lines = _lines(text)
+    if not lines[-1].strip():
+        lines.pop()  # what follows the last line's end
+    records: list[tuple[int, Record]] = [
+        (number, line) for number, line in enumerate(lines, start=1) if line.strip()
+    ]
+    if len(records) > 1 and str(records[0][1]).strip().lower() in COLUMNS:
+        notes.append(
+            f"{path}: its first line is a column's name and was taken as a prompt; name the file .csv"
+        )
+    return Listing(path, "txt", records, len(lines) - len(records), tuple(notes))
+
+
+def _table(path: Path, text: str, format: Format, notes: list[str]) -> Listing:
+    """A CSV or TSV: every row has as many cells as the header, and every quote is closed."""
+    body = text.lstrip("\r\n")
+    skipped = text[: len(text) - len(body)].count("\n")
+    separator = _separator(body.partition("\n")[0], format)
+    if (separator == "\t") != (format == "tsv"):
+        # Read by what it is, and said: spreadsheets write tabs into files named .csv.
+        notes.append(f"{path}: is separated by {_SEPARATORS[separator]}, and was read so")
+    rows = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
+    names: list[str] | None = None
+    records: list[tuple[int, Record]] = []
+    blank = 0
+    while True:
+        number = skipped + rows.line_num + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            open_quote = "unexpected end" in str(error)
+            what = "a quote that is never closed" if open_quote else f"what is not CSV ({error})"
+            if "field limit" in str(error):
+                what = f"a cell that is too long, as of a quote that is never closed ({error})"
+            raise PromptFileError(
+                f"{path}: is not a readable CSV: line {number} has {what}; mend it"
+            ) from None
+        if names is None:
+            names = _names(row)
+            if any(names.count(name) > 1 for name in (*COLUMNS, *LABELS)):
+                raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
+            continue
+        if not "".join(row).strip() and len(row) < 2:
+            blank += 1
+            continue
+        if len(row) != len(names):
+            raise PromptFileError(
+                f"{path}: line {number} has {len(row)} cells, the header {len(names)}; put texts "
+                f'with separators in quotes ("), double quotes within them, and mend the line'
+            )
+        records.append((number, dict(zip(names, row, strict=True))))
+    return Listing(path, format, records, blank, tuple(notes), tuple(names or ()))
+
+
+def _separator(header: str, format: Format) -> str:
+    """By what the header uses: sniffing the captions would find commas everywhere."""
+    if format == "tsv" and ("\t" in header or not any(one in header for one in _SEPARATORS)):
+        return "\t"
+    return max(_SEPARATORS, key=header.count)
+
+
+def _json_lines(path: Path, text: str, notes: list[str]) -> Listing:
+    lines = _lines(text)
+    if not lines[-1].strip():
+        lines.pop()
+    records: list[tuple[int, Record]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line, object_pairs_hook=_unique)
+        except _TwiceError:
+            raise PromptFileError(f"{path}: line {number} has a key twice; mend it") from None
+        except (ValueError, RecursionError):
+            raise PromptFileError(f"{path}: line {number} is not JSON; mend it") from None
+        records.append((number, _record(path, number, value)))
+    return Listing(path, "jsonl", records, len(lines) - len(records), tuple(notes))
+
+
+class _TwiceError(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _TwiceError
+    return found
+
+
+def _record(path: Path, number: int, value: object) -> Record:
+    if isinstance(value, dict):
+        return {key.lower(): cell for key, cell in value.items()}
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise PromptFileError(f"{path}: line {number} has no string under {', '.join(COLUMNS)}; mend it")
+    return value
+
+
+def _json(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
+    """An array of strings or objects, or an object with such an array."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    try:
+        whole = decoder.decode(text)
+        items: list[tuple[int, object]] = []
+        if isinstance(whole, dict):
+            named = _lists_in(whole, column)
+            if len(named) > 1:
+                raise PromptFileError(f"{path}: has several lists of prompts; keep one of them")
+            key = named[0] if named else None
+            if key is not None:
+                if any(
+                    isinstance(value, list) for name, value in whole.items() if name.lower() in LABELS
+                ):
+                    notes.append(
+                        f"{path}: its list of labels is not used; give objects with a prompt and a label"
+                    )
+                items = list(_items(text, _value_of(text, key, decoder), decoder))
+            elif {str(name).lower() for name in whole} & {*COLUMNS, column}:
+                items = [(1, whole)]
+            else:
+                raise PromptFileError(
+                    f"{path}: is a JSON object without a list under {' or '.join(_LISTS)}; give the "
+                    f"prompts as a list"
+                )
+        elif isinstance(whole, list):
+            items = list(_items(text, text.index("["), decoder))
+        else:
+            raise PromptFileError(f"{path}: is JSON, and holds no list of prompts; give a list")
+    except _TwiceError:
+        raise PromptFileError(f"{path}: has a key twice in one object; mend it") from None
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"line {line} " if line else ""
+        raise PromptFileError(f"{path}: {where}is not JSON; mend it") from None
+    records = [(number, _record(path, number, value)) for number, value in items]
+    return Listing(path, "json", records, 0, tuple(notes))
+
+
+def _lists_in(whole: Mapping[str, object], column: str | None) -> list[str]:
+    """The keys, in lower case, under which an object may hold the list."""
+    lists = {key.lower() for key, value in whole.items() if isinstance(value, list)}
+    for names in ((column,) if column else (), _LISTS, COLUMNS):
+        if named := [name for name in names if name in lists]:
+            return named
+    return []
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None
+    return found.end()
+
+
+def _value_of(text: str, wanted: str, decoder: json.JSONDecoder) -> int:
+    """Where the value of a key of the outermost object begins, in text that is sound JSON."""
+    at = _skip(text, 0)
+    while True:
+        at = _skip(text, at + 1)  # after { or ,
+        key, at = decoder.raw_decode(text, at)
+        at = _skip(text, _skip(text, at) + 1)  # after :
+        if str(key).lower() == wanted:
+            return at
+        _, at = decoder.raw_decode(text, at)
+        at = _skip(text, at)
+
+
+def _items(text: str, at: int, decoder: json.JSONDecoder) -> Iterator[tuple[int, object]]:
+    """Each element of the array at `at`, in text that is sound JSON, with its line."""
+    line, counted = 1, 0
+    at = _skip(text, at + 1)
+    while text[at] != "]":
+        line, counted = line + text.count("\n", counted, at), at
+        value, at = decoder.raw_decode(text, at)
+        yield line, value
+        at = _skip(text, at)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+
+
+def _parquet(path: Path, content: bytes, column: str | None) -> Listing:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise PromptFileError(
+            f"{path}: Parquet is read with pyarrow, which is not installed; "
+            f"pip install 'nemo-prune[parquet]', or give CSV or JSON lines"
+        ) from None
+    wanted = {*COLUMNS, *LABELS, *([column] if column else [])}
+    records: list[tuple[int, Record]] = []
+    size = 0
+    try:
+        file = parquet.ParquetFile(arrow.BufferReader(content))
+        every = [str(name) for name in file.schema_arrow.names]
+        names = [name for name in every if name.strip().lower() in wanted]
+        if len({name.strip().lower() for name in names}) < len(names):
+            raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
+        for batch in file.iter_batches(columns=names) if names else ():
+            size += batch.nbytes
+            if size > MAX_BYTES:
+                raise PromptFileError(f"{path}: holds more than {MAX_BYTES} bytes of text; split it")
+            for row in batch.to_pylist():
+                cells = {key.strip().lower(): value for key, value in row.items()}
+                records.append((len(records) + 1, cells))
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise PromptFileError(
+            f"{path}: is not a readable Parquet file ({type(error).__name__}); make it anew"
+        ) from None
+    return Listing(path, "parquet", records, columns=tuple(name.strip().lower() for name in every))
