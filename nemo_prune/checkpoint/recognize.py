@@ -308,7 +308,9 @@ _KINDS = tuple(
          "on; use a Stable Diffusion 1, 2 or XL file"),
     )
 )  # fmt: skip
-_EMBEDDING = re.compile(r"emb_params|clip_[lg]|string_to_param\..+|<.*>")
+# diffusers calls an embedding's tensor as the word that it stands for.
+_EMBEDDING = re.compile(r"emb_params|clip_[lg]|string_to_param\..+|<.*>|[^.]+")
+_TEXT_WIDTHS = (768, 1024, 1280)
 _TEXT = re.compile(
     r"^(cond_stage_model|conditioner\.embedders|text_model|text_encoders?|transformer\.resblocks"
     r"|encoder\.block\.\d+\.layer)\b"
@@ -336,7 +338,10 @@ def _refuse_without_values(tensors: Tensors) -> str:
     for pattern, reason in _KINDS:
         if any(pattern.search(name) for name in tensors):
             return reason
-    if all(_EMBEDDING.fullmatch(name) and 0 < len(t.shape) < 3 for name, t in tensors.items()):
+    shapes = {tensor.shape for tensor in tensors.values()}
+    if all(map(_EMBEDDING.fullmatch, tensors)) and all(
+        len(shape) in (1, 2) and shape[-1] in _TEXT_WIDTHS for shape in shapes
+    ):
         return f"is an embedding (textual inversion), a word for a model and not a model; {_WHOLE}"
     if stray := next((name for name in tensors if is_value_like(name)), None):
         return (

@@ -40,6 +40,7 @@ _BLOCKS = re.compile("|".join(map(re.escape, _UNET_BLOCKS)))
 _CONVERTED = re.compile(r"(down|up)_blocks\.(\d+)\.(?:(resnets|attentions)\.0\.)?(.+)")
 _MAP_BIAS = re.compile(r"(.+\.attn[12]\.to_[qkv])\.bias")
 _OPEN_CLIP_LAYERS = 24
+_VAE_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm"}
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -167,10 +168,19 @@ def read_vae(path: Path, wrapper: str = "") -> Tensors:
     tensors = _unscaled(read_tensors(path, lambda name: name.startswith(VAE_PREFIXES), wrapper))
     if not tensors:
         return {}
+    tensors = {_old_vae_name(name): tensor for name, tensor in tensors.items()}
     levels = range(len({name.split(".")[3] for name in tensors if ".encoder.down." in name}))
     config = {"down_block_types": levels, "up_block_types": levels}
     renamed: Tensors = convert_ldm_vae_checkpoint(tensors, config)
     return renamed
+
+
+def _old_vae_name(name: str) -> str:
+    """The name that converters know where a file has diffusers' names for attention's maps alone."""
+    if ".mid.attn_1." in name:
+        for own, old in _VAE_ATTENTION.items():
+            name = name.replace(f".attn_1.{own}.", f".attn_1.{old}.")
+    return name
 
 
 def read_text_encoder(

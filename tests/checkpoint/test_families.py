@@ -326,6 +326,8 @@ REFUSED = {
         "is an embedding (textual inversion), a word for a model and not a model; give the checkpoint",
     ),
     "diffusers embedding": ([("<cat-toy>", "F32", (768,))], "is an embedding (textual inversion), a"),
+    "embedding by its word": ([("sks", "F32", (1024,))], "is an embedding (textual inversion), a"),
+    "no embedding": ([("sks", "F32", (77,))], NO_VALUES),
     "hunyuan-dit": (
         [("text_embedding_padding", *LINEAR), ("blocks.0.attn2.to_v.weight", *LINEAR)],
         "is a Hunyuan-DiT model, a transformer without down and mid blocks to search",

@@ -238,6 +238,22 @@ def test_restore_is_given_a_manifest(tmp_path, model, kind):
     assert f"{path}: {words}" in result.stderr
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module."])
+def test_a_wrapped_model_is_zeroed_under_its_own_names(tmp_path, wrapper):
+    """The names in the file stay, those in manifests are the plain ones."""
+    path = write(tmp_path / "m", [(wrapper + n, d, s) for n, d, s in unet(SD1, "diffusers")])
+    chosen = manifest(tmp_path / "n.json", [(DOWN, 1), (MID, 7)], sha256(path))
+    options = ["-o", tmp_path / "o", "--undo", tmp_path / "u", "--lora", tmp_path / "l"]
+    assert run("apply", path, "--manifest", chosen, *options).exit_code == 0
+    assert zeroed(tmp_path / "o") == {DOWN: [1], MID: [7]}
+    told = json.loads(run("diff", path, tmp_path / "o", "--expect", chosen, "--json").stdout)
+    assert told["expected"]["holds"]
+    assert {entry["name"] for entry in told["changed"]} == {f"{wrapper}{n}.weight" for n in (DOWN, MID)}
+    run("restore", tmp_path / "o", "--undo", tmp_path / "u", "-o", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == path.read_bytes()
+    assert f"lora_unet_{MID.replace('.', '_')}.lora_up.weight" in parse(tmp_path / "l")[0]
+
+
 # ----------------------------------------------------------------------------------------- diff
 
 

@@ -1,4 +1,4 @@
-"""Files whose tensors have a wrapper's names load as the plain file does."""
+"""Files whose tensors are named otherwise load as the plain file does."""
 
 import pytest
 import tiny
@@ -9,22 +9,45 @@ from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.model.loading import load_model, load_pipeline
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
-def test_a_wrapped_file_loads_as_the_plain_one(tmp_path, wrapper):
+def wrapped(tensors):
+    return {f"module.{name}": tensor for name, tensor in tensors.items()}
+
+
+def compiled(tensors):
+    return {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}
+
+
+def vae_of_later_names(tensors):
+    """The autoencoder's attention as linear maps under diffusers' names, all else under LDM's."""
+    found = {}
+    for name, tensor in tensors.items():
+        new = name
+        if ".mid.attn_1." in name:
+            for old, own in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
+                new = new.replace(f".attn_1.{old}.", f".attn_1.{own}.")
+            new = new.replace(".attn_1.norm.", ".attn_1.group_norm.")
+            tensor = tensor.reshape(tensor.shape[:2])
+        found[new] = tensor
+    assert found.keys() != tensors.keys()
+    return found
+
+
+@pytest.mark.parametrize("renamed", [wrapped, compiled, vae_of_later_names])
+def test_a_file_with_other_names_loads_as_the_plain_one(tmp_path, renamed):
     tensors = tiny.tiny_tensors("sd1")
     found = []
-    for name, prefix in (("plain", ""), ("wrapped", wrapper)):
-        save_file({prefix + key: tensor for key, tensor in tensors.items()}, tmp_path / name)
-        checkpoint = open_checkpoint(tmp_path / name)
-        pipeline = load_pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+    for number, kept in enumerate((tensors, renamed(tensors))):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(kept, path)
+        pipeline = load_pipeline(open_checkpoint(path), device=torch.device("cpu"), dtype=torch.float32)
         found.append({
             f"{part}.{key}": tensor
             for part in ("unet", "vae", "text_encoder")
             for key, tensor in getattr(pipeline, part).state_dict().items()
         })  # fmt: skip
-    plain, wrapped = found
-    assert plain.keys() == wrapped.keys()
-    assert all(torch.equal(plain[key], wrapped[key]) for key in plain)
+    plain, other = found
+    assert plain.keys() == other.keys()
+    assert all(torch.equal(plain[key], other[key]) for key in plain)
 
 
 def test_a_compiled_unet_alone(tmp_path):
