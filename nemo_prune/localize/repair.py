@@ -135,6 +135,8 @@ class Repair:
     def reduce(self) -> None:
         """Drop neurons while the probed seeds allow it; put back what fresh seeds then miss.
 
+        A prompt keeps at least one neuron of its own, though others' may do: what a score hardly needs a
+        picture may, and the manifest says what each prompt hangs on.
         What is put back is what the objecting prompts asked for, and all that was dropped if that is
         not enough: whose neurons another prompt misses is not known.
         """
@@ -148,6 +150,9 @@ class Repair:
         }
         search = reduce_union(result.neurons, pairs, self.tau)
         kept = set(engine.run_union(search, self.prompts, self.baselines, self.progress.advance))
+        for own in result.neurons.values():
+            if own and kept.isdisjoint(own):
+                kept.add(own[0])
         result.confirming += engine.cost.samples - spent
         before, scores = dict(result.neurons), dict(result.scores)
         whole = result.off
