@@ -74,6 +74,7 @@ def test_a_mixed_list_is_pruned_without_labels(
 ) -> None:
     code, told = run(
         "prune", CHECKPOINT, "--prompts", mixed, "--calibration", demo_calibration,
+        "--confirm", "none",  # what trajectories say of the demo is asked in test_demo
         "-o", tmp_path / "clean.safetensors",
     )  # fmt: skip
     assert code == 0

@@ -288,5 +288,5 @@ def test_a_neuron_that_is_off_has_no_bias_either(place: Path, biased: Path) -> N
         pruned.differences(twin, [0])[0],
         noise_difference(by_hand.predict_noise(noise, 961, prompt.text[None]), noise)[0],
     )
-    scores = engine.compare(prompt, [0, 1], pruned, twin)
-    assert scores == pytest.approx(engine.probe(prompt, off, [0, 1]), abs=1e-4)
+    expected, baseline = engine.probe(prompt, off, [0, 1])
+    assert engine.compare(baseline, pruned, twin, [0, 1]) == pytest.approx(expected, abs=1e-4)

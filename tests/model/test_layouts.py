@@ -563,6 +563,11 @@ def expected(place: Path, single: dict[str, Path]) -> dict[str, dict[str, Any]]:
     }
 
 
+def apart(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The prompts of a result without the list that they came from, which each run has its own."""
+    return [{key: value for key, value in one.items() if key != "file"} for one in found["prompts"]]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_neurons_and_scores(
     place: Path, single: dict[str, Path], expected: dict[str, dict[str, Any]], layout: str
@@ -586,7 +591,7 @@ def test_every_layout_gives_the_same_neurons_and_scores(
         options += ["--link"] if layout == "folder" else []
     told = prune(model, out, "sd1", *options)
     assert told["neurons"] == wanted["neurons"]
-    assert told["prompts"] == wanted["prompts"]
+    assert apart(told) == apart(wanted)
     theirs = load(place / "sd1-clean.safetensors")
     ours = load(out, text_encoder=(single["sd1"],) if layout == "UNet alone" else ())
     assert same_weights(ours.unet, theirs.unet)
@@ -618,6 +623,6 @@ def test_other_families_give_the_same_neurons_in_file_and_folder(
     told = prune(folders[family], out, family)
     assert told["neurons"], "a test that finds nothing tests nothing"
     assert told["neurons"] == expected[family]["neurons"]
-    assert told["prompts"] == expected[family]["prompts"]
+    assert apart(told) == apart(expected[family])
     theirs = load(place / f"{family}-clean.safetensors")
     assert same_weights(from_pretrained(out, family).unet, theirs.unet)
