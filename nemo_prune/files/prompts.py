@@ -163,6 +163,12 @@ def bundled_captions() -> tuple[str, ...]:
     return read_prompts(Path(str(files("nemo_prune") / "data" / "ordinary.txt"))).texts
 
 
+def apart_from(captions: Iterable[str], prompts: Iterable[str]) -> list[str]:
+    """Those captions that are none of the prompts, in their order."""
+    known = set(prompts)
+    return [caption for caption in captions if caption not in known]
+
+
 def prompts_hash(prompts: Sequence[str]) -> str:
     """SHA-256 of the prompts, in order, as a JSON list; 64 hexadecimal digits.
 

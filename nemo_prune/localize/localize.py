@@ -12,7 +12,7 @@ from nemo_prune.checkpoint.manifest import Manifest, PromptRecord
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import Interrupted
-from nemo_prune.files.prompts import bundled_captions
+from nemo_prune.files.prompts import apart_from, bundled_captions
 from nemo_prune.localize.confirm import (
     SEEDS,
     UNRELATED,
@@ -258,7 +258,7 @@ class _Run:
         engine, options = self.engine, self.options
         schedule = trajectory_schedule(engine.model, options.confirm)
         captions = self.calibration_prompts or bundled_captions()
-        ordinary = [text for text in captions if text not in set(self.prompts)][:UNRELATED]
+        ordinary = apart_from(captions, self.prompts)[:UNRELATED]
         before = engine.cost.samples
         ends = unrelated_ends(engine, ordinary, schedule, self.progress)
         self.calibration_samples += engine.cost.samples - before
@@ -287,10 +287,10 @@ class _Run:
                     f"cannot tell whether its picture is gone"
                 )
             off = self.confirmation.remove(index, prompt, off, scopes, options.rounds)
+            # At once, so that the manifest of an interrupted run has them.
+            added = self.confirmation.result.neurons.get(index, ())
+            repaired.neurons[index] = union(repaired.neurons[index], added)
             self.progress.detail(f"prompt {index} done")
-        added = self.confirmation.result.neurons
-        for index, neurons in added.items():
-            repaired.neurons[index] = union(repaired.neurons[index], neurons)
         if by_trajectory:
             self.repairing.probe()
 

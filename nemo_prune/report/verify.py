@@ -24,6 +24,7 @@ from nemo_prune.checkpoint.diff import compare_models
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import NemoPruneError, option
+from nemo_prune.files.prompts import apart_from
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Progress
 from nemo_prune.report.gallery import (
@@ -119,8 +120,7 @@ def verify(
             f"{inputs.pruned.path}: differs from the original in more than zeroed rows, so what is "
             f"measured is not the pruning alone (nemo-prune diff shows what)"
         )
-    known = set(inputs.prompts)
-    ordinary = [text for text in inputs.ordinary if text not in known]
+    ordinary = apart_from(inputs.ordinary, inputs.prompts)
     measured = _measure(inputs, ordinary, removed, progress)
     memorized = {
         entry["index"]: inputs.prompts[entry["index"]]

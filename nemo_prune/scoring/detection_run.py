@@ -11,6 +11,7 @@ from typing import Any
 from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.files.atomic import write_new
+from nemo_prune.files.prompts import apart_from
 from nemo_prune.model.denoiser import TOKENS, LoadedModel
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.consistency import ORDINARY, consistencies, consistency_gate
@@ -139,7 +140,7 @@ def find_memorized(
             progress.note(line)
     gate = None
     if trajectories:
-        captions = [text for text in ordinary.captions if text not in set(prompts)][:ORDINARY]
+        captions = apart_from(ordinary.captions, prompts)[:ORDINARY]
         schedule = trajectory_schedule(engine.model, "trajectory")
         progress.stage("drawing ordinary trajectories", len(captions), "prompts")
         before = engine.cost.samples
