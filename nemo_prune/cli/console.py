@@ -26,8 +26,14 @@ def console() -> Console:
 
 def interval_text(gate: Mapping[str, Any]) -> str:
     """A gate's confidence interval in words; `gate` as `dataclasses.asdict` gives it."""
-    low, high = ("?" if gate[side] is None else f"{gate[side]:.3f}" for side in ("low", "high"))
-    return f"95 % interval {low} to {high}"
+    low, high = gate["low"], gate["high"]
+    if low is None and high is None:
+        return f"{gate['prompts']} ordinary prompts are too few for a 95 % interval"
+    if high is None:
+        return f"at least {low:.3f} by its 95 % interval, which so few prompts do not bound above"
+    if low is None:
+        return f"at most {high:.3f} by its 95 % interval, which so few prompts do not bound below"
+    return f"95 % interval {low:.3f} to {high:.3f}"
 
 
 def print_prompts(result: dict[str, Any]) -> None:

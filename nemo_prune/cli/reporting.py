@@ -133,6 +133,4 @@ def command_line(context: click.Context) -> str:
             else:
                 values = value if parameter.multiple else (value,)
                 words += [word for one in values for word in (option, str(one))]
-    if "overwrite" in context.params and "--overwrite" not in words:
-        words.append("--overwrite")  # what the first run wrote is there
     return shlex.join(words)

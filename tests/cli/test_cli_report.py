@@ -70,7 +70,7 @@ def without_time(html: str) -> str:
 @pytest.fixture(scope="module")
 def verified(folder: Path) -> Result:
     """A full run, which several tests look at."""
-    return verify(folder, "--overwrite", "--targets", folder / "targets", "--json",
+    return verify(folder, "--targets", folder / "targets", "--json",
                   "--report", folder / "r.html", "--report", folder / "r.md",
                   "--report", folder / "r.json", "--card", folder / "card.md")  # fmt: skip
 
@@ -127,8 +127,12 @@ def test_the_command_in_the_report_gives_the_same_report(folder: Path, verified:
     data = json.loads(verified.stdout)
     words = shlex.split(data["command"])
     assert words[0] == "nemo-prune"
+    assert "--overwrite" not in words, "as it was given: a copy of it replaces nothing"
     before = (folder / "r.json").read_text()
     page = (folder / "r.html").read_text()
+    assert "exists already" in run(*words[1:]).stderr
+    for path in (*folder.glob("r.*"), folder / "card.md"):
+        path.unlink()
     assert run(*words[1:]).exit_code == verified.exit_code
     assert timeless(before) == timeless((folder / "r.json").read_text())
     html = (folder / "r.html").read_text()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nemo_prune.cli.console import print_findings, print_prompts
+from nemo_prune.cli.console import interval_text, print_findings, print_prompts
 
 
 def _result(scores: list[float], gate: float) -> dict[str, Any]:
@@ -34,7 +34,23 @@ def test_the_table_is_ranked_by_score_then_by_prompt(capsys: pytest.CaptureFixtu
     assert _rows(printed) == [(1, 0.9), (3, 0.9), (2, 0.55), (0, 0.2), (4, 0.1)]
     words = " ".join(printed.split())
     assert "3 of 5 prompts are memorized. Gate 0.500 (calibrated" in words
-    assert "95 % interval 0.400 to ?; 50 ordinary prompts are too few to see that rate" in words
+    assert "rate of 0.01, at least 0.400 by its 95 % interval, which so few prompts do not" in words
+    assert "bound above; 50 ordinary prompts are too few to see that rate" in words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.4, 0.6, "95 % interval 0.400 to 0.600"),
+        (0.676, None, "at least 0.676 by its 95 % interval, which so few prompts do not bound above"),
+        (None, 0.6, "at most 0.600 by its 95 % interval, which so few prompts do not bound below"),
+        (None, None, "30 ordinary prompts are too few for a 95 % interval"),
+    ],
+)
+def test_an_interval_that_is_open_is_said_in_words(
+    low: float | None, high: float | None, words: str
+) -> None:
+    assert interval_text({"low": low, "high": high, "prompts": 30}) == words
 
 
 def test_a_long_table_is_cut_below_what_is_memorized(capsys: pytest.CaptureFixture[str]) -> None:
