@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from cloup import option_group
 
 from nemo_prune.cli.options import (
     FILE,
     OUT,
+    Whole,
     folder_options,
     json_option,
     model_argument,
     overwrite_option,
     undo_option,
+    verb,
 )
 from nemo_prune.cli.restore import say_undo
 
@@ -21,57 +24,66 @@ if TYPE_CHECKING:
     from nemo_prune.checkpoint.lora import LoraNames
 
 
-@click.command()
+@verb()
 @model_argument
-@click.option("--manifest", type=FILE, help="A manifest of localize or prune.")
-@click.option(
-    "--neurons",
-    "by_hand",
-    metavar="LAYER:ROW,...",
-    help="Neurons by hand; a layer is a name or a number as inspect lists them.",
+@option_group(
+    "Neurons",
+    click.option("--manifest", type=FILE, help="A manifest of localize or prune."),
+    click.option(
+        "--neurons",
+        "by_hand",
+        metavar="LAYER:ROW,...",
+        help="Neurons by hand; a layer is a name or a number as inspect lists them.",
+    ),
+    click.option("--import-csv", type=FILE, help="A result table of the paper's own code."),
+    click.option(
+        "--top-k",
+        type=Whole(min=1),
+        help="Only the K neurons that most prompts share; equal ones in the order of the network.",
+    ),
+    click.option(
+        "--top",
+        type=Whole(min=1),
+        help="Only the N neurons of the manifest that do most for what is memorized (attribution).",
+    ),
 )
-@click.option("--import-csv", type=FILE, help="A result table of the paper's own code.")
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=1),
-    help="Only the K neurons that most prompts share; equal ones in the order of the network.",
+@option_group(
+    "Output",
+    click.option("-o", "--output", type=OUT, help="The checkpoint to write."),
+    click.option(
+        "--lora",
+        type=OUT,
+        help="Write the edit as a LoRA too, or with no -o alone: loaded at weight 1 it zeroes "
+        "the same rows. It holds the removed rows, so who has it can undo the edit.",
+    ),
+    click.option(
+        "--lora-names",
+        type=click.Choice(["kohya", "diffusers"]),
+        default="kohya",
+        show_default=True,
+        help="Tensor names of the LoRA: kohya's (A1111, Forge, ComfyUI, diffusers) or diffusers' own.",
+    ),
+    undo_option,
+    click.option("--hash", "hashed", is_flag=True, help="Also the output's SHA-256; takes longer."),
+    folder_options,
+    overwrite_option,
+    json_option,
 )
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    help="Only the N neurons of the manifest that do most for what is memorized (attribution).",
-)
-@click.option("-o", "--output", type=OUT, help="The checkpoint to write.")
-@click.option(
-    "--lora",
-    type=OUT,
-    help="Write the edit as a LoRA too, or with no -o alone: loaded at weight 1 it zeroes the same "
-    "rows. It holds the removed rows, so who has it can undo the edit.",
-)
-@click.option(
-    "--lora-names",
-    type=click.Choice(["kohya", "diffusers"]),
-    default="kohya",
-    show_default=True,
-    help="Tensor names of the LoRA: kohya's (A1111, Forge, ComfyUI, diffusers) or diffusers' own.",
-)
-@undo_option
-@click.option("--hash", "hashed", is_flag=True, help="Also the output's SHA-256; takes longer.")
-@folder_options
-@overwrite_option
-@json_option
 def apply(
     model: Path, manifest: Path | None, by_hand: str | None, import_csv: Path | None,
     top_k: int | None, top: int | None, output: Path | None, lora: Path | None,
     lora_names: "LoraNames", undo: Path | None, hashed: bool, as_json: bool, **how: bool,
 ) -> None:  # fmt: skip
-    """Zero chosen neurons in a checkpoint, byte-exact; needs no GPU and no torch.
+    """Zero chosen neurons in a checkpoint, byte-exact; no torch.
 
     \b
-    nemo-prune apply model.safetensors --manifest neurons.json -o clean.safetensors
-    nemo-prune apply model.safetensors --neurons 0:25,mid_block.attentions.0.transformer_blocks.0:7
+    Examples:
+      nemo-prune apply model.safetensors --manifest neurons.json \\
+        -o clean.safetensors
+      nemo-prune apply model.safetensors --neurons 0:25,3:7 \\
         -o clean.safetensors --undo rows.safetensors
-    nemo-prune apply model.safetensors --manifest neurons.json --lora patch.safetensors
+      nemo-prune apply model.safetensors --manifest neurons.json \\
+        --lora patch.safetensors
     """
     from nemo_prune.checkpoint.apply import write_model
     from nemo_prune.checkpoint.checkpoint import model_sha256

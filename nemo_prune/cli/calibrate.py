@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from cloup import option_group
 
 from nemo_prune.cli.options import (
     OUT,
@@ -18,25 +19,31 @@ from nemo_prune.cli.options import (
     overwrite_option,
     quiet_option,
     read_given,
+    verb,
 )
 from nemo_prune.options import Options
 
 
-@click.command()
+@verb()
 @model_argument
 @ordinary_options
-@click.option("-o", "--output", type=OUT, required=True, help="The calibration to write.")
+@option_group(
+    "Output",
+    click.option("-o", "--output", type=OUT, required=True, help="The calibration to write."),
+    overwrite_option,
+    json_option,
+    quiet_option,
+)
 @model_options
-@overwrite_option
-@json_option
-@quiet_option
 def calibrate(
     model: Path, output: Path, overwrite: bool, as_json: bool, quiet: bool, **given: Any
 ) -> None:
-    """Measure what is ordinary for a model: activation statistics, tau and the gate.
+    """Measure what is ordinary for a model, for tau and the gate.
 
     \b
-    nemo-prune calibrate model.safetensors --prompts ordinary.txt -o calibration.safetensors
+    Example:
+      nemo-prune calibrate model.safetensors --prompts ordinary.txt \\
+        -o calibration.safetensors
     """
     from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.console import interval_text

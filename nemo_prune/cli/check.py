@@ -9,41 +9,60 @@ from pathlib import Path
 from typing import Any
 
 import click
+from cloup import option_group
 
 from nemo_prune.cli.options import (
     OUT,
+    all_seeds_option,
     check_files,
-    detecting_options,
+    json_option,
     model_argument,
+    model_options,
+    overwrite_option,
     prompts_options,
+    quiet_option,
     read_inputs,
+    threshold_options,
+    verb,
 )
 from nemo_prune.errors import NemoPruneError, OutputError
 
 
-@click.command()
+@verb()
 @model_argument
 @prompts_options
-@click.option("--junit", type=OUT, help="Also write a JUnit file: a test case a prompt.")
-@click.option(
-    "--confirm",
-    type=click.Choice(["none", "trajectory"]),
-    default="none",
-    show_default=True,
-    help="trajectory: also ask whether a caption draws the same picture from every seed.",
+@option_group(
+    "Output",
+    click.option("--junit", type=OUT, help="Also write a JUnit file: a test case a prompt."),
+    overwrite_option,
+    json_option,
+    quiet_option,
 )
-@detecting_options
+@threshold_options
+@option_group(
+    "Scoring",
+    click.option(
+        "--confirm",
+        type=click.Choice(["none", "trajectory"]),
+        default="none",
+        show_default=True,
+        help="trajectory: also ask whether a caption draws the same picture from every seed.",
+    ),
+    all_seeds_option,
+)
+@model_options
 def check(
     model: Path, junit: Path | None, confirm: str, all_seeds: bool, show_prompts: bool, overwrite: bool,
     as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Fail if a prompt is memorized: the gate of a release, made for CI.
+    """Fail if a prompt is memorized: the gate of a release, for CI.
 
     Exit code 0: no prompt is memorized; 1: at least one is; 2: bad usage or input. A line for each
     memorized prompt; Markdown is appended to the file in GITHUB_STEP_SUMMARY if that is set.
 
     \b
-    nemo-prune check clean.safetensors --prompts captions.txt --junit memorization.xml
+    Example:
+      nemo-prune check clean.safetensors --prompts captions.txt --junit j.xml
     """
     from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.checkpoint.provenance import provenance_of

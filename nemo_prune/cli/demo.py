@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 
 from nemo_prune.cli.localize import exit_code
-from nemo_prune.cli.options import OUT, json_option, quiet_option
+from nemo_prune.cli.options import OUT, json_option, quiet_option, verb
 
 
-@click.command()
+@verb()
 @click.option(
     "--folder",
     type=OUT,
@@ -20,10 +20,13 @@ from nemo_prune.cli.options import OUT, json_option, quiet_option
 @json_option
 @quiet_option
 def demo(folder: Path, as_json: bool, quiet: bool) -> None:
-    """Prune the small Stable Diffusion that comes with the package, with pictures before and after.
+    """Prune the small Stable Diffusion that comes with the package.
+
+    Its folder gets the pruned model, the manifest, and a report with pictures before and after.
 
     \b
-    nemo-prune demo
+    Example:
+      nemo-prune demo
     """
     from nemo_prune.cli.console import print_prompts
     from nemo_prune.cli.progress import progress

@@ -5,36 +5,52 @@ from pathlib import Path
 from typing import Any
 
 import click
+from cloup import option_group
 
 from nemo_prune.cli.options import (
     OUT,
+    all_seeds_option,
     check_files,
-    detecting_options,
+    json_option,
     model_argument,
+    model_options,
+    overwrite_option,
     prompts_options,
+    quiet_option,
     read_inputs,
     resume_option,
+    threshold_options,
+    verb,
 )
 
 
-@click.command()
+@verb()
 @model_argument
 @prompts_options
-@click.option("--csv", "table", type=OUT, help="Also write the ranked table as CSV.")
-@resume_option
-@detecting_options
+@option_group(
+    "Output",
+    click.option("--csv", "table", type=OUT, help="Also write the ranked table as CSV."),
+    resume_option,
+    overwrite_option,
+    json_option,
+    quiet_option,
+)
+@threshold_options
+@option_group("Scoring", all_seeds_option)
+@model_options
 def detect(
     model: Path, table: Path | None, resume: bool, all_seeds: bool, show_prompts: bool, overwrite: bool,
     as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Score prompts and say which are memorized; nothing is searched or written.
+    """Score prompts and say which are memorized; nothing is searched.
 
     Prompts that are clear after few seeds stop early. A list with a column memorized, label, type
     or kind also gets AUROC, TPR at 1 % FPR and accuracy; then every prompt takes all seeds. The
     exit code is 0 whatever was found: `check` is the verb that fails.
 
     \b
-    nemo-prune detect model.safetensors --prompts captions.csv
+    Example:
+      nemo-prune detect model.safetensors --prompts captions.csv
     """
     from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.console import print_findings

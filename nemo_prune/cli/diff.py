@@ -4,24 +4,26 @@ import json
 from pathlib import Path
 
 import click
+import cloup
 
-from nemo_prune.cli.options import FILE, json_option
+from nemo_prune.cli.options import FILE, json_option, verb
 
 
-@click.command()
-@click.argument("a", type=FILE)
-@click.argument("b", type=FILE)
+@verb()
+@cloup.argument("a", type=FILE, help="A .safetensors file or a diffusers folder.")
+@cloup.argument("b", type=FILE, help="Another, such as the same pruned.")
 @click.option("--expect", "manifest", type=FILE, help="Check that B is A with this manifest applied.")
 @json_option
 def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
-    """Say in which tensors, rows and bytes two files or folders differ, and in what else; no torch.
+    """Say in which tensors, rows and bytes two models differ; no torch.
 
     Exit code 0 if they are the same bytes, 1 if they differ. With --expect, 0 if B is A with
     exactly the rows of the manifest zeroed in every copy, 1 if anything else differs. Hidden
     folders (.git, .cache) are named and not compared.
 
     \b
-    nemo-prune diff model.safetensors clean.safetensors --expect neurons.json
+    Example:
+      nemo-prune diff model.safetensors clean.safetensors --expect neurons.json
     """
     from nemo_prune.checkpoint.diff import compare_models
     from nemo_prune.checkpoint.manifest import read_manifest

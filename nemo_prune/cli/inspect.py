@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from nemo_prune.cli.options import json_option, model_argument
+from nemo_prune.cli.options import json_option, model_argument, verb
 
 _FACTS = ("path", "family", "layout", "prediction_type", "text_encoder", "vae", "ema", "in_channels",
           "dtypes", "bytes", "files", "unedited")  # fmt: skip
 
 
-@click.command()
+@verb()
 @model_argument
 @click.option("--hash", "hashed", is_flag=True, help="Also its hashes, for which it is read whole.")
 @click.option(
@@ -20,10 +20,13 @@ _FACTS = ("path", "family", "layout", "prediction_type", "text_encoder", "vae", 
 )
 @json_option
 def inspect(model: Path, hashed: bool, strict: bool, as_json: bool) -> None:
-    """Say what a checkpoint is: family, value layers, rows already zero, provenance; no torch.
+    """Say what a checkpoint is, and which rows are zero; no torch.
+
+    Its family, value layers and their rows that are zero already, provenance and hashes.
 
     \b
-    nemo-prune inspect model.safetensors
+    Example:
+      nemo-prune inspect model.safetensors
     """
     from nemo_prune.checkpoint.inspect import inspection
     from nemo_prune.checkpoint.open import open_checkpoint

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from cloup import option_group
 
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.cli.options import (
@@ -15,11 +16,15 @@ from nemo_prune.cli.options import (
     check_files,
     json_option,
     model_argument,
+    model_options,
     overwrite_option,
+    prompts_options,
     quiet_option,
     read_inputs,
     resume_option,
-    searching_options,
+    search_options,
+    threshold_options,
+    verb,
 )
 from nemo_prune.errors import Interrupted
 from nemo_prune.options import Progress, Writing
@@ -30,19 +35,26 @@ if TYPE_CHECKING:
     from nemo_prune.localize.localize import Localization
 
 
-@click.command()
+@verb()
 @model_argument
-@searching_options
-@click.option("-o", "--output", "manifest", type=OUT, required=True, help="The manifest.")
-@resume_option
-@overwrite_option
-@json_option
-@quiet_option
+@prompts_options
+@option_group(
+    "Output",
+    click.option("-o", "--output", "manifest", type=OUT, required=True, help="The manifest."),
+    resume_option,
+    overwrite_option,
+    json_option,
+    quiet_option,
+)
+@threshold_options
+@search_options
+@model_options
 def localize(model: Path, show_prompts: bool, as_json: bool, quiet: bool, **given: Any) -> None:
-    """Find the neurons and write the manifest; the checkpoint stays as it is.
+    """Find the neurons and write the manifest; the model stays as it is.
 
     \b
-    nemo-prune localize model.safetensors --prompts mem.txt -o neurons.json
+    Example:
+      nemo-prune localize model.safetensors --prompts mem.txt -o neurons.json
     """
     from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.progress import progress

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+import cloup
+from click.shell_completion import CompletionItem
 from click_default_group import DefaultGroup
 
 from nemo_prune import __version__
@@ -47,7 +49,16 @@ ENVIRONMENT = {
     "DIFFUSERS_VERBOSITY": "error",
 }
 DEBUG = "NEMO_PRUNE_DEBUG"  # set: the traceback of an internal error is shown
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT = cloup.Context.settings(
+    help_option_names=["-h", "--help"],
+    max_content_width=100,
+    formatter_settings=cloup.HelpFormatter.settings(
+        # No colours: they would have to be seen on any background.
+        theme=cloup.HelpTheme(
+            heading=cloup.Style(bold=True, underline=True), col1=cloup.Style(bold=True)
+        )
+    ),
+)
 _ALIKE = 0.7  # similarity from which on a word is taken for a mistyped verb (difflib's ratio)
 
 
@@ -71,14 +82,25 @@ def _termination() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Group(DefaultGroup):  # type: ignore[misc]
+class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
     """Where every error of the library becomes one line and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         # The process is the command's own; the library changes no setting of anybody's.
         os.environ.update(ENVIRONMENT)
         _escape_what_cannot_be_shown()
+        if os.environ.get("NO_COLOR"):  # which click does not look at
+            kwargs.setdefault("color", False)
         return super().main(*args, **kwargs)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """In sections; DefaultGroup's own would mark the default command in a plain list."""
+        cloup.Group.format_commands(self, ctx, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Verbs, and files, since the first word may be the model."""
+        # Bash drops what comes before a file, and takes files where no verb matches.
+        return [CompletionItem(incomplete, type="file"), *super().shell_complete(ctx, incomplete)]
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The first word is a verb, else the model that `prune` is to prune."""
@@ -146,22 +168,12 @@ def main() -> None:
     and zero them in the safetensors file.
 
     \b
-    nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
-    nemo-prune demo
+    Examples:
+      nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
+      nemo-prune demo
     """
 
 
-for command in (
-    prune.prune,
-    localize.localize,
-    detect.detect,
-    check.check,
-    calibrate.calibrate,
-    apply.apply,
-    diff.diff,
-    restore.restore,
-    inspect.inspect,
-    verify.verify,
-    demo.demo,
-):
-    main.add_command(command)
+main.section("Prune", prune.prune, localize.localize, apply.apply, demo.demo)
+main.section("Find memorized prompts", detect.detect, check.check, calibrate.calibrate)
+main.section("Look and undo", verify.verify, diff.diff, inspect.inspect, restore.restore)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+import cloup
+from cloup import option_group
 
 from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind
 
@@ -17,8 +19,34 @@ FILE = click.Path(path_type=Path)
 """A file or folder that is read."""
 OUT = click.Path(path_type=Path)
 """A file or folder that is written; see `check_files`."""
+FILE.name, OUT.name = "file", "out"  # as the help shows them
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+
+
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "integer"
+
+
+class Number(click.FloatRange):
+    """A number in a range."""
+
+    name = "number"
+
+
+class Verb(cloup.Command):
+    """A command that the list of commands shows with its whole first sentence."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        del limit  # where click would cut it off; what is too long is wrapped
+        return " ".join((self.help or "").partition("\n\n")[0].split())
+
+
+def verb() -> Callable[[Callable[..., Any]], Verb]:
+    """The decorator that makes a function a command of its name."""
+    return cloup.command(cls=Verb)
 
 
 def batch_size(_context: click.Context, _parameter: click.Parameter, value: str) -> int | None:
@@ -41,7 +69,7 @@ def options(*given: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-model_argument = click.argument("model", type=FILE)
+model_argument = cloup.argument("model", type=FILE, help="A .safetensors file or a diffusers folder.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
@@ -87,33 +115,36 @@ _reading_options = options(
                  help="What --prompts are, whatever their names and content look like."),
     click.option("--prompt-column", metavar="NAME",
                  help="The prompts' column or key, if it is not caption, prompt or text."),
-    click.option("--expect-prompts", type=click.IntRange(0), metavar="N",
+    click.option("--expect-prompts", type=Whole(0), metavar="N",
                  help="Exit 2, before the model is loaded, unless N distinct prompts are read."),
 )  # fmt: skip
 
-prompts_options = options(
+prompts_options = option_group(
+    "Prompts",
     _prompts(True, "Prompts, one a line or in a column: .txt, .csv, .tsv, .json, .jsonl, .parquet or "
                    "- (stdin). May be repeated, or a pattern."),
     _reading_options,
+    click.option("--show-prompts", is_flag=True,
+                 help="Show prompts by their text, not only by number."),
 )  # fmt: skip
-ordinary_options = options(
+ordinary_options = option_group(
+    "Prompts",
     _prompts(False, "Ordinary prompts, several hundred; default: bundled captions."),
     _reading_options,
 )  # fmt: skip
-show_prompts_option = click.option("--show-prompts", is_flag=True,
-                                   help="Show prompts by their text, not only by number.")  # fmt: skip
 
 # What all verbs that run the model take.
-model_options = options(
-    click.option("--seeds", type=click.IntRange(2, 200), default=10, show_default=True,
+model_options = option_group(
+    "Model",
+    click.option("--seeds", type=Whole(2, 200), default=10, show_default=True,
                  help="Starting noises per prompt."),
-    click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
+    click.option("--seed", type=Whole(0, 2**31), default=0, show_default=True,
                  help="Base of all randomness."),
-    click.option("--steps", type=click.IntRange(2, 1000), default=50, show_default=True,
+    click.option("--steps", type=Whole(2, 1000), default=50, show_default=True,
                  help="DDIM steps whose second timestep is scored (50: t = 961 for SD1)."),
     click.option("--timestep", type=int, help="Score at this training timestep instead."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto",
-                 show_default=True),
+                 show_default=True, help="Where the model runs; auto: the fastest there is."),
     click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
                  default="auto", show_default=True, help="auto: fp16 on CUDA, else fp32."),
     click.option("--batch-size", default="auto", show_default=True, callback=batch_size,
@@ -129,21 +160,23 @@ model_options = options(
 )  # fmt: skip
 
 # Where the verbs that decide by thresholds take them from.
-threshold_options = options(
+_thresholds = options(
     click.option("--calibration", type=FILE, help="A file of nemo-prune calibrate."),
     click.option("--calibration-prompts", type=FILE,
                  help="Ordinary prompts: activation statistics, tau and the gate come from them."),
     click.option("--force", is_flag=True,
                  help="Use the calibration though it was made for another model or setting."),
-    click.option("--tau", type=click.FloatRange(0, 1),
+    click.option("--tau", type=Number(0, 1),
                  help="Which seeds count as memorized, and what a suppressed prompt stays below. "
                       "Default: calibrated, or .428 where published."),
-    click.option("--gate", type=click.FloatRange(0, 1),
+    click.option("--gate", type=Number(0, 1),
                  help="A prompt above it is memorized. Default: calibrated to --fpr, also if only "
                       "--tau is given; .5 where published, at the default --fpr. At least tau."),
-    click.option("--fpr", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01,
+    click.option("--fpr", type=Number(0, 1, min_open=True, max_open=True), default=0.01,
                  show_default=True, help="Rate at which ordinary prompts may exceed the gate."),
 )  # fmt: skip
+
+threshold_options = option_group("Thresholds", _thresholds)
 
 criterion_option = click.option(
     "--criterion", type=click.Choice(get_args(Criterion)), default="cross-seed",
@@ -151,9 +184,10 @@ criterion_option = click.option(
     help="What a pruned noise difference is compared with; same-seed is the paper's.",
 )  # fmt: skip
 
-searching_options = options(
-    prompts_options,
-    threshold_options,
+judging_options = option_group("Thresholds", _thresholds, criterion_option)
+
+search_options = option_group(
+    "Search",
     criterion_option,
     click.option("--layers", default="auto", show_default=True,
                  help="down+mid, all, or name patterns, separated by commas; auto: down+mid, and all "
@@ -167,21 +201,13 @@ searching_options = options(
                  show_default=True,
                  help="What decides that a picture is gone: short guided trajectories, ones as long as "
                       "a picture takes, or the score alone."),
-    click.option("--rounds", type=click.IntRange(0, 10), default=3, show_default=True,
+    click.option("--rounds", type=Whole(0, 10), default=3, show_default=True,
                  help="How often prompts that stay memorized are searched again."),
-    model_options,
-    show_prompts_option,
 )  # fmt: skip
 
-detecting_options = options(
-    threshold_options,
-    model_options,
-    click.option("--all-seeds", is_flag=True,
-                 help="Take all seeds of every prompt, also of those that are clear after a few."),
-    show_prompts_option,
-    overwrite_option,
-    json_option,
-    quiet_option,
+all_seeds_option = click.option(
+    "--all-seeds", is_flag=True,
+    help="Take all seeds of every prompt, also of those that are clear after a few.",
 )  # fmt: skip
 
 

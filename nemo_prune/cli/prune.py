@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from cloup import option_group
 
 from nemo_prune.cli.localize import (
     check_manifest,
@@ -17,51 +18,66 @@ from nemo_prune.cli.localize import (
 )
 from nemo_prune.cli.options import (
     OUT,
+    Number,
     build,
     check_files,
     folder_options,
     json_option,
     model_argument,
+    model_options,
     overwrite_option,
+    prompts_options,
     quiet_option,
     read_inputs,
     resume_option,
-    searching_options,
+    search_options,
+    threshold_options,
     undo_option,
+    verb,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
 from nemo_prune.cli.restore import say_undo
 from nemo_prune.options import Reporting, Writing
 
 
-@click.command()
+@verb()
 @model_argument
-@searching_options
-@click.option("-o", "--output", type=OUT, help="The checkpoint to write.")
-@click.option("--manifest", type=OUT, help="Also keep the manifest: which neurons, and why.")
-@resume_option
-@undo_option
-@click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint.")
-@click.option(
-    "--max-drift",
-    type=click.FloatRange(0),
-    help="Write no checkpoint, exit 1, if cross-attention outputs of ordinary prompts change by "
-    "more than this part on average (0.05: 5 %). The manifest and its journal are kept.",
+@prompts_options
+@option_group(
+    "Output",
+    click.option("-o", "--output", type=OUT, help="The checkpoint to write."),
+    click.option("--manifest", type=OUT, help="Also keep the manifest: which neurons, and why."),
+    undo_option,
+    click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint."),
+    click.option(
+        "--max-drift",
+        type=Number(0),
+        help="Write no checkpoint, exit 1, if cross-attention outputs of ordinary prompts "
+        "change by more than this part on average (0.05: 5 %). The manifest and its "
+        "journal are kept.",
+    ),
+    resume_option,
+    folder_options,
+    overwrite_option,
+    json_option,
+    quiet_option,
 )
+@threshold_options
+@search_options
+@model_options
 @report_options
-@folder_options
-@overwrite_option
-@json_option
-@quiet_option
 def prune(
     model: Path, dry_run: bool, max_drift: float | None, show_prompts: bool, as_json: bool, quiet: bool,
     **given: Any,
 ) -> None:  # fmt: skip
     """Localize, rewrite and check in one go (the default command).
 
+    Exit code 0: all is suppressed or not memorized; 1: something is still memorized or drawn.
+
     \b
-    nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
-    nemo-prune diffusers-folder --prompts mem.txt -o clean-folder --link
+    Examples:
+      nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors
+      nemo-prune diffusers-folder --prompts mem.txt -o clean-folder --link
     """
     from nemo_prune.checkpoint.apply import check_model_output
     from nemo_prune.checkpoint.open import open_checkpoint

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
+from cloup import option_group
 
-from nemo_prune.cli.options import FILE, OUT, options
+from nemo_prune.cli.options import FILE, OUT, Number, Whole
 from nemo_prune.options import BUNDLED_ORDINARY, Progress, Reporting
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from nemo_prune.report.likeness import Likeness
     from nemo_prune.report.verify import Report
 
-report_options = options(
+report_options = option_group(
+    "Report",
     click.option("--report", "reports", type=OUT, multiple=True,
                  help="Write a report: .html, .md or .json; may be given several times."),
     click.option("--card", type=OUT, help="Write a section for the pruned model's card (Markdown)."),
@@ -27,13 +29,13 @@ report_options = options(
     click.option("--targets", type=FILE,
                  help="Training pictures: a folder (named by prompt number or text) or a CSV "
                       "(columns prompt, file)."),
-    click.option("--images", type=click.IntRange(0, 100), default=4, show_default=True,
+    click.option("--images", type=Whole(0, 100), default=4, show_default=True,
                  help="Pictures per memorized prompt and model; 0 skips pictures."),
-    click.option("--ordinary-images", type=click.IntRange(0, 100), default=2, show_default=True,
+    click.option("--ordinary-images", type=Whole(0, 100), default=2, show_default=True,
                  help="Pictures per ordinary prompt and model, for the first 6 of them."),
-    click.option("--picture-steps", type=click.IntRange(1, 1000), default=50, show_default=True,
+    click.option("--picture-steps", type=Whole(1, 1000), default=50, show_default=True,
                  help="DDIM steps of a picture."),
-    click.option("--guidance", type=click.FloatRange(0, 100), default=7.0, show_default=True,
+    click.option("--guidance", type=Number(0, 100), default=7.0, show_default=True,
                  help="Guidance scale of pictures."),
     click.option("--sscd", type=FILE, help="A local SSCD model (TorchScript) to compare pictures with."),
     click.option("--clip", type=FILE, help="A local CLIP (folder) to measure prompt alignment with."),

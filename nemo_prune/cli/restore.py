@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from nemo_prune.cli.options import FILE, OUT, json_option, model_argument, overwrite_option
+from nemo_prune.cli.options import FILE, OUT, json_option, model_argument, overwrite_option, verb
 
 
 def say_undo(undo: Path, dropped: bool) -> None:
@@ -15,19 +15,21 @@ def say_undo(undo: Path, dropped: bool) -> None:
     click.echo(f"do not publish {undo}: it holds the removed rows", err=True)
 
 
-@click.command()
+@verb()
 @model_argument
 @click.option("--undo", type=FILE, required=True, help="What --undo wrote when MODEL was pruned.")
 @click.option("-o", "--output", type=OUT, required=True, help="The source to write again.")
 @overwrite_option
 @json_option
 def restore(model: Path, undo: Path, output: Path, overwrite: bool, as_json: bool) -> None:
-    """Bring back the file or folder that MODEL was made from, bit for bit; no torch.
+    """Bring back what MODEL was made from, bit for bit; no torch.
 
     Of a folder, what --drop-pickles left out is not brought back.
 
     \b
-    nemo-prune restore clean.safetensors --undo rows.safetensors -o model.safetensors
+    Example:
+      nemo-prune restore clean.safetensors --undo rows.safetensors \\
+        -o model.safetensors
     """
     from nemo_prune.checkpoint.restore import restore_model
     from nemo_prune.files.trees import shown

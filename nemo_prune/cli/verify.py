@@ -5,51 +5,58 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 from click.core import ParameterSource
+from cloup import option_group
 
 from nemo_prune.cli.options import (
     FILE,
     build,
     check_files,
-    criterion_option,
     json_option,
+    judging_options,
     model_options,
     overwrite_option,
     prompts_options,
     quiet_option,
     read_inputs,
-    show_prompts_option,
-    threshold_options,
+    verb,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
 from nemo_prune.options import Reporting
 
 
-@click.command()
-@click.argument("original", type=FILE)
-@click.argument("pruned", type=FILE)
+@verb()
+@cloup.argument("original", type=FILE, help="The model that was pruned, a file or a folder.")
+@cloup.argument("pruned", type=FILE, help="What came of it.")
 @prompts_options
-@threshold_options
-@criterion_option
-@model_options
-@show_prompts_option
-@click.option("--manifest", type=FILE,
-              help="The manifest: also compare the union with each prompt's own neurons.")  # fmt: skip
+@option_group(
+    "Output",
+    click.option(
+        "--manifest",
+        type=FILE,
+        help="The manifest: also compare the union with each prompt's own neurons.",
+    ),
+    overwrite_option,
+    json_option,
+    quiet_option,
+)
 @report_options
-@overwrite_option
-@json_option
-@quiet_option
+@judging_options
+@model_options
 def verify(
     original: Path, pruned: Path, manifest: Path | None, show_prompts: bool, as_json: bool, quiet: bool,
     **given: Any,
 ) -> None:  # fmt: skip
-    """Compare a pruned checkpoint with its original: suppression, pictures, side effects.
+    """Judge a pruned model against its original: pictures, side effects.
 
     tau, the gate, the criterion and the timestep are the pruned file's own (its metadata), unless
     options say otherwise.
 
     \b
-    nemo-prune verify model.safetensors clean.safetensors --prompts mem.txt --report report.html
+    Example:
+      nemo-prune verify model.safetensors clean.safetensors --prompts mem.txt \\
+        --report report.html
     """
     from nemo_prune.checkpoint.manifest import read_manifest
     from nemo_prune.checkpoint.open import open_checkpoint
