@@ -31,6 +31,7 @@ from nemo_prune.checkpoint.provenance import stated_settings
 from nemo_prune.checkpoint.selection import check_fits, from_manifest
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.prompts import read_prompts as _read_prompts
+from nemo_prune.files.sidecars import find_sidecars
 from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind, Silent
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ def apply(
     link: bool = False,
     drop_pickles: bool = False,
     hashed: bool = False,
+    sidecars: bool = False,
 ) -> Written:
     """Write a copy of a model in which the neurons' rows are zero and nothing else differs; no torch.
 
@@ -249,6 +251,8 @@ def apply(
         link: hard-link a folder's files that stay as they are.
         drop_pickles: leave out a folder's copies of the denoiser that cannot be edited.
         hashed: whether the output's SHA-256 is wanted.
+        sidecars: of a file, also copy its configuration, descriptions and previews that lie beside it,
+            under the output's name; none is ever replaced.
 
     Returns:
         Where it was written, its hash or None, the source's, and how many rows and bytes changed.
@@ -257,7 +261,7 @@ def apply(
         OutputError: the output cannot be written, or exists.
         ManifestError: neurons that the model does not have, or named twice.
         CheckpointError: the source cannot be read, or holds copies that would stay unpruned.
-        OptionError: an option that goes with a folder, or a manifest, alone.
+        OptionError: an option that goes with a folder, a file, or a manifest alone.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     provenance: dict[str, str] = {}
@@ -272,6 +276,7 @@ def apply(
     return write_model(
         checkpoint, chosen, Path(output), provenance, overwrite=overwrite,
         undo=None if undo is None else Path(undo), link=link, drop_pickles=drop_pickles, hashed=hashed,
+        sidecars=find_sidecars(checkpoint.path, Path(output)) if sidecars else {},
     )  # fmt: skip
 
 

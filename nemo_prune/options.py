@@ -5,7 +5,8 @@
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -145,6 +146,7 @@ class Writing:
     overwrite: replace outputs that exist; folders and undo files are never replaced.
     undo: keeps the removed rows, in a new file or folder.
     link, drop_pickles: of a folder, hard-link the files that stay as they are; leave out pickles.
+    sidecars: of a file, what lies beside it under its name and is copied along, with its new places.
     manifest: which neurons were found, and why. Its journal lies beside it.
     resume: go on from the journal of an interrupted run.
     """
@@ -154,6 +156,7 @@ class Writing:
     undo: Path | None = None
     link: bool = False
     drop_pickles: bool = False
+    sidecars: Mapping[Path, Path] = field(default_factory=dict)
     manifest: Path | None = None
     resume: bool = False
 

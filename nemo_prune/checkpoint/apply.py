@@ -6,9 +6,10 @@ tensors change. The output, file or folder, appears whole or not at all, and the
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint, Part, check_neurons
 from nemo_prune.checkpoint.folder import is_misnamed
@@ -31,10 +32,12 @@ from nemo_prune.files.atomic import (
     new_file,
     new_folder,
     new_folders,
+    refuse_same,
 )
 from nemo_prune.files.hashing import file_sha256, joint_sha256
 from nemo_prune.files.header import MAX_HEADER_BYTES, is_training_state
 from nemo_prune.files.rewrite import Ranges, Source, rewrite
+from nemo_prune.files.sidecars import check_sidecars, copy_sidecars
 from nemo_prune.files.trees import check_apart, copy_file
 from nemo_prune.files.undo import check_undo, row_places, undo_bytes, write_undo
 
@@ -69,13 +72,14 @@ def check_model_output(
     undo: Path | None = None,
     link: bool = False,
     drop_pickles: bool = False,
+    sidecars: Mapping[Path, Path] = MappingProxyType({}),
 ) -> None:
     """Raise OutputError if the pruned model could not be written to `out`; cheap, writes nothing.
 
     A file must not exist, unless `overwrite`, and never be the source. A folder must not exist at all,
     nor lie in the source or hold it. The disk must have room, with `link` for what is edited or lies
     on another disk. `undo` must be new and apart from both; with `neurons` there must be room for
-    their rows too.
+    their rows too. The places of `sidecars` must be free, or hold the same.
 
     Raises OptionError for an option that does not go with a file, CheckpointError for twins of the
     weights that would stay unpruned, unless `drop_pickles` leaves them out.
@@ -87,9 +91,11 @@ def check_model_output(
                     f"{option(name)}: goes with a diffusers folder, and {checkpoint.path} is a file"
                 )
         check_output(checkpoint.path, out, overwrite)
+        check_sidecars(sidecars)
+        refuse_same([out, undo, *sidecars.values()])
         if undo is not None:
             check_undo(undo, out)
-            check_room(out, [checkpoint.path], [(undo, _undo_bytes(checkpoint, neurons))])
+            check_room(out, (), needed_room(checkpoint, out, neurons, undo=undo))
         return
     check_apart(out, checkpoint.path, "the model's folder")
     check_new_folder(out)
@@ -112,8 +118,24 @@ def check_model_output(
             f"of the denoiser in a form that is not edited, so memorization would stay in them; {rename}"
             f"pass {option('drop_pickles')} to leave them out"
         )
-    rows = [(undo, _undo_bytes(checkpoint, neurons))] if undo is not None else []
-    check_room(out, _not_linked(checkpoint, out) if link else checkpoint.kept().values(), rows)
+    check_room(out, (), needed_room(checkpoint, out, neurons, undo=undo, link=link))
+
+
+def needed_room(
+    checkpoint: Checkpoint,
+    out: Path,
+    neurons: Sequence[Neuron] = (),
+    /,
+    *,
+    undo: Path | None = None,
+    link: bool = False,
+) -> list[tuple[Path, int]]:
+    """What `write_model` takes: places, and the bytes that it writes there, for `check_room`."""
+    files: Iterable[Path] = [checkpoint.path]
+    if checkpoint.is_folder:
+        files = _not_linked(checkpoint, out) if link else checkpoint.kept().values()
+    room = [(out, sum(path.stat().st_size for path in files))]
+    return room if undo is None else [*room, (undo, _undo_bytes(checkpoint, neurons))]
 
 
 def write_model(
@@ -127,6 +149,7 @@ def write_model(
     link: bool = False,
     drop_pickles: bool = False,
     hashed: bool = False,
+    sidecars: Mapping[Path, Path] = MappingProxyType({}),
 ) -> Written:
     """Write the model, a file to a file, a folder to a folder, with the rows of `neurons` zeroed.
 
@@ -147,6 +170,8 @@ def write_model(
         link: hard-link a folder's files that stay as they are, where the disk allows it.
         drop_pickles: leave out a folder's copies of the denoiser that are not edited.
         hashed: whether the output's hash is wanted without `undo`, which takes as long as the source's.
+        sidecars: files to copy along once `out` is there, and their places; of a file alone, as
+            `find_sidecars` finds them.
 
     Raises what `check_model_output` raises, ManifestError for neurons that the model does not have or
     that are named twice, CheckpointError if the source cannot be read or changes meanwhile, ValueError
@@ -155,11 +180,18 @@ def write_model(
     out = Path(out)
     check_extra(provenance)
     check_neurons(checkpoint, neurons)
-    options = {"overwrite": overwrite, "link": link, "drop_pickles": drop_pickles}
-    check_model_output(checkpoint, out, neurons, undo=undo, **options)
+    check_model_output(
+        checkpoint, out, neurons, overwrite=overwrite, undo=undo, link=link, drop_pickles=drop_pickles,
+        sidecars=sidecars,
+    )  # fmt: skip
     hashed = hashed or undo is not None
     if not checkpoint.is_folder:
-        return _write_part(checkpoint.parts[0], neurons, out, provenance, overwrite, undo, hashed)
+        written = _write_part(checkpoint.parts[0], neurons, out, provenance, overwrite, undo, hashed)
+        try:
+            copy_sidecars(sidecars)
+        except OutputError as error:
+            raise OutputError(f"{error.message}; {out} itself is written") from None
+        return written
     if undo is None:
         with new_folder(out) as folder:
             written = _fill(checkpoint, neurons, folder, None, provenance, link, hashed)

@@ -1,31 +1,49 @@
 """The verb apply; it never imports torch."""
 
 import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from cloup import option_group
 
+from nemo_prune.cli.failures import (
+    each,
+    folder_for_several,
+    going_on,
+    own_name,
+    refuse_one_name,
+    refuse_twice,
+)
 from nemo_prune.cli.options import (
     FILE,
     OUT,
     Whole,
     folder_options,
     json_option,
-    model_argument,
+    models_argument,
     overwrite_option,
+    say_sidecars,
+    sidecars_option,
     undo_option,
     verb,
+    wanted_sidecars,
 )
 from nemo_prune.cli.restore import say_undo
+from nemo_prune.errors import OutputError
 
 if TYPE_CHECKING:
+    from nemo_prune.checkpoint.checkpoint import Checkpoint
     from nemo_prune.checkpoint.lora import LoraNames
+    from nemo_prune.checkpoint.selection import Choice
 
 
 @verb()
-@model_argument
+@models_argument
 @option_group(
     "Neurons",
     click.option("--manifest", type=FILE, help="A manifest of localize or prune."),
@@ -65,16 +83,22 @@ if TYPE_CHECKING:
     ),
     undo_option,
     click.option("--hash", "hashed", is_flag=True, help="Also the output's SHA-256; takes longer."),
+    sidecars_option,
     folder_options,
     overwrite_option,
     json_option,
 )
 def apply(
-    model: Path, manifest: Path | None, by_hand: str | None, import_csv: Path | None,
+    models: tuple[Path, ...], manifest: Path | None, by_hand: str | None, import_csv: Path | None,
     top_k: int | None, top: int | None, output: Path | None, lora: Path | None,
-    lora_names: "LoraNames", undo: Path | None, hashed: bool, as_json: bool, **how: bool,
+    lora_names: "LoraNames", undo: Path | None, hashed: bool, sidecars: bool, overwrite: bool,
+    as_json: bool, **how: bool,
 ) -> None:  # fmt: skip
-    """Zero chosen neurons in a checkpoint, byte-exact; no torch.
+    """Zero chosen neurons in checkpoints, byte-exact; no torch.
+
+    Several models of one architecture, such as a model in two precisions, go into the folders that
+    -o, --undo and --lora then name, under their own names. All are looked at before the first is
+    written; one that fails stops no other, and the exit code is 2.
 
     \b
     Examples:
@@ -84,10 +108,11 @@ def apply(
         -o clean.safetensors --undo rows.safetensors
       nemo-prune apply model.safetensors --manifest neurons.json \\
         --lora patch.safetensors
+      nemo-prune apply fp16.safetensors fp32.safetensors \\
+        --manifest neurons.json -o clean
     """
-    from nemo_prune.checkpoint.apply import write_model
-    from nemo_prune.checkpoint.checkpoint import model_sha256
-    from nemo_prune.checkpoint.lora import check_lora, write_lora
+    from nemo_prune.checkpoint.apply import check_model_output
+    from nemo_prune.checkpoint.lora import check_lora
     from nemo_prune.checkpoint.manifest import read_manifest
     from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.checkpoint.selection import (
@@ -111,59 +136,155 @@ def apply(
         raise click.UsageError("--top takes a manifest, and goes without --top-k")
     if top_k is not None and by_hand is not None:
         raise click.UsageError("--top-k needs prompts, which --neurons does not name")
-    if manifest is not None:
-        wanted = read_manifest(manifest)
+    refuse_twice(models)
+    alone = len(models) == 1
+    if not alone:
+        refuse_one_name(models)
+    wanted = read_manifest(manifest) if manifest is not None else None
+
+    def choose(checkpoint: "Checkpoint") -> "Choice":
+        if wanted is not None and manifest is not None:
+            check_fits(wanted, manifest, checkpoint)
+            return from_manifest(wanted, top_k, top)
+        if import_csv is not None:
+            return from_results(import_csv, checkpoint, top_k)
+        return Choice(parse_neurons(by_hand or "", checkpoint), {})
+
+    def place(out: Path | None, name: str) -> Path | None:
+        return out if alone or out is None else out / name
+
+    def prepare(model: Path) -> _Job:
         checkpoint = open_checkpoint(model)
-        check_fits(wanted, manifest, checkpoint)
-        choice = from_manifest(wanted, top_k, top)
-    else:
-        checkpoint = open_checkpoint(model)
-        if by_hand is not None:
-            choice = Choice(parse_neurons(by_hand, checkpoint), {})
-        elif import_csv is not None:
-            choice = from_results(import_csv, checkpoint, top_k)
-            click.echo(f"note: {import_csv} does not say for which model it was made", err=True)
-    written = None
-    if lora is not None:
-        check_lora(checkpoint, choice.neurons, lora, overwrite=how["overwrite"])
-    if output is not None:
-        written = write_model(
-            checkpoint, choice.neurons, output, choice.provenance, undo=undo, hashed=hashed, **how
+        choice = choose(checkpoint)
+        name = own_name(model)
+        job = _Job(
+            checkpoint,
+            choice,
+            place(output, name),
+            place(undo, name),
+            place(lora, name.removesuffix(".safetensors") + ".safetensors"),
+            wanted_sidecars(sidecars, model, place(output, name)),
         )
-    source_sha256 = written.source_sha256 if written else model_sha256(checkpoint)
-    if lora is not None:
-        write_lora(
-            checkpoint, choice.neurons, lora, lora_names, overwrite=how["overwrite"],
-            source_sha256=source_sha256,
+        if job.lora is not None:
+            check_lora(checkpoint, choice.neurons, job.lora, overwrite=overwrite)
+        if job.output is not None:
+            check_model_output(
+                checkpoint, job.output, choice.neurons, overwrite=overwrite, undo=job.undo,
+                sidecars=job.sidecars, **how,
+            )  # fmt: skip
+        return job
+
+    told: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        for folder in (output, undo, lora):
+            stack.enter_context(folder_for_several(None if alone else folder))
+        jobs = each(models, prepare)
+        if import_csv is not None:
+            click.echo(f"note: {import_csv} does not say for which model it was made", err=True)
+        _check_together(jobs, [manifest, import_csv], how["link"])
+        for model, job in zip(models, jobs, strict=True):
+            with going_on(model, alone, told):
+                result = _write(job, lora_names, overwrite, hashed, how)
+                if wanted is not None and job.choice.source_sha256 != result["source"]["sha256"]:
+                    click.echo(
+                        f"warning: {model} is not the file that {manifest} was made for "
+                        f"({wanted.source['path']}); the neurons may mean something else in it",
+                        err=True,
+                    )
+                told.append(result)
+                _say(job, result, hashed, sidecars, how["drop_pickles"])
+    code = 2 if any("error" in one for one in told) else 0
+    if as_json:
+        click.echo(json.dumps(told[0] if alone else {"exit_code": code, "models": told}))
+    click.get_current_context().exit(code)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be written of one model, and where."""
+
+    checkpoint: "Checkpoint"
+    choice: "Choice"
+    output: Path | None
+    undo: Path | None
+    lora: Path | None
+    sidecars: Mapping[Path, Path]
+
+
+def _check_together(jobs: Sequence[_Job], reads: Sequence[Path | None], link: bool) -> None:
+    """Refuse outputs that are in each other's or a model's way, or too much for the disk.
+
+    Raises OutputError.
+    """
+    from nemo_prune.checkpoint.apply import needed_room
+    from nemo_prune.files.atomic import check_room, lies_in, refuse_inputs, refuse_same
+
+    given = [(job.output, job.undo, job.lora, *job.sidecars.values()) for job in jobs]
+    outs = [path for paths in given for path in paths if path is not None]
+    models = [job.checkpoint.path for job in jobs]
+    refuse_inputs(outs, [*reads, *models])
+    for out, model in product(outs, models):
+        if lies_in(out, model):
+            raise OutputError(f"{out}: lies in the model {model}; choose another place")
+    refuse_same(outs)
+    room = [
+        one
+        for job in jobs
+        if job.output is not None
+        for one in needed_room(job.checkpoint, job.output, job.choice.neurons, undo=job.undo, link=link)
+    ]
+    if room:
+        check_room(room[0][0], (), room)
+
+
+def _write(
+    job: _Job, names: "LoraNames", overwrite: bool, hashed: bool, how: Mapping[str, bool]
+) -> dict[str, Any]:
+    """Write what a job asks for; what was done as plain JSON."""
+    from nemo_prune.checkpoint.apply import write_model
+    from nemo_prune.checkpoint.checkpoint import model_sha256
+    from nemo_prune.checkpoint.lora import write_lora
+
+    checkpoint, choice = job.checkpoint, job.choice
+    written = None
+    if job.output is not None:
+        written = write_model(
+            checkpoint, choice.neurons, job.output, choice.provenance, overwrite=overwrite,
+            undo=job.undo, hashed=hashed, sidecars=job.sidecars, link=how["link"],
+            drop_pickles=how["drop_pickles"],
         )  # fmt: skip
-    if choice.source_sha256 not in (None, source_sha256):
-        click.echo(
-            f"warning: {model} is not the file that {manifest} was made for "
-            f"({wanted.source['path']}); the neurons may mean something else in it",
-            err=True,
+    source_sha256 = written.source_sha256 if written else model_sha256(checkpoint)
+    if job.lora is not None:
+        write_lora(
+            checkpoint, choice.neurons, job.lora, names, overwrite=overwrite, source_sha256=source_sha256
         )
     result = {
-        "source": {"path": str(model), "sha256": source_sha256},
-        "output": written and {"path": str(output), "sha256": written.sha256},
-        "lora": lora and str(lora),
-        "undo": undo and str(undo),
+        "source": {"path": str(checkpoint.path), "sha256": source_sha256},
+        "output": written and {"path": str(job.output), "sha256": written.sha256},
+        "lora": job.lora and str(job.lora),
+        "undo": job.undo and str(job.undo),
         "neurons": len(choice.neurons),
         "rows_zeroed": written.rows_zeroed if written else 0,
         "bytes_changed": written.bytes_changed if written else 0,
     }
-    if as_json:
-        click.echo(json.dumps(result))
-    if written is not None:
+    return result | ({"sidecars": [*map(str, job.sidecars.values())]} if job.sidecars else {})
+
+
+def _say(job: _Job, result: Mapping[str, Any], hashed: bool, sidecars: bool, dropped: bool) -> None:
+    """Say what was written, on standard error."""
+    if job.output is not None:
         click.echo(
-            f"wrote {output}: {written.neurons} neurons, {written.rows_zeroed} rows zeroed", err=True
-        )
-        if hashed:
-            click.echo(f"sha256 {written.sha256}", err=True)
-    if lora is not None:
-        click.echo(
-            f"wrote {lora}: a LoRA that zeroes {len(choice.neurons)} neurons at weight 1; it holds the "
-            f"removed rows, so who has it can undo the edit",
+            f"wrote {job.output}: {result['neurons']} neurons, {result['rows_zeroed']} rows zeroed",
             err=True,
         )
-    if undo is not None:
-        say_undo(undo, how["drop_pickles"])
+        if hashed:
+            click.echo(f"sha256 {result['output']['sha256']}", err=True)
+        say_sidecars(sidecars, job.checkpoint.path, job.sidecars)
+    if job.lora is not None:
+        click.echo(
+            f"wrote {job.lora}: a LoRA that zeroes {result['neurons']} neurons at weight 1; it holds "
+            f"the removed rows, so who has it can undo the edit",
+            err=True,
+        )
+    if job.undo is not None:
+        say_undo(job.undo, dropped)

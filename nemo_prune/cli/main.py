@@ -11,7 +11,6 @@ import io
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +34,8 @@ from nemo_prune.cli import (
     restore,
     verify,
 )
-from nemo_prune.errors import Interrupted, NemoPruneError
+from nemo_prune.cli.failures import say_failure
+from nemo_prune.errors import Interrupted
 
 # Read by the libraries while they are imported, which no verb does before `Group.main`.
 ENVIRONMENT = {
@@ -48,7 +48,6 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
 }
-DEBUG = "NEMO_PRUNE_DEBUG"  # set: the traceback of an internal error is shown
 CONTEXT = cloup.Context.settings(
     help_option_names=["-h", "--help"],
     max_content_width=100,
@@ -117,11 +116,9 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
         with _termination() as came:
             try:
                 return super().invoke(ctx)
-            except NemoPruneError as error:
-                from nemo_prune.cli.console import flags  # and with it rich, which few verbs need
-
-                click.echo(f"nemo-prune: {flags(error.message)}", err=True)
-                stopped = isinstance(error, Interrupted)
+            except Interrupted as error:
+                say_failure(error)
+                stopped = True
             except KeyboardInterrupt:
                 click.echo("nemo-prune: interrupted", err=True)
                 stopped = True
@@ -132,9 +129,7 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
                 stopped = False
             except Exception as error:
                 # Left to the interpreter it would exit with 1, which says "memorized" or "they differ".
-                if os.environ.get(DEBUG):
-                    click.echo(traceback.format_exc(), err=True, nl=False)
-                click.echo(f"nemo-prune: {_unexpected(error)}", err=True)
+                say_failure(error)
                 stopped = False
         return ctx.exit(128 + (came or [signal.SIGINT])[0] if stopped else 2)
 
@@ -145,14 +140,6 @@ def _escape_what_cannot_be_shown() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError):
                 stream.reconfigure(errors="backslashreplace")
-
-
-def _unexpected(error: Exception) -> str:
-    """One line about an error that nobody raised on purpose."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for its name
-        return "the device is out of memory; give a smaller --batch-size, or --device cpu"
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"internal error: {text.removesuffix(':')}; please report it"
 
 
 def _discard_stdout() -> None:

@@ -70,6 +70,10 @@ def options(*given: Callable[[F], F]) -> Callable[[F], F]:
 
 
 model_argument = cloup.argument("model", type=FILE, help="A .safetensors file or a diffusers folder.")
+models_argument = cloup.argument(
+    "models", type=FILE, nargs=-1, required=True, metavar="MODEL...",
+    help="A .safetensors file or a diffusers folder, or several.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
@@ -79,6 +83,12 @@ folder_options = options(
     click.option("--drop-pickles", is_flag=True,
                  help="Of a diffusers folder, leave out copies of the denoiser that are not "
                       "named .safetensors (.bin, .ckpt, .sft, ONNX, ...), which would stay unpruned."),
+)  # fmt: skip
+
+sidecars_option = click.option(
+    "--sidecars", is_flag=True,
+    help="Of a file, also copy what lies beside it under its name (.yaml, .json, .civitai.info, "
+         "previews), to the output's name; never replaces another.",
 )  # fmt: skip
 
 undo_option = click.option(
@@ -229,16 +239,20 @@ def check_files(*more: Path | None) -> None:
     """
     from nemo_prune.files.atomic import refuse_inputs, refuse_same
 
+    writes = [path for path in more if path is not None] + _given_paths(OUT)
+    refuse_inputs(writes, _given_paths(FILE))
+    refuse_same(writes)
+
+
+def _given_paths(kind: click.Path) -> list[Path]:
+    """All paths of this kind, FILE or OUT, that the running command was given."""
     context = click.get_current_context()
-    reads: list[Path] = []
-    writes = [path for path in more if path is not None]
+    paths: list[Path] = []
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
-        for kind, paths in ((FILE, reads), (OUT, writes)):
-            if parameter.type is kind and value is not None:
-                paths.extend(value if isinstance(value, tuple) else (value,))
-    refuse_inputs(writes, reads)
-    refuse_same(writes)
+        if parameter.type is kind and value is not None:
+            paths.extend(value if isinstance(value, tuple) else (value,))
+    return paths
 
 
 @dataclass(frozen=True)
@@ -267,6 +281,30 @@ class Inputs:
         pick_device(self.options.device)
         scored_timestep(self.checkpoint, self.options)
         check_calibration(self.checkpoint, self.options, self.calibration_prompts)
+
+
+def wanted_sidecars(asked: bool, model: Path, output: Path | None) -> dict[Path, Path]:
+    """The sidecars of `model` and their places, if they are asked for; see `find_sidecars`.
+
+    What the running command reads or writes is none, whatever its name.
+
+    Raises OptionError, CheckpointError, click.UsageError.
+    """
+    from nemo_prune.files.sidecars import find_sidecars
+
+    if not asked:
+        return {}
+    if output is None:
+        raise click.UsageError("--sidecars goes with -o")
+    return find_sidecars(model, output, [*_given_paths(FILE), *_given_paths(OUT)])
+
+
+def say_sidecars(asked: bool, model: Path, sidecars: Mapping[Path, Path]) -> None:
+    """Say what was copied along."""
+    for place in sidecars.values():
+        click.echo(f"wrote {place}", err=True)
+    if asked and not sidecars:
+        click.echo(f"note: no sidecars lie beside {model}", err=True)
 
 
 def counted(prompts: "PromptList") -> str:

@@ -1,6 +1,7 @@
 """The verb prune."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from nemo_prune.cli.options import (
     quiet_option,
     read_inputs,
     resume_option,
+    say_sidecars,
     search_options,
+    sidecars_option,
     threshold_options,
     undo_option,
     verb,
+    wanted_sidecars,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
 from nemo_prune.cli.restore import say_undo
@@ -57,6 +61,7 @@ from nemo_prune.options import Reporting, Writing
         "journal are kept.",
     ),
     resume_option,
+    sidecars_option,
     folder_options,
     overwrite_option,
     json_option,
@@ -85,7 +90,7 @@ def prune(
     from nemo_prune.cli.progress import progress
 
     context = click.get_current_context()
-    writing, reporting = build(Writing, given), build(Reporting, given)
+    writing, reporting = build(Writing, given, sidecars={}), build(Reporting, given)
     if writing.output is None and not dry_run:
         raise click.UsageError("give -o OUT, the checkpoint to write, or --dry-run")
     if writing.resume and not writing.manifest:
@@ -93,6 +98,8 @@ def prune(
     if dry_run and reporting.outputs:
         raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
     checkpoint = open_checkpoint(model)
+    sidecars = wanted_sidecars(given["sidecars"], model, writing.output)
+    writing = replace(writing, sidecars=sidecars)
     if writing.output is not None:
         check_model_output(
             checkpoint,
@@ -101,8 +108,9 @@ def prune(
             undo=writing.undo,
             link=writing.link,
             drop_pickles=writing.drop_pickles,
+            sidecars=sidecars,
         )
-    check_files(journal_of(writing))
+    check_files(journal_of(writing), *sidecars.values())
     check_manifest(writing)
     check_reports(reporting)
     inputs = read_inputs(checkpoint, given)
@@ -135,6 +143,8 @@ def prune(
     conclude(found, written, writing, inputs, as_json, quiet)
     if written is not None and writing.undo is not None and not quiet:
         say_undo(writing.undo, writing.drop_pickles)
+    if written is not None and not quiet:
+        say_sidecars(given["sidecars"], model, sidecars)
     code = exit_code(record.status for record in found.manifest.prompts)
     if written is not None and reporting.outputs:
         from nemo_prune.report.inputs import inputs_of_run

@@ -43,6 +43,7 @@ def write(found: Localization, writing: Writing) -> Written:
         undo=writing.undo,
         link=writing.link,
         drop_pickles=writing.drop_pickles,
+        sidecars=writing.sidecars,
         hashed=True,
     )
 

@@ -1,0 +1,123 @@
+"""What went wrong, in one line; and several models in one run, of which one may fail."""
+
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from nemo_prune.errors import NemoPruneError
+
+DEBUG = "NEMO_PRUNE_DEBUG"  # set: the traceback of an internal error is shown
+T = TypeVar("T")
+
+
+def failure(error: Exception) -> str:
+    """One line about an error, with options as the command line spells them."""
+    if isinstance(error, NemoPruneError):
+        from nemo_prune.cli.console import flags  # and with it rich, which few verbs need
+
+        return flags(error.message)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for its name
+        return "the device is out of memory; give a smaller --batch-size, or --device cpu"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"internal error: {text.removesuffix(':')}; please report it"
+
+
+def say_failure(error: Exception) -> str:
+    """Print that line; return it."""
+    if not isinstance(error, NemoPruneError) and os.environ.get(DEBUG):
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    line = failure(error)
+    click.echo(f"nemo-prune: {line}", err=True)
+    return line
+
+
+def refuse_twice(models: Sequence[Path]) -> None:
+    """Raise click.UsageError for a model that is given twice, by whatever path or link."""
+    from nemo_prune.files.atomic import same_file
+
+    for number, model in enumerate(models):
+        for other in models[:number]:
+            if model == other or same_file(model, other):
+                raise click.UsageError(f"{model}: is given twice; give each model once")
+
+
+def own_name(model: Path) -> str:
+    """The name of a model's file or folder, also if it is given as `.`; of a link, the link's."""
+    return model.name if model.name not in ("", "..") else model.resolve().name
+
+
+def refuse_one_name(models: Sequence[Path]) -> None:
+    """Raise click.UsageError for models of one name, which cannot go into one folder."""
+    seen: dict[str, Path] = {}
+    for model in models:
+        name = own_name(model).casefold()  # as many file systems have it
+        if other := seen.get(name):
+            raise click.UsageError(
+                f"{other} and {model} have one name, so they cannot go into one folder; run apart"
+            )
+        seen[name] = model
+
+
+def each(models: Sequence[Path], prepare: Callable[[Path], T]) -> list[T]:
+    """`prepare` for every model, before any work; if one is refused, all are, each with its line.
+
+    Raises the last refusal, a NemoPruneError, whose line is left to whoever catches it.
+    """
+    prepared, refused = [], []
+    for model in models:
+        try:
+            prepared.append(prepare(model))
+        except NemoPruneError as error:
+            refused.append(error)
+    for refusal in refused[:-1]:
+        say_failure(refusal)
+    if refused:
+        raise refused[-1]
+    return prepared
+
+
+@contextmanager
+def going_on(model: Path, alone: bool, told: list[dict[str, Any]]) -> Iterator[None]:
+    """Run the work on one model: its failure is printed and noted in `told`, and the others go on.
+
+    alone: there are no others, so the failure is raised.
+    """
+    try:
+        yield
+    except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
+        raise
+    except Exception as error:
+        if alone:
+            raise
+        told.append({"source": {"path": str(model)}, "error": say_failure(error)})
+
+
+@contextmanager
+def folder_for_several(folder: Path | None) -> Iterator[None]:
+    """Make the folder that outputs of several models go into; if nothing came into it, it goes again.
+
+    Raises OutputError where it cannot be made.
+    """
+    if folder is None or folder.is_dir():
+        yield
+        return
+    from nemo_prune.errors import OutputError
+    from nemo_prune.files.atomic import check_new_folder
+
+    if folder.exists():
+        raise OutputError(f"{folder}: is a file; give a folder, since several models go into it")
+    check_new_folder(folder)
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); check the path") from None
+    try:
+        yield
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
