@@ -124,8 +124,9 @@ def prune(
         from nemo_prune.report.inputs import inputs_of_run
 
         of_run = inputs_of_run(
-            found, written.path, inputs.prompts.texts, report.ordinary, report.ordinary_from
-        )
+            found, written.path, inputs.prompts.texts, report.ordinary, report.ordinary_from,
+            inputs.prompts.places,
+        )  # fmt: skip
         try:
             with progress(quiet) as bar:
                 verified = report.verify(of_run, bar)

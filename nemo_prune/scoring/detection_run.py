@@ -211,9 +211,20 @@ def summary(found: Findings, show_prompts: bool = False) -> dict[str, Any]:
     }
 
 
-def write_csv(found: Findings, path: Path, overwrite: bool, show_prompts: bool = False) -> None:
-    """The ranked table as CSV: a header line, then a line a prompt, highest score first."""
+def write_csv(
+    found: Findings,
+    path: Path,
+    overwrite: bool,
+    show_prompts: bool = False,
+    places: Sequence[tuple[str, int]] = (),
+) -> None:
+    """The ranked table as CSV: a header line, then a line a prompt, highest score first.
+
+    places: of each prompt, the file and the line where it stands, if that is known.
+    """
     rows = [_row(found, one, show_prompts) for one in found.ranked]
+    if places:
+        rows = [row | dict(zip(("file", "line"), places[row["index"]], strict=True)) for row in rows]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -97,6 +97,9 @@ def test_detect_with_a_calibration(model: Path, calibrated: dict[str, Any], cali
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
     assert {row["label"] for row in rows} == {"True", "False"}
+    assert {row["index"]: (row["file"], row["line"]) for row in rows} == {
+        "0": (str(prompts), "2"), "1": (str(prompts), "3"), "2": (str(prompts), "4"),
+    }  # fmt: skip
     again = run("detect", model, "--prompts", prompts, "--csv", table, "--tau", "0.9", *SEEDS)
     assert again.exit_code == 2
     assert "exists already" in again.stderr
