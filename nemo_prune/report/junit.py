@@ -12,6 +12,8 @@ from nemo_prune.files.atomic import write_new
 from nemo_prune.files.prompts import prompt_id
 
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_SUITE = "nemo-prune check "
+_LARGEST = 2**26  # bytes of an XML file that is looked into
 _SHOWN = 50  # rows of the Markdown table: GitHub stops at 1 MiB, people long before
 
 
@@ -95,12 +97,30 @@ def write_error(model: Path, message: str, path: Path, overwrite: bool) -> None:
     _write(suites, path, overwrite)
 
 
+def is_own(path: Path) -> bool:
+    """Whether `check` wrote the file at `path`, alone: one suite of its name, and nothing beside it.
+
+    Told by the content: a file that others made, or merged from several, is theirs.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:
+            return False
+        root = xml.parse(path).getroot()
+    except (OSError, ValueError, LookupError, xml.ParseError):
+        return False
+    if root.tag != "testsuites" or [suite.tag for suite in root] != ["testsuite"]:
+        return False
+    (suite,) = root
+    cases = {element.tag for element in suite}
+    return suite.get("name", "").startswith(_SUITE) and cases <= {"properties", "testcase"}
+
+
 def _suites(
     model: str, tests: int, failures: int, errors: int, seconds: float
 ) -> tuple[xml.Element, xml.Element]:
     counts = {"tests": str(tests), "failures": str(failures), "errors": str(errors)}
     suites = xml.Element("testsuites", counts)
-    named = {"name": _xml_text(f"nemo-prune check {model}"), "time": str(seconds)}
+    named = {"name": _xml_text(f"{_SUITE}{model}"), "time": str(seconds)}
     return suites, xml.SubElement(suites, "testsuite", named | counts)
 
 
@@ -109,14 +129,20 @@ def _write(suites: xml.Element, path: Path, overwrite: bool) -> None:
     write_new(path, xml.tostring(suites, encoding="utf-8", xml_declaration=True), overwrite)
 
 
-def append_step_summary(result: dict[str, Any], path: Path) -> str | None:
+def no_verdict(model: str, message: str) -> str:
+    """Markdown that says that `check` came to no verdict, and why."""
+    of = f"{_cell(model)}: " if model and not message.startswith(model) else ""
+    return f"### ⚠️ nemo-prune check: no verdict\n\n{of}{_cell(message)}\n\n"
+
+
+def append_step_summary(text: str, path: Path) -> str | None:
     """Append Markdown to `$GITHUB_STEP_SUMMARY`; what went wrong, as one line, if it could not be.
 
     No error: the verdict on the model is worth more than its table.
     """
     try:
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(markdown(result))
+            file.write(text)
     except OSError as error:
         return f"{path}: the step summary could not be written ({error.strerror})"
     return None

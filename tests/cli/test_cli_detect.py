@@ -231,9 +231,15 @@ def test_check_passes_fails_and_leaves_reports(
     assert len(suites.findall(".//testcase/failure")) == 3
     for text in (junit.read_text(), markdown.read_text(), failed.output):
         assert "marker caption" not in text
+    again = run("check", model, "--prompts", prompts, "--tau", "1", "--gate", "1", "--junit", junit,
+                 *SEEDS)  # fmt: skip
+    assert again.exit_code == 0, again.output
+    assert ElementTree.parse(junit).getroot().get("failures") == "0", "its own file of an earlier run"
+    junit.write_text("<testsuites><testsuite name='unit tests'/></testsuites>")
     taken = run("check", model, "--prompts", prompts, "--tau", "0", "--junit", junit, *SEEDS)
     assert taken.exit_code == 2
     assert "exists already" in taken.stderr
+    assert "unit tests" in junit.read_text()
 
 
 def test_a_step_summary_that_cannot_be_written_does_not_hide_the_verdict(

@@ -10,8 +10,11 @@ from nemo_prune.errors import OutputError
 from nemo_prune.files.prompts import PromptList, prompt_id
 from nemo_prune.report.junit import (
     annotation,
+    append_step_summary,
     finding_line,
+    is_own,
     markdown,
+    no_verdict,
     write_error,
     write_junit,
 )
@@ -127,3 +130,51 @@ def test_an_error_is_one_case(tmp_path: Path) -> None:
     assert suites.findtext(".//testcase/error") == "p.txt: no such file"
     with pytest.raises(OutputError, match="exists already"):
         write_error(Path("m.safetensors"), "other", path, False)
+
+
+def test_an_error_is_told_in_the_summary_too(tmp_path: Path) -> None:
+    path = tmp_path / "s.md"
+    append_step_summary(markdown(_result() | {"memorized": 1}), path)
+    text = no_verdict("m.safetensors", "p.txt: <b>no</b>\nsuch | file")
+    assert append_step_summary(text, path) is None
+    assert path.read_text().endswith(
+        "### ⚠️ nemo-prune check: no verdict\n\nm.safetensors: p.txt: \\<b\\>no\\</b\\> such \\| file\n\n"
+    )
+    assert "m.safetensors: m" not in no_verdict("m.safetensors", "m.safetensors: no such file")
+
+
+OWN = (
+    '<testsuites><testsuite name="nemo-prune check m"><testcase name="x"/>{}</testsuite>{}</testsuites>'
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "own"),
+    [
+        (OWN.format("", ""), True),
+        (OWN.format("<properties/>", "<testsuite name='nemo-prune check n'/>"), False),  # merged
+        (OWN.format("<system-out/>", ""), False),
+        (OWN.replace("nemo-prune check m", "unit tests").format("", ""), False),
+        ("<testsuite name='nemo-prune check m'/>", False),
+        ("<testsuites/>", False),
+        ("keep me", False),
+        ("", False),
+        ("<?xml version='1.0' encoding='klingon'?><a/>", False),
+    ],
+)
+def test_a_file_of_an_earlier_check_is_known_by_its_content(
+    tmp_path: Path, content: str, own: bool
+) -> None:
+    path = tmp_path / "j.xml"
+    assert not is_own(path)
+    path.write_text(content)
+    assert is_own(path) is own
+    assert not is_own(tmp_path)
+
+
+def test_what_check_writes_is_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "j.xml"
+    write_junit(_result(), TEXTS, path, False)
+    assert is_own(path)
+    write_error(Path("m.safetensors"), "no", path, True)
+    assert is_own(path)
