@@ -146,6 +146,7 @@ class Writing:
     undo: keeps the removed rows, in a new file or folder.
     link, drop_pickles: of a folder, hard-link the files that stay as they are; leave out pickles.
     manifest: which neurons were found, and why. Its journal lies beside it.
+    neurons_csv: the same neurons as a table, a line for each prompt and neuron.
     resume: go on from the journal of an interrupted run.
     """
 
@@ -155,6 +156,7 @@ class Writing:
     link: bool = False
     drop_pickles: bool = False
     manifest: Path | None = None
+    neurons_csv: Path | None = None
     resume: bool = False
 
 

@@ -69,9 +69,15 @@ def apply(
 
     \b
     nemo-prune apply model.safetensors --manifest neurons.json -o clean.safetensors
-    nemo-prune apply model.safetensors --neurons 0:25,mid_block.attentions.0.transformer_blocks.0:7
+    nemo-prune apply model.safetensors --neurons 0:25,mid_block.attentions.0.0:7
         -o clean.safetensors --undo rows.safetensors
     nemo-prune apply model.safetensors --manifest neurons.json --lora patch.safetensors
+
+    \b
+    --import-csv takes the table that the paper's code writes, separated by semicolons. Of its
+    columns one is read: the rows of each value layer of the down and mid blocks, in their order.
+        Caption;URL;Refined Neurons
+        a caption;http://x/1.jpg;[[25, 262], [], [98], [105], [364], [], []]
     """
     from nemo_prune.checkpoint.apply import write_model
     from nemo_prune.checkpoint.checkpoint import model_sha256

@@ -59,6 +59,11 @@ undo_option = click.option(
     help="Keep the removed rows in this new file (of a folder: new folder), for restore.",
 )
 
+neurons_csv_option = click.option(
+    "--neurons-csv", type=OUT,
+    help="Also write a table: prompt, layer, row, attribution, harm, shared by which prompts.",
+)  # fmt: skip
+
 resume_option = click.option(
     "--resume", is_flag=True,
     help="Go on where an interrupted run with the same output stopped.",

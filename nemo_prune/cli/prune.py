@@ -22,6 +22,7 @@ from nemo_prune.cli.options import (
     folder_options,
     json_option,
     model_argument,
+    neurons_csv_option,
     overwrite_option,
     quiet_option,
     read_inputs,
@@ -39,6 +40,7 @@ from nemo_prune.options import Reporting, Writing
 @searching_options
 @click.option("-o", "--output", type=OUT, help="The checkpoint to write.")
 @click.option("--manifest", type=OUT, help="Also keep the manifest: which neurons, and why.")
+@neurons_csv_option
 @resume_option
 @undo_option
 @click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint.")

@@ -204,15 +204,3 @@ def judge(entry: dict[str, Any], inputs: VerifyInputs) -> None:
         entry["file"], entry["line"] = inputs.places[index]
     if inputs.show_prompts:
         entry["text"] = inputs.prompts[index]
-
-
-def shared_neurons(manifest: Manifest | None) -> list[dict[str, Any]]:
-    """Neurons that more than one prompt asked for, and which prompts."""
-    if manifest is None:
-        return []
-    wanted: dict[Neuron, list[int]] = {}
-    for record in manifest.prompts:
-        for neuron in record.neurons:
-            wanted.setdefault(neuron, []).append(record.index)
-    shared = union(neuron for neuron, prompts in wanted.items() if len(prompts) > 1)
-    return [{"layer": n.layer, "row": n.row, "prompts": wanted[n]} for n in shared]

@@ -165,6 +165,18 @@ def markdown(result: dict[str, Any]) -> str:
         "",
     ]
     if found:
+        if any(entry["seeds"] < result["seeds"] for entry in found):
+            lines += [
+                "Scores from fewer than all seeds are lower bounds, with no ranks among each other "
+                "(`--all-seeds` takes all).",
+                "",
+            ]
+        if cut := [str(entry["index"]) for entry in found if entry.get("truncated")]:
+            lines += [
+                f"Longer than the model reads, so scored by what they begin with: prompts "
+                f"{', '.join(cut)}.",
+                "",
+            ]
         shown = "text" in found[0]
         lines += [
             "| prompt | line | score | noise norm | seeds |" + (" text |" if shown else ""),

@@ -122,6 +122,17 @@ def test_the_summary_says_how_many_seeds_were_used() -> None:
     assert "| 0 | p.txt:1 | 0.900 | 1.000 | 2 |" in text
 
 
+def test_the_summary_explains_scores_of_few_seeds_and_truncated_prompts() -> None:
+    result = _result() | {"memorized": 1}
+    text = markdown(result)
+    assert "Scores from fewer than all seeds are lower bounds" in text
+    assert "Longer than" not in text
+    result["prompts"][0] |= {"seeds": 4, "truncated": True}
+    text = markdown(result)
+    assert "lower bounds" not in text
+    assert "scored by what they begin with: prompts 0." in text
+
+
 def test_an_error_is_one_case(tmp_path: Path) -> None:
     path = tmp_path / "j.xml"
     write_error(Path("m.safetensors"), "p.txt: \x00 no such file\n", path, False)
