@@ -148,6 +148,7 @@ class Writing:
     link, drop_pickles: of a folder, hard-link the files that stay as they are; leave out pickles.
     sidecars: of a file, what lies beside it under its name and is copied along, with its new places.
     manifest: which neurons were found, and why. Its journal lies beside it.
+    neurons_csv: the same neurons as a table, a line for each prompt and neuron.
     resume: go on from the journal of an interrupted run.
     """
 
@@ -158,6 +159,7 @@ class Writing:
     drop_pickles: bool = False
     sidecars: Mapping[Path, Path] = field(default_factory=dict)
     manifest: Path | None = None
+    neurons_csv: Path | None = None
     resume: bool = False
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.checkpoint.families import FAMILIES, Family
-from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.neurons import Neuron, short_name
 from nemo_prune.checkpoint.provenance import joint_metadata
 from nemo_prune.errors import ManifestError, OptionError, option
 from nemo_prune.files.hashing import file_sha256, joint_sha256
@@ -145,14 +145,14 @@ class Checkpoint:
         """The value layers that `layers` names, in the order of the network.
 
         "down+mid" (the paper's), any other sum of "down", "mid" and "up", "all", or patterns on
-        canonical names (`*`, `?`, `[...]`), separated by commas. Raises OptionError for a pattern
-        that matches nothing.
+        names, canonical or short (`*`, `?`, `[...]`), separated by commas. Raises OptionError for a
+        pattern that matches nothing.
         """
         chosen: set[str] = set()
         for pattern in layers.split(","):
             matching = {v.name for v in self.value_layers if _matches(v, pattern.strip())}
             if not matching:
-                example = self.value_layers[0].name.partition(".attn")[0]
+                example = short_name(self.value_layers[0].name).rpartition(".")[0]
                 raise OptionError(
                     f"{option('layers')} {layers}: no value layer matches {pattern.strip()!r}; give "
                     f"down+mid, all, or patterns such as {example}.*"
@@ -174,7 +174,8 @@ def _matches(layer: ValueLayer, pattern: str) -> bool:
     parts = {part.strip() for part in pattern.split("+")}
     if parts <= {"down", "mid", "up"}:
         return layer.part in parts
-    return pattern == "all" or fnmatch.fnmatchcase(layer.name, pattern)
+    names = (layer.name, short_name(layer.name))
+    return pattern == "all" or any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def model_sha256(checkpoint: Checkpoint) -> str:
@@ -206,12 +207,12 @@ def check_neurons(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> None:
             )
         if not 0 <= neuron.row < layer.rows:
             raise ManifestError(
-                f"{checkpoint.path}: {layer.name} has rows 0 to {layer.rows - 1}, not "
+                f"{checkpoint.path}: {short_name(layer.name)} has rows 0 to {layer.rows - 1}, not "
                 f"{neuron.row}; the neurons are those of another model"
             )
         if neuron in seen:
             raise ManifestError(
-                f"{checkpoint.path}: row {neuron.row} of {layer.name} is to be zeroed twice; "
-                f"name each neuron once"
+                f"{checkpoint.path}: row {neuron.row} of {short_name(layer.name)} is to be zeroed "
+                f"twice; name each neuron once"
             )
         seen.add(neuron)

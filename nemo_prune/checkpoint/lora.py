@@ -20,7 +20,7 @@ from typing import Literal
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neurons, model_sha256
-from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.neurons import Neuron, short_name
 from nemo_prune.checkpoint.provenance import NEURONS, VERSION, rows_json
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.atomic import check_place, refuse_inputs, write_new
@@ -84,14 +84,14 @@ def check_lora(
 def _check_layer(checkpoint: Checkpoint, layer: ValueLayer) -> None:
     if layer.biases:
         raise CheckpointError(
-            f"{checkpoint.path}: {layer.name} has a bias, which a LoRA does not change, so its rows "
-            f"would not be gone; write a checkpoint with {option('output')}"
+            f"{checkpoint.path}: {short_name(layer.name)} has a bias, which a LoRA does not change, so "
+            f"its rows would not be gone; write a checkpoint with {option('output')}"
         )
     dtype = checkpoint.tensors[layer.tensors[0]].dtype
     if dtype not in _ONE:
         raise CheckpointError(
-            f"{checkpoint.path}: {layer.name} is {dtype}, which programs scale and round as they like "
-            f"before a LoRA is added; make the LoRA from an F16 or F32 file of the model"
+            f"{checkpoint.path}: {short_name(layer.name)} is {dtype}, which programs scale and round "
+            f"as they like before a LoRA is added; make the LoRA from an F16 or F32 file of the model"
         )
 
 

@@ -15,8 +15,12 @@ GPU. It holds no prompt texts unless they were asked for. The form, ``nemo-prune
          "neurons": [
           {"layer": "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v", "row": 5}]}
       ],
-      "neurons": [{"layer": "...", "row": 5}]              the union: what is removed
+      "neurons": [{"layer": "...", "row": 5}],             the union: what is removed
+      "shared": [{"layer": "...", "row": 5, "prompts": [0, 3]}]    only where prompts share neurons
     }
+
+Neurons may have an "attribution" and a "harm": what they do for the memory and for ordinary prompts.
+"shared" is for readers; it says again what the prompts' own neurons say.
 
 Statuses are free strings; the tool writes "suppressed", "not memorized", "not removable" (searched
 and repaired, and still above tau) and "still memorized" (the check of the written file says so).
@@ -30,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.errors import ManifestError, option
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.strict_json import Fault, check_keys, parse, typed
@@ -39,6 +43,7 @@ from nemo_prune.files.text import read_text
 FORMAT = "nemo-prune-manifest/1"
 _KEYS = {"format", "version", "source", "options", "prompts", "neurons"}
 _PROMPT_KEYS = {"index", "status", "score_before", "score_after", "neurons", "samples", "truncated"}
+_OPTIONAL_KEYS = {"shared"}
 _OPTIONAL_PROMPT_KEYS = {"text", "trajectory", "trajectory_samples", "search"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -102,6 +107,22 @@ def read_manifest(path: Path) -> Manifest:
     return _parse(read_text(path, ManifestError, "a manifest", wanted), path)
 
 
+def prompts_by_neuron(manifest: Manifest) -> dict[Neuron, list[int]]:
+    """The numbers of the prompts that need each neuron."""
+    wanted: dict[Neuron, list[int]] = {}
+    for record in manifest.prompts:
+        for neuron in record.neurons:
+            wanted.setdefault(neuron, []).append(record.index)
+    return wanted
+
+
+def shared_neurons(manifest: Manifest) -> list[dict[str, Any]]:
+    """Neurons that more than one prompt needs, in the order of the network, and which prompts."""
+    wanted = prompts_by_neuron(manifest)
+    shared = union(neuron for neuron, prompts in wanted.items() if len(prompts) > 1)
+    return [{**_plain(neuron), "prompts": wanted[neuron]} for neuron in shared]
+
+
 # ------------------------------------------------------------------------------------- writing
 
 
@@ -109,11 +130,13 @@ def to_json(manifest: Manifest) -> str:
     """The manifest as JSON text with a newline at its end: one line a neuron."""
     prompts = _block([_prompt_json(record) for record in manifest.prompts], "  ")
     neurons = _block([_dump(_plain(neuron)) for neuron in manifest.neurons], "  ")
+    together = _block([_dump(entry) for entry in shared_neurons(manifest)], "  ")
+    shared = "" if together == "[]" else f',\n  "shared": {together}'
     return (
         f'{{\n  "format": {_dump(FORMAT)},\n  "version": {_dump(manifest.version)},\n'
         f'  "source": {_dump(dict(manifest.source))},\n'
         f'  "options": {_dump(dict(manifest.options))},\n'
-        f'  "prompts": {prompts},\n  "neurons": {neurons}\n}}\n'
+        f'  "prompts": {prompts},\n  "neurons": {neurons}{shared}\n}}\n'
     )
 
 
@@ -179,7 +202,7 @@ def _manifest(parsed: object) -> Manifest:
         raise Fault(f'is not a manifest: it has no "format": "{FORMAT}"')
     if parsed["format"] != FORMAT:
         raise Fault(f"is of the format {ascii(parsed['format'])[:60]}, this tool reads {FORMAT}")
-    check_keys(parsed, "the manifest", _KEYS)
+    check_keys(parsed, "the manifest", _KEYS, _OPTIONAL_KEYS)
     source = typed(parsed, "source", dict, "the manifest")
     check_keys(source, "source", {"path", "sha256"}, {"model"})
     if not all(isinstance(value, str) for value in source.values()):

@@ -23,8 +23,12 @@ def network_order(layer: str) -> tuple[int, tuple[tuple[int, str], ...]]:
 
 
 def short_name(layer: str) -> str:
-    """A value layer's name without what all of them have in common: down_blocks.2.attentions.1.0."""
-    return layer.replace(".transformer_blocks", "").removesuffix(".attn2.to_v")
+    """A value layer, or its cross-attention, as people read it: down_blocks.2.attentions.1.0.
+
+    Without what all of them have in common. Tables, messages, reports and plots have this form; files
+    that programs read have the whole name; wherever a layer is given, both will do.
+    """
+    return layer.replace(".transformer_blocks", "").removesuffix(".to_v").removesuffix(".attn2")
 
 
 def union(*groups: Iterable[Neuron]) -> tuple[Neuron, ...]:

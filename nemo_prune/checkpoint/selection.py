@@ -18,11 +18,13 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neuro
 from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, network_order, short_name, union
 from nemo_prune.errors import ManifestError, OptionError, option
+from nemo_prune.files.strict_json import Fault
 from nemo_prune.files.text import MAX_BYTES, read_text
 from nemo_prune.files.trees import shown
 
 _COLUMN = "Refined Neurons"
 _SUFFIX = ".attn2.to_v"
+_TOLD = 20  # prompts at fault that a message names
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,14 @@ def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
             )
         if int(row) >= layer.rows:
             raise OptionError(
-                f"{option('neurons')}: {layer.name} of {checkpoint.path} has rows 0 to "
+                f"{option('neurons')}: {short_name(layer.name)} of {checkpoint.path} has rows 0 to "
                 f"{layer.rows - 1}, not {int(row)}"
             )
         found.append(Neuron(layer.name, int(row)))
     if twice := [neuron for neuron, count in Counter(found).items() if count > 1]:
-        raise OptionError(f"{option('neurons')}: row {twice[0].row} of {twice[0].layer} is named twice")
+        raise OptionError(
+            f"{option('neurons')}: row {twice[0].row} of {short_name(twice[0].layer)} is named twice"
+        )
     return union(found)
 
 
@@ -143,7 +147,8 @@ def read_results(path: Path, checkpoint: Checkpoint) -> Groups:
     """The refined neurons of each prompt in a result table of the paper's code.
 
     Raises ManifestError, one line, for a file that is not such a table, or whose layers and rows
-    are not those of `checkpoint`. The prompts themselves are not kept.
+    are not those of `checkpoint`; all prompts at fault are named at once. The prompts themselves are not
+    kept.
     """
     layers = checkpoint.select("down+mid")
     text = read_text(path, ManifestError, "a result table", "the result file of the paper's code")
@@ -156,17 +161,23 @@ def read_results(path: Path, checkpoint: Checkpoint) -> Groups:
                 f"{path}: has no column {_COLUMN!r}; give the result file of the paper's code, "
                 f"separated by semicolons"
             )
-        groups = tuple(
-            _row(path, number, line.get(_COLUMN), layers, checkpoint)
-            for number, line in enumerate(table, start=1)
-        )
+        faults: list[str] = []
+        groups = []
+        for number, line in enumerate(table, start=1):
+            try:
+                groups.append(_row(line.get(_COLUMN), layers, checkpoint))
+            except Fault as fault:
+                faults.append(f"prompt {number}: {fault}")
     except csv.Error as error:
         raise ManifestError(f"{path}: is not a table separated by semicolons ({error})") from None
     finally:
         csv.field_size_limit(usual)  # other tables are read by the default
+    if faults:
+        more = f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
+        raise ManifestError(f"{path}: {'; '.join(faults[:_TOLD])}{more}")
     if not any(groups):
         raise ManifestError(f"{path}: names no neurons; give the results of memorized prompts")
-    return groups
+    return tuple(groups)
 
 
 def most_shared(neurons: Sequence[Neuron], groups: Groups, count: int) -> tuple[Neuron, ...]:
@@ -179,27 +190,24 @@ def most_shared(neurons: Sequence[Neuron], groups: Groups, count: int) -> tuple[
     return union(ranked[:count])
 
 
-def _row(
-    path: Path, number: int, field: str | None, layers: Sequence[ValueLayer], checkpoint: Checkpoint
-) -> tuple[Neuron, ...]:
+def _row(field: str | None, layers: Sequence[ValueLayer], checkpoint: Checkpoint) -> tuple[Neuron, ...]:
+    """The neurons of one prompt; Fault for what is none."""
     try:
         lists = json.loads(field or "")
     except (ValueError, RecursionError):
         lists = None
     if not isinstance(lists, list) or not all(_are_rows(rows) for rows in lists):
-        raise ManifestError(
-            f"{path}: prompt {number}: {_COLUMN!r} is not a list of lists of row numbers"
-        )
+        raise Fault(f"{_COLUMN!r} is not a list of lists of row numbers")
     if len(lists) != len(layers):
-        raise ManifestError(
-            f"{path}: prompt {number}: lists neurons of {len(lists)} layers, but {checkpoint.path} "
-            f"has {len(layers)} value layers in its down and mid blocks; they are of another model"
+        raise Fault(
+            f"lists neurons of {len(lists)} layers, but {checkpoint.path} has {len(layers)} value "
+            f"layers in its down and mid blocks, so they are of another model"
         )
     for layer, rows in zip(layers, lists, strict=True):
         if rows and max(rows) >= layer.rows:
-            raise ManifestError(
-                f"{path}: prompt {number}: {layer.name} of {checkpoint.path} has rows 0 to "
-                f"{layer.rows - 1}, not {max(rows)}; the results are of another model"
+            raise Fault(
+                f"{short_name(layer.name)} of {checkpoint.path} has rows 0 to {layer.rows - 1}, not "
+                f"{max(rows)}, so the results are of another model"
             )
     # The code may list a row twice: once as an outlier, once as one of the largest.
     return union(

@@ -110,6 +110,13 @@ def apply(
         --lora patch.safetensors
       nemo-prune apply fp16.safetensors fp32.safetensors \\
         --manifest neurons.json -o clean
+
+    --import-csv takes the table that the paper's code writes, separated by semicolons. Of its
+    columns one is read: the rows of each value layer of the down and mid blocks, in their order.
+
+    \b
+      Caption;URL;Refined Neurons
+      a caption;http://x/1.jpg;[[25, 262], [], [98], [105], [364], [], []]
     """
     from nemo_prune.checkpoint.apply import check_model_output
     from nemo_prune.checkpoint.lora import check_lora

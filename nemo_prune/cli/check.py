@@ -3,33 +3,52 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from cloup import option_group
 
+from nemo_prune.cli.failures import Refused, each, failure, going_on, refuse_twice
 from nemo_prune.cli.options import (
     OUT,
+    Inputs,
+    Verb,
     all_seeds_option,
     check_files,
     json_option,
-    model_argument,
     model_options,
+    models_argument,
     overwrite_option,
     prompts_options,
     quiet_option,
-    read_inputs,
-    threshold_options,
+    read_for_several,
+    several_threshold_options,
     verb,
 )
-from nemo_prune.errors import NemoPruneError, OutputError
+from nemo_prune.errors import OutputError
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 
-@verb()
-@model_argument
+class _Check(Verb):
+    """A command whose errors of usage leave a step summary, like all other errors."""
+
+    def make_context(self, *given: Any, **more: Any) -> click.Context:
+        try:
+            return super().make_context(*given, **more)
+        except click.UsageError as error:
+            if step_summary := _step_summary():
+                from nemo_prune.report.junit import append_step_summary, no_verdict
+
+                append_step_summary(no_verdict("", error.format_message()), step_summary)
+            raise
+
+
+@verb(_Check)
+@models_argument
 @prompts_options
 @option_group(
     "Output",
@@ -38,7 +57,7 @@ from nemo_prune.errors import NemoPruneError, OutputError
     json_option,
     quiet_option,
 )
-@threshold_options
+@several_threshold_options
 @option_group(
     "Scoring",
     click.option(
@@ -52,88 +71,152 @@ from nemo_prune.errors import NemoPruneError, OutputError
 )
 @model_options
 def check(
-    model: Path, junit: Path | None, confirm: str, all_seeds: bool, show_prompts: bool, overwrite: bool,
-    as_json: bool, quiet: bool, **given: Any,
+    models: tuple[Path, ...], calibrations: tuple[Path, ...], junit: Path | None, confirm: str,
+    all_seeds: bool, show_prompts: bool, overwrite: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Fail if a prompt is memorized: the gate of a release, for CI.
 
     Exit code 0: no prompt is memorized; 1: at least one is; 2: bad usage or input. A line for each
-    memorized prompt; Markdown is appended to the file in GITHUB_STEP_SUMMARY if that is set.
+    memorized prompt; Markdown is appended to the file in GITHUB_STEP_SUMMARY if that is set. Both
+    it and --junit also tell an error. --junit replaces what an earlier check wrote there.
+
+    Several models are checked one after the other, all inputs before the first is loaded. One that
+    fails stops no other. The exit code is the worst of all.
 
     \b
-    Example:
+    Examples:
       nemo-prune check clean.safetensors --prompts captions.txt --junit j.xml
+      nemo-prune check a.safetensors b.safetensors --prompts captions.txt
     """
     from nemo_prune.checkpoint.open import open_checkpoint
-    from nemo_prune.checkpoint.provenance import provenance_of
-    from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import check_place
+    from nemo_prune.report.junit import annotation, finding_line, is_own
 
-    named = os.environ.get("GITHUB_STEP_SUMMARY")
-    step_summary = Path(named) if named else None
+    step_summary = _step_summary()
     check_files(step_summary)
-    if junit:
-        check_place(junit, overwrite)
-    with _no_verdict_kept(model, junit, overwrite):
-        inputs = read_inputs(open_checkpoint(model), given)
-        inputs.check()
-        from nemo_prune.report.junit import (
-            annotation,
-            append_step_summary,
-            finding_line,
-            write_junit,
-        )
+    alone = len(models) == 1
+    verdicts = _Verdicts(models, junit, overwrite, step_summary)
+    try:
+        refuse_twice(models)
+        if junit:
+            check_place(junit, overwrite or is_own(junit))
+        if len(calibrations) not in (0, 1, len(models)):
+            raise click.UsageError("--calibration: give one for each model, in their order, or only one")
+        of_each = calibrations if len(calibrations) > 1 else (calibrations or (None,)) * len(models)
+        checkpoints = each(models, open_checkpoint)
+        read = dict(zip(models, read_for_several(checkpoints, of_each, given), strict=True))
+        each(models, lambda model: read[model].check())
+        from nemo_prune.cli.progress import progress
         from nemo_prune.scoring.detection_run import find_memorized, summary
 
-        with progress(quiet) as bar:
-            inputs.note_prompts(bar)
-            found = find_memorized(
-                inputs.checkpoint, inputs.prompts.texts, inputs.options, bar,
-                calibration_prompts=inputs.calibration_prompts, early=not all_seeds,
-                trajectories=confirm == "trajectory",
-            )  # fmt: skip
-        result = inputs.prompts.locate(summary(found, show_prompts))
-    if junit:
-        write_junit(result, inputs.prompts.texts, junit, overwrite)
-    if step_summary and (trouble := append_step_summary(result, step_summary)):
-        click.echo(f"warning: {trouble}", err=True)
-    findings = [entry for entry in result["prompts"] if entry["memorized"]]
+        for model, inputs in read.items():
+            with going_on(model, alone, verdicts.told), progress(quiet) as bar:
+                inputs.note_prompts(bar)
+                found = find_memorized(
+                    inputs.checkpoint, inputs.prompts.texts, inputs.options, bar,
+                    calibration_prompts=inputs.calibration_prompts, early=not all_seeds,
+                    trajectories=confirm == "trajectory",
+                )  # fmt: skip
+                verdicts.told.append(inputs.prompts.locate(summary(found, show_prompts)))
+            result = verdicts.tell(inputs)
+            for entry in result.get("prompts", ()):
+                if entry["memorized"] and not as_json:
+                    click.echo(finding_line(entry, result, not alone))
+                if entry["memorized"] and os.environ.get("GITHUB_ACTIONS") == "true":
+                    click.echo(annotation(entry, result, not alone), err=True)  # it reads both streams
+            if not quiet and "error" not in result:
+                _say(inputs, result, confirm, alone)
+    except KeyboardInterrupt:
+        verdicts.give_up("interrupted before there was a verdict")
+        raise
+    except Exception as error:
+        verdicts.give_up(failure(error), error.lines if isinstance(error, Refused) else {})
+        raise
+    verdicts.write()
     if as_json:
-        click.echo(json.dumps(result))
-    for entry in findings:
-        if not as_json:
-            click.echo(finding_line(entry, result))
-        if os.environ.get("GITHUB_ACTIONS") == "true":
-            click.echo(annotation(entry, result), err=True)  # GitHub reads both streams
-    if not quiet and confirm == "none" and provenance_of(inputs.checkpoint.metadata):
+        told = verdicts.told
+        click.echo(json.dumps(told[0] if alone else {"exit_code": verdicts.code, "models": told}))
+    click.get_current_context().exit(verdicts.code)
+
+
+def _say(inputs: Inputs, result: dict[str, Any], confirm: str, alone: bool) -> None:
+    """The totals of one model, on standard error."""
+    from nemo_prune.checkpoint.provenance import provenance_of
+
+    if confirm == "none" and provenance_of(inputs.checkpoint.metadata):
         click.echo(
             "note: the score is a screen, taken at one early timestep: a pruned model can pass and "
             "still draw the picture (--confirm trajectory asks)",
             err=True,
         )
-    if not quiet:
-        click.echo(
-            f"{result['memorized']} of {len(result['prompts'])} prompts are memorized: gate "
-            f"{result['gate']['value']:.3f} ({result['gate_source']}), tau {result['tau']:.3f} "
-            f"({result['tau_source']})",
-            err=True,
-        )
-    click.get_current_context().exit(1 if result["memorized"] else 0)
+    of = "" if alone else f"{inputs.checkpoint.path}: "
+    click.echo(
+        f"{of}{result['memorized']} of {len(result['prompts'])} prompts are memorized: gate "
+        f"{result['gate']['value']:.3f} ({result['gate_source']}), tau {result['tau']:.3f} "
+        f"({result['tau_source']})",
+        err=True,
+    )
 
 
-@contextmanager
-def _no_verdict_kept(model: Path, junit: Path | None, overwrite: bool) -> Iterator[None]:
-    """An error leaves a JUnit file too: a server that finds none takes a job for skipped."""
-    try:
-        yield
-    except Exception as error:
-        if junit:
-            from nemo_prune.cli.console import flags
-            from nemo_prune.report.junit import write_error
+def _step_summary() -> Path | None:
+    """GitHub's file for Markdown, if there is one."""
+    named = os.environ.get("GITHUB_STEP_SUMMARY")
+    return Path(named) if named else None
 
-            what = f"{type(error).__name__}: {error}"
-            if isinstance(error, NemoPruneError):
-                what = flags(error.message)
-            with contextlib.suppress(OutputError):  # the error itself is worth more
-                write_error(model, what, junit, overwrite)
-        raise
+
+class _Verdicts:
+    """What came of each model, for JUnit and the step summary, whatever happens.
+
+    Where there is neither, a server takes a job for skipped. `told` holds a result or an error for
+    each model that is done with, in their order.
+    """
+
+    def __init__(
+        self, models: Sequence[Path], junit: Path | None, overwrite: bool, step_summary: Path | None
+    ) -> None:
+        self.told: list[dict[str, Any]] = []
+        self._models, self._junit, self._overwrite = models, junit, overwrite
+        self._step_summary = step_summary
+        self._suites: list[Element] = []
+
+    @property
+    def code(self) -> int:
+        """The worst exit code of all models."""
+        return max(2 if "error" in one else int(one["memorized"] > 0) for one in self.told)
+
+    def tell(self, inputs: Inputs) -> dict[str, Any]:
+        """Tell the step summary what came of the last model, and keep it for JUnit; return it."""
+        from nemo_prune.report.junit import error_suite, markdown, no_verdict, verdict_suite
+
+        result = self.told[-1]
+        if "error" in result:
+            self._suites.append(error_suite(inputs.checkpoint.path, result["error"]))
+            self._append(no_verdict(str(inputs.checkpoint.path), result["error"]))
+        else:
+            self._suites.append(verdict_suite(result, inputs.prompts.texts))
+            self._append(markdown(result, len(self._models) > 1))
+        return result
+
+    def give_up(self, why: str, of_each: dict[Path, str] | None = None) -> None:
+        """Tell that there is no verdict on the models that are left; the error itself is worth more."""
+        from nemo_prune.report.junit import error_suite, no_verdict
+
+        for model in self._models[len(self._suites) :]:
+            line = (of_each or {}).get(model, why.partition("\n")[0])
+            self._suites.append(error_suite(model, line))
+            self._append(no_verdict(str(model), line))
+        with contextlib.suppress(OutputError):
+            self.write()
+
+    def write(self) -> None:
+        """Write the JUnit file; it replaces what an earlier check wrote there. Raises OutputError."""
+        from nemo_prune.report.junit import is_own, write_junit
+
+        if self._junit:
+            write_junit(self._suites, self._junit, self._overwrite or is_own(self._junit))
+
+    def _append(self, text: str) -> None:
+        from nemo_prune.report.junit import append_step_summary
+
+        if self._step_summary and (trouble := append_step_summary(text, self._step_summary)):
+            click.echo(f"warning: {trouble}", err=True)

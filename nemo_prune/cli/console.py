@@ -99,13 +99,16 @@ def print_findings(result: dict[str, Any]) -> None:
     ranked = sorted(result["prompts"], key=lambda entry: (-entry["score"], entry["index"]))
     with_text = "text" in ranked[0]
     place = _place_title(ranked)
-    table = _table("prompt", *place, "memorized", "score", "noise norm", "seeds", *["text"] * with_text)
+    cut = any(entry.get("truncated") for entry in ranked)
+    table = _table("prompt", *place, "memorized", "score", "noise norm", "seeds",
+                   *["truncated"] * cut, *["text"] * with_text)  # fmt: skip
     rows = max(_ROWS, result["memorized"])
     for entry in ranked[:rows]:
         table.add_row(
             str(entry["index"]), *_place(entry, place),
             "[bold red]yes[/]" if entry["memorized"] else "[dim]no[/]",
             _score(entry["score"]), _score(entry["noise_norm"]), str(entry["seeds"]),
+            *([("yes" if entry["truncated"] else "")] if cut else []),
             *([escape(entry["text"])] if with_text else []),
         )  # fmt: skip
     shown.print(table)
@@ -123,6 +126,14 @@ def print_findings(result: dict[str, Any]) -> None:
         f"({result['tau_source']}). Denoiser samples: {result['cost']['samples']} to score, "
         f"{result['cost']['calibration_samples']} to calibrate."
     ]
+    if early := sum(entry.get("lower_bound", False) for entry in ranked):
+        lines.append(
+            f"{early} of {len(ranked)} prompts were clear after fewer than {result['seeds']} seeds: "
+            f"their scores are lower bounds, and ranks among different numbers of seeds mean little "
+            f"(--all-seeds takes all)."
+        )
+    if cut:
+        lines.append("truncated: the model sees, and the score is of, what the prompt begins with.")
     if rates := result["evaluation"]:
         lines += [
             f"{name}: AUROC {rates[key]['auroc']:.3f}, TPR at 1 % FPR {rates[key]['tpr_at_fpr_1']:.3f}"

@@ -81,7 +81,7 @@ def detect(
         )  # fmt: skip
     result = inputs.prompts.locate(summary(found, show_prompts))
     if table and journal:
-        write_csv(found, table, overwrite, show_prompts)
+        write_csv(found, table, overwrite, show_prompts, inputs.prompts.places)
         journal.unlink(missing_ok=True)
     if as_json:
         click.echo(json.dumps(result))

@@ -2,7 +2,7 @@
 
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +15,22 @@ DEBUG = "NEMO_PRUNE_DEBUG"  # set: the traceback of an internal error is shown
 T = TypeVar("T")
 
 
+class Refused(NemoPruneError):
+    """Models that were refused before any work; `lines` says why, of each that was."""
+
+    def __init__(self, refused: Mapping[Path, NemoPruneError]) -> None:
+        super().__init__("\nnemo-prune: ".join(error.message for error in refused.values()))
+        self.lines = {model: failure(error) for model, error in refused.items()}
+
+
 def failure(error: Exception) -> str:
     """One line about an error, with options as the command line spells them."""
     if isinstance(error, NemoPruneError):
         from nemo_prune.cli.console import flags  # and with it rich, which few verbs need
 
         return flags(error.message)
+    if isinstance(error, click.ClickException):
+        return error.format_message()
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for its name
         return "the device is out of memory; give a smaller --batch-size, or --device cpu"
     text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -66,18 +76,18 @@ def refuse_one_name(models: Sequence[Path]) -> None:
 def each(models: Sequence[Path], prepare: Callable[[Path], T]) -> list[T]:
     """`prepare` for every model, before any work; if one is refused, all are, each with its line.
 
-    Raises the last refusal, a NemoPruneError, whose line is left to whoever catches it.
+    Raises Refused, and where there is one model what `prepare` raises.
     """
-    prepared, refused = [], []
+    prepared, refused = [], {}
     for model in models:
         try:
             prepared.append(prepare(model))
         except NemoPruneError as error:
-            refused.append(error)
-    for refusal in refused[:-1]:
-        say_failure(refusal)
+            if len(models) == 1:
+                raise
+            refused[model] = error
     if refused:
-        raise refused[-1]
+        raise Refused(refused)
     return prepared
 
 

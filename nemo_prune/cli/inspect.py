@@ -74,14 +74,15 @@ def _print(found: dict[str, Any]) -> None:
     for layer in layers:
         if rows := ", ".join(map(str, layer["zeroed_in_some_copies"])):
             line(
-                f"the copies of {layer['name']} disagree: rows {rows} are zero in some, not in all; "
-                f"prune again, or start from the source"
+                f"the copies of {short_name(layer['name'])} disagree: rows {rows} are zero in some, not "
+                f"in all; prune again, or start from the source"
             )
     named = found["named_but_not_zero"]
     if named is None:
         line("damaged metadata: nemo_prune.neurons names no neurons by layer")
     for entry in named or ():
-        line(f"the metadata name row {entry['row']} of {entry['layer']} as removed, and it is not zero")
+        name = short_name(entry["layer"])
+        line(f"the metadata name row {entry['row']} of {name} as removed, and it is not zero")
     for key, value in found.get("hashes", {}).items():
         line(f"{key.replace('_', ' ')}: {'none' if value is None else value}")
     for key, value in found["provenance"].items():

@@ -17,6 +17,7 @@ from nemo_prune.cli.options import (
     json_option,
     model_argument,
     model_options,
+    neurons_csv_option,
     overwrite_option,
     prompts_options,
     quiet_option,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @option_group(
     "Output",
     click.option("-o", "--output", "manifest", type=OUT, required=True, help="The manifest."),
+    neurons_csv_option,
     resume_option,
     overwrite_option,
     json_option,
@@ -82,6 +84,8 @@ def check_manifest(writing: Writing) -> None:
     from nemo_prune.files.atomic import check_place
     from nemo_prune.scoring.journal import refuse_existing
 
+    if writing.neurons_csv:
+        check_place(writing.neurons_csv, writing.overwrite)
     if writing.manifest and (journal := journal_of(writing)):
         if not writing.resume:
             refuse_existing(journal)
@@ -129,16 +133,19 @@ def conclude(
     quiet: bool,
 ) -> None:  # fmt: skip
     """Keep the manifest, remove the journal, say what was found."""
+    from nemo_prune.checkpoint.neuron_table import write_neuron_table
     from nemo_prune.cli.console import print_prompts
     from nemo_prune.localize.prune import summary
 
     keep_manifest(found.manifest, writing)
+    if writing.neurons_csv:
+        write_neuron_table(found.manifest, writing.neurons_csv, writing.overwrite)
     if journal := journal_of(writing):
         journal.unlink(missing_ok=True)
     result = inputs.prompts.locate(summary(found, written))
     if not quiet:
         print_prompts(result)
-        for path in filter(None, (written and written.path, writing.manifest)):
+        for path in filter(None, (written and written.path, writing.manifest, writing.neurons_csv)):
             click.echo(f"wrote {path}", err=True)
     if as_json:
         click.echo(json.dumps(result))

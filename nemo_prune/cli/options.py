@@ -1,6 +1,6 @@
 """Arguments and options that several verbs share, and the option objects that they become."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -44,9 +44,9 @@ class Verb(cloup.Command):
         return " ".join((self.help or "").partition("\n\n")[0].split())
 
 
-def verb() -> Callable[[Callable[..., Any]], Verb]:
+def verb(kind: type[Verb] = Verb) -> Callable[[Callable[..., Any]], Verb]:
     """The decorator that makes a function a command of its name."""
-    return cloup.command(cls=Verb)
+    return cloup.command(cls=kind)
 
 
 def batch_size(_context: click.Context, _parameter: click.Parameter, value: str) -> int | None:
@@ -96,6 +96,11 @@ undo_option = click.option(
     type=OUT,
     help="Keep the removed rows in this new file (of a folder: new folder), for restore.",
 )
+
+neurons_csv_option = click.option(
+    "--neurons-csv", type=OUT,
+    help="Also write a table: prompt, layer, row, attribution, harm, shared by which prompts.",
+)  # fmt: skip
 
 resume_option = click.option(
     "--resume", is_flag=True,
@@ -170,8 +175,8 @@ model_options = option_group(
 )  # fmt: skip
 
 # Where the verbs that decide by thresholds take them from.
+_calibration_option = click.option("--calibration", type=FILE, help="A file of nemo-prune calibrate.")
 _thresholds = options(
-    click.option("--calibration", type=FILE, help="A file of nemo-prune calibrate."),
     click.option("--calibration-prompts", type=FILE,
                  help="Ordinary prompts: activation statistics, tau and the gate come from them."),
     click.option("--force", is_flag=True,
@@ -186,7 +191,14 @@ _thresholds = options(
                  show_default=True, help="Rate at which ordinary prompts may exceed the gate."),
 )  # fmt: skip
 
-threshold_options = option_group("Thresholds", _thresholds)
+threshold_options = option_group("Thresholds", _calibration_option, _thresholds)
+several_threshold_options = option_group(
+    "Thresholds",
+    click.option("--calibration", "calibrations", type=FILE, multiple=True,
+                 help="A file of nemo-prune calibrate; for several models one for each, in their "
+                      "order, or one that goes with all."),
+    _thresholds,
+)  # fmt: skip
 
 criterion_option = click.option(
     "--criterion", type=click.Choice(get_args(Criterion)), default="cross-seed",
@@ -194,7 +206,7 @@ criterion_option = click.option(
     help="What a pruned noise difference is compared with; same-seed is the paper's.",
 )  # fmt: skip
 
-judging_options = option_group("Thresholds", _thresholds, criterion_option)
+judging_options = option_group("Thresholds", _calibration_option, _thresholds, criterion_option)
 
 search_options = option_group(
     "Search",
@@ -334,11 +346,25 @@ def read_inputs(checkpoint: "Checkpoint", given: Mapping[str, Any], labels: bool
 
     Raises OptionError, PromptFileError.
     """
+    (inputs,) = read_for_several([checkpoint], [given["calibration"]], given, labels)
+    return inputs
+
+
+def read_for_several(
+    checkpoints: Sequence["Checkpoint"], calibrations: Sequence[Path | None], given: Mapping[str, Any],
+    labels: bool = False,
+) -> list[Inputs]:  # fmt: skip
+    """As `read_inputs` for several models; lists are read once, since they may be pipes."""
     from nemo_prune.files.prompts import read_prompts
 
-    asked = build(Options, given)
+    asked = [build(Options, given, calibration=calibration) for calibration in calibrations]
     prompts = read_given(given, labels)
     if "layers" in given:
-        checkpoint.select(asked.searched_layers)
-    ordinary = given["calibration_prompts"]
-    return Inputs(checkpoint, prompts, asked, read_prompts(ordinary).texts if ordinary else None)
+        for checkpoint, one in zip(checkpoints, asked, strict=True):
+            checkpoint.select(one.searched_layers)
+    path = given["calibration_prompts"]
+    ordinary = read_prompts(path).texts if path else None
+    return [
+        Inputs(checkpoint, prompts, one, ordinary)
+        for checkpoint, one in zip(checkpoints, asked, strict=True)
+    ]

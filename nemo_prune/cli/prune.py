@@ -26,6 +26,7 @@ from nemo_prune.cli.options import (
     json_option,
     model_argument,
     model_options,
+    neurons_csv_option,
     overwrite_option,
     prompts_options,
     quiet_option,
@@ -51,6 +52,7 @@ from nemo_prune.options import Reporting, Writing
     "Output",
     click.option("-o", "--output", type=OUT, help="The checkpoint to write."),
     click.option("--manifest", type=OUT, help="Also keep the manifest: which neurons, and why."),
+    neurons_csv_option,
     undo_option,
     click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint."),
     click.option(
@@ -150,8 +152,9 @@ def prune(
         from nemo_prune.report.inputs import inputs_of_run
 
         of_run = inputs_of_run(
-            found, written.path, inputs.prompts.texts, report.ordinary, report.ordinary_from
-        )
+            found, written.path, inputs.prompts.texts, report.ordinary, report.ordinary_from,
+            inputs.prompts.places,
+        )  # fmt: skip
         try:
             with progress(quiet) as bar:
                 verified = report.verify(of_run, bar)

@@ -92,7 +92,7 @@ def verify(
         found = report.verify(
             VerifyInputs(
                 before, after, prompts, report.ordinary, asked, *thresholds, wanted, show_prompts,
-                report.ordinary_from,
+                report.ordinary_from, places=inputs.prompts.places,
             ),
             bar,
         )  # fmt: skip

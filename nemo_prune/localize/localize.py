@@ -46,7 +46,8 @@ FRESH_SEEDS = 10_000
 class Localization:
     """What was found, and the loaded model it was found with.
 
-    statistics_from: where the activation statistics come from: "file", "cache" or "this run".
+    statistics_from: where the activation statistics come from: "file", "cache" or "this run"; of a
+        pruned model, they may be those "of the original".
     confirmed: what trajectories say of each memorized prompt. references: what they were compared with.
     """
 
@@ -136,6 +137,8 @@ class _Run:
                 progress.note(f"prompt {index}: {count} tokens, truncated to {TOKENS}")
         self.ordinary = Ordinary(self.engine, checkpoint, options, calibration_prompts, progress)
         self.statistics, self.statistics_from = self.ordinary.statistics
+        if "activations" in self.ordinary.of_original:
+            self.statistics_from += " of the original"
         self.thresholds = self.ordinary.thresholds
         self.calibration_samples = self.engine.cost.samples
         self.candidates = self._candidates(self.names)
@@ -159,6 +162,7 @@ class _Run:
             "precision": self.engine.model.precision,
             "search": options.search,
             "calibration_prompts": self.statistics.prompts,
+            **({"calibration_of": "the original"} if self.ordinary.of_original else {}),
         }
 
     def _candidates(self, names: Sequence[str]) -> Candidates:

@@ -33,6 +33,7 @@ class VerifyInputs:
         manifest: which prompt asked for which neuron; its prompts are numbered like `prompts`.
         ordinary_from: where the ordinary prompts come from, for the report.
         searched: what finding the neurons cost, where that is known.
+        places: of each prompt, the file and the line where it stands, if that is known.
     """
 
     original: Checkpoint
@@ -48,6 +49,7 @@ class VerifyInputs:
     show_prompts: bool = False
     ordinary_from: str = "the bundled list"
     searched: Mapping[str, Any] = field(default_factory=dict)
+    places: Sequence[tuple[str, int]] = ()
 
     @property
     def memorized_above(self) -> float:
@@ -61,6 +63,7 @@ def inputs_of_run(
     prompts: Sequence[str],
     ordinary: Sequence[str],
     ordinary_from: str,
+    places: Sequence[tuple[str, int]] = (),
 ) -> VerifyInputs:
     """The inputs for the file `pruned` that was just written from what `found` holds."""
     return VerifyInputs(
@@ -78,6 +81,7 @@ def inputs_of_run(
         ordinary_from=ordinary_from,
         # Without what depends on the cache: two runs alike must give the same report.
         searched={name: found.cost[name] for name in ("samples", "check_samples")},
+        places=places,
     )
 
 
@@ -196,17 +200,7 @@ def judge(entry: dict[str, Any], inputs: VerifyInputs) -> None:
         entry["neurons"] = [{"layer": n.layer, "row": n.row} for n in record.neurons]
         if record.trajectory is not None:
             entry["trajectory"] = record.trajectory
+    if inputs.places:
+        entry["file"], entry["line"] = inputs.places[index]
     if inputs.show_prompts:
         entry["text"] = inputs.prompts[index]
-
-
-def shared_neurons(manifest: Manifest | None) -> list[dict[str, Any]]:
-    """Neurons that more than one prompt asked for, and which prompts."""
-    if manifest is None:
-        return []
-    wanted: dict[Neuron, list[int]] = {}
-    for record in manifest.prompts:
-        for neuron in record.neurons:
-            wanted.setdefault(neuron, []).append(record.index)
-    shared = union(neuron for neuron, prompts in wanted.items() if len(prompts) > 1)
-    return [{"layer": n.layer, "row": n.row, "prompts": wanted[n]} for n in shared]

@@ -21,6 +21,7 @@ import torch
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.diff import compare_models
+from nemo_prune.checkpoint.manifest import shared_neurons
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import NemoPruneError, option
@@ -34,7 +35,7 @@ from nemo_prune.report.gallery import (
     draw_and_measure,
     inlined_difference,
 )
-from nemo_prune.report.inputs import VerifyInputs, check_inputs, judge, shared_neurons
+from nemo_prune.report.inputs import VerifyInputs, check_inputs, judge
 from nemo_prune.report.likeness import Likeness
 from nemo_prune.report.render import write_card, write_report
 from nemo_prune.report.suppression import score_all
@@ -161,7 +162,7 @@ def verify(
         ],
         "neurons": len(removed),
         "only_rows": only_rows,
-        "shared": shared_neurons(inputs.manifest),
+        "shared": shared_neurons(inputs.manifest) if inputs.manifest else [],
         "cost": {
             **{f"search_{name}": value for name, value in inputs.searched.items()},
             "samples": measured.samples,

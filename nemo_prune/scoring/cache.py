@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,17 @@ def load(kind: str, about: Mapping[str, Any]) -> Calibration | None:
         if found.about == _stamped(about):
             return replace(found, about=about)
     return None
+
+
+def of_others(kind: str, about: Mapping[str, Any]) -> Iterator[Calibration]:
+    """What is kept of the same settings for other weights that could be this model's original's."""
+    wanted = {**_stamped(about), "fingerprint": None}
+    with contextlib.suppress(OSError):
+        for path in sorted(cache_folder().glob(f"{kind}-*.safetensors")):
+            with contextlib.suppress(CalibrationError):
+                found = read_calibration(path)
+                if found.lineage and {**found.about, "fingerprint": None} == wanted:
+                    yield found
 
 
 def store(kind: str, calibration: Calibration) -> str | None:

@@ -1,11 +1,12 @@
 """Calibrations as safetensors files: what `calibrate` writes, and what the cache holds.
 
 Tensors `mean.LAYER` and `std.LAYER` (float64 `[rows]`), `paths` (float64 `[prompts, seeds - 1]`)
-and `norms` (float64 `[prompts]`). The metadata `nemo_prune.calibration` is JSON: format, version
-of the tool, and `about`, which says what all of it depends on. No prompt is in it.
+and `norms` (float64 `[prompts]`); `rows.LAYER` (uint8 `[rows, 8]`), hashes by which the model is
+known again with rows zeroed (see `lineage`). The metadata `nemo_prune.calibration` is JSON: format,
+version of the tool, `about`, which says what all of it depends on, and `apart`, the hash that goes with
+`rows`. No prompt is in it.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from nemo_prune.errors import CalibrationError
 from nemo_prune.files.atomic import write_new
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.activations import ActivationStatistics
+from nemo_prune.scoring.lineage import ROW_BYTES, Lineage, weights_sha256
 from nemo_prune.scoring.thresholds import FEWEST_PROMPTS
 
 FORMAT = "nemo-prune-calibration/1"
 _KEY = "nemo_prune.calibration"
+OTHER_WEIGHTS = "other weights"
 
 
 @dataclass(frozen=True)
@@ -45,34 +48,22 @@ class Calibration:
 
     about: "fingerprint" and "precision" of the model; under "activations" and "scores" what each
         part depends on besides (prompts, their hash; seeds, seed, timestep, guidance, latents).
+    lineage: of the model, so that a pruned copy of it can be told from another model; None in files of
+        earlier versions.
     """
 
     about: Mapping[str, Any]
     statistics: ActivationStatistics | None = None
     scores: OrdinaryScores | None = None
+    lineage: Lineage | None = None
 
 
 def fingerprint(model: LoadedModel) -> str:
     """sha256 of the weights that a calibration depends on: the denoiser and the text encoders.
 
-    Of the weights as loaded, under diffusers' names: the layout of the file, its metadata, its VAE
-    and its EMA twin do not matter, the precision does. With them go what a config may say otherwise
-    of the same weights: attention heads, and the tokens.
+    See `weights_sha256`.
     """
-    digest = hashlib.sha256()
-    for module in (model.unet, *(encoder.model for encoder in model.text_encoders)):
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(memoryview(raw.numpy()))
-    for encoder in model.text_encoders:
-        tokens = sorted(encoder.tokenizer.get_vocab().items())
-        config = encoder.model.config
-        told = [config.num_attention_heads, config.hidden_act, encoder.tokenizer.pad_token_id, tokens]
-        digest.update(json.dumps(told).encode())
-    heads = [model.unet.get_submodule(n.removesuffix(".to_v")).heads for n in model.value_layers]
-    digest.update(f"{model.family} {model.prediction_type} {heads}\n".encode())
-    return digest.hexdigest()
+    return weights_sha256(model)
 
 
 def write_calibration(
@@ -94,6 +85,9 @@ def write_calibration(
         tensors["paths"] = torch.tensor(calibration.scores.paths, dtype=torch.float64)
         tensors["norms"] = torch.tensor(calibration.scores.norms, dtype=torch.float64)
     entry = {"format": FORMAT, "version": __version__, "about": dict(calibration.about)}
+    if calibration.lineage:
+        entry["apart"] = calibration.lineage.apart
+        tensors |= {f"rows.{name}": rows for name, rows in calibration.lineage.rows.items()}
     if thresholds:
         entry["thresholds"] = dict(thresholds)
     write_new(path, save(tensors, {_KEY: json.dumps(entry)}), overwrite)
@@ -115,7 +109,7 @@ def read_calibration(path: Path) -> Calibration:
     if not isinstance(entry, dict) or entry.get("format") != FORMAT:
         raise CalibrationError(f"{path}: is no calibration; give a file of nemo-prune calibrate")
     try:
-        return _calibration(entry["about"], tensors)
+        return _calibration(entry["about"], entry.get("apart"), tensors)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
         raise CalibrationError(f"{path}: is damaged; make it anew with nemo-prune calibrate") from None
 
@@ -143,11 +137,20 @@ def misfits(
     if found.about["precision"] != model.precision:
         differing.append(f"precision {found.about['precision']} instead of {model.precision}")
     elif found.about["fingerprint"] != weights():
-        differing.append("other weights")
+        differing.append(OTHER_WEIGHTS)
     return differing
 
 
-def _calibration(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Calibration:
+def _calibration(
+    about: Mapping[str, Any], apart: object, tensors: dict[str, torch.Tensor]
+) -> Calibration:
+    hashed = {name: tensors.pop(name) for name in [*tensors] if name.startswith("rows.")}
+    rows = {name.removeprefix("rows."): one for name, one in hashed.items()}
+    if any(one.dtype != torch.uint8 or one.shape[1:] != (ROW_BYTES,) for one in rows.values()):
+        raise ValueError("hashes that are none")
+    if not isinstance(apart, str | None) or bool(rows) != bool(apart):
+        raise TypeError("hashes without what they go with")
+    lineage = Lineage(apart, rows) if apart else None
     if not all(tensor.dtype == torch.float64 and tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError("a number that is none")
     if not isinstance(about["fingerprint"], str) or not isinstance(about["precision"], str):
@@ -170,4 +173,4 @@ def _calibration(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
         if not isinstance(said["timestep"], int) or not isinstance(said["latents"], list):
             raise TypeError("what it is for")
         scores = OrdinaryScores(tuple(map(tuple, paths.tolist())), tuple(norms.tolist()))
-    return Calibration(about, statistics, scores)
+    return Calibration(about, statistics, scores, lineage)

@@ -40,10 +40,12 @@ class Detection:
     """What was measured of one prompt; `index` counts the prompts of the file from 0.
 
     score: memorization score in [0, 1] over the seeds used; of a prompt that was clear early it is
-        what was reached by then.
+        what was reached by then, so a lower bound of what all seeds would give.
     noise_norm: mean over the seeds used of ||eps(prompt) - eps("")||, in units of the latents.
     seeds: how many were used; one denoiser sample each.
     consistency: how alike trajectories of a few seeds are, if they were drawn; see `consistency`.
+    seed_scores: of each seed used, in their order, its best similarity with another one; the score is
+        the largest.
     """
 
     index: int
@@ -52,6 +54,7 @@ class Detection:
     seeds: int
     memorized: bool
     consistency: float | None = None
+    seed_scores: tuple[float, ...] = ()
 
 
 def screening(
@@ -142,6 +145,7 @@ def detect(
             noise_norm=norm,
             seeds=len(screened.scores),
             memorized=screened.path[-1] > gate,
+            seed_scores=tuple(screened.scores[seed] for seed in sorted(screened.scores)),
         )
         on_found(found[index])
 

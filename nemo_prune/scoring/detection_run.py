@@ -93,7 +93,10 @@ def find_memorized(
         progress.note(line)
     truncated = tuple(count > TOKENS for count in counts)
     if any(truncated):
-        progress.note(f"{sum(truncated)} prompts are longer than {TOKENS} tokens and were truncated")
+        progress.note(
+            f"{sum(truncated)} prompts are longer than {TOKENS} tokens and were truncated: the model "
+            f"sees, and the score is of, what they begin with"
+        )
     ordinary = Ordinary(engine, checkpoint, options, calibration_prompts, progress)
     thresholds = ordinary.thresholds
     norm_gate = ordinary.norm_gate(options.fpr)
@@ -119,7 +122,7 @@ def find_memorized(
         }
         run = fingerprint_of_run(model_sha256(checkpoint), prompts, calibration_prompts, settings)
         journal = Journal.open(keep, run, resume=resume)
-        known = {int(key): Detection(**value) for key, value in journal.entries.items()}
+        known = {int(key): _detection(value) for key, value in journal.entries.items()}
     progress.stage("scoring", len(prompts), "prompts", done=len(known))
 
     def on_found(one: Detection) -> None:
@@ -170,6 +173,11 @@ def find_memorized(
     )
 
 
+def _detection(entry: dict[str, Any]) -> Detection:
+    """What a journal holds of one prompt; earlier versions kept no scores of single seeds."""
+    return Detection(**{**entry, "seed_scores": tuple(entry.get("seed_scores", ()))})
+
+
 def evaluation(found: Findings) -> dict[str, Any] | None:
     """How both measures tell the labelled prompts apart; None without labels of both kinds."""
     labels = found.labels
@@ -190,7 +198,12 @@ def evaluation(found: Findings) -> dict[str, Any] | None:
 
 
 def summary(found: Findings, show_prompts: bool = False) -> dict[str, Any]:
-    """The findings as plain JSON: the object that `detect --json` and `check --json` print."""
+    """The findings as plain JSON: the object that `detect --json` and `check --json` print.
+
+    "lower_bound": a prompt that was clear after fewer seeds than the others might have scored higher
+    on all of them, so such scores have no ranks among each other. "truncated": the score is of what the
+    prompt begins with, as the model sees no more.
+    """
     return {
         "version": __version__,
         "source": {"path": str(found.checkpoint)},
@@ -211,9 +224,27 @@ def summary(found: Findings, show_prompts: bool = False) -> dict[str, Any]:
     }
 
 
-def write_csv(found: Findings, path: Path, overwrite: bool, show_prompts: bool = False) -> None:
-    """The ranked table as CSV: a header line, then a line a prompt, highest score first."""
+def write_csv(
+    found: Findings,
+    path: Path,
+    overwrite: bool,
+    show_prompts: bool = False,
+    places: Sequence[tuple[str, int]] = (),
+) -> None:
+    """The ranked table as CSV: a header line, then a line a prompt, highest score first.
+
+    Its columns are the keys of `summary`'s prompts; `seed_0`, `seed_1`, ... are the seeds' own scores,
+    empty where a prompt was clear without them.
+
+    places: of each prompt, the file and the line where it stands, if that is known.
+    """
     rows = [_row(found, one, show_prompts) for one in found.ranked]
+    for row in rows:
+        of_seeds = row.pop("seed_scores")
+        missing = [""] * (found.seeds - len(of_seeds))
+        row |= {f"seed_{seed}": score for seed, score in enumerate([*of_seeds, *missing])}
+    if places:
+        rows = [row | dict(zip(("file", "line"), places[row["index"]], strict=True)) for row in rows]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -228,6 +259,8 @@ def _row(found: Findings, one: Detection, show_prompts: bool) -> dict[str, Any]:
         "score": one.score,
         "noise_norm": round(one.noise_norm, 5),
         "seeds": one.seeds,
+        "lower_bound": one.seeds < found.seeds,
+        "seed_scores": list(one.seed_scores),
         "truncated": found.truncated[one.index],
     }
     if found.consistency_gate is not None:

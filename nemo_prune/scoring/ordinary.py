@@ -4,7 +4,9 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint
@@ -16,6 +18,7 @@ from nemo_prune.options import DEFAULT_FPR, Options, Progress
 from nemo_prune.scoring import cache
 from nemo_prune.scoring.activations import ActivationStatistics, activation_statistics
 from nemo_prune.scoring.calibration_file import (
+    OTHER_WEIGHTS,
     Calibration,
     OrdinaryScores,
     fingerprint,
@@ -24,6 +27,7 @@ from nemo_prune.scoring.calibration_file import (
 )
 from nemo_prune.scoring.detect import score_paths
 from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.lineage import Lineage, lineage, zero_rows, zeroed_since
 from nemo_prune.scoring.thresholds import (
     FEWEST_PROMPTS,
     HIGHEST_GATE,
@@ -37,6 +41,11 @@ from nemo_prune.scoring.thresholds import (
 
 BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as seeds
 FILE, CACHE, NOW = "file", "cache", "this run"
+_OF_ORIGINAL = {
+    "calibration file": "calibration file of the original",
+    "bundled captions": "bundled captions on the original",
+    "calibrated": "calibrated on the original",
+}
 
 
 def check_calibration(
@@ -84,6 +93,10 @@ class Ordinary:
         progress: is told what takes long.
         calibrating: for `calibrate`, which has other options to recommend.
 
+    A pruned model may take what was measured on its original, from the file or the cache, if hashes
+    prove that nothing but zeroed value rows tells the two apart (`lineage`); then `of_original` has what
+    was taken ("activations", "scores"), and the sources say so.
+
     Raises CalibrationError for a calibration file that was made for something else, unless
     `options.force`, and for fewer than 30 prompts; OptionError for both a file and prompts.
     """
@@ -105,6 +118,7 @@ class Ordinary:
         self._captions = bundled_captions() if captions is None else tuple(captions)
         self._progress = progress
         self._calibrating = calibrating
+        self.of_original: set[str] = set()
         self._file = self._fitting(found) if found else None
 
     @property
@@ -115,6 +129,10 @@ class Ordinary:
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self._engine.model)
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        return lineage(self._engine.model)
 
     @property
     def scored_by(self) -> dict[str, Any]:
@@ -130,14 +148,14 @@ class Ordinary:
         if self._file and self._file.statistics:
             return self._file.statistics, FILE
         about = self._about("activations", self.activations_about) if self._options.cache else {}
-        if about and (kept := cache.load("activations", about)) and kept.statistics:
+        if about and (kept := self._kept("activations", about)) and kept.statistics:
             return kept.statistics, CACHE
         self._progress.stage("measuring ordinary activations", len(self._captions), "prompts")
         found = activation_statistics(
             self._engine.model, self._layers, self._captions, advance=self._progress.advance
         )
         if about:
-            self._keep("activations", Calibration(about, statistics=found))
+            self._keep("activations", Calibration(about, statistics=found, lineage=self.lineage))
         return found, NOW
 
     @cached_property
@@ -146,7 +164,7 @@ class Ordinary:
         if self._file and self._file.scores:
             return self._file.scores, FILE
         about = self._about("scores", self.scores_about) if self._options.cache else {}
-        if about and (kept := cache.load("scores", about)) and kept.scores:
+        if about and (kept := self._kept("scores", about)) and kept.scores:
             return kept.scores, CACHE
         if self._bundled:
             self._progress.note(self._why_bundled())
@@ -156,7 +174,7 @@ class Ordinary:
         )
         found = OrdinaryScores(tuple(paths), tuple(norms))
         if about:
-            self._keep("scores", Calibration(about, scores=found))
+            self._keep("scores", Calibration(about, scores=found, lineage=self.lineage))
         return found, NOW
 
     @cached_property
@@ -196,6 +214,7 @@ class Ordinary:
             "calibration file" if self._file else "bundled captions" if self._bundled else "calibrated"
         )
         scores, whence = self.scores
+        source = _OF_ORIGINAL[source] if "scores" in self.of_original else source
         paths = [path[: options.seeds - 1] for path in scores.paths]
         last = [path[-1] for path in paths]
         tau, tau_source = known or (tau_from(last), source)
@@ -208,7 +227,7 @@ class Ordinary:
         """Both parts at once, as `calibrate` writes them."""
         statistics, scores = self.statistics[0], self.scores[0]
         about = self._about("activations", self.activations_about)
-        return Calibration(about | {"scores": self.scores_about}, statistics, scores)
+        return Calibration(about | {"scores": self.scores_about}, statistics, scores, self.lineage)
 
     def norm_gate(self, fpr: float) -> float | None:
         """What ordinary prompts' noise norms exceed at the rate `fpr`; None where none are known.
@@ -297,6 +316,45 @@ class Ordinary:
     def _about(self, kind: str, part: dict[str, Any]) -> dict[str, Any]:
         return {"fingerprint": self.fingerprint, "precision": self._engine.model.precision, kind: part}
 
+    def _kept(self, kind: str, about: dict[str, Any]) -> Calibration | None:
+        """What the cache has of this model, or of its original if this is a pruned one."""
+        if found := cache.load(kind, about):
+            return found
+        layers = self._engine.model.value_layers.values()
+        # `calibrate` measures the model that it is given.
+        if self._calibrating or not any(zero_rows(layer).any() for layer in layers):
+            return None
+        for found in cache.of_others(kind, about):
+            if taken := self._taken_over(found, "the cache"):
+                return taken
+        return None
+
+    def _taken_over(self, found: Calibration, whence: Path | str) -> Calibration | None:
+        """The original's calibration as it is for this model; None if this is no pruned copy of it.
+
+        The neurons that were zeroed do nothing for any prompt: their statistics are 0.
+        """
+        if found.lineage is None:
+            return None
+        zeroed = zeroed_since(found.lineage, self._engine.model, self.lineage)
+        if zeroed is None:
+            return None
+        statistics = found.statistics
+        if statistics:
+            mean, std = (
+                {name: values.masked_fill(zeroed[name], 0.0) for name, values in of.items()}
+                for of in (statistics.mean, statistics.std)
+            )
+            statistics = ActivationStatistics(mean, std, statistics.prompts)
+        count = sum(int(mask.sum()) for mask in zeroed.values())
+        self._progress.note(
+            f"{whence}: what is ordinary is taken from the original, from which this model differs in "
+            f"{count} zeroed value rows and nothing else, by the hashes of all weights"
+        )
+        parts = {"activations": found.statistics, "scores": found.scores}
+        self.of_original |= {name for name, part in parts.items() if part}
+        return replace(found, statistics=statistics)
+
     def _keep(self, kind: str, calibration: Calibration) -> None:
         if trouble := cache.store(kind, calibration):
             self._progress.note(trouble)
@@ -307,6 +365,8 @@ class Ordinary:
         differing = misfits(
             found, self._engine.model, self.scores_about, options.seeds, lambda: self.fingerprint
         )
+        if differing == [OTHER_WEIGHTS] and path and (taken := self._taken_over(found, path)):
+            return taken
         if differing and not options.force:
             raise CalibrationError(
                 f"{path}: was made for another model or setting ({', '.join(differing)}); make one "

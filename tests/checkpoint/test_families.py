@@ -8,6 +8,7 @@ import rawfiles
 from rawfiles import CLIP, OPEN_CLIP, SD1, SD2, SDXL, VAE, XL_CLIPS, unet, value_names, write
 
 from nemo_prune.checkpoint.families import FAMILIES, Family
+from nemo_prune.checkpoint.neurons import short_name
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import CheckpointError, OptionError
 
@@ -90,6 +91,17 @@ def test_the_numbers_of_the_real_families(tmp_path):
         some, everything = checkpoint.select("down+mid"), checkpoint.select("all")
         assert (len(some), sum(v.rows for v in some)) == counts[:2]
         assert (len(everything), sum(v.rows for v in everything)) == counts[2:]
+
+
+def test_layers_are_chosen_by_whole_and_by_short_names(tmp_path):
+    checkpoint = recognize(put(tmp_path, unet(SD1)))
+    for pattern in ("down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_v",
+                    "down_blocks.0.attentions.1.0", "*_blocks.0.attentions.1.*"):  # fmt: skip
+        (layer,) = checkpoint.select(pattern)
+        assert short_name(layer.name) == "down_blocks.0.attentions.1.0"
+    with pytest.raises(OptionError, match=r"patterns such as down_blocks\.0\.attentions\.0\.\*$"):
+        checkpoint.select("down_blocks.9.*")
+    assert short_name("mid_block.attentions.0.transformer_blocks.0.attn2") == "mid_block.attentions.0.0"
 
 
 def test_depth_ten_comes_after_two(tmp_path):

@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from nemo_prune.checkpoint.manifest import (
     to_json,
     write_manifest,
 )
+from nemo_prune.checkpoint.neuron_table import write_neuron_table
 from nemo_prune.checkpoint.neurons import Neuron, network_order, union
 from nemo_prune.errors import ManifestError, OutputError
 
@@ -58,6 +60,9 @@ TEXT = f"""{{
   "neurons": [
     {{"layer": "{DOWN}", "row": 5}},
     {{"layer": "{UP}", "row": 0}}
+  ],
+  "shared": [
+    {{"layer": "{DOWN}", "row": 5, "prompts": [0, 2]}}
   ]
 }}
 """
@@ -257,3 +262,30 @@ def test_what_cannot_be_read_back_is_not_written(tmp_path):
             Manifest("0", {"path": "m", "sha256": SHA}, {"tau": float("nan")}), tmp_path / "m.json"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_prompts_share_is_said_again_for_readers(tmp_path):
+    """It is derived: an edited manifest's own entry neither counts nor disturbs."""
+    path = tmp_path / "m.json"
+    edited = json.loads(TEXT)
+    edited["shared"] = "whatever"
+    path.write_text(json.dumps(edited))
+    assert read_manifest(path) == MANIFEST
+    alone = replace(MANIFEST, prompts=MANIFEST.prompts[:2])
+    assert "shared" not in json.loads(to_json(alone))
+
+
+def test_the_table_of_neurons(tmp_path):
+    first = replace(
+        MANIFEST.prompts[0],
+        attribution={Neuron(DOWN, 5): 0.25, Neuron(UP, 0): 1e-7},
+        harm={Neuron(DOWN, 5): 3.5},
+    )
+    path = tmp_path / "n.csv"
+    write_neuron_table(replace(MANIFEST, prompts=(first, *MANIFEST.prompts[1:])), path)
+    assert path.read_text() == (
+        "prompt,layer,row,attribution,harm,shared_by\n"
+        f"0,{DOWN},5,0.25,3.5,2\n0,{UP},0,1e-07,,\n2,{DOWN},5,,,0\n"
+    )
+    with pytest.raises(OutputError, match="exists already"):
+        write_neuron_table(MANIFEST, path)

@@ -155,6 +155,21 @@ def test_a_folder_or_a_large_file_is_no_table(tmp_path, checkpoint, monkeypatch)
         read_results(table(tmp_path / "r.csv"), checkpoint)
 
 
+def test_all_prompts_at_fault_are_named_at_once(tmp_path, checkpoint):
+    wrong = "[[4], [], [], [], [], [], []]"
+    path = table(tmp_path / "r.csv", NONE, "[[1]]", NONE, wrong, "{}")
+    with pytest.raises(ManifestError) as caught:
+        read_results(path, checkpoint)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: prompt 2: lists neurons of 1 layers")
+    assert "; prompt 4: down_blocks.0.attentions.0.0 of " in text
+    assert "; prompt 5: 'Refined Neurons' is not a list" in text
+    assert "prompt 1:" not in text
+    assert "\n" not in text
+    with pytest.raises(ManifestError, match=r"prompt 20: .*; and 5 more$"):
+        read_results(table(tmp_path / "many.csv", *["{}"] * 25), checkpoint)
+
+
 def test_results_for_another_family(tmp_path):
     path = write(tmp_path / "xl.safetensors", [*unet(SDXL, sdxl=True), *rawfiles.XL_CLIPS])
     results = table(tmp_path / "r.csv", [[1], *[[]] * 6])

@@ -1,5 +1,6 @@
 """The verbs as a user runs them, on tiny random checkpoints."""
 
+import csv
 import hashlib
 import json
 import os
@@ -46,7 +47,8 @@ def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Pat
     out, manifest, undo = (tmp_path / name for name in ("clean.safetensors", "m.json", "u"))
     before = model.read_bytes()
     result = run(model, "--prompts", prompts, "-o", out, "--manifest", manifest, "--json",
-                  "--undo", undo, "--tau", "0", "--gate", "0", *QUICK)  # fmt: skip
+                  "--undo", undo, "--tau", "0", "--gate", "0", "--neurons-csv", tmp_path / "n.csv",
+                  *QUICK)  # fmt: skip
     assert result.exit_code in (0, 1), result.output
     told = json.loads(result.stdout)
     assert set(told) >= {"version", "source", "output", "tau", "prompts", "neurons", "cost"}
@@ -58,7 +60,16 @@ def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Pat
     assert result.exit_code == (1 if still else 0)
     assert f"do not publish {undo}: it holds the removed rows\n" in result.stderr
     assert model.read_bytes() == before
-    assert json.loads(manifest.read_text())["neurons"] == told["neurons"]
+    kept = json.loads(manifest.read_text())
+    assert kept["neurons"] == told["neurons"]
+    rows = list(csv.DictReader((tmp_path / "n.csv").read_text().splitlines()))
+    assert [(int(row["prompt"]), row["layer"], int(row["row"])) for row in rows] == [
+        (entry["index"], neuron["layer"], neuron["row"])
+        for entry in kept["prompts"]
+        for neuron in entry["neurons"]
+    ]
+    assert all(float(row["harm"]) > 0 for row in rows)
+    assert f"wrote {tmp_path / 'n.csv'}" in result.stderr
 
     old, _ = _tensors(model)
     new, metadata = _tensors(out)

@@ -77,6 +77,21 @@ def test_calibrate_says_what_it_found(calibrated: dict[str, Any], calibration: P
     assert b"red houses" not in calibration.read_bytes()
 
 
+def test_a_prompt_that_is_clear_early_has_a_lower_bound(
+    model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    prompts.write_text("a fox\n" + "very " * 80 + "long\n")
+    options = ["--prompts", prompts, "--prompts-format", "txt", "--tau", "0", "--gate", "0"]
+    result = run("detect", model, *options, "--csv", tmp_path / "t.csv", "--json", *SEEDS)
+    for entry in json.loads(result.stdout)["prompts"]:
+        assert (entry["seeds"], entry["lower_bound"], len(entry["seed_scores"])) == (2, True, 2)
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    assert {(row["lower_bound"], row["seed_2"]) for row in rows} == {("True", "")}
+    assert "1 prompts are longer than 77 tokens and were truncated: the model sees" in result.stderr
+    shown = " ".join(run("detect", model, *options, *SEEDS).stdout.split())
+    assert "2 of 2 prompts were clear after fewer than 3 seeds: their scores are lower bounds" in shown
+
+
 def test_detect_with_a_calibration(model: Path, calibrated: dict[str, Any], calibration: Path,
                                    prompts: Path, tmp_path: Path) -> None:  # fmt: skip
     table = tmp_path / "t.csv"
@@ -97,6 +112,14 @@ def test_detect_with_a_calibration(model: Path, calibrated: dict[str, Any], cali
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
     assert {row["label"] for row in rows} == {"True", "False"}
+    for row in rows:
+        entry = told["prompts"][int(row["index"])]
+        assert entry["seed_scores"] == [float(row[f"seed_{seed}"]) for seed in range(3)]
+        assert max(entry["seed_scores"]) == entry["score"]
+        assert (entry["lower_bound"], row["lower_bound"]) == (False, "False")
+    assert {row["index"]: (row["file"], row["line"]) for row in rows} == {
+        "0": (str(prompts), "2"), "1": (str(prompts), "3"), "2": (str(prompts), "4"),
+    }  # fmt: skip
     again = run("detect", model, "--prompts", prompts, "--csv", table, "--tau", "0.9", *SEEDS)
     assert again.exit_code == 2
     assert "exists already" in again.stderr
@@ -228,9 +251,15 @@ def test_check_passes_fails_and_leaves_reports(
     assert len(suites.findall(".//testcase/failure")) == 3
     for text in (junit.read_text(), markdown.read_text(), failed.output):
         assert "marker caption" not in text
+    again = run("check", model, "--prompts", prompts, "--tau", "1", "--gate", "1", "--junit", junit,
+                 *SEEDS)  # fmt: skip
+    assert again.exit_code == 0, again.output
+    assert ElementTree.parse(junit).getroot().get("failures") == "0", "its own file of an earlier run"
+    junit.write_text("<testsuites><testsuite name='unit tests'/></testsuites>")
     taken = run("check", model, "--prompts", prompts, "--tau", "0", "--junit", junit, *SEEDS)
     assert taken.exit_code == 2
     assert "exists already" in taken.stderr
+    assert "unit tests" in junit.read_text()
 
 
 def test_a_step_summary_that_cannot_be_written_does_not_hide_the_verdict(

@@ -14,6 +14,7 @@ from rawfiles import SD1, SD2, SDXL, parse, unet, write
 from test_selection import NONE, table
 from test_surgery import DOWN, KEYS, MID, TWINS, UP, nothing_left
 
+from nemo_prune.checkpoint.neurons import short_name
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.cli.main import main
 
@@ -363,7 +364,7 @@ def test_inspect_says_when_copies_disagree(tmp_path):
     entries += rawfiles.ema(entries)
     path = write(tmp_path / "m", entries, values={TWINS[MID]: b"\0" * 20 + b"\1" * 60})
     result = run("inspect", path)
-    assert f"the copies of {MID} disagree" in " ".join(result.stdout.split())
+    assert f"the copies of {short_name(MID)} disagree" in " ".join(result.stdout.split())
     layers = {v["name"]: v for v in json.loads(run("inspect", path, "--json").stdout)["value_layers"]}
     assert layers[MID]["zeroed"] == []
     assert layers[MID]["zeroed_in_some_copies"] == [0, 1]
@@ -399,7 +400,7 @@ def test_inspect_compares_what_the_metadata_name_with_what_is_zero(tmp_path, mod
     told = json.loads(result.stdout)
     assert told["named_but_not_zero"] == [{"layer": MID, "row": 3}]
     text = " ".join(run("inspect", out).stdout.split())
-    assert f"the metadata name row 3 of {MID} as removed, and it is not zero" in text
+    assert f"the metadata name row 3 of {short_name(MID)} as removed, and it is not zero" in text
     assert "row 1" not in text
 
 

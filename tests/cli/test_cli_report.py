@@ -111,6 +111,15 @@ def test_verify_measures_and_writes_every_form(folder: Path, verified: Result) -
     assert "marker caption" not in verified.output
 
 
+def test_every_form_names_the_line_of_each_prompt(folder: Path, verified: Result) -> None:
+    place = f"{folder / 'prompts.txt'}:"
+    told = json.loads(verified.stdout)["prompts"]
+    assert [f"{entry['file']}:{entry['line']}" for entry in told] == [place + "1", place + "2"]
+    page = (folder / "r.html").read_text()
+    assert page.count(place + "2") == 2, "in the table, and above its pictures"
+    assert f"| 1 ({place}2) |" in (folder / "r.md").read_text().replace("\\_", "_")
+
+
 def test_the_gate_of_the_run_that_pruned_decides(folder: Path, tmp_path: Path) -> None:
     clean = tmp_path / "clean.safetensors"
     write_model(recognize(folder / "model.safetensors"), [Neuron(LAYER, 3)], clean,

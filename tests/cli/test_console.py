@@ -62,6 +62,21 @@ def test_a_long_table_is_cut_below_what_is_memorized(capsys: pytest.CaptureFixtu
     assert "... and 9 more that are not" in printed
 
 
+def test_scores_of_few_seeds_and_truncated_prompts_are_explained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = _result([0.2, 0.9], 0.5) | {"seeds": 10}
+    print_findings(result)
+    assert "lower bounds" not in (first := capsys.readouterr().out)
+    assert "truncated" not in first
+    result["prompts"][1] |= {"lower_bound": True, "truncated": True}
+    result["prompts"][0] |= {"lower_bound": False, "truncated": False}
+    print_findings(result)
+    words = " ".join(capsys.readouterr().out.split())
+    assert "1 of 2 prompts were clear after fewer than 10 seeds: their scores are lower bounds" in words
+    assert "truncated: the model sees, and the score is of, what the prompt begins with" in words
+
+
 def test_a_prompt_that_is_still_drawn_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
     prompts = [
         {"index": 0, "status": "suppressed", "score_before": 0.9, "score_after": 0.1, "neurons": [1],

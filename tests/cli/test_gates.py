@@ -122,14 +122,40 @@ def test_a_pattern_names_inputs_too(model: Path, lists: Path) -> None:
         (["MODEL", "--prompts", "a.txt", "--tau", "0.5", "--gate", "0.4"], "lies below tau"),
     ],
 )
-def test_an_error_leaves_a_junit_file(model: Path, lists: Path, given: list[str], words: str) -> None:
+def test_an_error_leaves_a_junit_file_and_a_summary(
+    model: Path, lists: Path, given: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = [str(model) if one == "MODEL" else one for one in given]
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(lists / "s.md"))
     result = run("check", *given, "--junit", "j.xml")
     assert result.exit_code == 2
     assert words in result.stderr
     suites = ElementTree.parse(lists / "j.xml").getroot()
     assert suites.get("errors") == "1"
     assert words in (suites.findtext(".//testcase/error") or "")
+    assert words.replace("_", "\\_") in (lists / "s.md").read_text()
+    (lists / "s.md").unlink()
+    again = run("check", *given, "--junit", "j.xml")
+    assert again.stderr == result.stderr, "the file is its own, and no reason for another error"
+    assert words.replace("_", "\\_") in (lists / "s.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--junit", "none/j.xml"], "the folder none does not exist"),
+        (["--gate", "high"], "is not a valid number"),
+        (["--colour"], "No such option"),
+    ],
+)
+def test_an_error_before_any_file_is_read_leaves_a_summary(
+    model: Path, lists: Path, given: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(lists / "s.md"))
+    result = run("check", model, "--prompts", "a.txt", *given)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert words in (lists / "s.md").read_text().replace("\\", "")
 
 
 def test_an_error_of_the_program_leaves_one_too(

@@ -31,6 +31,14 @@ def commands() -> list[str]:
     return [steps[-1]["run"], script[-1]]
 
 
+def test_the_ci_jobs_make_the_calibration_that_they_use() -> None:
+    made = re.findall(r"test -e (\S+) \|\|\n\s+nemo-prune calibrate (.+)", PAGES["docs/ci.md"])
+    assert len(made) == 2
+    for place, arguments in made:
+        assert f"-o {place}" in arguments
+        assert all(f"--calibration {place}" in command for command in commands())
+
+
 @pytest.mark.parametrize("service", [0, 1])
 def test_the_ci_jobs_run_check(service: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import rawfiles
@@ -9,7 +10,7 @@ from folders import pipeline
 from rawfiles import SD1
 from test_cli_files import manifest, zeroed
 from test_surgery import DOWN
-from tiny import run
+from tiny import run, write_small
 
 from nemo_prune.errors import CheckpointError
 
@@ -150,3 +151,155 @@ def test_one_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "internal error: RuntimeError: surprise" in told["models"][1]["error"]
     assert told["models"][2]["neurons"] == 1
     assert "nemo-prune: a.safetensors: changed" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------- check
+
+# A gate of 0 finds every prompt memorized, one of 1 none.
+QUICK = ["--seeds", "2", "--device", "cpu", "--prompts", "p.txt", "--tau", "0", "--gate"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small(tmp_path_factory.mktemp("several") / "tiny.safetensors", side=16)
+
+
+@pytest.fixture
+def two(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two models, A and B, and two prompts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "s.md")
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    for name in ("A", "B"):
+        Path(name).write_bytes(tiny.read_bytes())
+    Path("p.txt").write_text("a cat\na dog\n")
+    return tmp_path
+
+
+def suites(path: str = "j.xml") -> dict[str, tuple[str | None, str | None]]:
+    """Name of each suite -> its failures and errors."""
+    root = ElementTree.parse(path).getroot()
+    return {str(one.get("name")): (one.get("failures"), one.get("errors")) for one in root}
+
+
+@pytest.mark.usefixtures("two")
+def test_check_tells_of_each_and_exits_with_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("check", "A", "B", *QUICK, "0", "--junit", "j.xml")
+    assert result.exit_code == 1, result.output
+    assert [line.partition(" (")[0] for line in result.stdout.splitlines()] == [
+        f"p.txt:{i + 1}: prompt {i} is memorized in {model}" for model in "AB" for i in (0, 1)
+    ]
+    assert "A: 2 of 2 prompts are memorized: gate" in result.stderr
+    assert suites() == {"nemo-prune check A": ("2", "0"), "nemo-prune check B": ("2", "0")}
+    assert ElementTree.parse("j.xml").getroot().get("failures") == "4"
+    assert Path("s.md").read_text().count("2 of 2 prompts are memorized") == 2
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    result = run("check", "A", "B", *QUICK, "1", "--json", "-q", "--junit", "j.xml")
+    assert result.exit_code == 0, "and the JUnit file is its own"
+    told = json.loads(result.stdout)
+    assert told["exit_code"] == 0
+    assert [(one["source"]["path"], one["memorized"]) for one in told["models"]] == [("A", 0), ("B", 0)]
+
+
+@pytest.mark.usefixtures("two")
+def test_a_model_that_fails_stops_no_other_and_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nemo_prune.scoring import detection_run
+
+    whole = detection_run.find_memorized
+
+    def failing(checkpoint, *given, **more):
+        if checkpoint.path.name == "A":
+            raise CheckpointError("A: the weights are not numbers; download it again")
+        return whole(checkpoint, *given, **more)
+
+    monkeypatch.setattr(detection_run, "find_memorized", failing)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    result = run("check", "A", "B", *QUICK, "0", "--junit", "j.xml", "--json", "-q")
+    assert result.exit_code == 2
+    assert "nemo-prune: A: the weights are not numbers" in result.stderr
+    assert result.stderr.count("::error file=p.txt") == 2
+    assert "prompt 0 is memorized in B (" in result.stderr
+    told = json.loads(result.stdout)
+    assert told["exit_code"] == 2
+    assert told["models"][0] == {
+        "source": {"path": "A"}, "error": "A: the weights are not numbers; download it again"
+    }  # fmt: skip
+    assert told["models"][1]["memorized"] == 2
+    assert suites() == {"nemo-prune check A": ("0", "1"), "nemo-prune check B": ("2", "0")}
+    summary = Path("s.md").read_text()
+    assert "no verdict" in summary
+    assert "2 of 2 prompts are memorized" in summary
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["A", "C", *QUICK, "0"], "C: no such file"),
+        (["A", "A", *QUICK, "0"], "A: is given twice"),
+        (["A", "B", *QUICK, "0", "--expect-prompts", "9"], "--expect-prompts 9"),
+        (["A", "B", *QUICK, "0", "--calibration", "none"], "none: no such file"),
+        (["A", "B", *QUICK, "0", *["--calibration", "none"] * 3], "--calibration: give one for each"),
+        (["A", "B", *QUICK, "0", "--timestep", "5000"], "--timestep 5000"),
+        (["A", "p.txt", *QUICK, "0"], "p.txt: "),
+    ],
+)
+def test_what_check_refuses_it_refuses_before_it_loads_one(
+    two: Path, given: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_prune.scoring.detection_run.find_memorized", None)
+    result = run("check", *given, "--junit", "j.xml")
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stdout == ""
+    root = ElementTree.parse(two / "j.xml").getroot()
+    assert root.get("errors") == str(len(root)) == "2"
+    assert words in "".join(root.itertext())
+
+
+@pytest.mark.usefixtures("two")
+def test_each_refused_model_has_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemo_prune.scoring.detection_run.find_memorized", None)
+    result = run("check", "C", "A", "D", *QUICK, "0", "--junit", "j.xml")
+    assert result.stderr.startswith("nemo-prune: C: no such file")
+    assert "\nnemo-prune: D: no such file" in result.stderr
+    first, second, third = ElementTree.parse("j.xml").getroot().iter("error")
+    assert str(first.text).startswith("C: no such file")
+    assert str(third.text).startswith("D: no such file")
+    assert str(second.text).startswith("C: no such file"), "A was not checked, because of this"
+
+
+@pytest.mark.usefixtures("two")
+def test_what_is_interrupted_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nemo_prune.scoring import detection_run
+
+    whole = detection_run.find_memorized
+
+    def stopped(checkpoint, *given, **more):
+        if checkpoint.path.name == "B":
+            raise KeyboardInterrupt
+        return whole(checkpoint, *given, **more)
+
+    monkeypatch.setattr(detection_run, "find_memorized", stopped)
+    result = run("check", "A", "B", *QUICK, "0", "--junit", "j.xml")
+    assert result.exit_code == 130
+    assert suites() == {"nemo-prune check A": ("2", "0"), "nemo-prune check B": ("0", "1")}
+
+
+@pytest.mark.usefixtures("two")
+def test_each_model_has_its_own_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def listening(checkpoint, _prompts, options, *_given, **_more):
+        asked.append((checkpoint.path.name, options.calibration))
+        raise CheckpointError("enough")
+
+    monkeypatch.setattr("nemo_prune.cli.check.Inputs.check", lambda _: None)
+    monkeypatch.setattr("nemo_prune.scoring.detection_run.find_memorized", listening)
+    for name in ("a", "b"):
+        Path(name).touch()
+    run("check", "A", "B", *QUICK, "0", "--calibration", "a", "--calibration", "b")
+    run("check", "A", "B", *QUICK, "0", "--calibration", "a")
+    run("check", "A", "B", *QUICK, "0")
+    assert asked == [
+        ("A", Path("a")), ("B", Path("b")), ("A", Path("a")), ("B", Path("a")), ("A", None), ("B", None)
+    ]  # fmt: skip

@@ -10,9 +10,13 @@ from nemo_prune.errors import OutputError
 from nemo_prune.files.prompts import PromptList, prompt_id
 from nemo_prune.report.junit import (
     annotation,
+    append_step_summary,
+    error_suite,
     finding_line,
+    is_own,
     markdown,
-    write_error,
+    no_verdict,
+    verdict_suite,
     write_junit,
 )
 
@@ -71,7 +75,7 @@ TEXTS = ("a cat", "a dog")
 
 
 def _cases(result: dict[str, Any], path: Path) -> list[ElementTree.Element]:
-    write_junit(result, TEXTS, path, True)
+    write_junit([verdict_suite(result, TEXTS)], path, True)
     return ElementTree.parse(path).getroot().findall(".//testcase")
 
 
@@ -100,7 +104,7 @@ def test_passing_cases_carry_score_and_seeds(tmp_path: Path) -> None:
 
 def test_properties_say_what_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "j.xml"
-    write_junit(_result(), TEXTS, path, False)
+    write_junit([verdict_suite(_result(), TEXTS)], path, False)
     suites = ElementTree.parse(path).getroot()
     said = {one.get("name"): one.get("value") for one in suites.findall("testsuite/properties/property")}
     assert said == {
@@ -119,11 +123,73 @@ def test_the_summary_says_how_many_seeds_were_used() -> None:
     assert "| 0 | p.txt:1 | 0.900 | 1.000 | 2 |" in text
 
 
+def test_the_summary_explains_scores_of_few_seeds_and_truncated_prompts() -> None:
+    result = _result() | {"memorized": 1}
+    text = markdown(result)
+    assert "Scores from fewer than all seeds are lower bounds" in text
+    assert "Longer than" not in text
+    result["prompts"][0] |= {"seeds": 4, "truncated": True}
+    text = markdown(result)
+    assert "lower bounds" not in text
+    assert "scored by what they begin with: prompts 0." in text
+
+
 def test_an_error_is_one_case(tmp_path: Path) -> None:
     path = tmp_path / "j.xml"
-    write_error(Path("m.safetensors"), "p.txt: \x00 no such file\n", path, False)
+    write_junit([error_suite(Path("m.safetensors"), "p.txt: \x00 no such file\n")], path, False)
     suites = ElementTree.parse(path).getroot()
     assert (suites.get("tests"), suites.get("failures"), suites.get("errors")) == ("1", "0", "1")
     assert suites.findtext(".//testcase/error") == "p.txt: no such file"
     with pytest.raises(OutputError, match="exists already"):
-        write_error(Path("m.safetensors"), "other", path, False)
+        write_junit([error_suite(Path("m.safetensors"), "other")], path, False)
+
+
+def test_an_error_is_told_in_the_summary_too(tmp_path: Path) -> None:
+    path = tmp_path / "s.md"
+    append_step_summary(markdown(_result() | {"memorized": 1}), path)
+    text = no_verdict("m.safetensors", "p.txt: <b>no</b>\nsuch | file")
+    assert append_step_summary(text, path) is None
+    assert path.read_text().endswith(
+        "### ⚠️ nemo-prune check: no verdict\n\nm.safetensors: p.txt: \\<b\\>no\\</b\\> such \\| file\n\n"
+    )
+    assert "m.safetensors: m" not in no_verdict("m.safetensors", "m.safetensors: no such file")
+
+
+ROOT = '<testsuites name="nemo-prune check">'
+OWN = ROOT + '<testsuite name="nemo-prune check m"><testcase name="x"/>{}</testsuite>{}</testsuites>'
+TWO = OWN.format("<properties/>", "<testsuite name='nemo-prune check n'/>")
+
+
+@pytest.mark.parametrize(
+    ("content", "own"),
+    [
+        (OWN.format("", ""), True),
+        (TWO, True),
+        (TWO.replace(ROOT, "<testsuites>"), False),  # merged
+        (TWO.replace(ROOT, "<testsuites name='merged'>"), False),
+        (OWN.format("", "<testsuite name='unit tests'/>"), False),
+        (OWN.format("<system-out/>", ""), False),
+        (OWN.replace("nemo-prune check m", "unit tests").format("", ""), False),
+        ("<testsuite name='nemo-prune check m'/>", False),
+        (f"{ROOT}</testsuites>", False),
+        ("keep me", False),
+        ("", False),
+        ("<?xml version='1.0' encoding='klingon'?><a/>", False),
+    ],
+)
+def test_a_file_of_an_earlier_check_is_known_by_its_content(
+    tmp_path: Path, content: str, own: bool
+) -> None:
+    path = tmp_path / "j.xml"
+    assert not is_own(path)
+    path.write_text(content)
+    assert is_own(path) is own
+    assert not is_own(tmp_path)
+
+
+def test_what_check_writes_is_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "j.xml"
+    write_junit([verdict_suite(_result(), TEXTS)], path, False)
+    assert is_own(path)
+    write_junit([error_suite(Path("m.safetensors"), "no")], path, True)
+    assert is_own(path)

@@ -20,6 +20,7 @@ from nemo_prune.scoring.calibration_file import (
     read_calibration,
     write_calibration,
 )
+from nemo_prune.scoring.lineage import Lineage
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
 ABOUT: dict[str, Any] = {
@@ -39,6 +40,7 @@ def calibration() -> Calibration:
         OrdinaryScores(
             tuple((i / 30, i / 29, i / 29) for i in range(30)), tuple(i / 3 for i in range(30))
         ),
+        Lineage("a" * 64, {LAYER: torch.arange(40, dtype=torch.uint8).reshape(5, 8)}),
     )
 
 
@@ -52,6 +54,10 @@ def same(one: Calibration, other: Calibration) -> bool:
     a, b = one.statistics, other.statistics
     assert a
     assert b
+    assert one.lineage
+    assert other.lineage
+    assert one.lineage.apart == other.lineage.apart
+    assert torch.equal(one.lineage.rows[LAYER], other.lineage.rows[LAYER])
     return (
         one.about == other.about
         and one.scores == other.scores
@@ -85,9 +91,13 @@ def test_what_is_no_calibration_is_refused_in_one_line(file: Path, tmp_path: Pat
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", ["nan", "short", "float32", "no std", "no about", "few", "half"])
+@pytest.mark.parametrize(
+    "change",
+    ["nan", "short", "float32", "no std", "no about", "few", "half", "hashes", "apart"],
+)
 def test_unsound_contents_are_refused(file: Path, change: str) -> None:
     tensors, entry = load_file(file), {"format": "nemo-prune-calibration/1", "about": dict(ABOUT)}
+    entry["apart"] = "a" * 64  # type: ignore[assignment]
     if change == "nan":
         tensors["paths"][3, 1] = torch.nan
     elif change == "short":
@@ -96,6 +106,10 @@ def test_unsound_contents_are_refused(file: Path, change: str) -> None:
         tensors["norms"] = tensors["norms"].float()
     elif change == "no std":
         del tensors[f"std.{LAYER}"]
+    elif change == "hashes":
+        tensors[f"rows.{LAYER}"] = tensors[f"rows.{LAYER}"][:, :4].contiguous()
+    elif change == "apart":
+        del entry["apart"]
     elif change == "no about":
         del entry["about"]
     elif change == "few":
