@@ -147,6 +147,7 @@ class Writing:
     link, drop_pickles: of a folder, hard-link the files that stay as they are; leave out pickles.
     manifest: which neurons were found, and why. Its journal lies beside it.
     neurons_csv: the same neurons as a table, a line for each prompt and neuron.
+    plots: a new folder of plots.
     resume: go on from the journal of an interrupted run.
     """
 
@@ -157,6 +158,7 @@ class Writing:
     drop_pickles: bool = False
     manifest: Path | None = None
     neurons_csv: Path | None = None
+    plots: Path | None = None
     resume: bool = False
 
 

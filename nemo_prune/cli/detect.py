@@ -11,9 +11,11 @@ from nemo_prune.cli.options import (
     check_files,
     detecting_options,
     model_argument,
+    plots_option,
     prompts_options,
     read_inputs,
     resume_option,
+    save_plots,
 )
 
 
@@ -21,11 +23,12 @@ from nemo_prune.cli.options import (
 @model_argument
 @prompts_options
 @click.option("--csv", "table", type=OUT, help="Also write the ranked table as CSV.")
+@plots_option
 @resume_option
 @detecting_options
 def detect(
-    model: Path, table: Path | None, resume: bool, all_seeds: bool, show_prompts: bool, overwrite: bool,
-    as_json: bool, quiet: bool, **given: Any,
+    model: Path, table: Path | None, plots: Path | None, resume: bool, all_seeds: bool,
+    show_prompts: bool, overwrite: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Score prompts and say which are memorized; nothing is searched or written.
 
@@ -40,6 +43,7 @@ def detect(
     from nemo_prune.cli.console import print_findings
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import check_place
+    from nemo_prune.report.plots import check_plots, of_findings
     from nemo_prune.scoring.journal import check_resumable, journal_path, refuse_existing
 
     if resume and not table:
@@ -50,6 +54,8 @@ def detect(
         check_place(table, overwrite)
         if not resume:
             refuse_existing(journal)
+    if plots:
+        check_plots(plots)
     inputs = read_inputs(open_checkpoint(model), given, labels=True)
     if journal and resume:
         check_resumable(journal, inputs.prompts.texts, inputs.calibration_prompts)
@@ -73,3 +79,5 @@ def detect(
         print_findings(result)
     if table:
         click.echo(f"wrote {table}", err=True)
+    if plots:
+        save_plots(of_findings(found), plots)

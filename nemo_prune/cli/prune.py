@@ -24,6 +24,7 @@ from nemo_prune.cli.options import (
     model_argument,
     neurons_csv_option,
     overwrite_option,
+    plots_option,
     quiet_option,
     read_inputs,
     resume_option,
@@ -41,6 +42,7 @@ from nemo_prune.options import Reporting, Writing
 @click.option("-o", "--output", type=OUT, help="The checkpoint to write.")
 @click.option("--manifest", type=OUT, help="Also keep the manifest: which neurons, and why.")
 @neurons_csv_option
+@plots_option
 @resume_option
 @undo_option
 @click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint.")

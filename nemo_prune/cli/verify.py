@@ -15,9 +15,11 @@ from nemo_prune.cli.options import (
     json_option,
     model_options,
     overwrite_option,
+    plots_option,
     prompts_options,
     quiet_option,
     read_inputs,
+    save_plots,
     show_prompts_option,
     threshold_options,
 )
@@ -36,12 +38,13 @@ from nemo_prune.options import Reporting
 @click.option("--manifest", type=FILE,
               help="The manifest: also compare the union with each prompt's own neurons.")  # fmt: skip
 @report_options
+@plots_option
 @overwrite_option
 @json_option
 @quiet_option
 def verify(
-    original: Path, pruned: Path, manifest: Path | None, show_prompts: bool, as_json: bool, quiet: bool,
-    **given: Any,
+    original: Path, pruned: Path, manifest: Path | None, plots: Path | None, show_prompts: bool,
+    as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Compare a pruned checkpoint with its original: suppression, pictures, side effects.
 
@@ -56,11 +59,14 @@ def verify(
     from nemo_prune.checkpoint.provenance import stated_settings
     from nemo_prune.cli.console import print_verification
     from nemo_prune.cli.progress import progress
+    from nemo_prune.report.plots import check_plots, of_report
 
     context = click.get_current_context()
     reporting = build(Reporting, given)
     check_files()
     check_reports(reporting)
+    if plots:
+        check_plots(plots)
     before, after = open_checkpoint(original), open_checkpoint(pruned)
     wanted = read_manifest(manifest) if manifest else None
     inputs = read_inputs(before, given)
@@ -91,6 +97,8 @@ def verify(
         )  # fmt: skip
     if not quiet:
         print_verification(found.data)
+    if plots:
+        save_plots(of_report(found.data), plots)
     report.list_outputs(quiet)
     if as_json:
         click.echo(json.dumps(found.data))
