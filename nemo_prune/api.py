@@ -32,7 +32,16 @@ from nemo_prune.checkpoint.selection import check_fits, from_manifest
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.prompts import read_prompts as _read_prompts
 from nemo_prune.files.sidecars import find_sidecars
-from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind, Silent
+from nemo_prune.options import (
+    Confirm,
+    Criterion,
+    Options,
+    Progress,
+    Reporting,
+    SearchKind,
+    Silent,
+    TargetsMatch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -288,6 +297,7 @@ def verify(
     manifest: Manifest | AnyPath | None = None,
     ordinary: Sequence[str] | None = None,
     targets: AnyPath | None = None,
+    targets_match: TargetsMatch = "name",
     images: int = 4,
     ordinary_images: int = 2,
     picture_steps: int = 50,
@@ -310,6 +320,8 @@ def verify(
         manifest: also score each prompt with its own neurons alone.
         ordinary: prompts to look for side effects with; default: the first bundled captions.
         targets: training pictures, a folder (named by prompt number or text) or a CSV.
+        targets_match: of a folder, how its pictures are told: by "name", by "order" or, "alike", by
+            which prompt's pictures, as the original draws them, each is most like.
         images, ordinary_images: pictures per memorized and ordinary prompt and model; 0: none.
         picture_steps: DDIM steps of a picture. guidance: its scale.
         sscd, clip: a local TorchScript file and a local folder, to compare pictures with.
@@ -336,7 +348,7 @@ def verify(
         verify_thresholds,
     )
     from nemo_prune.report.likeness import open_likeness
-    from nemo_prune.report.targets import read_targets
+    from nemo_prune.report.targets import Targets, find_targets
     from nemo_prune.report.verify import verify as run
 
     progress, texts = progress or Silent(), _prompts(prompts)
@@ -352,9 +364,12 @@ def verify(
         progress.note(line)
     asked = as_pruned(_options(options), stated, options.keys())
     bundled, whence = bundled_ordinary()
+    place = None if targets is None else Path(targets)
+    Reporting(targets=place, targets_match=targets_match, images=images)  # refuses what does not go
+    told = Targets() if place is None else find_targets(place, texts, targets_match)
     settings = PictureSettings(
-        images, picture_steps, guidance, ordinary_images=ordinary_images,
-        targets=read_targets(Path(targets), texts) if targets is not None else {},
+        images, picture_steps, guidance, ordinary_images=ordinary_images, targets=told.pictures,
+        targets_match=told.match, targets_left=told.left,
     )  # fmt: skip
     likeness = open_likeness(*(None if path is None else Path(path) for path in (sscd, clip)))
     thresholds = verify_thresholds(before, asked, calibration_prompts, stated, progress)

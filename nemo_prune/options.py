@@ -14,6 +14,7 @@ from nemo_prune.errors import OptionError, option
 
 Criterion = Literal["cross-seed", "same-seed", "trajectory"]
 SearchKind = Literal["auto", "gradient-free", "literal"]
+TargetsMatch = Literal["name", "order", "alike"]
 Confirm = Literal["trajectory", "pictures", "none"]
 DEFAULT_FPR = 0.01
 """Rate at which ordinary prompts may exceed the gate."""
@@ -149,6 +150,7 @@ class Writing:
     sidecars: of a file, what lies beside it under its name and is copied along, with its new places.
     manifest: which neurons were found, and why. Its journal lies beside it.
     neurons_csv: the same neurons as a table, a line for each prompt and neuron.
+    plots: a new folder of plots.
     resume: go on from the journal of an interrupted run.
     """
 
@@ -160,6 +162,7 @@ class Writing:
     sidecars: Mapping[Path, Path] = field(default_factory=dict)
     manifest: Path | None = None
     neurons_csv: Path | None = None
+    plots: Path | None = None
     resume: bool = False
 
 
@@ -169,7 +172,8 @@ class Reporting:
 
     reports: .html, .md or .json; card: a Markdown section for a model card.
     ordinary: a file of ordinary prompts to look for side effects with; None: bundled ones.
-    targets: training pictures, a folder or a CSV.
+    targets: training pictures, a folder or a CSV. targets_match: how it is told which prompt's each is:
+        by its name, by order, or by which prompt's pictures it is most like.
     images, ordinary_images: pictures per memorized and per ordinary prompt and model; 0: none.
     picture_steps: DDIM steps of a picture. guidance: the scale of classifier-free guidance.
     sscd, clip: local files of models that compare pictures with each other and with prompts.
@@ -180,12 +184,26 @@ class Reporting:
     overwrite: bool = False
     ordinary: Path | None = None
     targets: Path | None = None
+    targets_match: TargetsMatch = "name"
     images: int = 4
     ordinary_images: int = 2
     picture_steps: int = 50
     guidance: float = 7.0
     sscd: Path | None = None
     clip: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.targets_match not in get_args(TargetsMatch):
+            raise OptionError(
+                f"{option('targets_match')} {self.targets_match}: unknown; use "
+                f"{', '.join(get_args(TargetsMatch))}"
+            )
+        if self.targets_match != "name" and self.targets is None:
+            raise OptionError(f"{option('targets_match')}: goes with {option('targets')}, a folder")
+        if self.targets_match == "alike" and not self.images:
+            raise OptionError(
+                f"{option('targets_match')} alike: compares with drawn pictures; give {option('images')}"
+            )
 
     @property
     def outputs(self) -> tuple[Path, ...]:

@@ -68,10 +68,15 @@ def print_prompts(result: dict[str, Any]) -> None:
 
 def print_verification(data: dict[str, Any]) -> None:
     """The table of prompts, the verdict and the notes of a `Report`."""
-    from nemo_prune.report.verdict import near_text, verdict
+    from nemo_prune.report.verdict import near_text, target_lines, verdict
 
     shown = console()
     _print_statuses(shown, data["prompts"], {"pictures near": lambda entry: near_text(entry, data)})
+    lines = target_lines(data)
+    for line in lines[:_ROWS]:
+        shown.print(line, markup=False)
+    if len(lines) > _ROWS:
+        shown.print(f"... and {len(lines) - _ROWS} more training pictures (--report FILE)", markup=False)
     for line in (verdict(data), *data["notes"]):
         shown.print(line, markup=False)
 

@@ -15,10 +15,12 @@ from nemo_prune.cli.options import (
     model_argument,
     model_options,
     overwrite_option,
+    plots_option,
     prompts_options,
     quiet_option,
     read_inputs,
     resume_option,
+    save_plots,
     threshold_options,
     verb,
 )
@@ -30,6 +32,7 @@ from nemo_prune.cli.options import (
 @option_group(
     "Output",
     click.option("--csv", "table", type=OUT, help="Also write the ranked table as CSV."),
+    plots_option,
     resume_option,
     overwrite_option,
     json_option,
@@ -39,8 +42,8 @@ from nemo_prune.cli.options import (
 @option_group("Scoring", all_seeds_option)
 @model_options
 def detect(
-    model: Path, table: Path | None, resume: bool, all_seeds: bool, show_prompts: bool, overwrite: bool,
-    as_json: bool, quiet: bool, **given: Any,
+    model: Path, table: Path | None, plots: Path | None, resume: bool, all_seeds: bool,
+    show_prompts: bool, overwrite: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Score prompts and say which are memorized; nothing is searched.
 
@@ -56,6 +59,7 @@ def detect(
     from nemo_prune.cli.console import print_findings
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import check_place
+    from nemo_prune.report.plots import check_plots, of_findings
     from nemo_prune.scoring.journal import check_resumable, journal_path, refuse_existing
 
     if resume and not table:
@@ -66,6 +70,8 @@ def detect(
         check_place(table, overwrite)
         if not resume:
             refuse_existing(journal)
+    if plots:
+        check_plots(plots)
     inputs = read_inputs(open_checkpoint(model), given, labels=True)
     if journal and resume:
         check_resumable(journal, inputs.prompts.texts, inputs.calibration_prompts)
@@ -89,3 +95,5 @@ def detect(
         print_findings(result)
     if table:
         click.echo(f"wrote {table}", err=True)
+    if plots:
+        save_plots(of_findings(found), plots)

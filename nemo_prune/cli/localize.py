@@ -19,10 +19,12 @@ from nemo_prune.cli.options import (
     model_options,
     neurons_csv_option,
     overwrite_option,
+    plots_option,
     prompts_options,
     quiet_option,
     read_inputs,
     resume_option,
+    save_plots,
     search_options,
     threshold_options,
     verb,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     "Output",
     click.option("-o", "--output", "manifest", type=OUT, required=True, help="The manifest."),
     neurons_csv_option,
+    plots_option,
     resume_option,
     overwrite_option,
     json_option,
@@ -82,10 +85,13 @@ def journal_of(writing: Writing) -> Path | None:
 def check_manifest(writing: Writing) -> None:
     """Refuse early a manifest that could not be written late, and another unfinished run."""
     from nemo_prune.files.atomic import check_place
+    from nemo_prune.report.plots import check_plots
     from nemo_prune.scoring.journal import refuse_existing
 
     if writing.neurons_csv:
         check_place(writing.neurons_csv, writing.overwrite)
+    if writing.plots:
+        check_plots(writing.plots)
     if writing.manifest and (journal := journal_of(writing)):
         if not writing.resume:
             refuse_existing(journal)
@@ -136,6 +142,7 @@ def conclude(
     from nemo_prune.checkpoint.neuron_table import write_neuron_table
     from nemo_prune.cli.console import print_prompts
     from nemo_prune.localize.prune import summary
+    from nemo_prune.report.plots import of_localization
 
     keep_manifest(found.manifest, writing)
     if writing.neurons_csv:
@@ -149,6 +156,8 @@ def conclude(
             click.echo(f"wrote {path}", err=True)
     if as_json:
         click.echo(json.dumps(result))
+    if writing.plots:
+        save_plots(of_localization(found), writing.plots)
 
 
 def exit_code(statuses: Iterable[str]) -> int:

@@ -14,6 +14,7 @@ from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind
 if TYPE_CHECKING:
     from nemo_prune.checkpoint.checkpoint import Checkpoint
     from nemo_prune.files.prompts import PromptList
+    from nemo_prune.report.plots import Plotted
 
 FILE = click.Path(path_type=Path)
 """A file or folder that is read."""
@@ -100,6 +101,12 @@ undo_option = click.option(
 neurons_csv_option = click.option(
     "--neurons-csv", type=OUT,
     help="Also write a table: prompt, layer, row, attribution, harm, shared by which prompts.",
+)  # fmt: skip
+
+plots_option = click.option(
+    "--plots", type=OUT, metavar="DIR",
+    help="Also plot scores with tau and the gate, and, where neurons are known, where they lie and "
+         "scores before and after: a new folder of SVG and PNG files (the extra plots).",
 )  # fmt: skip
 
 resume_option = click.option(
@@ -231,6 +238,14 @@ all_seeds_option = click.option(
     "--all-seeds", is_flag=True,
     help="Take all seeds of every prompt, also of those that are clear after a few.",
 )  # fmt: skip
+
+
+def save_plots(plotted: "Plotted", folder: Path) -> None:
+    """Write plots, and say which."""
+    from nemo_prune.report.plots import write_plots
+
+    written = write_plots(plotted, folder)
+    click.echo(f"wrote {folder}: {', '.join(path.name for path in written)}", err=True)
 
 
 def build(kind: type[T], given: Mapping[str, Any], **more: Any) -> T:

@@ -28,6 +28,7 @@ from nemo_prune.cli.options import (
     model_options,
     neurons_csv_option,
     overwrite_option,
+    plots_option,
     prompts_options,
     quiet_option,
     read_inputs,
@@ -62,6 +63,7 @@ from nemo_prune.options import Reporting, Writing
         "change by more than this part on average (0.05: 5 %). The manifest and its "
         "journal are kept.",
     ),
+    plots_option,
     resume_option,
     sidecars_option,
     folder_options,

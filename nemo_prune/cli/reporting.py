@@ -3,14 +3,14 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 from click.core import ParameterSource
 from cloup import option_group
 
 from nemo_prune.cli.options import FILE, OUT, Number, Whole
-from nemo_prune.options import BUNDLED_ORDINARY, Progress, Reporting
+from nemo_prune.options import BUNDLED_ORDINARY, Progress, Reporting, TargetsMatch
 
 if TYPE_CHECKING:
     from nemo_prune.report.gallery import PictureSettings
@@ -29,6 +29,11 @@ report_options = option_group(
     click.option("--targets", type=FILE,
                  help="Training pictures: a folder (named by prompt number or text) or a CSV "
                       "(columns prompt, file)."),
+    click.option("--targets-match", type=click.Choice(get_args(TargetsMatch)), default="name",
+                 show_default=True,
+                 help="How a folder's pictures are told: by name; by order, one a prompt; or by which "
+                      "prompt's pictures, as the unpruned model draws them, each is most like. "
+                      "Doubtful ones are named and not used."),
     click.option("--images", type=Whole(0, 100), default=4, show_default=True,
                  help="Pictures per memorized prompt and model; 0 skips pictures."),
     click.option("--ordinary-images", type=Whole(0, 100), default=2, show_default=True,
@@ -95,8 +100,11 @@ def prepare(reporting: Reporting, prompts: Sequence[str]) -> Prepared:
     from nemo_prune.report.gallery import PictureSettings
     from nemo_prune.report.inputs import bundled_ordinary
     from nemo_prune.report.likeness import open_likeness
-    from nemo_prune.report.targets import read_targets
+    from nemo_prune.report.targets import Targets, find_targets
 
+    targets = Targets()
+    if reporting.targets:
+        targets = find_targets(reporting.targets, prompts, reporting.targets_match)
     texts, whence = bundled_ordinary()
     if reporting.ordinary:
         texts, whence = read_prompts(reporting.ordinary).texts, reporting.ordinary.name
@@ -109,7 +117,9 @@ def prepare(reporting: Reporting, prompts: Sequence[str]) -> Prepared:
             ordinary_images=reporting.ordinary_images,
             steps=reporting.picture_steps,
             guidance=reporting.guidance,
-            targets=read_targets(reporting.targets, prompts) if reporting.targets else {},
+            targets=targets.pictures,
+            targets_match=targets.match,
+            targets_left=targets.left,
         ),
         likeness=open_likeness(reporting.sscd, reporting.clip),
         command=command_line(click.get_current_context()),

@@ -1,6 +1,7 @@
 """The verb verify."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from cloup import option_group
 
 from nemo_prune.cli.options import (
     FILE,
+    OUT,
     build,
     check_files,
     json_option,
     judging_options,
     model_options,
     overwrite_option,
+    plots_option,
     prompts_options,
     quiet_option,
     read_inputs,
+    save_plots,
     verb,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
@@ -37,6 +41,15 @@ from nemo_prune.options import Reporting
         type=FILE,
         help="The manifest: also compare the union with each prompt's own neurons.",
     ),
+    click.option(
+        "--targets-template",
+        type=OUT,
+        metavar="FILE",
+        help="Write a CSV of the prompts and the pictures of --targets that they are known to "
+        "have, to be filled in, and stop; with --targets-match alike at the end. It holds "
+        "the prompts' texts.",
+    ),
+    plots_option,
     overwrite_option,
     json_option,
     quiet_option,
@@ -45,8 +58,8 @@ from nemo_prune.options import Reporting
 @judging_options
 @model_options
 def verify(
-    original: Path, pruned: Path, manifest: Path | None, show_prompts: bool, as_json: bool, quiet: bool,
-    **given: Any,
+    original: Path, pruned: Path, manifest: Path | None, targets_template: Path | None,
+    plots: Path | None, show_prompts: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Judge a pruned model against its original: pictures, side effects.
 
@@ -63,18 +76,31 @@ def verify(
     from nemo_prune.checkpoint.provenance import stated_settings
     from nemo_prune.cli.console import print_verification
     from nemo_prune.cli.progress import progress
+    from nemo_prune.files.atomic import check_place
+    from nemo_prune.report.plots import check_plots, of_report
 
     context = click.get_current_context()
     reporting = build(Reporting, given)
     check_files()
     check_reports(reporting)
+    if plots:
+        check_plots(plots)
+    if targets_template:
+        check_place(targets_template, reporting.overwrite)
     before, after = open_checkpoint(original), open_checkpoint(pruned)
     wanted = read_manifest(manifest) if manifest else None
     inputs = read_inputs(before, given)
     prompts = inputs.prompts.texts
     stated = stated_settings(after.metadata, after.path)
     from nemo_prune.report.inputs import VerifyInputs, as_pruned, check_inputs, verify_thresholds
+    from nemo_prune.report.targets import Targets, find_targets
 
+    if targets_template and reporting.targets_match != "alike":
+        told = Targets()
+        if reporting.targets:
+            told = find_targets(reporting.targets, prompts, reporting.targets_match)
+        _write_template(targets_template, prompts, told.pictures, reporting)
+        context.exit(0)
     check_inputs(before, after, prompts, wanted)
     inputs.check()
     report = prepare(reporting, prompts)
@@ -98,7 +124,27 @@ def verify(
         )  # fmt: skip
     if not quiet:
         print_verification(found.data)
+    if plots:
+        save_plots(of_report(found.data), plots)
+    if targets_template:
+        used = [one for one in found.data["targets"]["pictures"] if one["doubt"] is None]
+        pictures = {one["prompt"]: Path(str(reporting.targets)) / one["file"] for one in used}
+        _write_template(targets_template, prompts, pictures, reporting)
     report.list_outputs(quiet)
     if as_json:
         click.echo(json.dumps(found.data))
     context.exit(0 if found.all_suppressed else 1)
+
+
+def _write_template(
+    path: Path, prompts: Sequence[str], pictures: Mapping[int, Path], reporting: Reporting
+) -> None:
+    """Write the prompts and their pictures, and say how many there are and what to do with it."""
+    from nemo_prune.report.targets import write_template
+
+    write_template(path, prompts, pictures, reporting.overwrite)
+    click.echo(
+        f"wrote {path}: {len(pictures)} of {len(prompts)} prompts have a picture; fill in the column "
+        f"file and give it as --targets. It holds the prompts' texts.",
+        err=True,
+    )

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.localize.localize import FRESH_SEEDS
-from nemo_prune.options import Options, Progress
+from nemo_prune.options import Options, Progress, TargetsMatch
 from nemo_prune.report.likeness import (
     CONSENSUS_PART,
     Described,
@@ -24,6 +24,7 @@ from nemo_prune.report.likeness import (
     mean,
     nearest,
 )
+from nemo_prune.report.matching import Matched, match_alike
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.scoring.engine import noise_seed
@@ -43,7 +44,7 @@ class PictureSettings:
     images: seeds per memorized prompt; 0 for no pictures at all.
     ordinary: so many ordinary prompts at most get pictures, `ordinary_images` seeds each; the
         diversity among seeds takes two.
-    targets: prompt number -> training picture.
+    targets: prompt number -> training picture. targets_match, targets_left: as `Targets` has them.
     """
 
     images: int = 4
@@ -52,6 +53,8 @@ class PictureSettings:
     ordinary: int = 6
     ordinary_images: int = 2
     targets: Mapping[int, Path] = field(default_factory=dict)
+    targets_match: TargetsMatch = "name"
+    targets_left: Sequence[Path] = ()
 
     def passes(self, prompts: int, ordinary: int) -> int:
         """Denoiser samples that both models' pictures take."""
@@ -75,7 +78,8 @@ def draw_and_measure(
     The starting noises are ones that no search uses.
 
     Returns:
-        The measures and the pictures, by group and number. Measures of every prompt: "before_after"
+        The measures and the pictures, by group and number; of the group "targets" every training
+        picture, as `Matched` has it. Measures of every prompt: "before_after"
         (same seed, mean over seeds), "seeds_before" and "seeds_after" (pairs of seeds: lower is more
         diverse); with CLIP "clip_before" and "clip_after". Of the memorized prompts also
         "consensus_before" and "consensus_after", each picture's likeness to the nearest of the
@@ -112,17 +116,23 @@ def draw_and_measure(
     measures: dict[str, dict[int, dict[str, Any]]] = {"prompts": {}, "ordinary": {}}
     album: Album = {"prompts": {}, "ordinary": {}}
     unrelated = [likeness.describe(picture) for _, rows in drawn for row in rows for picture in row]
+    before_pruning = dict(zip(prompts, drawn[0][0], strict=True))
+    matched = _match(settings, before_pruning, unrelated, likeness, progress)
+    targets = {one.prompt: one for one in matched if one.prompt is not None and one.doubt is None}
     progress.stage("comparing pictures", len(prompts) + len(some), "prompts")
     for group, part, texts in (("prompts", 0, prompts), ("ordinary", 1, dict(enumerate(some)))):
         pairs = zip(texts.items(), drawn[0][part], drawn[1][part], strict=True)
         for (number, text), before, after in pairs:
             target = None
-            if group == "prompts" and number in settings.targets:
+            if group == "prompts" and number in targets:
                 height, width = before[0].shape[:2]
-                target = open_target(settings.targets[number], width, height)
+                target = open_target(targets[number].file, width, height)
             measured, old, new = _measure(likeness, text, before, after)
             if group == "prompts":
                 measured |= _judge(likeness, old, new, target, unrelated)
+                if target is not None:
+                    alike = nearest(measured["each_before"])
+                    matched[matched.index(targets[number])] = replace(targets[number], likeness=alike)
             measures[group][number] = measured
             album[group][number] = {
                 "before": [inlined(picture) for picture in before],
@@ -131,7 +141,34 @@ def draw_and_measure(
             if target is not None:
                 album[group][number]["target"] = inlined(target)
             progress.advance()
+    measures["targets"] = {place: one.as_json() for place, one in enumerate(matched)}
     return measures, album
+
+
+def _match(
+    settings: PictureSettings,
+    drawn: Mapping[int, Sequence[Picture]],
+    unrelated: Sequence[Described],
+    likeness: Likeness,
+    progress: Progress,
+) -> list[Matched]:
+    """Every training picture with its prompt, and doubts about those that are not used."""
+    if settings.targets_match == "name":
+        return told_targets(settings)
+    of_order = {path: index for index, path in settings.targets.items()}
+    claimed = of_order if settings.targets_match == "order" else None
+    files = list(settings.targets_left if claimed is None else claimed)
+    progress.stage("matching training pictures", len(files), "pictures")
+    return match_alike(files, drawn, unrelated, likeness, progress.advance, claimed)
+
+
+def told_targets(settings: PictureSettings) -> list[Matched]:
+    """Every training picture with its prompt, as far as that is known without any drawn ones."""
+    why = "no pictures to compare it with were drawn"
+    if settings.targets_match == "name":
+        why = "is named by no prompt's number or text"
+    named = [Matched(path, index) for index, path in sorted(settings.targets.items())]
+    return [*named, *(Matched(path, None, doubt=why) for path in settings.targets_left)]
 
 
 def _measure(

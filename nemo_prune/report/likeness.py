@@ -162,7 +162,7 @@ TARGET_PART, CONSENSUS_PART = 1 / 2, 1 / 3
 pictures of other seeds. Those are more alike among themselves (MS-SSIM .99) than any of them is to
 the training picture (.65 to .80), so the same picture comes less far on their scale: at a third the two
 judge alike, at half replicas that anyone recognizes were missed."""
-_SHARED = {"colour"}  # a palette is no copy: unrelated pictures of one kind have it in common
+SHARED = {"colour"}  # a palette is no copy: unrelated pictures of one kind have it in common
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def near_levels(
     """
     found = {}
     for name in original[0] if original and unrelated else ():
-        if name in _SHARED:
+        if name in SHARED:
             continue
         others = [scores[name] for scores in unrelated]
         replica, chance = max(scores[name] for scores in original), max(others)

@@ -138,6 +138,7 @@ def _render(template: str, data: Data, album: Album) -> str:
         summary=says.summary(data),
         notes=says.notes(data),
         outlook=says.outlook(data),
+        target_lines=says.target_lines(data),
         near=says.pictures_near(data),
         histograms=[(title, kind, histogram(scores)) for title, kind, scores in charts if scores],
         memorized=averages(memorized),

@@ -2,19 +2,108 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from nemo_prune.errors import OptionError, option
+from nemo_prune.files.atomic import write_new
 from nemo_prune.files.lists import COLUMNS
+from nemo_prune.options import TargetsMatch
 from nemo_prune.report.pictures import Picture
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _FILE_COLUMNS = ("file", "target", "image", "path")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which training picture belongs to which prompt.
+
+    match: how that was, or is to be, found. pictures: prompt number -> picture. left: pictures without
+    a prompt; of "alike" all, until the unpruned model has drawn its own.
+    """
+
+    match: TargetsMatch = "name"
+    pictures: Mapping[int, Path] = field(default_factory=dict)
+    left: tuple[Path, ...] = ()
+
+
+def find_targets(place: Path, prompts: Sequence[str], match: TargetsMatch = "name") -> Targets:
+    """The training pictures in `place`, as far as they can be told before anything is drawn.
+
+    match: "name", as `read_targets`; "order": the pictures of a folder in the order of their names,
+        numbers by value, go to the prompts in theirs; "alike": to be told by `matching.match_alike`.
+
+    Raises OptionError as `read_targets`; for no folder, or no pictures in it, where it takes one; and
+    by order for another number of pictures than of prompts.
+    """
+    if match == "name":
+        found = read_targets(place, prompts)
+        used = set(found.values())
+        left = [path for path in _pictures(place) if path not in used] if place.is_dir() else []
+        return Targets(match, found, tuple(left))
+    if not place.is_dir():
+        raise OptionError(
+            f"{option('targets')} {place}: {option('targets_match')} {match} takes a folder of pictures"
+        )
+    pictures = _pictures(place)
+    if not pictures:
+        raise OptionError(f"{option('targets')} {place}: holds no pictures; check the path")
+    if match == "order" and len(pictures) != len(prompts):
+        raise OptionError(
+            f"{option('targets')} {place}: holds {len(pictures)} pictures for {len(prompts)} prompts; "
+            f"by order there must be one for each"
+        )
+    for path in pictures:
+        open_target(path, 64, 64)  # now rather than after hours of drawing
+    if match == "order":
+        return Targets(match, dict(enumerate(pictures)))
+    return Targets(match, {}, tuple(pictures))
+
+
+def write_template(
+    path: Path, prompts: Sequence[str], pictures: Mapping[int, Path], overwrite: bool = False
+) -> None:
+    """Write a CSV of the prompts and their pictures, empty where there is none: for people to fill in.
+
+    It holds the prompts' texts. Pictures are named from its own folder on. Raises OutputError where it
+    cannot be written, or exists and `overwrite` is false.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("prompt", "file"))
+    for index, prompt in enumerate(prompts):
+        file = pictures.get(index)
+        writer.writerow((prompt, "" if file is None else _seen_from(path.parent, file)))
+    write_new(path, text.getvalue().encode("utf-8", "backslashreplace"), overwrite)
+
+
+def _seen_from(folder: Path, file: Path) -> str:
+    try:
+        return Path(os.path.relpath(file, folder)).as_posix()
+    except ValueError:  # another drive
+        return str(file.absolute())
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder by their names, numbers by value."""
+
+    def key(path: Path) -> list[tuple[int, str]]:
+        parts = re.split(r"([0-9]+)", path.name.casefold())
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in _SUFFIXES and not path.name.startswith("._")
+    ]
+    return sorted(found, key=lambda path: (key(path), path.name))
 
 
 def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
@@ -24,7 +113,7 @@ def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
         of picture files (file, target, image or path; relative to the CSV), or a folder. In a folder
         a CSV is read if it holds just one; else a picture belongs to the prompt whose number
         (`3.png`, `003.png`) or text is its name; of the text only letters and digits count, in any
-        case.
+        case. A row of a CSV that names no file says that its prompt has no picture.
 
     Raises OptionError, one line, if nothing there belongs to any prompt, or a file is missing or no
     readable picture.
@@ -96,6 +185,8 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
         prompt, name = _cell(cells, COLUMNS), _cell(cells, _FILE_COLUMNS)
         if prompt is None or name is None:
             raise OptionError(f"{option('targets')} {path}: needs a column prompt and a column file")
+        if not name.strip():
+            continue
         if prompt.strip() in known:
             target = path.parent / name.strip()
             if not target.is_file():

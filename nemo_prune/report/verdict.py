@@ -90,12 +90,38 @@ def notes(data: Data) -> list[str]:
             f"Above the gate ({gate:.3f}) in the original: ordinary {_numbered('prompt', above)} of "
             f"{len(data['ordinary'])}; the calibration may not fit this model."
         )
+    told = data.get("targets") or {"pictures": ()}
+    if doubtful := [one["file"] for one in told["pictures"] if one["doubt"] is not None]:
+        found.append(
+            f"Training pictures that were not used, as it is doubtful whose they are: "
+            f"{', '.join(doubtful)}."
+        )
     if data["pictures"]["images"] and "skipped" not in data["pictures"] and (unseen := not_judged(data)):
         found.append(
             f"Pictures of {_numbered('prompt', unseen)} could not be judged: the original's pictures of "
             f"different seeds are no more alike than ordinary prompts' pictures are by chance."
         )
     return found
+
+
+def target_lines(data: Data) -> list[str]:
+    """What was matched with what, a line each, and what was not used."""
+    told = data.get("targets") or {"pictures": ()}
+    lines = []
+    for one in told["pictures"]:
+        alike = one["likeness"]
+        how = "nothing was drawn for it"
+        if alike is not None:
+            how = ", ".join(f"{name} {value:.3f}" for name, value in alike.items())
+            how += " to the unpruned model's nearest picture"
+        if one["doubt"] is not None:
+            whose = f"prompt {one['prompt']}, " if one["prompt"] is not None else ""
+            lines.append(f"training picture {one['file']}: not used; {whose}{one['doubt']} ({how})")
+        else:
+            lines.append(
+                f"training picture {one['file']}: prompt {one['prompt']}, by {told['match']} ({how})"
+            )
+    return lines
 
 
 def damage(data: Data) -> list[str]:

@@ -34,6 +34,7 @@ from nemo_prune.report.gallery import (
     PictureSettings,
     draw_and_measure,
     inlined_difference,
+    told_targets,
 )
 from nemo_prune.report.inputs import VerifyInputs, check_inputs, judge
 from nemo_prune.report.likeness import Likeness
@@ -151,6 +152,12 @@ def verify(
         "ordinary": measured.ordinary,
         "drift": measured.drift,
         "pictures": pictures,
+        "targets": {
+            "match": settings.targets_match,
+            "pictures": [*measures["targets"].values()]
+            if "targets" in measures
+            else [one.as_json() for one in told_targets(settings)],
+        },
         "measures": likeness.used if settings.images else [],
         "layers": [
             {

@@ -48,7 +48,7 @@ def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Pat
     before = model.read_bytes()
     result = run(model, "--prompts", prompts, "-o", out, "--manifest", manifest, "--json",
                   "--undo", undo, "--tau", "0", "--gate", "0", "--neurons-csv", tmp_path / "n.csv",
-                  *QUICK)  # fmt: skip
+                  "--plots", tmp_path / "plots", *QUICK)  # fmt: skip
     assert result.exit_code in (0, 1), result.output
     told = json.loads(result.stdout)
     assert set(told) >= {"version", "source", "output", "tau", "prompts", "neurons", "cost"}
@@ -70,6 +70,8 @@ def test_prune_writes_checks_and_tells(model: Path, prompts: Path, tmp_path: Pat
     ]
     assert all(float(row["harm"]) > 0 for row in rows)
     assert f"wrote {tmp_path / 'n.csv'}" in result.stderr
+    assert f"wrote {tmp_path / 'plots'}: scores.svg, scores.png, neurons.svg" in result.stderr
+    assert f"{len(told['neurons'])} of " in (tmp_path / "plots" / "neurons.svg").read_text()
 
     old, _ = _tensors(model)
     new, metadata = _tensors(out)

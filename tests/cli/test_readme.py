@@ -21,7 +21,7 @@ EVERYTHING = "\n".join(PAGES.values())
 
 def commands() -> list[str]:
     """The `check` commands of the two CI jobs."""
-    actions, gitlab = (
+    actions, gitlab, _, _ = (
         yaml.safe_load(block)
         for block in re.findall(r"```yaml\n(.*?)```", PAGES["docs/ci.md"], re.DOTALL)
     )

@@ -15,7 +15,7 @@ from test_surgery import DOWN
 from tiny import Told, run
 
 from nemo_prune.checkpoint.apply import write_model
-from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.neurons import Neuron, short_name
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import NemoPruneError
 from nemo_prune.files.header import read_header
@@ -119,7 +119,7 @@ def test_a_neuron_named_twice(tmp_path: Path) -> None:
     checkpoint = recognize(write(tmp_path / "m", unet(SD1)))
     twice = [Neuron(DOWN, 1)] * 2
     assert refusal(lambda: write_model(checkpoint, twice, tmp_path / "o", {})) == (
-        f"{tmp_path / 'm'}: row 1 of {DOWN} is to be zeroed twice; name each neuron once"
+        f"{tmp_path / 'm'}: row 1 of {short_name(DOWN)} is to be zeroed twice; name each neuron once"
     )
     assert not (tmp_path / "o").exists()
 
