@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rawfiles
 from folders import pipeline
 from rawfiles import SD1
 from test_surgery import DOWN
-from tiny import run
+from tiny import run, write_small
 
 import nemo_prune
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import OptionError, OutputError
+from nemo_prune.localize import prune as pruning
 
 # What users of A1111, Forge, ComfyUI and of helpers for Civitai have beside `model.safetensors`.
 GO_ALONG = [
@@ -111,6 +113,28 @@ def test_prune_leaves_its_prompts_out_and_refuses_early(
     result = run(*given)
     assert result.exit_code == 2
     assert "clean.yaml: is another file than model.yaml" in result.stderr
+
+
+def test_prune_copies_them_before_it_loads_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program, this one too, may read the configuration beside the pruned file."""
+    monkeypatch.chdir(tmp_path)
+    write_small(Path("m.safetensors"), side=16)
+    for name in ("m.preview.png", "m.txt"):
+        Path(name).write_text("a cat")
+    whole = pruning.check
+
+    def looking(*given: Any) -> Any:
+        assert Path("o.preview.png").exists()
+        return whole(*given)
+
+    monkeypatch.setattr(pruning, "check", looking)
+    result = run("prune", "m.safetensors", "--prompts", "m.txt", "-o", "o.safetensors", "--sidecars",
+                 "--tau", "1", "--gate", "1", "--seeds", "2", "--device", "cpu")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "wrote o.preview.png\n" in result.stderr
+    assert not Path("o.txt").exists(), "a list of prompts is not published"
 
 
 @pytest.mark.parametrize(
