@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import io
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ CONTEXT = cloup.Context.settings(
         )
     ),
 )
+_NARROWEST = 24  # columns; a terminal of fewer has lines that it breaks itself
 _ALIKE = 0.7  # similarity from which on a word is taken for a mistyped verb (difflib's ratio)
 
 
@@ -90,6 +92,8 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
         _escape_what_cannot_be_shown()
         if os.environ.get("NO_COLOR"):  # which click does not look at
             kwargs.setdefault("color", False)
+        if shutil.get_terminal_size().columns < _NARROWEST:
+            kwargs.setdefault("terminal_width", _NARROWEST)
         return super().main(*args, **kwargs)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -60,6 +60,12 @@ def test_help_fits_its_terminal(verb: str, width: int) -> None:
         assert len(line) <= min(width, 100) or whole, line
 
 
+@pytest.mark.parametrize("width", [1, 5, 12, 24])
+@pytest.mark.parametrize("words", [[], ["apply"]])
+def test_no_terminal_is_too_narrow(words: list[str], width: int) -> None:
+    assert help_of(*words, width=width).startswith("Usage: ")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_says_what_it_does_and_stands_in_a_group(verb: str) -> None:
     command = main.commands[verb]
