@@ -127,9 +127,7 @@ def verify(
     if plots:
         save_plots(of_report(found.data), plots)
     if targets_template:
-        used = [one for one in found.data["targets"]["pictures"] if one["doubt"] is None]
-        pictures = {one["prompt"]: Path(str(reporting.targets)) / one["file"] for one in used}
-        _write_template(targets_template, prompts, pictures, reporting)
+        _write_template(targets_template, prompts, found.targets, reporting)
     report.list_outputs(quiet)
     if as_json:
         click.echo(json.dumps(found.data))

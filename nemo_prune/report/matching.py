@@ -45,9 +45,10 @@ class Matched:
     doubt: str | None = None
 
     def as_json(self) -> dict[str, Any]:
+        """Plain JSON, with the whole path as "file"."""
         return {
             "prompt": self.prompt,
-            "file": self.file.name,
+            "file": str(self.file),
             "likeness": None if self.likeness is None else dict(self.likeness),
             "doubt": self.doubt,
         }
@@ -160,7 +161,7 @@ def _one_each(found: Sequence[Matched]) -> list[Matched]:
     def judged(one: Matched) -> Matched:
         if one.prompt is None or best[one.prompt] is one:
             return one
-        doubt = f"{best[one.prompt].file.name} is more like what prompt {one.prompt} draws"
+        doubt = f"another one is more like what prompt {one.prompt} draws"
         return replace(one, prompt=None, doubt=doubt)
 
     return [judged(one) for one in found]

@@ -18,6 +18,7 @@ from nemo_prune.options import TargetsMatch
 from nemo_prune.report.pictures import Picture
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_TELLING = 8  # letters of a name that are a part of a prompt and no accident
 _FILE_COLUMNS = ("file", "target", "image", "path")
 
 
@@ -82,6 +83,15 @@ def write_template(
         file = pictures.get(index)
         writer.writerow((prompt, "" if file is None else _seen_from(path.parent, file)))
     write_new(path, text.getvalue().encode("utf-8", "backslashreplace"), overwrite)
+
+
+def shown_name(path: Path, prompts: Sequence[str]) -> str:
+    """A picture's name, unless that says a prompt: those are shown only where that is asked for."""
+    name = _letters(path.stem)
+    for text in map(_letters, prompts):
+        if (text and text in name) or (len(name) >= _TELLING and name in text):
+            return f"(named by a prompt's text){path.suffix}"
+    return path.name
 
 
 def _seen_from(folder: Path, file: Path) -> str:

@@ -40,6 +40,7 @@ from nemo_prune.report.inputs import VerifyInputs, check_inputs, judge
 from nemo_prune.report.likeness import Likeness
 from nemo_prune.report.render import write_card, write_report
 from nemo_prune.report.suppression import score_all
+from nemo_prune.report.targets import shown_name
 from nemo_prune.report.verdict import ENOUGH_SEEDS, notes
 from nemo_prune.scoring import drift
 from nemo_prune.scoring.engine import Engine
@@ -65,10 +66,12 @@ class Report:
         data: plain JSON, the same for the same models, options and seeds but for "created" and
             "seconds".
         album: the pictures, for HTML.
+        targets: prompt number -> training picture, of those that were used.
     """
 
     data: dict[str, Any]
     album: Album = field(default_factory=dict)
+    targets: Mapping[int, Path] = field(default_factory=dict)
 
     @property
     def all_suppressed(self) -> bool:
@@ -139,6 +142,12 @@ def verify(
     pictures, measures, album = _draw(inputs, likeness, settings, memorized, ordinary, progress)
     _add_pictures(inputs.tau, measured, measures, album)
 
+    matched = list(measures.get("targets", {}).values())
+    matched = matched or [one.as_json() for one in told_targets(settings)]
+    targets = {one["prompt"]: Path(one["file"]) for one in matched if one["doubt"] is None}
+    for one in matched:
+        path = Path(one["file"])
+        one["file"] = path.name if inputs.show_prompts else shown_name(path, inputs.prompts)
     few = 0 < settings.images < ENOUGH_SEEDS and "skipped" not in pictures
     data: dict[str, Any] = {
         "format": FORMAT,
@@ -152,12 +161,7 @@ def verify(
         "ordinary": measured.ordinary,
         "drift": measured.drift,
         "pictures": pictures,
-        "targets": {
-            "match": settings.targets_match,
-            "pictures": [*measures["targets"].values()]
-            if "targets" in measures
-            else [one.as_json() for one in told_targets(settings)],
-        },
+        "targets": {"match": settings.targets_match, "pictures": matched},
         "measures": likeness.used if settings.images else [],
         "layers": [
             {
@@ -181,7 +185,7 @@ def verify(
                f"from two of {ENOUGH_SEEDS} may have been missed."] if few else []),
         ],
     }  # fmt: skip
-    return Report(data | {"notes": notes(data)}, album)
+    return Report(data | {"notes": notes(data)}, album, targets)
 
 
 def _measure(

@@ -22,7 +22,7 @@ from nemo_prune.options import Reporting
 from nemo_prune.report.likeness import Likeness, open_likeness
 from nemo_prune.report.matching import Matched, match_alike
 from nemo_prune.report.pictures import Picture
-from nemo_prune.report.targets import find_targets, read_targets, write_template
+from nemo_prune.report.targets import find_targets, read_targets, shown_name, write_template
 
 DRAWN = {0: "chelsea", 1: "coffee", 4: "rocket"}
 ORDINARY = ("moon", "grass", "brick")
@@ -73,7 +73,7 @@ def test_of_two_pictures_for_one_prompt_the_nearer_is_taken(likeness: Likeness, 
     ]
     far, near = matched(likeness, files)
     assert (near.prompt, near.doubt) == (0, None)
-    assert (far.prompt, far.doubt) == (None, "near.png is more like what prompt 0 draws")
+    assert (far.prompt, far.doubt) == (None, "another one is more like what prompt 0 draws")
 
 
 def test_two_prompts_that_draw_one_picture_leave_a_doubt(likeness: Likeness, tmp_path: Path) -> None:
@@ -182,6 +182,16 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     ):
         with pytest.raises(OptionError, match=message):
             Reporting(**given)  # type: ignore[arg-type]
+
+
+def test_names_that_say_a_prompt_are_not_shown(tmp_path: Path) -> None:
+    def shown(name: str) -> str:
+        return shown_name(tmp_path / name, PROMPTS)
+
+    for name in ("3.png", "DSC_1.png", "cup.png", "cat 12.png"):
+        assert shown(name) == name
+    for name in ("A_Cat_Asleep.png", "0007 a cat, asleep (copy).png", "cat asleep.png"):
+        assert shown(name) == "(named by a prompt's text).png"
 
 
 def test_a_template_is_filled_in_and_read(tmp_path: Path) -> None:
