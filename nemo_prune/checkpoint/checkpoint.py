@@ -81,7 +81,10 @@ class Checkpoint:
     copies: every whole set of the denoiser's weights, as its files; first the main one, which
         diffusers loads by default.
     in_channels: of the UNet: 4, or 9 for inpainting.
-    prediction_type: "epsilon", "v_prediction", or None where the model does not say.
+    prediction_type: "epsilon", "v_prediction", or None where the model does not say; `told_by` names
+        what says so ("its metadata", the sidecar's name, ...), "" if nothing does.
+    zero_snr: it is marked as trained with a zero terminal signal-to-noise ratio.
+    unclear: why what is told of its prediction type cannot be used, as a message; None if it can.
     others: a folder's further files, which stay as they are.
     twins: those that hold or may hold the denoiser's weights in a form that is not edited (pickles,
         ONNX, safetensors by another name, ...).
@@ -103,6 +106,9 @@ class Checkpoint:
     twins: tuple[Path, ...] = ()
     configs: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     wrapper: str = ""
+    told_by: str = ""
+    zero_snr: bool = False
+    unclear: str | None = None
 
     @property
     def record(self) -> Family:

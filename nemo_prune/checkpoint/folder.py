@@ -82,6 +82,7 @@ def recognize_folder(root: Path) -> Checkpoint:
     twins = tuple(path for path in files if _is_twin(root, path))
     whole = main.path.parent != root
     configs = _configs(root, whole)
+    stated = configs.get("scheduler", {}).get("prediction_type")
     return replace(
         main,
         path=root,
@@ -90,7 +91,8 @@ def recognize_folder(root: Path) -> Checkpoint:
         text_encoder=bool(whole and component_copies(root / "text_encoder")),
         vae=bool(whole and component_copies(root / "vae")),
         ema=any(copy.ema or _EMA.search(str(copy.path.relative_to(root))) for copy in found),
-        prediction_type=configs.get("scheduler", {}).get("prediction_type", main.prediction_type),
+        prediction_type=stated or main.prediction_type,
+        told_by="its scheduler's config" if stated else main.told_by,
         others=tuple(path for path in files if path not in edited and path not in twins),
         twins=twins,
         configs=configs,

@@ -298,6 +298,7 @@ class _Run:
 
     def manifest(self) -> Manifest:
         records = tuple(self._record(index) for index in range(len(self.prompts)))
+        prediction = self.engine.model.prediction
         return Manifest(
             version=__version__,
             source={
@@ -305,7 +306,7 @@ class _Run:
                 "sha256": self.source_sha256,
                 "model": self.checkpoint.kind,
             },
-            options=self.settings,
+            options=self.settings | {"prediction": prediction.as_json() if prediction else None},
             prompts=records,
             neurons=union(*(record.neurons for record in records)),
         )

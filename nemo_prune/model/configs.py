@@ -9,6 +9,7 @@ named by the user replaces all of it. Imports no torch.
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -30,6 +31,14 @@ _CLASSES = {
     "text_encoder_2": r"CLIPTextModel(WithProjection)?",
     "scheduler": r"\w+Scheduler",
 }
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model is told to predict: `type`, None where nothing tells, and `by` whom."""
+
+    type: str | None = None
+    by: str = ""
 
 
 def data_folder(*parts: str) -> Path:
@@ -177,6 +186,21 @@ class Configs:
         if zero_snr and config["prediction_type"] == "v_prediction":
             config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return config
+
+    def told(self, prediction_type: str | None, told_by: str, given: str | None) -> Told:
+        """What is told of the prediction type, and by whom, in the precedence of `scheduler`.
+
+        prediction_type, told_by: the checkpoint's own. given: the user's.
+        """
+        if given:
+            return Told(given, option("prediction_type"))
+        if self.folder is not None:
+            stated = read_config(self.folder, "scheduler").get("prediction_type")
+            return Told(stated, str(self.folder / config_file("scheduler"))) if stated else Told()
+        if prediction_type:
+            return Told(prediction_type, told_by)
+        stated = self.overrides.get("scheduler", {}).get("prediction_type")
+        return Told(stated, "its metadata") if stated else Told()
 
     def sample_size(self, unet: Config, prediction_type: str) -> int:
         """The latents' side that the UNet was trained at; OptionError if no score could be taken."""

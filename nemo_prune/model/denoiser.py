@@ -1,7 +1,8 @@
 """The model that localization asks: text in, value layers in the middle, noise out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from nemo_prune.checkpoint.families import FAMILIES, Family
 from nemo_prune.model.hub import quiet
 from nemo_prune.model.inference import Config
+from nemo_prune.model.prediction import Prediction
 
 TOKENS = 77
 _ENCODE_BATCH = 64
@@ -42,6 +44,7 @@ class LoadedModel:
         dtype: of all weights and of what `encode` and `predict_noise` return.
         blank: float32 `[1, 5, height, width]` for an inpainting UNet, else None: its further
             input channels for a picture that is masked everywhere.
+        prediction: why it is taken to predict that; None where nobody asked.
     """
 
     family: str
@@ -55,6 +58,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     blank: Tensor | None = None
+    prediction: Prediction | None = None
 
     @property
     def record(self) -> Family:
@@ -70,6 +74,24 @@ class LoadedModel:
         """Give the weights' memory back; nothing can be predicted any more."""
         for module in (self.unet, *(encoder.model for encoder in self.text_encoders)):
             module.to("meta")
+
+    @contextmanager
+    def exact(self) -> Iterator["LoadedModel"]:
+        """The same model in fp32 for as long as the `with` lasts.
+
+        The denoiser's weights are converted in place and back, which loses nothing and never holds two.
+        """
+        unet = self.unet.float()
+        try:
+            yield replace(
+                self,
+                unet=unet,
+                value_layers={name: unet.get_submodule(name) for name in self.value_layers},
+                dtype=torch.float32,
+                blank=None if self.blank is None else self.blank.float(),
+            )
+        finally:
+            self.unet.to(self.dtype)
 
     @quiet()
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
@@ -132,6 +154,18 @@ class LoadedModel:
             `[n, *latent_shape]`, converted to epsilon where the UNet predicts v.
         """
         latents = latents.to(self.device, self.dtype)
+        output = self.output(latents, timestep, text, pooled)
+        if self.prediction_type == "v_prediction":
+            alpha = self.alphas_cumprod[timestep]
+            noise = alpha.sqrt() * output.float() + (1 - alpha).sqrt() * latents.float()
+            return noise.to(self.dtype)
+        return output
+
+    def output(
+        self, latents: Tensor, timestep: int, text: Tensor, pooled: Tensor | None = None
+    ) -> Tensor:
+        """What the UNet itself puts out, `[n, *latent_shape]`; the arguments are `predict_noise`'s."""
+        latents = latents.to(self.device, self.dtype)
         inputs, added = latents, None
         if self.blank is not None:
             blank = self.blank.to(self.dtype).expand(len(latents), -1, -1, -1)
@@ -145,8 +179,4 @@ class LoadedModel:
             added = {"text_embeds": pooled, "time_ids": ids.expand(len(latents), -1)}
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         output: Tensor = self.unet(inputs, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
-        if self.prediction_type == "v_prediction":
-            alpha = self.alphas_cumprod[timestep]
-            noise = alpha.sqrt() * output.float() + (1 - alpha).sqrt() * latents.float()
-            return noise.to(self.dtype)
         return output

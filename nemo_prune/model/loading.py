@@ -7,6 +7,7 @@ bundled or inferred; see `configs.py`. This module imports torch, so import it l
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ from nemo_prune.model.hub import (
     quiet,
 )
 from nemo_prune.model.inference import Config, NotDescribed
-from nemo_prune.model.schedule import alphas_cumprod, read_schedule
+from nemo_prune.model.prediction import measure
+from nemo_prune.model.schedule import alphas_cumprod, read_schedule, told_prediction
 from nemo_prune.model.text_sources import TextSource, text_sources
 from nemo_prune.model.tokenizer import load_tokenizer, read_tokenizer
 
@@ -60,11 +62,13 @@ def load_model(
         text_encoder: where to take the text encoder(s) from, as `text_sources` reads it.
 
     Raises:
-        CheckpointError: a component or a weight is missing, shapes do not fit, or the UNet's
-            inputs or outputs are such that no noise difference can be taken.
+        CheckpointError: a component or a weight is missing, shapes do not fit, the UNet's inputs or
+            outputs are such that no noise difference can be taken, or its output shows that it
+            predicts something else than is told.
         OptionError: the config folder cannot be used.
     """
     loader = _Loader(checkpoint, device, dtype, config)
+    told = told_prediction(checkpoint, loader.configs, prediction_type)
     schedule = read_schedule(checkpoint, loader.configs, prediction_type)
     text_encoders = loader.text_encoders(text_encoder)
     unet = loader.unet()
@@ -74,29 +78,13 @@ def load_model(
             f"{loader.path}: its text encoder gives {width} channels where the UNet takes "
             f"{unet.config['cross_attention_dim']}; give the right configs with {option('config')} DIR"
         )
-    side = loader.configs.sample_size(dict(unet.config), schedule["prediction_type"])
-    # A pipeline draws at the size that the UNet's config says.
-    unet.register_to_config(sample_size=side)
-    shape = (int(unet.config["out_channels"]), side, side)
-    inputs = unet.config["in_channels"]
-    if inputs not in (shape[0], 2 * shape[0] + 1):
-        raise CheckpointError(
-            f"{loader.path}: its UNet takes {inputs} channels, so it draws from more than text (a "
-            f"picture, a depth map); give a text-to-image or inpainting model"
-        )
-    return LoadedModel(
-        family=checkpoint.family,
-        unet=unet,
-        text_encoders=text_encoders,
-        scheduler_config=schedule,
-        alphas_cumprod=alphas_cumprod(schedule, loader.path).to(device),
-        prediction_type=schedule["prediction_type"],
-        latent_shape=shape,
-        value_layers={layer.name: unet.get_submodule(layer.name) for layer in checkpoint.value_layers},
-        device=device,
-        dtype=dtype,
-        blank=loader.blank(shape) if inputs != shape[0] else None,
-    )
+    model = loader.model(unet, text_encoders, schedule)
+    prediction = measure(model, told)
+    prediction.check(loader.path)
+    if prediction.type != model.prediction_type:
+        schedule = read_schedule(checkpoint, loader.configs, prediction.type)
+        model = loader.model(unet, text_encoders, schedule)
+    return replace(model, prediction=prediction)
 
 
 @quiet()
@@ -178,6 +166,33 @@ class _Loader:
         self.dtype = dtype
         self.path = checkpoint.path
         self.configs = _configs(checkpoint, config)
+
+    def model(self, unet: Any, text_encoders: tuple[TextEncoder, ...], schedule: Config) -> LoadedModel:
+        """Put together what was loaded; the size of the latents follows from what it predicts."""
+        side = self.configs.sample_size(dict(unet.config), schedule["prediction_type"])
+        # A pipeline draws at the size that the UNet's config says.
+        unet.register_to_config(sample_size=side)
+        shape = (int(unet.config["out_channels"]), side, side)
+        inputs = unet.config["in_channels"]
+        if inputs not in (shape[0], 2 * shape[0] + 1):
+            raise CheckpointError(
+                f"{self.path}: its UNet takes {inputs} channels, so it draws from more than text (a "
+                f"picture, a depth map); give a text-to-image or inpainting model"
+            )
+        layers = self.checkpoint.value_layers
+        return LoadedModel(
+            family=self.checkpoint.family,
+            unet=unet,
+            text_encoders=text_encoders,
+            scheduler_config=schedule,
+            alphas_cumprod=alphas_cumprod(schedule, self.path).to(self.device),
+            prediction_type=schedule["prediction_type"],
+            latent_shape=shape,
+            value_layers={layer.name: unet.get_submodule(layer.name) for layer in layers},
+            device=self.device,
+            dtype=self.dtype,
+            blank=self.blank(shape) if inputs != shape[0] else None,
+        )
 
     def _component(
         self,

@@ -30,11 +30,11 @@ def open_engine(
     """
     if loaded is None:
         loading = _loading(options)
-        timestep = scored_timestep(checkpoint, options)
+        scored_timestep(checkpoint, options)  # raises before anything is read
         model = load_model(checkpoint, **loading)
     else:
-        model, trained = loaded, len(loaded.alphas_cumprod)
-        timestep = _timestep(loaded.scheduler_config, trained, options)
+        model = loaded
+    timestep = _timestep(model.scheduler_config, len(model.alphas_cumprod), options)
     engine = Engine(
         model,
         timestep=timestep,
@@ -45,13 +45,8 @@ def open_engine(
     )
     if progress is not None:
         engine.note = progress.note
-        if model.family == "sd2" and not any(
-            (checkpoint.prediction_type, options.prediction_type, options.config)
-        ):
-            progress.note(
-                "nothing says whether this Stable Diffusion 2 predicts epsilon or v: taken as epsilon "
-                f"(512-base); for a 768-v model give {option('prediction_type')} v"
-            )
+        if model.prediction is not None and model.prediction.note:
+            progress.note(model.prediction.note)
     return engine
 
 
