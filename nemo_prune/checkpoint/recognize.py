@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, Blocks, plain_name
+from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, PIXART_VALUE, Blocks, plain_name
 from nemo_prune.checkpoint.checkpoint import Checkpoint, Part, ValueLayer
 from nemo_prune.checkpoint.families import FAMILIES, Traits
 from nemo_prune.checkpoint.neurons import network_order
@@ -137,7 +137,7 @@ def _identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
         text_encoder=text,
         vae=vae,
         ema=any(len(layer.tensors) > 1 for layer in layers),
-        in_channels=_in_channels(tensors, prefix + ("input_blocks.0.0" if ldm else "conv_in")),
+        in_channels=_in_channels(tensors, _entrance(tensors, ldm, prefix)),
         prediction_type=prediction_type,
         wrapper=wrapper,
         told_by=told_by,
@@ -179,8 +179,16 @@ def _find(tensors: Tensors) -> tuple[bool, str, dict[str, str]]:
         names = [n[len(prefix) :] for n in tensors if n.startswith(prefix)]
         if found := dict(Blocks(names).values()):
             return True, prefix, {layer: prefix + name for layer, name in found.items()}
-    plain = [n for n in tensors if DIFFUSERS_VALUE.fullmatch(n)]
+    value = PIXART_VALUE if _is_pixart(tensors) else DIFFUSERS_VALUE
+    plain = [n for n in tensors if value.fullmatch(n)]
     return False, "", {name.removesuffix(".weight"): name for name in plain}
+
+
+def _is_pixart(tensors: Tensors) -> bool:
+    """Whether these are all of PixArt's parts, by diffusers' names; others have blocks like its own."""
+    entrance = tensors.get("pos_embed.proj.weight")
+    rest = ("adaln_single.linear.weight", "caption_projection.linear_1.weight", "scale_shift_table")
+    return entrance is not None and len(entrance.shape) == 4 and all(name in tensors for name in rest)
 
 
 def _value_layer(tensors: Tensors, canonical: str, key: str, prefix: str) -> ValueLayer:
@@ -259,6 +267,13 @@ def _family(tensors: Tensors, layers: Sequence[ValueLayer], prefix: str, first: 
     if fault := family.refuse(traits):
         raise _Fault(fault)
     return family.name
+
+
+def _entrance(tensors: Tensors, ldm: bool, prefix: str) -> str:
+    """The convolution that takes the latents."""
+    if _is_pixart(tensors):
+        return "pos_embed.proj"
+    return prefix + ("input_blocks.0.0" if ldm else "conv_in")
 
 
 def _in_channels(tensors: Tensors, stem: str) -> int:

@@ -275,6 +275,6 @@ def read_inputs(checkpoint: "Checkpoint", given: Mapping[str, Any], labels: bool
     asked = build(Options, given)
     prompts = read_given(given, labels)
     if "layers" in given:
-        checkpoint.select(asked.searched_layers)
+        checkpoint.select(asked.layers)
     ordinary = given["calibration_prompts"]
     return Inputs(checkpoint, prompts, asked, read_prompts(ordinary).texts if ordinary else None)

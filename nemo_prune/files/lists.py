@@ -40,9 +40,10 @@ COLUMNS = ("caption", "prompt", "text")
 LABELS = ("memorized", "label", "type", "kind")
 _LISTS = ("prompts", "captions")
 _FOREIGN = frozenset({
-    ".arrow", ".avro", ".bin", ".ckpt", ".db", ".docx", ".feather", ".htm", ".html",
-    ".ini", ".ipynb", ".log", ".md", ".npy", ".npz", ".ods", ".orc", ".pdf", ".pickle", ".pkl", ".pt",
-    ".py", ".rtf", ".sqlite", ".tar", ".toml", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
+    ".7z", ".arrow", ".avro", ".bin", ".br", ".ckpt", ".db", ".docx", ".feather", ".htm", ".html",
+    ".ini", ".ipynb", ".log", ".lz", ".lz4", ".lzma", ".lzo", ".md", ".npy", ".npz", ".ods", ".orc",
+    ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rtf", ".sqlite", ".sz", ".tar", ".tbz2", ".tgz", ".toml", ".txz", ".xls", ".xlsx",
+    ".xml", ".yaml", ".yml", ".z", ".zip",
 })  # fmt: skip
 _COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
 _MAGIC = {
@@ -173,7 +174,7 @@ def _decompressed(path: Path, content: bytes) -> tuple[bytes, str, list[str]]:
             return content, inner, []
         return content, inner, [f"{path}: is not compressed, whatever its name, and was read as it is"]
     try:
-        return _bounded(path, _plain(content, suffix)), inner, []
+        plain = _bounded(path, _plain(content, suffix))
     except ImportError:
         raise PromptFileError(
             f"{path}: zstd is read with pyarrow, which is not installed; "
@@ -183,6 +184,9 @@ def _decompressed(path: Path, content: bytes) -> tuple[bytes, str, list[str]]:
         raise PromptFileError(
             f"{path}: is damaged or cut off, so it cannot be decompressed; make it anew"
         ) from None
+    if plain.startswith(tuple(_COMPRESSED.values())):
+        raise PromptFileError(f"{path}: is compressed more than once; decompress it, and give the list")
+    return plain, inner, []
 
 
 def _plain(content: bytes, suffix: str) -> bytes:

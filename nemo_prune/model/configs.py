@@ -26,6 +26,7 @@ _SIDES = range(11, 1025)
 _CODE = ("auto_map", "trust_remote_code", "custom_pipeline")
 _CLASSES = {
     "unet": r"UNet2DConditionModel",
+    "transformer": r"(PixArt)?Transformer2DModel",
     "vae": r"AutoencoderKL",
     "text_encoder": r"CLIPTextModel(WithProjection)?",
     "text_encoder_2": r"CLIPTextModel(WithProjection)?",
@@ -137,8 +138,17 @@ class Configs:
         self.folder = folder
         self.own = own or {}
         self.family = FAMILIES[family]
-        self.bundled = data_folder("configs", self.family.configs)
         self.overrides = metadata_overrides(metadata, path)
+
+    @property
+    def bundled(self) -> Path:
+        """The family's bundled configs; OptionError if its models bring their own."""
+        if self.family.configs is None:
+            raise OptionError(
+                f"{self.path}: is a {self.family.name} model, whose configs are not bundled; give its "
+                f"whole diffusers folder, or its configs with {option('config')} DIR"
+            )
+        return data_folder("configs", self.family.configs)
 
     def component(self, name: str, shapes: Shapes, own: Config | None = None) -> Config:
         """The config of `unet`, `vae`, `text_encoder` or `text_encoder_2`.
@@ -206,9 +216,10 @@ class Configs:
         """The latents' side that the UNet was trained at; OptionError if no score could be taken."""
         if not isinstance(unet["sample_size"], int):
             # Left open, or a pair.
-            unet = read_config(self.bundled, "unet")
+            unet = read_config(self.bundled, self.family.denoiser)
         stated = self.folder is not None or any(
-            "sample_size" in configs.get("unet", {}) for configs in (self.own, self.overrides)
+            "sample_size" in configs.get(self.family.denoiser, {})
+            for configs in (self.own, self.overrides)
         )
         if self.family.v_side and prediction_type == "v_prediction" and not stated:
             return self.family.v_side

@@ -12,7 +12,7 @@ from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.prompts import apart_from
-from nemo_prune.model.denoiser import TOKENS, LoadedModel
+from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.prediction import Prediction
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.consistency import ORDINARY, consistencies, consistency_gate
@@ -94,9 +94,10 @@ def find_memorized(
     counts, notes = tokens_of(engine.model, prompts)
     for line in notes:
         progress.note(line)
-    truncated = tuple(count > TOKENS for count in counts)
+    most = engine.model.max_tokens
+    truncated = tuple(count > most for count in counts)
     if any(truncated):
-        progress.note(f"{sum(truncated)} prompts are longer than {TOKENS} tokens and were truncated")
+        progress.note(f"{sum(truncated)} prompts are longer than {most} tokens and were truncated")
     ordinary = Ordinary(engine, checkpoint, options, calibration_prompts, progress)
     thresholds = ordinary.thresholds
     norm_gate = ordinary.norm_gate(options.fpr)

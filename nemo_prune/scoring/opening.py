@@ -11,7 +11,7 @@ from nemo_prune.model.loading import load_model, load_pipeline, model_schedule
 from nemo_prune.model.schedule import alphas_cumprod, ddim_timestep
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.engine import Engine
-from nemo_prune.scoring.trajectory import STEPS, Schedule, schedule_from
+from nemo_prune.scoring.trajectory import GUIDANCE, STEPS, Schedule, schedule_from
 
 PICTURE_STEPS = 25
 
@@ -87,4 +87,6 @@ def _loading(options: Options) -> dict[str, Any]:
 def trajectory_schedule(model: LoadedModel, confirm: str) -> Schedule:
     """A few steps for "trajectory", as many as a picture takes for "pictures"."""
     first = ddim_timestep(model.scheduler_config, 50, 0)
-    return schedule_from(first, PICTURE_STEPS if confirm == "pictures" else STEPS)
+    steps = PICTURE_STEPS if confirm == "pictures" else STEPS
+    # Where the denoiser is told the scale, its noise with the prompt is guided already.
+    return schedule_from(first, steps, 1.0 if model.embeds_guidance else GUIDANCE)

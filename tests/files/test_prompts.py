@@ -211,6 +211,9 @@ def test_formats(tmp_path: Path, name: str, content: str, lines: tuple[int, int]
         ("p.txt", "PAR1", "is Parquet; name it .parquet"),
         ("p.jsonl.zip", "\x1f", ".zip files are not read as lists"),
         ("p.tar.gz", "\x1f", ".tar files are not read as lists"),
+        ("p.tgz", "\x1f", ".tgz files are not read as lists"),
+        ("p.txt.lz4", '\x04"M\x18a cat', ".lz4 files are not read as lists"),
+        ("p.txt.Z", "a cat", ".z files are not read as lists"),
         ("p.json", '"a cat"', "holds no list of prompts"),
         ("p.json", '{"a": ["a cat"]}', "without a list under prompts or captions"),
         ("p.json", '["a cat"\n "a dog"]', "line 2 is not JSON"),
@@ -360,6 +363,8 @@ def test_a_compressed_list_that_is_cut_off_or_damaged_is_refused(tmp_path: Path,
         with pytest.raises(PromptFileError, match="is damaged or cut off") as caught:
             _read(tmp_path, f"p.txt.{suffix}", content)
         assert "\n" not in str(caught.value)
+    with pytest.raises(PromptFileError, match="is compressed more than once"):
+        _read(tmp_path, f"p.txt.{suffix}", pack(whole))
     with pytest.raises(PromptFileError, match=rf"is compressed with \w+, .*; name it p\.txt\.{suffix}"):
         _read(tmp_path, "p.txt", whole)
 
