@@ -42,8 +42,8 @@ _LISTS = ("prompts", "captions")
 _FOREIGN = frozenset({
     ".7z", ".arrow", ".avro", ".bin", ".br", ".ckpt", ".db", ".docx", ".feather", ".htm", ".html",
     ".ini", ".ipynb", ".log", ".lz", ".lz4", ".lzma", ".lzo", ".md", ".npy", ".npz", ".ods", ".orc",
-    ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rtf", ".sqlite", ".sz", ".tar", ".tbz2", ".tgz", ".toml", ".txz", ".xls", ".xlsx",
-    ".xml", ".yaml", ".yml", ".z", ".zip",
+    ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rtf", ".sqlite", ".sz", ".tar", ".tbz2", ".tgz",
+    ".toml", ".txz", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
 })  # fmt: skip
 _COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
 _MAGIC = {
