@@ -63,7 +63,8 @@ class Options:
     prediction_type, text_encoder, config: what the model does not say of itself, or lacks.
     criterion: what a pruned noise difference is compared with: those of all other seeds, or of the same
         seed, the paper's; "trajectory" searches by trajectories from the start.
-    layers: "auto" is down + mid, the paper's, and all where trajectories ask for more.
+    layers: "auto" is down + mid, the paper's, and all where trajectories ask for more; of a transformer
+        it is all.
     search: "auto", "gradient-free" or "literal", which is the paper's procedure; `as_published`: as the
         authors' code does it where that differs.
     confirm: what decides that a picture is gone: short guided trajectories, as many steps as a picture
@@ -124,11 +125,6 @@ class Options:
                 raise OptionError(f"{option(name)} {value}: is no number; give one between 0 and 1")
         if self.tau is not None:
             self.check_gate(self.tau)
-
-    @property
-    def searched_layers(self) -> str:
-        """The layers that a search begins with."""
-        return "down+mid" if self.layers == "auto" else self.layers
 
     def check_gate(self, tau: float) -> None:
         """Raise OptionError for a gate below tau: no seed of such a prompt need be memorized."""

@@ -16,6 +16,8 @@ _UPSAMPLER = re.compile(rf"output_blocks\.{_NUMBER}\.\d\.conv\.weight")
 DIFFUSERS_VALUE = re.compile(
     rf"(?:(?:down|up)_blocks\.{_NUMBER}\.attentions\.{_NUMBER}|mid_block\.attentions\.0)\.{VALUE_END}"
 )
+PIXART_VALUE = re.compile(VALUE_END)
+"""Of a transformer whose blocks are numbered through."""
 
 
 def plain_name(name: str, wrapper: str = "") -> str:

@@ -24,7 +24,8 @@ WEIGHTS = ".safetensors"
 class ValueLayer:
     """The map `attn2.to_v` of one cross-attention block.
 
-    `name` is canonical: its module's name in diffusers. `part` is "down", "mid" or "up".
+    `name` is canonical: its module's name in diffusers. `part` is "down", "mid" or "up", of a
+    transformer "transformer".
     The weight is [rows, columns], a row a neuron, the columns the text embedding's channels.
     `tensors` are the keys of the weight, the main one first, then EMA twins in the same file;
     `biases` likewise, [rows], and usually empty.
@@ -73,15 +74,18 @@ class Checkpoint:
     """A recognized model, a file or a diffusers folder.
 
     path: of the file or folder.
-    family: "sd1", "sd2" or "sdxl"; `record` has what is known of it.
+    family: "sd1", "sd2", "sdxl" or "pixart"; `record` has what is known of it.
     layout: "ldm" (a single file with a text encoder or VAE beside the UNet), "unet-ldm" or
         "unet-diffusers" (a UNet alone, by the names it uses); of folders "diffusers" (a pipeline's)
         or "unet-folder" (a denoiser's own).
     value_layers: in the order of the network, with the main copy's keys.
     copies: every whole set of the denoiser's weights, as its files; first the main one, which
         diffusers loads by default.
-    in_channels: of the UNet: 4, or 9 for inpainting.
-    prediction_type: "epsilon", "v_prediction", or None where the model does not say.
+    in_channels: of the denoiser: 4, or 9 for inpainting.
+    prediction_type: "epsilon", "v_prediction", or None where the model does not say; `told_by` names
+        what says so ("its metadata", the sidecar's name, ...), "" if nothing does.
+    zero_snr: it is marked as trained with a zero terminal signal-to-noise ratio.
+    unclear: why what is told of its prediction type cannot be used, as a message; None if it can.
     others: a folder's further files, which stay as they are.
     twins: those that hold or may hold the denoiser's weights in a form that is not edited (pickles,
         ONNX, safetensors by another name, ...).
@@ -103,6 +107,9 @@ class Checkpoint:
     twins: tuple[Path, ...] = ()
     configs: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     wrapper: str = ""
+    told_by: str = ""
+    zero_snr: bool = False
+    unclear: str | None = None
 
     @property
     def record(self) -> Family:
@@ -144,10 +151,12 @@ class Checkpoint:
     def select(self, layers: str) -> tuple[ValueLayer, ...]:
         """The value layers that `layers` names, in the order of the network.
 
-        "down+mid" (the paper's), any other sum of "down", "mid" and "up", "all", or patterns on
-        names, canonical or short (`*`, `?`, `[...]`), separated by commas. Raises OptionError for a
-        pattern that matches nothing.
+        "auto" (down+mid; of a transformer all), "down+mid" (the paper's), any other sum of "down", "mid"
+        and "up", "all", or patterns on names, canonical or short (`*`, `?`, `[...]`), separated by
+        commas. Raises OptionError for a pattern that matches nothing.
         """
+        if layers == "auto":
+            layers = "down+mid" if {v.part for v in self.value_layers} & {"down", "mid"} else "all"
         chosen: set[str] = set()
         for pattern in layers.split(","):
             matching = {v.name for v in self.value_layers if _matches(v, pattern.strip())}

@@ -52,7 +52,7 @@ class Family:
     """One family of models.
 
     name: as JSON and manifests have it.
-    configs: the folder of its diffusers configs in ``data/configs``.
+    configs: the folder of its diffusers configs in ``data/configs``; None where models bring their own.
     fits: whether a file is of this family, if it is of none before it in `FAMILIES`.
     refuse: why a file that fits cannot be pruned all the same; None if it can.
     text_prefixes: where a single file keeps its text encoders, in the order of the UNet.
@@ -61,10 +61,11 @@ class Family:
     unused_text_layer: whether original files hold one more layer of the text encoder than is used.
     v_side: the side of the latents of its models that predict v, where it is not the config's.
     published: the paper's thresholds, None where it has none.
+    denoiser: what a diffusers folder calls it, "unet" or "transformer".
     """
 
     name: str
-    configs: str
+    configs: str | None
     fits: Callable[[Traits], bool]
     text_prefixes: tuple[str, ...]
     refuse: Callable[[Traits], str | None] = lambda _: None
@@ -72,6 +73,7 @@ class Family:
     unused_text_layer: bool = False
     v_side: int | None = None
     published: Published | None = None
+    denoiser: str = "unet"
 
 
 def _refuse_sdxl(traits: Traits) -> str | None:
@@ -97,6 +99,13 @@ def _is_sd2(traits: Traits) -> bool:
 FAMILIES = {
     family.name: family
     for family in (
+        Family(
+            name="pixart",
+            configs=None,
+            fits=lambda traits: traits.first.startswith("transformer_blocks."),
+            text_prefixes=("text_encoder.",),
+            denoiser="transformer",
+        ),
         Family(
             name="sdxl",
             configs="sdxl",

@@ -20,7 +20,7 @@ from nemo_prune.files.header import Header, is_training_state, quoted, read_head
 from nemo_prune.files.strict_json import read_object
 from nemo_prune.files.trees import entries, is_apple_double, read_tree, start_of
 
-DENOISER = "unet"
+_DENOISER = ("unet", "transformer")
 _USUAL = "diffusion_pytorch_model"
 _DENOISERS = re.compile(r"(unet|transformer|prior)([_.-].*)?")
 _OTHERS = re.compile(
@@ -43,7 +43,7 @@ _COPIES = _PICKLES | {".pb", ".onnx_data", ".data", ".h5", ".hdf5", ".npz", ".np
 _MAGIC = re.compile(
     rb"PK\x03\x04|\x80[\x02-\x05]|GGUF|\x89HDF|\x1f\x8b|7z\xbc\xaf|.{5}\0\0\0\{", re.DOTALL
 )
-_CONFIGS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")
+_CONFIGS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def recognize_folder(root: Path) -> Checkpoint:
     edited = {part.path for copy in copies for part in copy}
     twins = tuple(path for path in files if _is_twin(root, path))
     whole = main.path.parent != root
-    configs = _configs(root, whole)
+    configs = _configs(root, main.record.denoiser, whole)
+    stated = configs.get("scheduler", {}).get("prediction_type")
     return replace(
         main,
         path=root,
@@ -90,7 +91,8 @@ def recognize_folder(root: Path) -> Checkpoint:
         text_encoder=bool(whole and component_copies(root / "text_encoder")),
         vae=bool(whole and component_copies(root / "vae")),
         ema=any(copy.ema or _EMA.search(str(copy.path.relative_to(root))) for copy in found),
-        prediction_type=configs.get("scheduler", {}).get("prediction_type", main.prediction_type),
+        prediction_type=stated or main.prediction_type,
+        told_by="its scheduler's config" if stated else main.told_by,
         others=tuple(path for path in files if path not in edited and path not in twins),
         twins=twins,
         configs=configs,
@@ -117,10 +119,11 @@ def _denoisers(root: Path, files: Sequence[Path]) -> list[Checkpoint]:
             if _holds_denoiser(folder.relative_to(root), headers):
                 found.append(identify(copy.name, headers))
     plain = [copy for copy in found if copy.layout == "unet-diffusers"]
-    own = [copy for copy in plain if copy.path.parent in (root, root / DENOISER)]
+    places = [root / name for name in _DENOISER]
+    own = [copy for copy in plain if copy.path.parent in (root, *places)]
     if not own:
         return []
-    main = next((copy for copy in own if copy.path.parent == root / DENOISER), own[0])
+    main = next((copy for copy in own if copy.path.parent in places), own[0])
     return [main, *(copy for copy in found if copy is not main)]
 
 
@@ -179,8 +182,8 @@ def is_misnamed(path: Path) -> bool:
     return path.suffix.lower() in _SAFETENSORS and path.suffix != ".safetensors"
 
 
-def _configs(root: Path, whole: bool) -> dict[str, dict[str, Any]]:
-    places = {name: root / name for name in _CONFIGS} if whole else {DENOISER: root}
+def _configs(root: Path, denoiser: str, whole: bool) -> dict[str, dict[str, Any]]:
+    places = {name: root / name for name in _CONFIGS} if whole else {denoiser: root}
     found = {}
     for name, place in places.items():
         path = place / ("scheduler_config.json" if name == "scheduler" else "config.json")

@@ -36,6 +36,7 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
         "family": checkpoint.family,
         "layout": checkpoint.layout,
         "prediction_type": checkpoint.prediction_type,
+        "prediction_type_told_by": checkpoint.told_by or None,
         "text_encoder": checkpoint.text_encoder,
         "vae": checkpoint.vae,
         "ema": checkpoint.ema,

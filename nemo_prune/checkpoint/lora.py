@@ -69,6 +69,11 @@ def check_lora(
     8-bit weights, which a LoRA cannot make zero, OptionError if there is nothing to zero.
     """
     check_neurons(checkpoint, neurons)
+    if checkpoint.family not in _VERSIONS:
+        raise CheckpointError(
+            f"{checkpoint.path}: is a {checkpoint.family} model, for which no LoRA is written; write a "
+            f"checkpoint with {option('output')}"
+        )
     if not neurons:
         raise OptionError(f"{option('lora')} {out}: there is no neuron to remove, so no LoRA to write")
     if checkpoint.is_folder:

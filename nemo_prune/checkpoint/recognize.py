@@ -11,12 +11,13 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, Blocks, plain_name
+from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, PIXART_VALUE, Blocks, plain_name
 from nemo_prune.checkpoint.checkpoint import Checkpoint, Part, ValueLayer
 from nemo_prune.checkpoint.families import FAMILIES, Traits
 from nemo_prune.checkpoint.neurons import network_order
 from nemo_prune.checkpoint.provenance import joint_metadata
-from nemo_prune.errors import CheckpointError
+from nemo_prune.checkpoint.sidecar import read_sidecar
+from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.header import Header, Tensor, quoted, read_header
 
 # Dtypes in which zero bytes mean 0.0: not F8_E8M0 (2^-127), not quantized integers (an offset).
@@ -55,7 +56,30 @@ def recognize(path: Path) -> Checkpoint:
             f"{header.path}: is one shard of a model in several files; give the folder that holds "
             f"the whole model (the one with unet/ in it)"
         )
-    return identify(header.path, [header])
+    return _with_sidecar(identify(header.path, [header]))
+
+
+def _with_sidecar(checkpoint: Checkpoint) -> Checkpoint:
+    """What the YAML beside a single file adds to what the file says of itself."""
+    found = read_sidecar(checkpoint.path)
+    if found is None:
+        return checkpoint
+    path, sidecar = found
+    if sidecar.fault:
+        return replace(checkpoint, unclear=sidecar.fault)
+    stated = sidecar.prediction_type
+    if stated and checkpoint.prediction_type not in (None, stated):
+        return replace(
+            checkpoint,
+            unclear=f"{path}: says that the model predicts {stated} where {checkpoint.told_by} says "
+            f"{checkpoint.prediction_type}; say which with {option('prediction_type')}",
+        )
+    return replace(
+        checkpoint,
+        prediction_type=checkpoint.prediction_type or stated,
+        told_by=checkpoint.told_by or (path.name if stated else ""),
+        zero_snr=checkpoint.zero_snr or sidecar.zero_snr,
+    )
 
 
 def identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
@@ -103,6 +127,7 @@ def _identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
         )
     text = any(n.startswith(("cond_stage_model.", "conditioner.embedders.")) for n in tensors)
     vae = any(n.startswith("first_stage_model.") for n in tensors)
+    prediction_type, told_by = _prediction_type(tensors, joint_metadata(headers))
     return Checkpoint(
         path=path,
         family=_family(tensors, layers, prefix, found[layers[0].name]),
@@ -112,9 +137,11 @@ def _identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
         text_encoder=text,
         vae=vae,
         ema=any(len(layer.tensors) > 1 for layer in layers),
-        in_channels=_in_channels(tensors, prefix + ("input_blocks.0.0" if ldm else "conv_in")),
-        prediction_type=_prediction_type(tensors, joint_metadata(headers)),
+        in_channels=_in_channels(tensors, _entrance(tensors, ldm, prefix)),
+        prediction_type=prediction_type,
         wrapper=wrapper,
+        told_by=told_by,
+        zero_snr="ztsnr" in tensors,
     )
 
 
@@ -152,8 +179,16 @@ def _find(tensors: Tensors) -> tuple[bool, str, dict[str, str]]:
         names = [n[len(prefix) :] for n in tensors if n.startswith(prefix)]
         if found := dict(Blocks(names).values()):
             return True, prefix, {layer: prefix + name for layer, name in found.items()}
-    plain = [n for n in tensors if DIFFUSERS_VALUE.fullmatch(n)]
+    value = PIXART_VALUE if _is_pixart(tensors) else DIFFUSERS_VALUE
+    plain = [n for n in tensors if value.fullmatch(n)]
     return False, "", {name.removesuffix(".weight"): name for name in plain}
+
+
+def _is_pixart(tensors: Tensors) -> bool:
+    """Whether these are all of PixArt's parts, by diffusers' names; others have blocks like its own."""
+    entrance = tensors.get("pos_embed.proj.weight")
+    rest = ("adaln_single.linear.weight", "caption_projection.linear_1.weight", "scale_shift_table")
+    return entrance is not None and len(entrance.shape) == 4 and all(name in tensors for name in rest)
 
 
 def _value_layer(tensors: Tensors, canonical: str, key: str, prefix: str) -> ValueLayer:
@@ -234,6 +269,13 @@ def _family(tensors: Tensors, layers: Sequence[ValueLayer], prefix: str, first: 
     return family.name
 
 
+def _entrance(tensors: Tensors, ldm: bool, prefix: str) -> str:
+    """The convolution that takes the latents."""
+    if _is_pixart(tensors):
+        return "pos_embed.proj"
+    return prefix + ("input_blocks.0.0" if ldm else "conv_in")
+
+
 def _in_channels(tensors: Tensors, stem: str) -> int:
     tensor = tensors.get(f"{stem}.weight")
     if tensor is None or len(tensor.shape) != 4:
@@ -244,12 +286,13 @@ def _in_channels(tensors: Tensors, stem: str) -> int:
     return tensor.shape[1]
 
 
-def _prediction_type(tensors: Tensors, metadata: Mapping[str, str]) -> str | None:
+def _prediction_type(tensors: Tensors, metadata: Mapping[str, str]) -> tuple[str | None, str]:
+    """What the file says that it predicts, and what in it says so."""
     stated = metadata.get("modelspec.prediction_type", "").strip().lower()
     if stated in _PREDICTION_TYPES:
-        return _PREDICTION_TYPES[stated]
+        return _PREDICTION_TYPES[stated], "its metadata"
     # Tensors without meaning but their name, as ComfyUI reads them. ztsnr alone says nothing.
-    return _V if "v_pred" in tensors else None
+    return (_V, "its marker v_pred") if "v_pred" in tensors else (None, "")
 
 
 # ------------------------------------------------------------- what the method does not apply to

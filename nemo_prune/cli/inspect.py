@@ -57,6 +57,8 @@ def _print(found: dict[str, Any]) -> None:
         if key in found:
             value = found[key]
             text = ", ".join(value) if isinstance(value, list) else value
+            if key == "prediction_type" and (told_by := found["prediction_type_told_by"]):
+                text = f"{value} ({told_by})"
             line(f"{key.replace('_', ' ')}: {'unknown' if text is None else text}")
     layers = found["value_layers"]
     line(f"text channels: {layers[0]['columns']}")

@@ -376,7 +376,7 @@ def read_for_several(
     prompts = read_given(given, labels)
     if "layers" in given:
         for checkpoint, one in zip(checkpoints, asked, strict=True):
-            checkpoint.select(one.searched_layers)
+            checkpoint.select(one.layers)
     path = given["calibration_prompts"]
     ordinary = read_prompts(path).texts if path else None
     return [

@@ -1,20 +1,25 @@
 """Records of a list that a user gives: lines of text, CSV, TSV, JSON, JSON lines or Parquet.
 
 Readers are strict: whatever could make a list shorter or longer than its author meant is refused by
-name, with the line. The format follows from the file's name (`FORMATS`), and its content must agree.
+name, with the line. The format follows from the file's name (`FORMATS`), and its content must agree. It
+may be compressed with gzip, bzip2, xz or zstd, and has two suffixes then: captions.jsonl.gz.
 Messages never quote the content.
 """
 
+import bz2
 import contextlib
 import csv
 import glob
+import gzip
 import io
 import json
+import lzma
 import os
 import re
 import stat
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +40,12 @@ COLUMNS = ("caption", "prompt", "text")
 LABELS = ("memorized", "label", "type", "kind")
 _LISTS = ("prompts", "captions")
 _FOREIGN = frozenset({
-    ".arrow", ".avro", ".bin", ".bz2", ".ckpt", ".db", ".docx", ".feather", ".gz", ".htm", ".html",
-    ".ini", ".ipynb", ".log", ".md", ".npy", ".npz", ".ods", ".orc", ".pdf", ".pickle", ".pkl", ".pt",
-    ".py", ".rtf", ".sqlite", ".tar", ".toml", ".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip",
-    ".zst",
+    ".7z", ".arrow", ".avro", ".bin", ".br", ".ckpt", ".db", ".docx", ".feather", ".htm", ".html",
+    ".ini", ".ipynb", ".log", ".lz", ".lz4", ".lzma", ".lzo", ".md", ".npy", ".npz", ".ods", ".orc",
+    ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rtf", ".sqlite", ".sz", ".tar", ".tbz2", ".tgz",
+    ".toml", ".txz", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
 })  # fmt: skip
+_COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
 _MAGIC = {
     b"PAR1": "Parquet",
     b"\x1f\x8b": "compressed with gzip",
@@ -108,9 +114,8 @@ def read_list(path: Path, format: Format | None = None, column: str | None = Non
     Raises:
         PromptFileError: one line, for a list that cannot be read, or that its content contradicts.
     """
-    content = _content(path)
+    content, suffix, notes = _decompressed(path, _content(path))
     column = None if column is None else column.strip().lower()
-    suffix = path.suffix.lower() if path != STDIN else ""
     if format is None:
         if suffix in _FOREIGN:
             raise _refused(path, f"{suffix} files are not read as lists", None)
@@ -121,13 +126,14 @@ def read_list(path: Path, format: Format | None = None, column: str | None = Non
         text = _decoded(path, content)
         if not text.strip():
             return Listing(path, format, [])
-        format, notes = _agreed(path, text, format)
+        format, said = _agreed(path, text, format)
+        notes += said
         if suffix not in FORMATS:
             notes.append(f"{path}: read as text, one prompt a line")
     elif format == "parquet":
         return _parquet(path, content, column)
     else:
-        text, notes = _decoded(path, content), []
+        text = _decoded(path, content)
     if format == "txt":
         if column is not None:
             raise PromptFileError(
@@ -152,6 +158,58 @@ def _content(path: Path) -> bytes:
         if stat.S_ISFIFO(path.stat().st_mode):
             return _bounded(path, _piped(path))
     return read_bytes(path, PromptFileError, "prompts", _WANTED)
+
+
+def _decompressed(path: Path, content: bytes) -> tuple[bytes, str, list[str]]:
+    """The content without compression, the suffix that says what it is, and notes."""
+    suffix = path.suffix.lower() if path != STDIN else ""
+    if path == STDIN:
+        # It has no name, so what it begins with decides.
+        suffix = next((s for s, magic in _COMPRESSED.items() if content.startswith(magic)), "")
+    if suffix not in _COMPRESSED:
+        return content, suffix, []
+    inner = path.with_suffix("").suffix.lower() if path != STDIN else ""
+    if not content.startswith(_COMPRESSED[suffix]):
+        if not content.strip():
+            return content, inner, []
+        return content, inner, [f"{path}: is not compressed, whatever its name, and was read as it is"]
+    try:
+        plain = _bounded(path, _plain(content, suffix))
+    except ImportError:
+        raise PromptFileError(
+            f"{path}: zstd is read with pyarrow, which is not installed; "
+            f"pip install 'nemo-prune[parquet]', or decompress it first"
+        ) from None
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+        raise PromptFileError(
+            f"{path}: is damaged or cut off, so it cannot be decompressed; make it anew"
+        ) from None
+    if plain.startswith(tuple(_COMPRESSED.values())):
+        raise PromptFileError(f"{path}: is compressed more than once; decompress it, and give the list")
+    return plain, inner, []
+
+
+def _plain(content: bytes, suffix: str) -> bytes:
+    """The decompressed content, or its first bytes, one more than a list may have."""
+    if suffix == ".gz":
+        with gzip.open(io.BytesIO(content)) as file:
+            return file.read(MAX_BYTES + 1)
+    if suffix == ".zst":
+        import pyarrow as arrow
+
+        with arrow.CompressedInputStream(arrow.py_buffer(content), "zstd") as stream:
+            return bytes(stream.read(MAX_BYTES + 1))
+    pieces: list[bytes] = []
+    size = 0
+    # Not bz2.open and lzma.open: they end at a second stream that is damaged, without a word.
+    while content and size <= MAX_BYTES:
+        stream = bz2.BZ2Decompressor() if suffix == ".bz2" else lzma.LZMADecompressor()
+        pieces.append(stream.decompress(content, MAX_BYTES + 1 - size))
+        size += len(pieces[-1])
+        if not stream.eof and size <= MAX_BYTES:
+            raise EOFError
+        content = stream.unused_data.lstrip(b"\0")
+    return b"".join(pieces)
 
 
 def _piped(path: Path) -> bytes:
@@ -194,6 +252,10 @@ def _decoded(path: Path, content: bytes) -> str:
 
 
 def _check_magic(path: Path, content: bytes, format: Format) -> None:
+    for suffix, magic in _COMPRESSED.items():
+        if content.startswith(magic):
+            what = f"is {_MAGIC[magic]}, and its name does not say so"
+            raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
     for magic, what in _MAGIC.items():
         if content.startswith(magic) and not (what == "Parquet" and format == "parquet"):
             raise _refused(path, f"is {what}", "parquet" if what == "Parquet" else None)

@@ -21,7 +21,7 @@ from nemo_prune.localize.confirm import (
     unrelated_ends,
 )
 from nemo_prune.localize.repair import Repair, Repaired
-from nemo_prune.model.denoiser import TOKENS, LoadedModel
+from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.activations import harms, ladders
 from nemo_prune.scoring.calibration_file import fingerprint
@@ -123,7 +123,7 @@ class _Run:
         self.checkpoint, self.prompts, self.options = checkpoint, prompts, options
         self.progress, self.show_prompts = progress, show_prompts
         self.calibration_prompts = calibration_prompts
-        self.layers = checkpoint.select(options.searched_layers)
+        self.layers = checkpoint.select(options.layers)
         self.names = [layer.name for layer in self.layers]
         progress.stage("loading the model", 1, "file")
         self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
@@ -132,9 +132,10 @@ class _Run:
         self.counts, notes = tokens_of(self.engine.model, prompts)
         for line in notes:
             progress.note(line)
+        self.most_tokens = self.engine.model.max_tokens
         for index, count in enumerate(self.counts):
-            if count > TOKENS:
-                progress.note(f"prompt {index}: {count} tokens, truncated to {TOKENS}")
+            if count > self.most_tokens:
+                progress.note(f"prompt {index}: {count} tokens, truncated to {self.most_tokens}")
         self.ordinary = Ordinary(self.engine, checkpoint, options, calibration_prompts, progress)
         self.statistics, self.statistics_from = self.ordinary.statistics
         if "activations" in self.ordinary.of_original:
@@ -302,6 +303,7 @@ class _Run:
 
     def manifest(self) -> Manifest:
         records = tuple(self._record(index) for index in range(len(self.prompts)))
+        prediction = self.engine.model.prediction
         return Manifest(
             version=__version__,
             source={
@@ -309,14 +311,14 @@ class _Run:
                 "sha256": self.source_sha256,
                 "model": self.checkpoint.kind,
             },
-            options=self.settings,
+            options=self.settings | {"prediction": prediction.as_json() if prediction else None},
             prompts=records,
             neurons=union(*(record.neurons for record in records)),
         )
 
     def _record(self, index: int) -> PromptRecord:
         outcome, repaired = self.finished.get(index), self.repaired
-        truncated = self.counts[index] > TOKENS
+        truncated = self.counts[index] > self.most_tokens
         text = self.prompts[index] if self.show_prompts else None
         if outcome is None:
             return PromptRecord(index, Status.NOT_SEARCHED, None, None, truncated=truncated, text=text)

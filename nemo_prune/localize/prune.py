@@ -109,6 +109,7 @@ def summary(found: Localization, written: Written | None) -> dict[str, Any]:
         "statistics_from": found.statistics_from,
         "criterion": found.options.criterion,
         "confirm": found.options.confirm,
+        "prediction": manifest.options["prediction"],
         "prompts": [_prompt_json(record) | _further(found, record.index) for record in manifest.prompts],
         "neurons": _neurons_json(manifest.neurons),
         "cost": {**found.cost, "peak_memory_mb": round(peak / 1e6)},

@@ -9,6 +9,7 @@ named by the user replaces all of it. Imports no torch.
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,11 +26,20 @@ _SIDES = range(11, 1025)
 _CODE = ("auto_map", "trust_remote_code", "custom_pipeline")
 _CLASSES = {
     "unet": r"UNet2DConditionModel",
+    "transformer": r"(PixArt)?Transformer2DModel",
     "vae": r"AutoencoderKL",
     "text_encoder": r"CLIPTextModel(WithProjection)?",
     "text_encoder_2": r"CLIPTextModel(WithProjection)?",
     "scheduler": r"\w+Scheduler",
 }
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model is told to predict: `type`, None where nothing tells, and `by` whom."""
+
+    type: str | None = None
+    by: str = ""
 
 
 def data_folder(*parts: str) -> Path:
@@ -128,8 +138,17 @@ class Configs:
         self.folder = folder
         self.own = own or {}
         self.family = FAMILIES[family]
-        self.bundled = data_folder("configs", self.family.configs)
         self.overrides = metadata_overrides(metadata, path)
+
+    @property
+    def bundled(self) -> Path:
+        """The family's bundled configs; OptionError if its models bring their own."""
+        if self.family.configs is None:
+            raise OptionError(
+                f"{self.path}: is a {self.family.name} model, whose configs are not bundled; give its "
+                f"whole diffusers folder, or its configs with {option('config')} DIR"
+            )
+        return data_folder("configs", self.family.configs)
 
     def component(self, name: str, shapes: Shapes, own: Config | None = None) -> Config:
         """The config of `unet`, `vae`, `text_encoder` or `text_encoder_2`.
@@ -178,13 +197,29 @@ class Configs:
             config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return config
 
+    def told(self, prediction_type: str | None, told_by: str, given: str | None) -> Told:
+        """What is told of the prediction type, and by whom, in the precedence of `scheduler`.
+
+        prediction_type, told_by: the checkpoint's own. given: the user's.
+        """
+        if given:
+            return Told(given, option("prediction_type"))
+        if self.folder is not None:
+            stated = read_config(self.folder, "scheduler").get("prediction_type")
+            return Told(stated, str(self.folder / config_file("scheduler"))) if stated else Told()
+        if prediction_type:
+            return Told(prediction_type, told_by)
+        stated = self.overrides.get("scheduler", {}).get("prediction_type")
+        return Told(stated, "its metadata") if stated else Told()
+
     def sample_size(self, unet: Config, prediction_type: str) -> int:
         """The latents' side that the UNet was trained at; OptionError if no score could be taken."""
         if not isinstance(unet["sample_size"], int):
             # Left open, or a pair.
-            unet = read_config(self.bundled, "unet")
+            unet = read_config(self.bundled, self.family.denoiser)
         stated = self.folder is not None or any(
-            "sample_size" in configs.get("unet", {}) for configs in (self.own, self.overrides)
+            "sample_size" in configs.get(self.family.denoiser, {})
+            for configs in (self.own, self.overrides)
         )
         if self.family.v_side and prediction_type == "v_prediction" and not stated:
             return self.family.v_side

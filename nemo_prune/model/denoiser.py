@@ -1,28 +1,33 @@
 """The model that localization asks: text in, value layers in the middle, noise out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.families import FAMILIES, Family
-from nemo_prune.model.hub import quiet
+from nemo_prune.model.hub import StableDiffusionPipeline, quiet
 from nemo_prune.model.inference import Config
+from nemo_prune.model.prediction import Prediction
 
 TOKENS = 77
 _ENCODE_BATCH = 64
 # SDXL is told the size of the picture; its autoencoder halves the size three times.
 _SDXL_FACTOR = 8
+EMBEDDED_GUIDANCE = 7.0
+"""The scale that UNets with an embedding of it (LCM) are told; as of trajectories elsewhere."""
 
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """One CLIP text encoder and its tokenizer."""
+    """One text encoder, CLIP's or T5's, and its tokenizer; it reads the first `length` tokens."""
 
     tokenizer: Any
     model: Any
+    length: int = TOKENS
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +35,9 @@ class LoadedModel:
     """A denoiser and its text encoder(s), ready to predict noise.
 
     Attributes:
-        family: "sd1", "sd2" or "sdxl".
-        unet: diffusers' `UNet2DConditionModel`: eval mode, no gradients, channels_last.
+        family: "sd1", "sd2", "sdxl" or "pixart".
+        unet: the denoiser, diffusers' `UNet2DConditionModel` or PixArt's transformer: eval mode, no
+            gradients, channels_last.
         text_encoders: one, or SDXL's two.
         scheduler_config: the noise schedule, as `DDIMScheduler` takes it.
         alphas_cumprod: float32 `[1000]` on `device`, alpha-bar of each training timestep.
@@ -40,8 +46,9 @@ class LoadedModel:
         value_layers: canonical name to the `attn2.to_v` module, in the checkpoint's order.
         device: where all of it lies.
         dtype: of all weights and of what `encode` and `predict_noise` return.
-        blank: float32 `[1, 5, height, width]` for an inpainting UNet, else None: its further
-            input channels for a picture that is masked everywhere.
+        blank: further input channels, float32 `[1, k, height, width]`, or None: of an inpainting
+            UNet 5, for a picture that is masked everywhere, of instruct-pix2pix 4 zeros, for none.
+        prediction: why it is taken to predict that; None where nobody asked.
     """
 
     family: str
@@ -55,6 +62,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     blank: Tensor | None = None
+    prediction: Prediction | None = None
 
     @property
     def record(self) -> Family:
@@ -71,25 +79,68 @@ class LoadedModel:
         for module in (self.unet, *(encoder.model for encoder in self.text_encoders)):
             module.to("meta")
 
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a prompt are read, with start and end."""
+        return self.text_encoders[0].length if self.text_encoders else TOKENS
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether the denoiser is PixArt's transformer, which takes T5's text and its mask."""
+        return self.record.denoiser == "transformer"
+
+    def as_seen(self, text: Tensor) -> Tensor:
+        """What the value layers get of a text `[n, tokens, d]`: projected where the denoiser does so."""
+        return self.unet.caption_projection(text) if self.is_transformer else text
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the UNet is told the guidance scale, and draws with one pass a step (LCM)."""
+        return getattr(self.unet, "config", {}).get("time_cond_proj_dim") is not None
+
+    @contextmanager
+    def exact(self) -> Iterator["LoadedModel"]:
+        """The same model in fp32 for as long as the `with` lasts.
+
+        The denoiser's weights are converted in place and back, which loses nothing and never holds two.
+        """
+        unet = self.unet.float()
+        try:
+            yield replace(
+                self,
+                unet=unet,
+                value_layers={name: unet.get_submodule(name) for name in self.value_layers},
+                dtype=torch.float32,
+                blank=None if self.blank is None else self.blank.float(),
+            )
+        finally:
+            self.unet.to(self.dtype)
+
     @quiet()
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt with start and end; more than 77 means that it gets truncated."""
+        """Tokens of each prompt with start and end; more than `max_tokens` get truncated."""
         return [len(ids) for ids in self.token_ids(prompts)]
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The tokens of each prompt with start and end, before any is cut off."""
         if not prompts:
             return []
-        ids: list[list[int]] = self.text_encoders[0].tokenizer(list(prompts))["input_ids"]
+        texts = [_as_pixart(prompt) for prompt in prompts] if self.is_transformer else list(prompts)
+        ids: list[list[int]] = self.text_encoders[0].tokenizer(texts)["input_ids"]
         return ids
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """What cross-attention sees of each prompt: `[n, 77, text_dim]`."""
+        """The text embedding of each prompt: `[n, max_tokens, text_dim]`."""
         return self.encode_pooled(prompts)[0]
 
     @torch.no_grad()
     def encode_pooled(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """`encode`, and for SDXL the pooled embedding `[n, pooled_dim]` that it also needs."""
+        """`encode`, and what the denoiser needs beside it.
+
+        That is SDXL's pooled embedding `[n, pooled_dim]`, PixArt's mask of the tokens `[n, max_tokens]`.
+        """
+        if self.is_transformer:
+            return self._encode_t5(prompts)
         states, pooled = [], []
         for start in range(0, max(1, len(prompts)), _ENCODE_BATCH):
             # An empty list still has a shape, so that nobody downstream needs a special case.
@@ -115,6 +166,26 @@ class LoadedModel:
         count = len(prompts)
         return torch.cat(states)[:count], torch.cat(pooled)[:count] if pooled else None
 
+    def _encode_t5(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        (encoder,) = self.text_encoders
+        states, masks = [], []
+        for start in range(0, max(1, len(prompts)), _ENCODE_BATCH):
+            batch = [_as_pixart(prompt) for prompt in prompts[start : start + _ENCODE_BATCH]] or [""]
+            tokens = encoder.tokenizer(
+                batch,
+                padding="max_length",
+                max_length=encoder.length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            mask = tokens["attention_mask"].to(self.device)
+            output = encoder.model(tokens["input_ids"].to(self.device), attention_mask=mask)
+            masks.append(mask.to(self.dtype))
+            # Nothing looks at the places after the text; in statistics they must say nothing.
+            states.append(output.last_hidden_state.to(self.dtype) * masks[-1][..., None])
+        count = len(prompts)
+        return torch.cat(states)[:count], torch.cat(masks)[:count]
+
     def predict_noise(
         self, latents: Tensor, timestep: int, text: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
@@ -125,13 +196,27 @@ class LoadedModel:
         Args:
             latents: `[n, *latent_shape]`.
             timestep: training timestep, 0 to 999.
-            text: `[n, 77, text_dim]` from `encode`.
-            pooled: `[n, pooled_dim]` from `encode_pooled`; SDXL needs it, others ignore it.
+            text: `[n, max_tokens, text_dim]` from `encode`.
+            pooled: from `encode_pooled`; SDXL and PixArt need it, others ignore it.
 
         Returns:
             `[n, *latent_shape]`, converted to epsilon where the UNet predicts v.
         """
         latents = latents.to(self.device, self.dtype)
+        output = self.output(latents, timestep, text, pooled)
+        if self.prediction_type == "v_prediction":
+            alpha = self.alphas_cumprod[timestep]
+            noise = alpha.sqrt() * output.float() + (1 - alpha).sqrt() * latents.float()
+            return noise.to(self.dtype)
+        return output
+
+    def output(
+        self, latents: Tensor, timestep: int, text: Tensor, pooled: Tensor | None = None
+    ) -> Tensor:
+        """What the UNet itself puts out, `[n, *latent_shape]`; the arguments are `predict_noise`'s."""
+        latents = latents.to(self.device, self.dtype)
+        if self.is_transformer:
+            return self._transformed(latents, timestep, text, pooled)
         inputs, added = latents, None
         if self.blank is not None:
             blank = self.blank.to(self.dtype).expand(len(latents), -1, -1, -1)
@@ -143,10 +228,40 @@ class LoadedModel:
             size = [height, width, 0, 0, height, width]
             ids = torch.tensor([size], device=self.device, dtype=self.dtype)
             added = {"text_embeds": pooled, "time_ids": ids.expand(len(latents), -1)}
+        further: dict[str, Tensor] = {}
+        if self.embeds_guidance:
+            scale = torch.full((len(latents),), EMBEDDED_GUIDANCE - 1, device=self.device)
+            width = self.unet.config["time_cond_proj_dim"]
+            further["timestep_cond"] = StableDiffusionPipeline.get_guidance_scale_embedding(
+                None, scale, embedding_dim=width, dtype=self.dtype
+            )
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        output: Tensor = self.unet(inputs, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
-        if self.prediction_type == "v_prediction":
-            alpha = self.alphas_cumprod[timestep]
-            noise = alpha.sqrt() * output.float() + (1 - alpha).sqrt() * latents.float()
-            return noise.to(self.dtype)
+        output: Tensor = self.unet(
+            inputs, timestep, text, added_cond_kwargs=added, return_dict=False, **further
+        )[0]
         return output
+
+    def _transformed(self, latents: Tensor, timestep: int, text: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            raise ValueError("PixArt needs the mask of the text's tokens")
+        count = len(latents)
+        added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+        if self.unet.use_additional_conditions:
+            sides = [_SDXL_FACTOR * side for side in self.latent_shape[1:]]
+            size = torch.tensor([sides], device=self.device, dtype=self.dtype)
+            added["resolution"] = size.expand(count, -1)
+            added["aspect_ratio"] = (size[:, :1] / size[:, 1:]).expand(count, -1)
+        output: Tensor = self.unet(
+            latents,
+            encoder_hidden_states=text,
+            encoder_attention_mask=mask,
+            timestep=torch.full((count,), timestep, device=self.device),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+        return output[:, : self.latent_shape[0]]  # what follows is a learned variance
+
+
+def _as_pixart(prompt: str) -> str:
+    """A prompt as PixArt's pipelines tokenize it."""
+    return prompt.lower().strip()

@@ -40,6 +40,10 @@ with quiet():
 
     AutoencoderKL: Any = _diffusers.AutoencoderKL
     DDIMScheduler: Any = _diffusers.DDIMScheduler
+    LCMScheduler: Any = _diffusers.LCMScheduler
+    PixArtAlphaPipeline: Any = _diffusers.PixArtAlphaPipeline
+    PixArtSigmaPipeline: Any = _diffusers.PixArtSigmaPipeline
+    PixArtTransformer2DModel: Any = _diffusers.PixArtTransformer2DModel
     StableDiffusionPipeline: Any = _diffusers.StableDiffusionPipeline
     StableDiffusionXLPipeline: Any = _diffusers.StableDiffusionXLPipeline
     UNet2DConditionModel: Any = _diffusers.UNet2DConditionModel
@@ -49,7 +53,11 @@ with quiet():
     CLIPTextModel: Any = _transformers.CLIPTextModel
     CLIPTextModelWithProjection: Any = _transformers.CLIPTextModelWithProjection
     CLIPTokenizer: Any = _transformers.CLIPTokenizer
+    T5Config: Any = _transformers.T5Config
+    T5EncoderModel: Any = _transformers.T5EncoderModel
+    T5Tokenizer: Any = _transformers.T5Tokenizer
 
+PatchEmbed: Any = importlib.import_module("diffusers.models.embeddings").PatchEmbed
 convert_ldm_unet_checkpoint: Any = _single_file.convert_ldm_unet_checkpoint
 convert_ldm_vae_checkpoint: Any = _single_file.convert_ldm_vae_checkpoint
 convert_open_clip_checkpoint: Any = _single_file.convert_open_clip_checkpoint

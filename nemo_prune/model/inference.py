@@ -78,6 +78,8 @@ def infer_unet(base: Config, shapes: Shapes) -> Config:
         config["cross_attention_dim"] = shapes[values[0]][1]
         entrance = values[0].split(".transformer_blocks.")[0] + ".proj_in.weight"
         config["use_linear_projection"] = len(shapes[entrance]) == 2
+    if "time_embedding.cond_proj.weight" in shapes:
+        config["time_cond_proj_dim"] = shapes["time_embedding.cond_proj.weight"][1]
     if "add_embedding.linear_1.weight" in shapes:
         config["projection_class_embeddings_input_dim"] = shapes["add_embedding.linear_1.weight"][1]
     return config

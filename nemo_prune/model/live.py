@@ -8,6 +8,7 @@ Nothing of the pipeline is changed: train modes and gradients are as before on a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer
 from nemo_prune.checkpoint.families import FAMILIES, Traits
 from nemo_prune.checkpoint.neurons import network_order
 from nemo_prune.errors import CheckpointError
+from nemo_prune.model.configs import Told
 from nemo_prune.model.denoiser import LoadedModel, TextEncoder
+from nemo_prune.model.prediction import measure
 from nemo_prune.model.schedule import alphas_cumprod, checked_schedule
 
 NAME = Path("live pipeline")
@@ -34,7 +37,8 @@ def opened(pipeline: Any) -> Iterator[tuple[Checkpoint, LoadedModel]]:
 
     Raises:
         CheckpointError: it is none, lies on several devices or on none, draws from more than text, has
-            a UNet as `describe` refuses, or a schedule for which no noise difference is defined.
+            a UNet as `describe` refuses or that shows that it predicts something else than its
+            scheduler says, or a schedule for which no noise difference is defined.
     """
     encoders = tuple(
         TextEncoder(getattr(pipeline, f"tokenizer{end}"), getattr(pipeline, f"text_encoder{end}"))
@@ -78,7 +82,9 @@ def opened(pipeline: Any) -> Iterator[tuple[Checkpoint, LoadedModel]]:
         dtype=unet.dtype,
     )
     with _as_loaded(modules):
-        yield checkpoint, model
+        prediction = measure(model, Told(model.prediction_type, "its scheduler's config"))
+        prediction.check(NAME)
+        yield checkpoint, replace(model, prediction=prediction)
 
 
 def describe(unet: Any, prediction_type: str | None = None) -> Checkpoint:

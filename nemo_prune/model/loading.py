@@ -7,15 +7,17 @@ bundled or inferred; see `configs.py`. This module imports torch, so import it l
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nemo_prune.errors import CheckpointError, option
+from nemo_prune.files.strict_json import read_object
 from nemo_prune.model import weights
-from nemo_prune.model.configs import Configs
+from nemo_prune.model.configs import Configs, foreign_code
 from nemo_prune.model.denoiser import LoadedModel, TextEncoder
 from nemo_prune.model.hub import (
     AutoencoderKL,
@@ -23,15 +25,23 @@ from nemo_prune.model.hub import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     DDIMScheduler,
+    LCMScheduler,
+    PatchEmbed,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    T5Config,
+    T5EncoderModel,
     UNet2DConditionModel,
     quiet,
 )
 from nemo_prune.model.inference import Config, NotDescribed
-from nemo_prune.model.schedule import alphas_cumprod, read_schedule
+from nemo_prune.model.prediction import measure
+from nemo_prune.model.schedule import alphas_cumprod, read_schedule, told_prediction
 from nemo_prune.model.text_sources import TextSource, text_sources
-from nemo_prune.model.tokenizer import load_tokenizer, read_tokenizer
+from nemo_prune.model.tokenizer import load_tokenizer, read_t5_tokenizer, read_tokenizer
 
 __all__ = ["LoadedModel", "TextEncoder", "load_model", "load_pipeline"]
 
@@ -60,43 +70,30 @@ def load_model(
         text_encoder: where to take the text encoder(s) from, as `text_sources` reads it.
 
     Raises:
-        CheckpointError: a component or a weight is missing, shapes do not fit, or the UNet's
-            inputs or outputs are such that no noise difference can be taken.
+        CheckpointError: a component or a weight is missing, shapes do not fit, the UNet's inputs or
+            outputs are such that no noise difference can be taken, or its output shows that it
+            predicts something else than is told.
         OptionError: the config folder cannot be used.
     """
     loader = _Loader(checkpoint, device, dtype, config)
+    told = told_prediction(checkpoint, loader.configs, prediction_type)
     schedule = read_schedule(checkpoint, loader.configs, prediction_type)
     text_encoders = loader.text_encoders(text_encoder)
     unet = loader.unet()
     width = sum(encoder.model.config.hidden_size for encoder in text_encoders)
-    if unet.config["cross_attention_dim"] != width:
+    takes = unet.config.get("caption_channels") or unet.config["cross_attention_dim"]
+    if takes != width:
         raise CheckpointError(
             f"{loader.path}: its text encoder gives {width} channels where the UNet takes "
-            f"{unet.config['cross_attention_dim']}; give the right configs with {option('config')} DIR"
+            f"{takes}; give the right configs with {option('config')} DIR"
         )
-    side = loader.configs.sample_size(dict(unet.config), schedule["prediction_type"])
-    # A pipeline draws at the size that the UNet's config says.
-    unet.register_to_config(sample_size=side)
-    shape = (int(unet.config["out_channels"]), side, side)
-    inputs = unet.config["in_channels"]
-    if inputs not in (shape[0], 2 * shape[0] + 1):
-        raise CheckpointError(
-            f"{loader.path}: its UNet takes {inputs} channels, so it draws from more than text (a "
-            f"picture, a depth map); give a text-to-image or inpainting model"
-        )
-    return LoadedModel(
-        family=checkpoint.family,
-        unet=unet,
-        text_encoders=text_encoders,
-        scheduler_config=schedule,
-        alphas_cumprod=alphas_cumprod(schedule, loader.path).to(device),
-        prediction_type=schedule["prediction_type"],
-        latent_shape=shape,
-        value_layers={layer.name: unet.get_submodule(layer.name) for layer in checkpoint.value_layers},
-        device=device,
-        dtype=dtype,
-        blank=loader.blank(shape) if inputs != shape[0] else None,
-    )
+    model = loader.model(unet, text_encoders, schedule)
+    prediction = measure(model, told)
+    prediction.check(loader.path)
+    if prediction.type != model.prediction_type:
+        schedule = read_schedule(checkpoint, loader.configs, prediction.type)
+        model = loader.model(unet, text_encoders, schedule)
+    return replace(model, prediction=prediction)
 
 
 @quiet()
@@ -111,7 +108,8 @@ def load_pipeline(
 ) -> Any:
     """A diffusers text-to-image pipeline of the checkpoint for drawing pictures, offline.
 
-    It has a DDIM scheduler, no safety checker and no progress bar. The options are `load_model`'s.
+    It has a DDIM scheduler (LCM's where the model has that), no safety checker and no progress bar.
+    The options are `load_model`'s.
 
     Raises:
         CheckpointError: as `load_model`; also if the file holds no VAE, or an inpainting UNet.
@@ -125,16 +123,28 @@ def load_pipeline(
         prediction_type=prediction_type,
         text_encoder=text_encoder,
     )
-    if model.blank is not None:
+    if model.blank is not None and model.blank.shape[1] > model.latent_shape[0]:
         raise CheckpointError(f"{checkpoint.path}: an inpainting model draws only into a given picture")
     loader = _Loader(checkpoint, device, dtype, config)
     first, second = model.text_encoders[0], model.text_encoders[-1]
+    distilled = model.scheduler_config.get("_class_name") == "LCMScheduler"
+    kind = LCMScheduler if distilled else DDIMScheduler
+    if model.blank is not None:
+        _draw_from_text_alone(model.unet, model.blank.to(dtype))
+    if model.is_transformer:
+        pixart = PixArtSigmaPipeline if "Sigma" in loader.model_class else PixArtAlphaPipeline
+        whole = pixart(
+            tokenizer=first.tokenizer, text_encoder=first.model, vae=loader.vae(),
+            transformer=model.unet, scheduler=kind.from_config(model.scheduler_config),
+        )  # fmt: skip
+        whole.set_progress_bar_config(disable=True)
+        return whole
     parts = {
         "vae": loader.vae(),
         "text_encoder": first.model,
         "tokenizer": first.tokenizer,
         "unet": model.unet,
-        "scheduler": DDIMScheduler.from_config(model.scheduler_config),
+        "scheduler": kind.from_config(model.scheduler_config),
     }
     if len(model.text_encoders) == 2:
         pipeline = StableDiffusionXLPipeline(
@@ -150,6 +160,17 @@ def load_pipeline(
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _draw_from_text_alone(unet: Any, blank: Tensor) -> None:
+    """Let a pipeline use a UNet with further input channels as if it had none: they get `blank`."""
+
+    def filled(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        latents = inputs[0]
+        return torch.cat([latents, blank.to(latents).expand(len(latents), -1, -1, -1)], 1), *inputs[1:]
+
+    unet.register_forward_pre_hook(filled)
+    unet.register_to_config(in_channels=unet.config["out_channels"])
 
 
 def model_schedule(
@@ -178,6 +199,49 @@ class _Loader:
         self.dtype = dtype
         self.path = checkpoint.path
         self.configs = _configs(checkpoint, config)
+
+    def model(self, unet: Any, text_encoders: tuple[TextEncoder, ...], schedule: Config) -> LoadedModel:
+        """Put together what was loaded; the size of the latents follows from what it predicts."""
+        side = self.configs.sample_size(dict(unet.config), schedule["prediction_type"])
+        # A pipeline draws at the size that the UNet's config says.
+        unet.register_to_config(sample_size=side)
+        inputs = unet.config["in_channels"]
+        # PixArt also puts out a variance, in as many channels again.
+        transformer = self.checkpoint.record.denoiser == "transformer"
+        shape = (inputs if transformer else int(unet.config["out_channels"]), side, side)
+        known = (shape[0], 2 * shape[0] + 1, *([2 * shape[0]] if self._is_pix2pix() else []))
+        if inputs not in known:
+            raise CheckpointError(
+                f"{self.path}: its UNet takes {inputs} channels, so it draws from more than text (a "
+                f"picture, a depth map); give a text-to-image or inpainting model, or the diffusers "
+                f"folder of an instruct-pix2pix"
+            )
+        layers = self.checkpoint.value_layers
+        return LoadedModel(
+            family=self.checkpoint.family,
+            unet=unet,
+            text_encoders=text_encoders,
+            scheduler_config=schedule,
+            alphas_cumprod=alphas_cumprod(schedule, self.path).to(self.device),
+            prediction_type=schedule["prediction_type"],
+            latent_shape=shape,
+            value_layers={layer.name: unet.get_submodule(layer.name) for layer in layers},
+            device=self.device,
+            dtype=self.dtype,
+            blank=self.blank(shape, inputs - shape[0]) if inputs != shape[0] else None,
+        )
+
+    def _is_pix2pix(self) -> bool:
+        """Whether a folder says that it is an instruct-pix2pix; others take as many channels."""
+        return "InstructPix2Pix" in self.model_class
+
+    @property
+    def model_class(self) -> str:
+        """The class of the pipeline that a folder says it is, "" if it does not."""
+        index = self.path / "model_index.json"
+        if not self.checkpoint.is_folder or not index.is_file():
+            return ""
+        return str(read_object(index).get("_class_name"))
 
     def _component(
         self,
@@ -218,8 +282,27 @@ class _Loader:
 
     def unet(self) -> Any:
         tensors = weights.read_unet(self.checkpoint)
+        if self.checkpoint.record.denoiser == "transformer":
+            return self._component("transformer", tensors, self._pixart).to(self.device)
         unet = self._component("unet", tensors, UNet2DConditionModel.from_config)
         return unet.to(memory_format=torch.channels_last)
+
+    def _pixart(self, config: Config) -> nn.Module:
+        if key := foreign_code("transformer", config):
+            raise CheckpointError(
+                f"{self.path}: its transformer's {key} is not PixArt's; give a PixArt model"
+            )
+        model: Any = PixArtTransformer2DModel.from_config(config)
+        settings = model.config
+        with torch.device("cpu"):  # its table of places is made, not saved
+            model.pos_embed = PatchEmbed(
+                height=settings["sample_size"], width=settings["sample_size"],
+                patch_size=settings["patch_size"], in_channels=settings["in_channels"],
+                embed_dim=model.inner_dim, interpolation_scale=(
+                    settings["interpolation_scale"] or max(settings["sample_size"] // 64, 1)
+                ),
+            )  # fmt: skip
+        return cast(nn.Module, model)
 
     def vae(self, dtype: torch.dtype | None = None) -> Any:
         if self.checkpoint.is_folder:
@@ -236,6 +319,17 @@ class _Loader:
         return tuple(self._text_encoder(source, n) for n, source in enumerate(sources))
 
     def _text_encoder(self, source: TextSource, number: int) -> TextEncoder:
+        if self.checkpoint.record.denoiser == "transformer":
+            # Overflows in fp16.
+            dtype = torch.bfloat16 if self.dtype == torch.float16 else self.dtype
+            assert source.tokenizer is not None
+            t5 = self._component(
+                "text_encoder", source.tensors,
+                lambda config: T5EncoderModel(T5Config.from_dict(config)),
+                path=source.path, own=source.config, dtype=dtype,
+            )  # fmt: skip
+            length = 300 if "Sigma" in self.model_class else 120  # of the pipelines of either
+            return TextEncoder(read_t5_tokenizer(source.tokenizer), t5, length)
         suffix = f"_{number + 1}" if number else ""
         name, tokenizer = f"text_encoder{suffix}", f"tokenizer{suffix}"
         kind = CLIPTextModelWithProjection if number else CLIPTextModel
@@ -258,7 +352,10 @@ class _Loader:
         return TextEncoder(own, model)
 
     @torch.no_grad()
-    def blank(self, shape: tuple[int, int, int]) -> Tensor:
+    def blank(self, shape: tuple[int, int, int], channels: int) -> Tensor:
+        """The `channels` further inputs of a UNet for no picture, float32 `[1, channels, h, w]`."""
+        if channels == shape[0]:  # trained with zeros in place of some pictures
+            return torch.zeros(1, *shape, device=self.device)
         # Many a VAE, SDXL's first of all, overflows in half precision.
         vae = self.vae(torch.float32)
         sides = [side * 2 ** (len(vae.config["block_out_channels"]) - 1) for side in shape[1:]]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from nemo_prune.errors import CheckpointError, OptionError, option
-from nemo_prune.model.configs import Configs
+from nemo_prune.model.configs import Configs, Told
 from nemo_prune.model.hub import DDIMScheduler
 from nemo_prune.model.inference import Config
 
@@ -23,13 +23,24 @@ def read_schedule(checkpoint: Checkpoint, configs: Configs, prediction_type: str
     `prediction_type`, "epsilon" or "v", is what the UNet predicts, whatever the model says.
     Raises CheckpointError for a model for which no noise difference is defined.
     """
-    tensors = checkpoint.tensors
     config = configs.scheduler(
-        checkpoint.prediction_type,
-        given="v_prediction" if prediction_type == "v" else prediction_type,
-        zero_snr="ztsnr" in tensors,
+        checkpoint.prediction_type, given=_full_name(prediction_type), zero_snr=checkpoint.zero_snr
     )
-    return checked_schedule(config, checkpoint.path, tensors)
+    return checked_schedule(config, checkpoint.path, checkpoint.tensors)
+
+
+def told_prediction(checkpoint: Checkpoint, configs: Configs, prediction_type: str | None) -> Told:
+    """What is told of what the model predicts; the arguments are `read_schedule`'s.
+
+    Raises CheckpointError if what is told contradicts itself or cannot be read.
+    """
+    if checkpoint.unclear and prediction_type is None and configs.folder is None:
+        raise CheckpointError(checkpoint.unclear)
+    return configs.told(checkpoint.prediction_type, checkpoint.told_by, _full_name(prediction_type))
+
+
+def _full_name(prediction_type: str | None) -> str | None:
+    return "v_prediction" if prediction_type == "v" else prediction_type
 
 
 def checked_schedule(config: Config, path: Path, names: Collection[str] = ()) -> Config:

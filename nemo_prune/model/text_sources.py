@@ -56,6 +56,8 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
         OptionError: what was given is no or are too many encoders.
     """
     family = checkpoint.record
+    if family.denoiser == "transformer":
+        return [_t5_source(given[0] if given else checkpoint.path)]
     wanted = len(family.text_prefixes)
     if given:
         found = [source for path in given for source in _given(path, family)]
@@ -123,6 +125,11 @@ def _of_component(folder: Path, tokenizer: Path | None = None) -> TextSource:
     path = folder / "config.json"
     config = read_object(path) if path.is_file() else None
     kind = (config or {}).get("model_type", "clip_text_model")
+    if kind == "chatglm" or "ChatGLMModel" in (config or {}).get("architectures", ()):
+        raise CheckpointError(
+            f"{folder}: is Kolors' text encoder (ChatGLM3), whose tokenizer is code of its own, so "
+            f"prompts cannot be scored or searched; known neurons can be removed with nemo-prune apply"
+        )
     if not str(kind).startswith("clip"):
         raise CheckpointError(
             f"{folder}: is a text encoder of the kind {kind!a}, and only CLIP's are known; give a "
@@ -131,3 +138,25 @@ def _of_component(folder: Path, tokenizer: Path | None = None) -> TextSource:
     tensors = {name.removeprefix("text_model."): t for name, t in read_component(folder).items()}
     has = tokenizer is not None and holds_tokenizer(tokenizer)
     return TextSource(folder, tensors, config, tokenizer if has else None)
+
+
+def _t5_source(root: Path) -> TextSource:
+    """PixArt's text encoder in a diffusers folder; CheckpointError if it has none."""
+    folder, tokenizer = root / "text_encoder", root / "tokenizer"
+    tensors = read_component(folder) if folder.is_dir() else {}
+    path = folder / "config.json"
+    if not tensors or not path.is_file():
+        raise CheckpointError(
+            f"{root}: holds no text encoder (T5), which prompts need; give the diffusers folder of a "
+            f"PixArt with {option('text_encoder')}"
+        )
+    config = read_object(path)
+    if config.get("model_type") != "t5":
+        raise CheckpointError(
+            f"{folder}: is a text encoder of the kind {config.get('model_type')!a}, and PixArt takes T5"
+        )
+    # Its two names for one table; files have one of them.
+    table = tensors.get("shared.weight", tensors.get("encoder.embed_tokens.weight"))
+    if table is not None:
+        tensors |= {"shared.weight": table, "encoder.embed_tokens.weight": table}
+    return TextSource(folder, tensors, config, tokenizer)

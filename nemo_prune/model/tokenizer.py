@@ -1,11 +1,12 @@
-"""CLIP's tokenizers: the bundled one, or one out of a folder."""
+"""CLIP's tokenizers: the bundled one, or one out of a folder. T5's, out of a folder."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.model.configs import data_folder
-from nemo_prune.model.hub import CLIPTokenizer
+from nemo_prune.model.hub import CLIPTokenizer, T5Tokenizer
 
 
 def load_tokenizer(pad_token: str = "<|endoftext|>") -> Any:
@@ -25,3 +26,31 @@ def read_tokenizer(folder: Path) -> Any:
             f"{folder}: cannot be read as CLIP's tokenizer ({reason}); download it again, or give "
             f"another with {option('config')} DIR"
         ) from None
+
+
+def read_t5_tokenizer(folder: Path) -> Any:
+    """T5's tokenizer in a folder; CheckpointError if there is none that can be read."""
+    if not (folder / "tokenizer.json").is_file():
+        # Without a vocabulary transformers makes a tokenizer that knows no word, and says nothing.
+        if not (folder / "spiece.model").is_file():
+            raise CheckpointError(f"{folder}: holds neither tokenizer.json nor spiece.model; add one")
+        for name, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf")):
+            if not _is_there(module):
+                raise CheckpointError(
+                    f"{folder}: holds T5's vocabulary as spiece.model alone, which is read with {name}; "
+                    f"pip install sentencepiece protobuf"
+                )
+    try:
+        return T5Tokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library behind it raises no other kind
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{folder}: cannot be read as T5's tokenizer ({reason}); download it again"
+        ) from None
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package above it
+        return False

@@ -98,11 +98,12 @@ def read_unet(checkpoint: Checkpoint) -> Tensors:
     """
     path, wrapper = checkpoint.path, checkpoint.wrapper
     if checkpoint.is_folder or checkpoint.layout == "unet-diffusers":
-        # Marker keys for other programs, such as v_pred, have no dot.
-        pieces = (
-            read_tensors(file, lambda n: "." in n and not n.startswith("model_ema."), wrapper)
-            for file in checkpoint.files
-        )
+        # Marker keys for other programs, such as v_pred, have no dot. One tensor of PixArt's has none.
+        def wanted(name: str) -> bool:
+            dotted = "." in name and not name.startswith("model_ema.")
+            return dotted or name == "scale_shift_table"
+
+        pieces = (read_tensors(file, wanted, wrapper) for file in checkpoint.files)
         return _unscaled({name: tensor for piece in pieces for name, tensor in piece.items()})
     # What stands before the blocks differs where a UNet is saved alone.
     prefix = _BLOCKS.split(plain_name(checkpoint.value_layers[0].tensors[0], wrapper))[0]
@@ -118,6 +119,9 @@ def read_unet(checkpoint: Checkpoint) -> Tensors:
         renamed = convert_ldm_unet_checkpoint(tensors, config)
     except KeyError as error:
         raise missing(path, f"{UNET_PREFIX}{error.args[0]}") from None
+    if (guidance := f"{UNET_PREFIX}time_embed.cond_proj.weight") in tensors:
+        # LCM's, which the converter leaves out without a word.
+        renamed["time_embedding.cond_proj.weight"] = tensors[guidance]
     blocks = Blocks(name.removeprefix(prefix) for name in found)
     # It puts None where a bias has no weight beside it or the other way round.
     return {_placed(name, blocks): t for name, t in renamed.items() if t is not None}

@@ -36,8 +36,9 @@ def activations(model: LoadedModel, layers: Sequence[ValueLayer], text: Tensor) 
     `text`: `[n, 77, d]`.
     """
     with torch.inference_mode():
+        seen = model.as_seen(text)
         return {
-            layer.name: model.value_layers[layer.name](text).abs().double().mean(dim=1).cpu()
+            layer.name: model.value_layers[layer.name](seen).abs().double().mean(dim=1).cpu()
             for layer in layers
         }
 

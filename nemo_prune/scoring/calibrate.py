@@ -48,6 +48,7 @@ def calibrate(
         "scored": calibration.about["scores"]["prompts"],
         "seeds": options.seeds,
         "timestep": engine.timestep,
+        "prediction": engine.model.prediction.as_json() if engine.model.prediction else None,
         **told,
         "samples": engine.cost.samples,
     }

@@ -12,7 +12,8 @@ from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.prompts import apart_from
-from nemo_prune.model.denoiser import TOKENS, LoadedModel
+from nemo_prune.model.denoiser import LoadedModel
+from nemo_prune.model.prediction import Prediction
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.consistency import ORDINARY, consistencies, consistency_gate
 from nemo_prune.scoring.detect import Detection, detect
@@ -31,6 +32,7 @@ class Findings:
     norm_gate: what ordinary prompts' noise norms exceed at the same rate, where that is known; it
         decides nothing.
     samples: denoiser samples to score the prompts; `calibration_samples` those for thresholds.
+    prediction: what the denoiser was taken to predict, and why.
     """
 
     checkpoint: Path
@@ -46,6 +48,7 @@ class Findings:
     calibration_samples: int
     seconds: float
     consistency_gate: float | None = None
+    prediction: Prediction | None = None
 
     @property
     def memorized(self) -> tuple[Detection, ...]:
@@ -91,10 +94,11 @@ def find_memorized(
     counts, notes = tokens_of(engine.model, prompts)
     for line in notes:
         progress.note(line)
-    truncated = tuple(count > TOKENS for count in counts)
+    most = engine.model.max_tokens
+    truncated = tuple(count > most for count in counts)
     if any(truncated):
         progress.note(
-            f"{sum(truncated)} prompts are longer than {TOKENS} tokens and were truncated: the model "
+            f"{sum(truncated)} prompts are longer than {most} tokens and were truncated: the model "
             f"sees, and the score is of, what they begin with"
         )
     ordinary = Ordinary(engine, checkpoint, options, calibration_prompts, progress)
@@ -170,6 +174,7 @@ def find_memorized(
         calibration_samples=calibration_samples,
         seconds=round(time.monotonic() - started, 1),
         consistency_gate=gate,
+        prediction=engine.model.prediction,
     )
 
 
@@ -213,6 +218,7 @@ def summary(found: Findings, show_prompts: bool = False) -> dict[str, Any]:
         "consistency_gate": found.consistency_gate,
         "seeds": found.seeds,
         "timestep": found.timestep,
+        "prediction": found.prediction.as_json() if found.prediction else None,
         "memorized": len(found.memorized),
         "prompts": [_row(found, one, show_prompts) for one in found.detections],
         "evaluation": evaluation(found),

@@ -226,10 +226,7 @@ class Engine:
         return found
 
     def _with_fp32(self, work: Callable[[LoadedModel], R]) -> R:
-        """`work` on the model; again in fp32 if half precision overflows.
-
-        The weights are converted in place and back, which loses nothing and never holds two models.
-        """
+        """`work` on the model; again in fp32 if half precision overflows."""
         try:
             return work(self.model)
         except _NotFiniteError:
@@ -241,21 +238,11 @@ class Engine:
                 f"{self.model.precision} overflowed: such batches are "
                 f"evaluated again in fp32; {option('precision')} fp32 does so from the start"
             )
-        unet = self.model.unet.float()
-        blank = self.model.blank
-        exact = replace(
-            self.model,
-            unet=unet,
-            value_layers={name: unet.get_submodule(name) for name in self.model.value_layers},
-            dtype=torch.float32,
-            blank=None if blank is None else blank.float(),
-        )
         try:
-            return work(exact)
+            with self.model.exact() as exact:
+                return work(exact)
         except _NotFiniteError:
             raise _broken() from None
-        finally:
-            self.model.unet.to(self.model.dtype)
 
     def _latents(self, batch: Sequence[Sample], model: LoadedModel) -> Tensor:
         latents = torch.stack([self.noise(sample.seed) for sample in batch])

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
-from nemo_prune.model.denoiser import TOKENS, LoadedModel
+from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.detect import Detection
 
 _FEWEST = 10  # prompts: that all of fewer score below a mean may be chance
@@ -12,13 +12,13 @@ _FEWEST = 10  # prompts: that all of fewer score below a mean may be chance
 def tokens_of(model: LoadedModel, prompts: Sequence[str]) -> tuple[list[int], Iterator[str]]:
     """How many tokens each prompt has, and notes on prompts that are one and the same to the model."""
     ids = model.token_ids(prompts)
-    return [len(one) for one in ids], _alike(ids)
+    return [len(one) for one in ids], _alike(ids, model.max_tokens)
 
 
-def _alike(ids: Sequence[Sequence[int]]) -> Iterator[str]:
+def _alike(ids: Sequence[Sequence[int]], most: int) -> Iterator[str]:
     # The last place of a truncated prompt is taken by the end token.
-    distinct = len({tuple(one[: TOKENS - 1]) for one in ids})
-    why = f"the text encoder ignores case and whatever follows {TOKENS} tokens"
+    distinct = len({tuple(one[: most - 1]) for one in ids})
+    why = f"the text encoder ignores case and whatever follows {most} tokens"
     if distinct == 1 < len(ids):
         yield f"all {len(ids)} prompts are the same to the model, so they have one score: {why}"
     elif distinct < len(ids):

@@ -11,7 +11,7 @@ from nemo_prune.model.loading import load_model, load_pipeline, model_schedule
 from nemo_prune.model.schedule import alphas_cumprod, ddim_timestep
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.engine import Engine
-from nemo_prune.scoring.trajectory import STEPS, Schedule, schedule_from
+from nemo_prune.scoring.trajectory import GUIDANCE, STEPS, Schedule, schedule_from
 
 PICTURE_STEPS = 25
 
@@ -30,11 +30,11 @@ def open_engine(
     """
     if loaded is None:
         loading = _loading(options)
-        timestep = scored_timestep(checkpoint, options)
+        scored_timestep(checkpoint, options)  # raises before anything is read
         model = load_model(checkpoint, **loading)
     else:
-        model, trained = loaded, len(loaded.alphas_cumprod)
-        timestep = _timestep(loaded.scheduler_config, trained, options)
+        model = loaded
+    timestep = _timestep(model.scheduler_config, len(model.alphas_cumprod), options)
     engine = Engine(
         model,
         timestep=timestep,
@@ -45,13 +45,8 @@ def open_engine(
     )
     if progress is not None:
         engine.note = progress.note
-        if model.family == "sd2" and not any(
-            (checkpoint.prediction_type, options.prediction_type, options.config)
-        ):
-            progress.note(
-                "nothing says whether this Stable Diffusion 2 predicts epsilon or v: taken as epsilon "
-                f"(512-base); for a 768-v model give {option('prediction_type')} v"
-            )
+        if model.prediction is not None and model.prediction.note:
+            progress.note(model.prediction.note)
     return engine
 
 
@@ -92,4 +87,6 @@ def _loading(options: Options) -> dict[str, Any]:
 def trajectory_schedule(model: LoadedModel, confirm: str) -> Schedule:
     """A few steps for "trajectory", as many as a picture takes for "pictures"."""
     first = ddim_timestep(model.scheduler_config, 50, 0)
-    return schedule_from(first, PICTURE_STEPS if confirm == "pictures" else STEPS)
+    steps = PICTURE_STEPS if confirm == "pictures" else STEPS
+    # Where the denoiser is told the scale, its noise with the prompt is guided already.
+    return schedule_from(first, steps, 1.0 if model.embeds_guidance else GUIDANCE)

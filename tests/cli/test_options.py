@@ -38,7 +38,7 @@ def test_notes_of_the_engine_reach_who_opened_it(tmp_path: Path) -> None:
     told = Told()
     checkpoint = recognize(write_small(tmp_path / "tiny.safetensors"))
     opening.open_engine(checkpoint, Options(device="cpu"), told).note("overflowed")
-    assert told.notes == ["overflowed"]
+    assert told.notes[1:] == ["overflowed"]
 
 
 def test_who_opens_an_sd2_hears_that_nothing_says_what_it_predicts(tmp_path: Path) -> None:
@@ -55,8 +55,10 @@ def test_who_opens_an_sd2_hears_that_nothing_says_what_it_predicts(tmp_path: Pat
     ):
         told = Told()
         opening.open_engine(recognize(given), Options(device="cpu", **options), told)
-        assert len(told.notes) == notes, options
-        assert all("predicts epsilon or v" in note for note in told.notes)
+        about = [note for note in told.notes if "nothing says whether the model predicts" in note]
+        assert len(about) == notes, options
+        # Of random weights nothing can be measured, and that is said too.
+        assert ["its output shows neither" in note for note in told.notes] == [True]
 
 
 def test_detect_says_that_nothing_says_what_it_predicts(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
+import bz2
 import contextlib
+import gzip
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -206,7 +209,11 @@ def test_formats(tmp_path: Path, name: str, content: str, lines: tuple[int, int]
         ("p.xlsx", "PK\x03\x04", ".xlsx files are not read as lists"),
         ("p.txt", "PK\x03\x04", "is a zip archive or a spreadsheet"),
         ("p.txt", "PAR1", "is Parquet; name it .parquet"),
-        ("p.jsonl.gz", "\x1f", ".gz files are not read as lists"),
+        ("p.jsonl.zip", "\x1f", ".zip files are not read as lists"),
+        ("p.tar.gz", "\x1f", ".tar files are not read as lists"),
+        ("p.tgz", "\x1f", ".tgz files are not read as lists"),
+        ("p.txt.lz4", '\x04"M\x18a cat', ".lz4 files are not read as lists"),
+        ("p.txt.Z", "a cat", ".z files are not read as lists"),
         ("p.json", '"a cat"', "holds no list of prompts"),
         ("p.json", '{"a": ["a cat"]}', "without a list under prompts or captions"),
         ("p.json", '["a cat"\n "a dog"]', "line 2 is not JSON"),
@@ -314,6 +321,69 @@ def test_a_header_in_a_text_file_is_said(tmp_path: Path) -> None:
     path.write_text("Caption\na cat\n")
     (note,) = read_prompts(path).notes
     assert "its first line is a column's name" in note
+
+
+# -------------------------------------------------------------------------------- compressed lists
+
+
+def _zstd(content: bytes) -> bytes:
+    out = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(out, "zstd") as stream:
+        stream.write(content)
+    return bytes(out.getvalue().to_pybytes())
+
+
+PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": _zstd}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_a_compressed_list_is_read_as_its_name_says(tmp_path: Path, suffix: str) -> None:
+    pack = PACKERS[suffix]
+    lines = b'{"caption": "a cat"}\n{"caption": "a dog"}\n'
+    assert _read(tmp_path, f"p.jsonl.{suffix}", pack(lines)) == ("a cat", "a dog")
+    assert _read(tmp_path, f"p.{suffix}", pack(b"a cat\na dog\n")) == ("a cat", "a dog")
+    # Pieces that were compressed one by one and put together, as logs are.
+    assert _read(tmp_path, f"p.txt.{suffix}", pack(b"a cat\n") + pack(b"a dog")) == ("a cat", "a dog")
+    # What is in it is held against its name as ever.
+    with pytest.raises(PromptFileError, match=r"p\.csv\..*: holds JSON lines, not CSV"):
+        _read(tmp_path, f"p.csv.{suffix}", pack(lines))
+    path = tmp_path / f"plain.txt.{suffix}"
+    path.write_text("a cat\n")
+    found = read_prompts(path)
+    assert found.texts == ("a cat",)
+    assert "is not compressed, whatever its name" in found.notes[0]
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_a_compressed_list_that_is_cut_off_or_damaged_is_refused(tmp_path: Path, suffix: str) -> None:
+    """Never read as far as it goes: the rest may hold what is memorized."""
+    pack = PACKERS[suffix]
+    whole = pack(b"\n".join(b"caption %d" % n for n in range(2000)))
+    for content in (whole[: len(whole) // 2], whole[:8], whole + b"garbage", whole + pack(b"x")[:-3]):
+        with pytest.raises(PromptFileError, match="is damaged or cut off") as caught:
+            _read(tmp_path, f"p.txt.{suffix}", content)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(PromptFileError, match="is compressed more than once"):
+        _read(tmp_path, f"p.txt.{suffix}", pack(whole))
+    with pytest.raises(PromptFileError, match=rf"is compressed with \w+, .*; name it p\.txt\.{suffix}"):
+        _read(tmp_path, "p.txt", whole)
+
+
+def test_a_compressed_list_is_bounded_when_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "MAX_BYTES", 1000)
+    for suffix, pack in PACKERS.items():
+        with pytest.raises(PromptFileError, match="is too large, more than 1000 bytes"):
+            _read(tmp_path, f"p.txt.{suffix}", pack(b"caption\n" * 100_000))
+
+
+def test_zstd_without_pyarrow_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(PromptFileError, match="zstd is read with pyarrow, which is not installed"):
+        _read(tmp_path, "p.txt.zst", _zstd(b"a cat"))
 
 
 # -------------------------------------------------------------------------------- parquet, columns
