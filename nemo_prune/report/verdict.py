@@ -17,6 +17,8 @@ Data = Mapping[str, Any]
 ENOUGH_SEEDS = 8
 """Pictures a prompt that a verdict takes: what comes back from two of eight is not in fewer."""
 _DRIFT, _RATIO = 0.05, 1.5
+_TOLD_BY = {"name": "by name", "order": "by order", "alike": "by likeness"}
+_NAMED = 10  # training pictures that a note names
 
 
 def verdict(data: Data) -> str:
@@ -94,7 +96,8 @@ def notes(data: Data) -> list[str]:
     if doubtful := [one["file"] for one in told["pictures"] if one["doubt"] is not None]:
         found.append(
             f"Training pictures that were not used, as it is doubtful whose they are: "
-            f"{', '.join(doubtful)}."
+            f"{', '.join(doubtful[:_NAMED])}"
+            + (f" and {len(doubtful) - _NAMED} more." if len(doubtful) > _NAMED else ".")
         )
     if data["pictures"]["images"] and "skipped" not in data["pictures"] and (unseen := not_judged(data)):
         found.append(
@@ -118,9 +121,8 @@ def target_lines(data: Data) -> list[str]:
             whose = f"prompt {one['prompt']}, " if one["prompt"] is not None else ""
             lines.append(f"training picture {one['file']}: not used; {whose}{one['doubt']} ({how})")
         else:
-            lines.append(
-                f"training picture {one['file']}: prompt {one['prompt']}, by {told['match']} ({how})"
-            )
+            whose = f"prompt {one['prompt']}, {_TOLD_BY[told['match']]}"
+            lines.append(f"training picture {one['file']}: {whose} ({how})")
     return lines
 
 

@@ -374,6 +374,18 @@ def test_inspect_says_when_copies_disagree(tmp_path):
     assert zeroed(tmp_path / "o") == {MID: [0, 1]}
 
 
+def test_the_table_that_the_help_shows_is_read(tmp_path):
+    """At the widths of the real Stable Diffusion 1, one column to stay small."""
+    shape = SD1 | {"widths": (320, 640, 1280, 1280), "columns": 1}
+    path = write(tmp_path / "wide", [*unet(shape, dtype="F16"), rawfiles.CLIP])
+    lines = [line.strip() for line in run("apply", "--help").output.splitlines()]
+    first = next(place for place, line in enumerate(lines) if line.startswith("Caption;"))
+    (tmp_path / "r.csv").write_text("\n".join(lines[first : first + 2]))
+    result = run("apply", path, "--import-csv", tmp_path / "r.csv", "-o", tmp_path / "o", "--json")
+    assert result.exit_code == 0, result.output
+    assert [len(rows) for rows in zeroed(tmp_path / "o").values()] == [2, 1, 1, 1]
+
+
 def filled_again(path, key, row):
     """What a program makes of a pruned file that keeps the metadata and loses the edit."""
     header, raw, data = parse(path)

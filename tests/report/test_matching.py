@@ -11,6 +11,7 @@ from click.testing import Result
 from PIL import Image
 from test_inputs import manifest_of
 from test_likeness import photo
+from test_report import make_data
 from test_verify import LAYER, noisy
 from tiny import run, write_small
 
@@ -23,6 +24,7 @@ from nemo_prune.report.likeness import Likeness, open_likeness
 from nemo_prune.report.matching import Matched, match_alike
 from nemo_prune.report.pictures import Picture
 from nemo_prune.report.targets import find_targets, read_targets, shown_name, write_template
+from nemo_prune.report.verdict import notes, target_lines
 
 DRAWN = {0: "chelsea", 1: "coffee", 4: "rocket"}
 ORDINARY = ("moon", "grass", "brick")
@@ -253,12 +255,12 @@ def test_verify_says_what_was_matched_and_uses_no_doubtful_picture(
     has = ["target_before" in entry["pictures"] for entry in data["prompts"]]
     assert has == [True, False, True]
     words = " ".join(result.stderr.split())
-    assert "training picture DSC_2.png: prompt 0, by alike (ms_ssim " in words
+    assert "training picture DSC_2.png: prompt 0, by likeness (ms_ssim " in words
     assert "training picture DSC_3.png: not used; is not clearly like what any prompt draws" in words
     assert "not used, as it is doubtful whose they are: DSC_3.png." in words
     for name in ("r.html", "r.md"):
         page = (tmp_path / name).read_text().replace("\\", "")
-        assert "training picture DSC_2.png: prompt 0, by alike" in page
+        assert "training picture DSC_2.png: prompt 0, by likeness" in page
         assert "training picture DSC_3.png: not used" in page
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [Path(row["file"]).name for row in rows] == ["DSC_2.png", "", "DSC_1.png"]
@@ -302,3 +304,15 @@ def test_a_template_takes_no_model(
         "1.png",
         "",
     ]
+
+
+def test_a_note_names_ten_pictures_and_counts_the_others() -> None:
+    pictures = [
+        {"prompt": None, "file": f"{i}.png", "likeness": None, "doubt": "is named by no prompt"}
+        for i in range(14)
+    ]
+    data = make_data() | {"targets": {"match": "name", "pictures": pictures}}
+    (note,) = [one for one in notes(data) if one.startswith("Training pictures")]
+    assert note.endswith("whose they are: 0.png, 1.png, 2.png, 3.png, 4.png, 5.png, 6.png, 7.png, "
+                         "8.png, 9.png and 4 more.")  # fmt: skip
+    assert len(target_lines(data)) == 14
