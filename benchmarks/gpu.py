@@ -202,6 +202,7 @@ def backward(at: Setting) -> Iterator[Row]:
                 try:
                     if not checkpointed:
                         engine._checkpointed = lambda _model: nullcontext()  # type: ignore[method-assign,assignment,return-value]
+                    engine.batch_size = 3 * seeds
                     engine.attribution(job, wanted)
                     at.sync()
                     reset_peak_memory(at.device)
@@ -211,6 +212,8 @@ def backward(at: Setting) -> Iterator[Row]:
                     continue
                 finally:
                     engine._checkpointed = switch  # type: ignore[method-assign]
+                if engine.batch_size < 3 * seeds:
+                    row["note"] = "did not fit: in several batches"
                 points = len(attribution.POINTS)
                 yield row | {
                     "seconds": round(seconds, 3),
@@ -282,6 +285,7 @@ class Watch:
             "outside_s": round(outside, 3),
             "outside_percent": round(100 * outside / total, 1),
             "samples": samples,
+            "samples_per_s": round(samples / total, 1),
             "batches": self.engine.cost.batches - batches,
             "outside_ms_per_sample": round(1000 * outside / max(1, samples), 3),
         }
@@ -319,7 +323,7 @@ def search(at: Setting) -> Iterator[Row]:
     kinds: list[tuple[str, int]] = (
         [("detect", 4), ("auto", 2), ("gradient-free", 2)]
         if at.tiny
-        else [("detect", 128), ("gradient-free", 64), ("auto", 16), ("auto", 64)]
+        else [("detect", 128), ("gradient-free", 32), ("auto", 16), ("auto", 64)]
     )
     each = 0.0
     for kind, count in kinds:

@@ -111,12 +111,12 @@ class Planted:
 def plant(layers: Mapping[str, int], needed: int, tau: float, rng: random.Random) -> Planted:
     """A memory of so many neurons, drawn evenly from `layers` (name -> rows).
 
-    |z| tells a little of them, an attribution most.
+    |z| tells nothing of them but that they lie in the ladder; an attribution tells most.
     """
     every = [Neuron(layer, row) for layer, rows in layers.items() for row in range(rows)]
     chosen = frozenset(rng.sample(every, min(needed, len(every))))
     z = {
-        layer: [abs(rng.gauss(0, 1)) + 2.0 * (Neuron(layer, row) in chosen) for row in range(rows)]
+        layer: [abs(rng.gauss(0, 1)) + (Neuron(layer, row) in chosen) for row in range(rows)]
         for layer, rows in layers.items()
     }
     attribution = {neuron: (neuron in chosen) + rng.gauss(0, 0.05) for neuron in every}

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,13 @@ from nemo_prune.errors import CheckpointError, option, rendered
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Criterion
 from nemo_prune.scoring.attribution import Masking, attribute, soft_maxima
-from nemo_prune.scoring.criterion import best_pairs, compared_with, scores_against
+from nemo_prune.scoring.criterion import (
+    best_pairs,
+    best_pairs_of_each,
+    compared_with,
+    scores_against,
+    scores_of_each,
+)
 from nemo_prune.scoring.similarity import noise_difference
 from nemo_prune.scoring.trajectory import Reference, Schedule, denoise
 from nemo_prune.search.protocol import Attribute, Attribution, Question, Reply, Steps
@@ -140,6 +147,10 @@ class Engine:
             Prompt(embeddings[i], pooled[i] if pooled is not None else None) for i in range(len(texts))
         ]
 
+    @cached_property
+    def _empty(self) -> Prompt:
+        return self.prompts([""])[0]
+
     def noise(self, seed: int) -> Tensor:
         """The starting noise x_T of one seed, `[c, h, w]`, drawn once, on the CPU."""
         if seed not in self._noise:
@@ -151,11 +162,11 @@ class Engine:
         self,
         samples: Sequence[Sample],
         on_samples: Callable[[int], None] = lambda _count: None,
-        on_noise: Callable[[Sample, Tensor], None] | None = None,
+        on_noise: Callable[[Sequence[Sample], Tensor], None] | None = None,
     ) -> list[Tensor]:
         """The noise difference of every sample, float32 `[c, h, w]` each, in order.
 
-        on_noise: called with each sample and its predicted noise, float32 `[c, h, w]`.
+        on_noise: called with each batch and its predicted noise, float32 `[n, c, h, w]`.
         """
 
         def forward(batch: Sequence[Sample], model: LoadedModel) -> list[Tensor]:
@@ -164,8 +175,7 @@ class Engine:
             differences = noise_difference(noise, latents)
             _check_finite(differences)
             if on_noise is not None:
-                for sample, predicted in zip(batch, noise, strict=True):
-                    on_noise(sample, predicted.float())
+                on_noise(batch, noise.float())
             return list(differences)
 
         with torch.inference_mode():
@@ -182,7 +192,7 @@ class Engine:
         Two denoiser samples a step, one with the prompt and one with the empty prompt; the neurons are
         off in both, as in a file.
         """
-        (empty,) = self.prompts([""])
+        empty = self._empty
 
         def forward(batch: Sequence[Sample], model: LoadedModel) -> list[Tensor]:
             both = [*(replace(sample, prompt=empty) for sample in batch), *batch]
@@ -402,7 +412,7 @@ class Engine:
     def _trajectory_memory(self, model: LoadedModel, job: Job, samples: Sequence[Sample]) -> Tensor:
         reference = job.reference
         assert reference is not None
-        (empty,) = self.prompts([""])
+        empty = self._empty
         both = [*(replace(sample, prompt=empty) for sample in samples), *samples]
 
         def predict(latents: Tensor, timestep: int) -> Tensor:
@@ -423,7 +433,7 @@ class Engine:
         *,
         in_flight: int | None = None,
         on_samples: Callable[[int], None] = lambda _count: None,
-        on_noise: Callable[[Sample, Tensor], None] | None = None,
+        on_noise: Callable[[Sequence[Sample], Tensor], None] | None = None,
         on_finished: Callable[[int, T], None] = lambda _index, _outcome: None,
     ) -> list[T]:
         """Run searches to their ends, with at most `in_flight` of them open at once.
@@ -460,7 +470,7 @@ class Engine:
         self,
         asked: Mapping[int, tuple[Job, Question | Attribute]],
         on_samples: Callable[[int], None],
-        on_noise: Callable[[Sample, Tensor], None] | None,
+        on_noise: Callable[[Sequence[Sample], Tensor], None] | None,
     ) -> dict[int, Reply]:
         """One round: a reply to each open question; those of a kind share batches."""
         replies: dict[int, Reply] = {}
@@ -483,16 +493,24 @@ class Engine:
         found = iter(
             self.evaluate([s for samples in single.values() for s in samples], on_samples, on_noise)
         )
+        pruned: dict[int, tuple[Baseline, Baseline]] = {}
+        unpruned: dict[int, Baseline] = {}
         for index, samples in single.items():
             job, one = asked[index]
             assert isinstance(one, Question)
             taken = {sample.seed: next(found) for sample in samples}
             if one.off or job.base:
-                replies[index] = self.scores(taken, job.baseline)
+                pruned[index] = taken, job.baseline
             else:
                 known = job.baseline | taken
-                job.baseline = {seed: known[seed] for seed in one.seeds}
-                replies[index] = best_pairs(job.baseline, published=self.published)
+                job.baseline = unpruned[index] = {seed: known[seed] for seed in one.seeds}
+        # All at once: on a GPU the many small steps of a score cost more than its arithmetic.
+        if pruned:
+            scores = scores_of_each(list(pruned.values()), self.criterion, published=self.published)
+            replies |= zip(pruned, scores, strict=True)
+        if unpruned:
+            pairs = best_pairs_of_each(list(unpruned.values()), published=self.published)
+            replies |= zip(unpruned, pairs, strict=True)
         for index, samples in guided.items():
             reference = asked[index][0].reference
             assert reference is not None
@@ -516,9 +534,17 @@ class Engine:
         while True:
             samples = [Sample(prompts[index], question.off, seed) for index, seed in question.pairs]
             found = self.evaluate(samples, on_samples)
-            answer: dict[Pair, float] = {}
-            for (index, seed), one in zip(question.pairs, found, strict=True):
-                answer[index, seed] = self.scores({seed: one}, baselines[index])[seed]
+            scores = scores_of_each(
+                [
+                    ({seed: one}, baselines[index])
+                    for (index, seed), one in zip(question.pairs, found, strict=True)
+                ],
+                self.criterion,
+                published=self.published,
+            )
+            answer: dict[Pair, float] = {
+                pair: score[pair[1]] for pair, score in zip(question.pairs, scores, strict=True)
+            }
             try:
                 question = search.send(answer)
             except StopIteration as end:
@@ -533,14 +559,24 @@ def noise_seed(base: int, seed: int) -> int:
 
 def masks_of(model: LoadedModel, offs: Sequence[frozenset[Neuron]]) -> dict[str, Tensor]:
     """Layer name -> `[n, 1, rows]` of ones and zeros, for the layers that any sample touches."""
-    masks: dict[str, Tensor] = {}
+    by_set: dict[frozenset[Neuron], list[int]] = {}
     for sample, off in enumerate(offs):
-        for neuron in off:
-            if neuron.layer not in masks:
-                rows = model.value_layers[neuron.layer].out_features
-                masks[neuron.layer] = torch.ones(len(offs), 1, rows, dtype=model.dtype)
-            masks[neuron.layer][sample, 0, neuron.row] = 0
-    return {layer: mask.to(model.device) for layer, mask in masks.items()}
+        by_set.setdefault(off, []).append(sample)
+    starts, end = {}, 0
+    for layer in {neuron.layer: None for off in by_set for neuron in off}:
+        starts[layer] = end
+        end += model.value_layers[layer].out_features
+    # One array for all layers, set by set: there may be thousands of neurons in each.
+    on = numpy.ones((len(offs), end), dtype=bool)
+    for off, samples in by_set.items():
+        if off:
+            places = [starts[neuron.layer] + neuron.row for neuron in off]
+            on[numpy.ix_(samples, places)] = False
+    masks = torch.from_numpy(on).to(model.device).to(model.dtype)
+    return {
+        layer: masks[:, None, start : start + model.value_layers[layer].out_features]
+        for layer, start in starts.items()
+    }
 
 
 @contextmanager
@@ -551,7 +587,11 @@ def masked_layers(layers: Mapping[str, nn.Linear], masks: Mapping[str, Tensor]) 
     """
 
     def hook(mask: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        return lambda _module, _inputs, output: output * mask.repeat(len(output) // len(mask), 1, 1)
+        def masked(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            times = len(output) // len(mask)
+            return output * (mask if times == 1 else mask.repeat(times, 1, 1))
+
+        return masked
 
     handles = [layers[name].register_forward_hook(hook(mask)) for name, mask in masks.items()]
     try:

@@ -92,13 +92,13 @@ def ladder_schedule(ladder: Ladder, cache: AnswerCache) -> Schedule:
 def prefix_schedule(order: Sequence[Neuron], cache: AnswerCache) -> Schedule:
     """Prefixes of an order, what matters most first; long ones grow by 6 % from rung to rung."""
     rungs: list[tuple[float | None, Mask]] = []
-    mask, wanted = 0, 1.0
+    mask, wanted, bits = 0, 1.0, cache.bits
     for place, neuron in enumerate(order, start=1):
-        mask |= 1 << cache.bit(neuron)
+        mask |= 1 << bits[neuron]
         if place >= wanted or place == len(order):
             rungs.append((None, mask))
             wanted = max(place + 1, place * _GROWTH)
-    weakest = tuple(cache.bit(neuron) for neuron in reversed(order))
+    weakest = tuple(map(bits.__getitem__, reversed(order)))
     return Schedule(tuple(rungs), weakest, False, "attribution")
 
 
