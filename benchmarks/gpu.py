@@ -520,8 +520,9 @@ def demo(at: Setting) -> Iterator[Row]:
         return
     with tempfile.TemporaryDirectory() as temporary:
         done, seconds = _child(
-            at, "-m", "nemo_prune.cli.main", "demo", "--folder", f"{temporary}/demo", "--json"
-        )
+            at, "-c", "from nemo_prune.cli.main import main; main()",
+            "demo", "--folder", f"{temporary}/demo", "--json",
+        )  # fmt: skip
         row: Row = {"exit": done.returncode, "seconds": seconds}
         try:
             told = json.loads(done.stdout)

@@ -171,8 +171,8 @@ def pairwise(differences: Tensor) -> Tensor:
 
 def _ssim(a: Tensor, b: Tensor, range_: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
     """(similarity, contrast sensitivity) at every pixel, each `[n, c, h, w]`, for values in a range."""
-    blur_down = _blur(a.shape[-2]).to(a.device)
-    blur_right = _blur(a.shape[-1]).to(a.device).T
+    blur_down = _blur(a.shape[-2], a.device)
+    blur_right = _blur(a.shape[-1], a.device).T
     c1, c2 = (0.01 * range_) ** 2, (0.03 * range_) ** 2
 
     def blurred(x: Tensor) -> Tensor:
@@ -189,8 +189,8 @@ def _ssim(a: Tensor, b: Tensor, range_: Tensor | float = 1.0) -> tuple[Tensor, T
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # kept for later calls, which may want gradients
-def _blur(side: int) -> Tensor:
-    """The gaussian window as a matrix `[side, side]`, reflecting at the borders."""
+def _blur(side: int, device: torch.device) -> Tensor:
+    """The gaussian window as a matrix `[side, side]` on a device, reflecting at the borders."""
     offsets = torch.arange(WINDOW, dtype=torch.float64) - _MARGIN
     window = torch.exp(-((offsets / SIGMA) ** 2) / 2)
     window /= window.sum()
@@ -199,4 +199,4 @@ def _blur(side: int) -> Tensor:
         for weight, place in zip(window, range(row - _MARGIN, row + _MARGIN + 1), strict=True):
             inside = abs(place) if place < side else 2 * (side - 1) - place
             matrix[row, inside] += weight
-    return matrix.float()
+    return matrix.float().to(device)
