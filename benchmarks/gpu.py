@@ -83,6 +83,11 @@ class Setting:
         """Seconds that the part has left."""
         return self.deadline - time.monotonic()
 
+    def need(self, seconds: float) -> None:
+        """Raise TimeoutError if less time than that is left."""
+        if self.left < seconds:
+            raise TimeoutError
+
     @property
     def precision(self) -> str:
         """The product's own choice on this device."""
@@ -160,8 +165,7 @@ def denoiser(at: Setting) -> Iterator[Row]:
             model = at.model(family, precision)
             weights = sum(p.numel() * p.element_size() for p in model.unet.parameters())
             for batch in batches[:2] if at.tiny else batches:
-                if at.left < 1:
-                    return
+                at.need(1)
                 row: Row = {"family": family, "precision": precision, "batch": batch}
                 try:
                     reset_peak_memory(at.device)
@@ -190,8 +194,7 @@ def backward(at: Setting) -> Iterator[Row]:
         for seeds in (1, 2, 4):
             forward = at.seconds(passing(model, seeds), repeats=3)
             for checkpointed in (True, False):
-                if at.left < 2:
-                    return
+                at.need(2)
                 layers = [name for name in model.value_layers if not name.startswith("up_blocks")]
                 found = engine.evaluate([Sample(prompt, frozenset(), s) for s in range(max(2, seeds))])
                 job: Job = Job(prompt, iter(()), dict(enumerate(found)), layers=layers)  # type: ignore[arg-type]
@@ -327,8 +330,7 @@ def search(at: Setting) -> Iterator[Row]:
     )
     each = 0.0
     for kind, count in kinds:
-        if at.left < each:
-            return
+        at.need(each)
         began = time.monotonic()
         found: list[Any] = []
 
@@ -392,8 +394,7 @@ def choices(at: Setting) -> Iterator[Row]:
     for batch in batches:
         first = None
         for name, layout, context in plans:
-            if at.left < 1:
-                return
+            at.need(1)
             model.unet.to(memory_format=layout)
             torch.manual_seed(1)
             run = passing(model, batch)
@@ -648,7 +649,7 @@ class Results:
         if kept.exists():
             told = json.loads(kept.read_text())
             if {**told["about"], "date": ""} == {**about, "date": ""}:
-                self.parts = {name: one for name, one in told["parts"].items() if one["finished"]}
+                self.parts = told["parts"]
 
     def save(self) -> None:
         text = json.dumps({"about": self.about, "parts": self.parts}, indent=1) + "\n"
@@ -740,8 +741,9 @@ def measure(
     for name in names:
         work, budget = PARTS[name]
         began = time.monotonic()
-        if name in results.parts or end - began < min(5.0, budget):
-            print(f"{name}: {'known' if name in results.parts else 'no time left'}", flush=True)
+        known = results.parts.get(name, {}).get("finished")
+        if known or end - began < min(5.0, budget):
+            print(f"{name}: {'known' if known else 'no time left'}", flush=True)
             continue
         part: Row = {"finished": False, "seconds": 0.0, "rows": []}
         results.parts[name] = part
@@ -754,6 +756,8 @@ def measure(
                 results.save()
                 print(f"{name}: {json.dumps(row)[:600]}", flush=True)
             part["finished"] = True
+        except TimeoutError:
+            print(f"{name}: its time is over", flush=True)
         except Exception:  # the other parts are worth their figures all the same
             part["error"] = traceback.format_exc()
             print(f"{name}: {part['error']}", flush=True)
