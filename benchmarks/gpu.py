@@ -52,7 +52,7 @@ from nemo_prune.localize.localize import localize
 from nemo_prune.model import hub
 from nemo_prune.model.configs import complete_folder
 from nemo_prune.model.denoiser import LoadedModel
-from nemo_prune.model.devices import pick_device, pick_dtype
+from nemo_prune.model.devices import memory_format, pick_device, pick_dtype
 from nemo_prune.options import Options, Silent, Writing
 from nemo_prune.scoring import attribution
 from nemo_prune.scoring.detect import detect
@@ -189,9 +189,9 @@ def backward(at: Setting) -> Iterator[Row]:
     """One attribution of one prompt at the product's points, per family and seeds at once."""
     for family in BATCHES:
         model = at.model(family, at.precision)
-        engine = Engine(model, timestep=TIMESTEP, batch_size=3 * 4)
+        engine = Engine(model, timestep=TIMESTEP, batch_size=3)
         (prompt,) = random_prompts(model, 1)
-        for seeds in (1, 2, 4):
+        for seeds in (1, 4, 16):
             forward = at.seconds(passing(model, seeds), repeats=3)
             for checkpointed in (True, False):
                 at.need(2)
@@ -201,11 +201,8 @@ def backward(at: Setting) -> Iterator[Row]:
                 row: Row = {"family": family, "precision": at.precision, "seeds": seeds}
                 row["checkpointing"] = checkpointed
                 wanted = Attribute(tuple(range(seeds)))
-                switch = engine._checkpointed
                 try:
-                    if not checkpointed:
-                        engine._checkpointed = lambda _model: nullcontext()  # type: ignore[method-assign,assignment,return-value]
-                    engine.batch_size = 3 * seeds
+                    engine.batch_size, engine._tight = 3 * seeds, {False} if checkpointed else set()
                     engine.attribution(job, wanted)
                     at.sync()
                     reset_peak_memory(at.device)
@@ -213,10 +210,8 @@ def backward(at: Setting) -> Iterator[Row]:
                 except torch.OutOfMemoryError:
                     yield row | {"note": "out of memory"}
                     continue
-                finally:
-                    engine._checkpointed = switch  # type: ignore[method-assign]
-                if engine.batch_size < 3 * seeds:
-                    row["note"] = "did not fit: in several batches"
+                if engine._tight and not checkpointed:
+                    row["note"] = "did not fit: with checkpointing"
                 points = len(attribution.POINTS)
                 yield row | {
                     "seconds": round(seconds, 3),
@@ -235,21 +230,21 @@ class Watch:
         self.at, self.engine = at, engine
         self.spans: list[tuple[Any, Any]] = []
         self.gradients, self._inside = 0.0, False
-        unet, attribute = engine.model.unet, engine.attribution
+        unet, attribute = engine.model.unet, engine.attributions
         unet.register_forward_pre_hook(lambda *_: self._begin())
         unet.register_forward_hook(lambda *_: self._end())
 
-        def attributed(job: Job, wanted: Attribute) -> Any:
+        def attributed(asked: Any) -> Any:
             at.sync()
             began, self._inside = time.perf_counter(), True
             try:
-                return attribute(job, wanted)
+                return attribute(asked)
             finally:
                 at.sync()
                 self._inside = False
                 self.gradients += time.perf_counter() - began
 
-        engine.attribution = attributed  # type: ignore[method-assign]
+        engine.attributions = attributed  # type: ignore[method-assign]
 
     def _now(self) -> Any:
         if self.at.device.type != "cuda":
@@ -374,7 +369,9 @@ def choices(at: Setting) -> Iterator[Row]:
     del exact
     at.clear()
     model = at.model("sd1", at.precision)
-    channels_last = torch.channels_last
+    layout = memory_format(at.device)
+    plain = layout == torch.contiguous_format
+    other = torch.channels_last if plain else torch.contiguous_format
     flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
     kernels = {
         "flash attention": [flash],
@@ -383,19 +380,19 @@ def choices(at: Setting) -> Iterator[Row]:
         "plain attention": [SDPBackend.MATH],
     }
     plans: list[tuple[str, torch.memory_format, Callable[[], Any]]] = [
-        ("as the product does", channels_last, nullcontext),
-        ("contiguous weights", torch.contiguous_format, nullcontext),
-        ("cuDNN benchmark", channels_last, _cudnn_benchmark),
+        ("as the product does", layout, nullcontext),
+        ("channels-last weights" if plain else "contiguous weights", other, nullcontext),
+        ("cuDNN benchmark", layout, _cudnn_benchmark),
         *(
-            (name, channels_last, partial(sdpa_kernel, kernel, set_priority=True))
+            (name, layout, partial(sdpa_kernel, kernel, set_priority=True))
             for name, kernel in kernels.items()
         ),
     ]
     for batch in batches:
         first = None
-        for name, layout, context in plans:
+        for name, weights, context in plans:
             at.need(1)
-            model.unet.to(memory_format=layout)
+            model.unet.to(memory_format=weights)
             torch.manual_seed(1)
             run = passing(model, batch)
             row: Row = {"batch": batch, "choice": name}
@@ -415,7 +412,7 @@ def choices(at: Setting) -> Iterator[Row]:
                 "time_ratio": round(seconds / first, 3),
                 "peak_gb": round(peak_memory(at.device) / 1e9, 2),
             }
-    model.unet.to(memory_format=channels_last)
+    model.unet.to(memory_format=layout)
 
 
 def _cudnn_benchmark() -> Any:

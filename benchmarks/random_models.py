@@ -16,6 +16,7 @@ from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.model import hub
 from nemo_prune.model.configs import data_folder
 from nemo_prune.model.denoiser import LoadedModel
+from nemo_prune.model.devices import memory_format
 from nemo_prune.scoring.engine import Prompt
 from nemo_prune.search.ladder import Ladder
 from nemo_prune.search.protocol import Attribute, Attribution, Steps
@@ -51,7 +52,7 @@ def random_model(
     torch.manual_seed(0)
     with torch.device(device), hub.quiet():
         unet = hub.UNet2DConditionModel.from_config(config).eval().requires_grad_(False)
-        unet = unet.to(device, dtype, memory_format=torch.channels_last)
+        unet = unet.to(device, dtype, memory_format=memory_format(device))
     side = config["sample_size"]
     layers = [n.removesuffix(".weight") for n, _ in unet.named_parameters() if ".attn2.to_v." in n]
     return LoadedModel(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.families import FAMILIES, Family
+from nemo_prune.model.devices import memory_format
 from nemo_prune.model.hub import quiet
 from nemo_prune.model.inference import Config
 
@@ -31,7 +32,7 @@ class LoadedModel:
 
     Attributes:
         family: "sd1", "sd2" or "sdxl".
-        unet: diffusers' `UNet2DConditionModel`: eval mode, no gradients, channels_last.
+        unet: diffusers' `UNet2DConditionModel`: eval mode, no gradients.
         text_encoders: one, or SDXL's two.
         scheduler_config: the noise schedule, as `DDIMScheduler` takes it.
         alphas_cumprod: float32 `[1000]` on `device`, alpha-bar of each training timestep.
@@ -143,7 +144,7 @@ class LoadedModel:
             size = [height, width, 0, 0, height, width]
             ids = torch.tensor([size], device=self.device, dtype=self.dtype)
             added = {"text_embeds": pooled, "time_ids": ids.expand(len(latents), -1)}
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=memory_format(self.device))
         output: Tensor = self.unet(inputs, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
         if self.prediction_type == "v_prediction":
             alpha = self.alphas_cumprod[timestep]

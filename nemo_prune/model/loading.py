@@ -17,6 +17,7 @@ from nemo_prune.errors import CheckpointError, option
 from nemo_prune.model import weights
 from nemo_prune.model.configs import Configs
 from nemo_prune.model.denoiser import LoadedModel, TextEncoder
+from nemo_prune.model.devices import memory_format
 from nemo_prune.model.hub import (
     AutoencoderKL,
     CLIPTextConfig,
@@ -219,7 +220,7 @@ class _Loader:
     def unet(self) -> Any:
         tensors = weights.read_unet(self.checkpoint)
         unet = self._component("unet", tensors, UNet2DConditionModel.from_config)
-        return unet.to(memory_format=torch.channels_last)
+        return unet.to(memory_format=memory_format(self.device))
 
     def vae(self, dtype: torch.dtype | None = None) -> Any:
         if self.checkpoint.is_folder:

@@ -37,10 +37,12 @@ from nemo_prune.search.union import Pair, UnionSearch
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S")
 PROMPTS_AT_ONCE = 256
 """Prompts whose embeddings are held at once, however long a list is."""
 _IN_FLIGHT = 64
 _LARGE = 10**8  # parameters: Stable Diffusion 1 has 860 million, the demo 6
+_GRADIENTS = 16  # samples of a backward pass on a GPU: fewer leave it idle, more gain nothing
 _LARGEST_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}  # a larger one gains nothing on a CPU
 
 Baseline = dict[int, Tensor]
@@ -137,6 +139,12 @@ class Engine:
         self._noise: dict[int, Tensor] = {}
         self._overflowed = False
         self._recomputed = False  # whether a backward pass takes a second forward pass
+        # Attributions of several jobs in one batch: elsewhere it gains nothing, and a job's stays as it
+        # is to the last digit whatever others run beside it.
+        self.together = model.device.type != "cpu"
+        # Kinds of attributions (of trajectories or not) that are known to need checkpointing. A GPU
+        # says when its memory is full, and is twice as fast without; a processor would begin to swap.
+        self._tight = {False, True} if model.device.type == "cpu" else set[bool]()
 
     # ------------------------------------------------------------------------------------ samples
 
@@ -212,21 +220,33 @@ class Engine:
 
     def _in_batches(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[S],
         width: int,
-        forward: Callable[[Sequence[Sample], LoadedModel], list[R]],
+        forward: Callable[[Sequence[S], LoadedModel], list[R]],
         on_samples: Callable[[int], None],
+        spare: Callable[[], bool] = lambda: False,
     ) -> list[R]:
-        """`forward` on all samples, each of which takes the room of `width` in a batch."""
+        """`forward` on all samples, each of which takes the room of `width` in a batch.
+
+        spare: called where memory is full; whether from now on `forward` takes less, so that the same
+            batch is worth another try.
+        """
         found: list[R] = []
         while len(found) < len(samples):
             batch = samples[len(found) : len(found) + max(1, self.batch_size // width)]
             try:
                 found += self._with_fp32(partial(forward, batch))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or len(batch) == 1:
+                if not _out_of_memory(error):
                     raise
-                self.batch_size = self._limit = max(1, width * len(batch) // 2)
+                if not spare():
+                    if len(batch) == 1:
+                        raise
+                    self.batch_size = self._limit = max(1, width * len(batch) // 2)
+                full = True
+            else:
+                full = False
+            if full:  # here, where the error no longer holds what did not fit
                 if self.model.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue
@@ -356,34 +376,62 @@ class Engine:
         """How much each value neuron of the job's layers does for the memory, by integrated gradients.
 
         Neuron -> attribution, summed over the seeds; neurons that are off in the question are left
-        out. Of a large denoiser each layer's activations are computed again on the way back
-        (gradient checkpointing), so that the memory stays near that of a forward pass.
+        out. Where memory is short each layer's activations are computed again on the way back
+        (gradient checkpointing), so that a large denoiser takes little more than in a forward pass.
         """
-        off = wanted.off | job.base
-        memory = self._trajectory_memory if wanted.trajectory else self._memory
+        return self.attributions([(job, wanted)])[0]
 
-        def backward(batch: Sequence[Sample], model: LoadedModel) -> list[Attribution]:
-            masking = Masking(model.value_layers, job.layers, off, len(batch), model.device, model.dtype)
+    def attributions(self, asked: Sequence[tuple[Job, Attribute]]) -> list[Attribution]:
+        """`attribution` of several jobs in the same batches: of the same layers, and the same kind."""
+        layers, trajectory = asked[0][0].layers, asked[0][1].trajectory
+        memory = self._trajectory_memory if trajectory else self._memory
+        offs = [wanted.off | job.base for job, wanted in asked]
+
+        def backward(batch: Sequence[tuple[Job, Sample]], model: LoadedModel) -> list[Tensor]:
+            samples = [sample for _, sample in batch]
+            masking = Masking(
+                model.value_layers, layers, [one.off for one in samples], model.device, model.dtype
+            )
             try:
-                with self._checkpointed(model):
+                with self._checkpointed(model, trajectory):
                     found = attribute(
                         masking,
-                        lambda: memory(model, job, batch),
+                        lambda: memory(model, [job for job, _ in batch], samples),
                         partial(masked_layers, model.value_layers),
                     )
             except FloatingPointError:
                 raise _NotFiniteError from None
-            return [found, *[{}] * (len(batch) - 1)]
+            return list(found)
 
-        samples = [Sample(job.prompt, off, seed) for seed in wanted.seeds]
-        parts = [part for part in self._in_batches(samples, 3, backward, lambda _n: None) if part]
-        return {neuron: sum(part[neuron] for part in parts) for neuron in parts[0]}
+        def spare() -> bool:
+            known = trajectory in self._tight
+            self._tight.add(trajectory)
+            return not known
+
+        samples = [
+            (job, Sample(job.prompt, off, seed))
+            for (job, wanted), off in zip(asked, offs, strict=True)
+            for seed in wanted.seeds
+        ]
+        width = 3 if self.model.device.type == "cpu" else max(3, self.batch_size // _GRADIENTS)
+        parts = iter(self._in_batches(samples, width, backward, lambda _n: None, spare))
+        values = self.model.value_layers
+        neurons = [Neuron(name, row) for name in layers for row in range(values[name].out_features)]
+        found: list[Attribution] = []
+        for (_, wanted), off in zip(asked, offs, strict=True):
+            total = torch.stack([next(parts) for _ in wanted.seeds]).sum(dim=0).tolist()
+            found.append({n: value for n, value in zip(neurons, total, strict=True) if n not in off})
+        return found
 
     @contextmanager
-    def _checkpointed(self, model: LoadedModel) -> Iterator[None]:
-        """Gradient checkpointing for large denoisers, off again on any exit."""
+    def _checkpointed(self, model: LoadedModel, trajectory: bool) -> Iterator[None]:
+        """Gradient checkpointing for large denoisers where memory is short, off again on any exit."""
         size = sum(parameter.numel() for parameter in model.unet.parameters())
-        self._recomputed = size > _LARGE and hasattr(model.unet, "enable_gradient_checkpointing")
+        self._recomputed = (
+            size > _LARGE
+            and trajectory in self._tight
+            and hasattr(model.unet, "enable_gradient_checkpointing")
+        )
         if not self._recomputed:
             yield
             return
@@ -398,20 +446,21 @@ class Engine:
         self.cost.backward += samples
         self.cost.forward += samples if self._recomputed else 0
 
-    def _memory(self, model: LoadedModel, job: Job, samples: Sequence[Sample]) -> Tensor:
+    def _memory(self, model: LoadedModel, jobs: Sequence[Job], samples: Sequence[Sample]) -> Tensor:
         latents = self._latents(samples, model)
         noise = self._pass(model, latents, self.timestep, samples, masked=True)
         self._count_backward(len(samples))
         pruned = noise_difference(noise, latents)
         others = [
             [job.baseline[i] for i in compared_with(sample.seed, job.baseline, self.criterion)]
-            for sample in samples
+            for job, sample in zip(jobs, samples, strict=True)
         ]
         return soft_maxima(pruned, others)
 
-    def _trajectory_memory(self, model: LoadedModel, job: Job, samples: Sequence[Sample]) -> Tensor:
-        reference = job.reference
-        assert reference is not None
+    def _trajectory_memory(
+        self, model: LoadedModel, jobs: Sequence[Job], samples: Sequence[Sample]
+    ) -> Tensor:
+        references = [job.reference for job in jobs if job.reference is not None]
         empty = self._empty
         both = [*(replace(sample, prompt=empty) for sample in samples), *samples]
 
@@ -421,9 +470,12 @@ class Engine:
             return self._pass(model, doubled, timestep, both, masked=True)
 
         ends = denoise(
-            self._latents(samples, model).float(), reference.schedule, model.alphas_cumprod, predict
+            self._latents(samples, model).float(),
+            references[0].schedule,
+            model.alphas_cumprod,
+            predict,
         )
-        return soft_maxima(ends, [list(reference.latents)] * len(samples))
+        return soft_maxima(ends, [reference.latents for reference in references])
 
     # ----------------------------------------------------------------------------------- searches
 
@@ -476,13 +528,11 @@ class Engine:
         replies: dict[int, Reply] = {}
         single: dict[int, list[Sample]] = {}
         guided: dict[int, list[Sample]] = {}
+        gradients: dict[Any, list[int]] = {}
         for index, (job, one) in asked.items():
             if isinstance(one, Attribute):
-                before = self.cost.samples
-                replies[index] = self.attribution(job, one)
-                spent = self.cost.samples - before
-                job.samples += spent
-                on_samples(spent)
+                apart = one.trajectory or not self.together
+                gradients.setdefault(index if apart else tuple(job.layers), []).append(index)
                 continue
             samples = [Sample(job.prompt, one.off | job.base, seed) for seed in one.seeds]
             if one.trajectory:
@@ -490,6 +540,17 @@ class Engine:
             else:
                 single[index] = [s for s in samples if s.off or s.seed not in job.baseline]
                 job.samples += len(single[index])
+        for indices in gradients.values():
+            before = self.cost.samples
+            wanted = [(asked[i][0], asked[i][1]) for i in indices]
+            replies |= zip(indices, self.attributions(wanted), strict=True)  # type: ignore[arg-type]
+            spent, left = self.cost.samples - before, sum(len(asked[i][1].seeds) for i in indices)
+            on_samples(spent)
+            for index in indices:  # each its share, all of them what was spent
+                seeds = len(asked[index][1].seeds)
+                share = spent * seeds // left
+                asked[index][0].samples += share
+                spent, left = spent - share, left - seeds
         found = iter(
             self.evaluate([s for samples in single.values() for s in samples], on_samples, on_noise)
         )
