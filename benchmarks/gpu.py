@@ -11,10 +11,10 @@ an earlier run on the same card has finished are not run again. Exits 1 if a par
 - denoiser: passes by family, precision and batch size, with the memory that they take.
 - backward: the attribution's gradient pass, with and without gradient checkpointing.
 - search: detection and searches of planted memories; the time outside the denoiser's passes.
+- tests: the tests of device paths.
 - choices: memory format, attention kernels, cuDNN's search; error against fp32.
 - prune: localize, write and check a full-size checkpoint with planted memories, end to end.
 - demo: `nemo-prune demo` as a user runs it, on this device.
-- tests: the tests of device paths.
 - compile: torch.compile of the denoiser, in a process of its own that may be ended.
 
 `--tiny` runs all of it on models of a few channels in seconds, to see that nothing breaks.
@@ -321,7 +321,7 @@ def search(at: Setting) -> Iterator[Row]:
     kinds: list[tuple[str, int]] = (
         [("detect", 4), ("auto", 2), ("gradient-free", 2)]
         if at.tiny
-        else [("detect", 128), ("gradient-free", 32), ("auto", 16), ("auto", 64)]
+        else [("detect", 128), ("auto", 64), ("gradient-free", 32)]
     )
     each = 0.0
     for kind, count in kinds:
@@ -340,7 +340,7 @@ def search(at: Setting) -> Iterator[Row]:
         each = time.monotonic() - began
         right = [set(one.neurons) == memories[i].needed for i, one in enumerate(found)]
         yield {"work": kind, "prompts": count, **row, "found": f"{sum(right)}/{len(found)}"}
-        if kind == kinds[0][0] or (kind, count) == kinds[2]:
+        if kind != "gradient-free":
             small = max(1, count // 8)
             profile.runcall(work, kind, small, [])
             yield {"work": f"{kind}, profiled", "prompts": small, "profile": hottest(profile)}
@@ -624,9 +624,9 @@ PARTS: dict[str, tuple[Callable[[Setting], Iterator[Row]], float]] = {
     "denoiser": (denoiser, 75),
     "backward": (backward, 25),
     "search": (search, 60),
+    "tests": (tests, 60),
     "choices": (choices, 25),
     "prune": (prune, 60),
-    "tests": (tests, 45),
     "demo": (demo, 75),
     "compile": (compiled, 120),
 }

@@ -17,7 +17,7 @@ SCALES = 3
 TOTAL_WEIGHT = 0.99  # the paper's 0.33 for each of three scales
 _MARGIN = WINDOW // 2
 # Of pictures compared with others: what stays in a processor's cache; on a GPU, about 300 MB in all.
-_PIXELS_AT_ONCE, _PIXELS_ON_GPU = 2**18, 2**23
+_PIXELS_AT_ONCE, _PIXELS_ON_GPU = 2**17, 2**23
 
 
 def noise_difference(noise: Tensor, latents: Tensor) -> Tensor:
