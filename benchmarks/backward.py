@@ -1,4 +1,4 @@
-"""Memory and time of an attribution's backward pass on a full-size Stable Diffusion 1 of random weights.
+"""Memory and time of an attribution's backward pass on a full-size Stable Diffusion of random weights.
 
     python -m benchmarks.backward [--family sd1]
 
@@ -12,49 +12,22 @@ import json
 import time
 from typing import Any
 
-import torch
-
-from nemo_prune.model import hub
-from nemo_prune.model.configs import data_folder
-from nemo_prune.model.denoiser import LoadedModel
+from benchmarks.random_models import random_model, random_prompts
+from nemo_prune.model.devices import pick_device, pick_dtype
 from nemo_prune.scoring import attribution
-from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
+from nemo_prune.scoring.engine import Engine, Job, Sample
 from nemo_prune.scoring.memory import peak_memory, reset_peak_memory
 from nemo_prune.search.protocol import Attribute
 
 
-def random_model(family: str) -> LoadedModel:
-    """A denoiser of the family's full size with random weights, and no text encoder."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    config = json.loads((data_folder("configs", family) / "unet" / "config.json").read_text())
-    torch.manual_seed(0)
-    unet = hub.UNet2DConditionModel.from_config(config).eval().requires_grad_(False)
-    unet = unet.to(device, dtype, memory_format=torch.channels_last)
-    side = config["sample_size"]
-    layers = {n.removesuffix(".weight"): None for n, _ in unet.named_parameters() if ".attn2.to_v." in n}
-    return LoadedModel(
-        family=family,
-        unet=unet,
-        text_encoders=(),
-        scheduler_config={},
-        alphas_cumprod=torch.linspace(0.999, 0.005, 1000, device=device),
-        prediction_type="epsilon",
-        latent_shape=(4, side, side),
-        value_layers={name: unet.get_submodule(name) for name in layers},
-        device=device,
-        dtype=dtype,
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.backward", description=__doc__)
-    parser.add_argument("--family", choices=["sd1", "sd2"], default="sd1")
+    parser.add_argument("--family", choices=["sd1", "sd2", "sdxl"], default="sd1")
     family = parser.parse_args().family
-    model = random_model(family)
-    width = next(iter(model.value_layers.values())).in_features
+    device = pick_device("auto")
+    model = random_model(family, device, pick_dtype(device, "auto"))
     engine = Engine(model, timestep=961, batch_size=1)
-    prompt = Prompt(torch.randn(77, width, device=model.device, dtype=model.dtype))
+    (prompt,) = random_prompts(model, 1)
     figures: dict[str, Any] = {"family": family, "device": model.device.type, "dtype": model.precision}
 
     def measured(name: str, work: Any) -> Any:

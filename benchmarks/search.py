@@ -72,19 +72,24 @@ class Task:
         return auto_search(ladder, self.candidates, SEEDS, self.tau)
 
 
-def open_demo(options: Options) -> tuple[Engine, Callable[[str], Task]]:
-    """The demo's engine, and what makes a task of one of its prompt files; tau calibrated once."""
+def open_demo(
+    options: Options, most: int | None = None, ordinary: int | None = None
+) -> tuple[Engine, Callable[[str], Task]]:
+    """The demo's engine, and what makes a task of one of its prompt files; tau calibrated once.
+
+    most, ordinary: take only so many prompts of a file, and so many ordinary ones.
+    """
     checkpoint = recognize(CHECKPOINT)
     layers = checkpoint.select(options.searched_layers)
     engine = open_engine(checkpoint, options)
-    ordinary = read_prompts(DATA / "ordinary.txt").texts
-    known = activation_statistics(engine.model, layers, ordinary)
-    tau = tau_from([path[-1] for path in score_paths(engine, ordinary, SEEDS)[0]])
+    captions = read_prompts(DATA / "ordinary.txt").texts[:ordinary]
+    known = activation_statistics(engine.model, layers, captions)
+    tau = tau_from([path[-1] for path in score_paths(engine, captions, SEEDS)[0]])
     order = tuple(Neuron(layer.name, row) for layer in layers for row in range(layer.rows))
     candidates = Candidates(order, harms(engine.model, layers, known))
 
     def task(name: str) -> Task:
-        prompts = read_prompts(DATA / name).texts
+        prompts = read_prompts(DATA / name).texts[:most]
         encoded = engine.prompts(prompts)
         paths = ladders(engine.model, layers, (one.text for one in encoded), known)
         return Task(prompts, encoded, paths, tau, candidates)

@@ -1,11 +1,12 @@
 """Which engine settings pay on this machine, measured on the demo checkpoint.
 
-    python -m benchmarks.settings [--json] [--compile]
+    python -m benchmarks.settings [--json] [--compile] [--small]
 
 Precision (neurons, scores and time against fp32), batch size (the neurons must not depend on it),
 memory format, torch.compile (its compile time included) and what caching the denoiser's part
 before the first value layer that a question touches would save in FLOPs. Times mean something only
-as ratios: each pair runs in turn in one process.
+as ratios: each pair runs in turn in one process. --small takes one prompt and 30 ordinary captions,
+to see in a minute or two that everything runs.
 """
 
 import argparse
@@ -21,11 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.search import SEEDS, Task, open_demo, run_task
+from nemo_prune.model.devices import memory_format
 from nemo_prune.options import Options
+from nemo_prune.report.demo import DATA
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.search.protocol import Attribute, Outcome, Question
 
-FILES = ("memorized.txt", "memorized-distributed.txt")
+FILES = tuple(name for name in ("memorized.txt", "memorized-distributed.txt") if (DATA / name).exists())
 
 
 def in_turn(*jobs: Callable[[], object], repeats: int) -> list[float]:
@@ -49,12 +52,18 @@ def _neurons(outcomes: Sequence[Outcome]) -> list[list[str]]:
     return [[f"{n.layer}:{n.row}" for n in outcome.neurons] for outcome in outcomes]
 
 
-def precisions(names: Sequence[str], repeats: int) -> dict[str, Any]:
+def precisions(
+    names: Sequence[str],
+    files: Sequence[str],
+    repeats: int,
+    most: int | None = None,
+    ordinary: int | None = None,
+) -> dict[str, Any]:
     """Each precision's own tau, searches and scores beside fp32's."""
     engines, found, scores, tasks = {}, {}, {}, {}
     for name in names:
-        engine, task_of = open_demo(Options(precision=name))
-        engines[name], tasks[name] = engine, [task_of(file) for file in FILES]
+        engine, task_of = open_demo(Options(precision=name), most, ordinary)
+        engines[name], tasks[name] = engine, [task_of(file) for file in files]
         found[name] = [_neurons(run_task(engine, task, "search")) for task in tasks[name]]
         scores[name] = [
             max(one.values())
@@ -89,7 +98,7 @@ def batch_sizes(engine: Engine, task: Task) -> dict[str, bool]:
     }
 
 
-def memory_format(engine: Engine, task: Task, repeats: int) -> float:
+def layouts(engine: Engine, task: Task, repeats: int) -> float:
     """Seconds with channels-last weights over seconds with contiguous ones."""
     unet = engine.model.unet
 
@@ -101,7 +110,7 @@ def memory_format(engine: Engine, task: Task, repeats: int) -> float:
         return run
 
     last, plain = in_turn(job(torch.channels_last), job(torch.contiguous_format), repeats=repeats)
-    unet.to(memory_format=torch.channels_last)
+    unet.to(memory_format=memory_format(engine.model.device))
     return round(last / plain, 2)
 
 
@@ -155,9 +164,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="on one line")
     parser.add_argument("--compile", action="store_true", help="also torch.compile (minutes)")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--small", action="store_true", help="a minute instead of many")
     given = parser.parse_args()
-    engine, task_of = open_demo(Options())
-    tasks = [task_of(name) for name in FILES]
+    files, most, ordinary = (FILES[:1], 1, 30) if given.small else (FILES, None, None)
+    engine, task_of = open_demo(Options(), most, ordinary)
+    tasks = [task_of(name) for name in files]
     gpu = torch.cuda.is_available()
     names = ["fp32"]
     if gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # else emulated, many times slower
@@ -166,10 +177,10 @@ def main() -> None:
         names.append("fp16")
     result: dict[str, Any] = {
         "device": str(engine.model.device),
-        "precision": precisions(names, given.repeats),
-        "batch_size": {f: batch_sizes(engine, t) for f, t in zip(FILES, tasks, strict=True)},
-        "channels_last_ratio": memory_format(engine, tasks[0], given.repeats),
-        "prefix": {f: prefix(engine, t) for f, t in zip(FILES, tasks, strict=True)},
+        "precision": precisions(names, files, given.repeats, most, ordinary),
+        "batch_size": {f: batch_sizes(engine, t) for f, t in zip(files, tasks, strict=True)},
+        "channels_last_ratio": layouts(engine, tasks[0], given.repeats),
+        "prefix": {f: prefix(engine, t) for f, t in zip(files, tasks, strict=True)},
     }
     if given.compile:
         result["compile"] = compiled(engine, tasks[0], given.repeats)

@@ -1,14 +1,14 @@
 """A neuron, and the order of the network. Imports nothing: the search knows of the package no more."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, order=True)
-class Neuron:
+class Neuron(NamedTuple):
     """One output of a value layer: the canonical name of the layer, and the row of its weight.
 
-    Sorts by name, which is not the order of the network; `union` gives that.
+    Sorts by name, which is not the order of the network; `union` gives that. A tuple, since a search
+    hashes thousands of them for each question, while a GPU waits.
     """
 
     layer: str

@@ -5,7 +5,7 @@ Imports torch; everything that a torch-free verb needs lies in `surgery` and `ma
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,4 +149,4 @@ def _further(found: Localization, index: int) -> dict[str, Any]:
 
 
 def _neurons_json(neurons: Sequence[Neuron]) -> list[dict[str, Any]]:
-    return [asdict(neuron) for neuron in neurons]
+    return [neuron._asdict() for neuron in neurons]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.families import FAMILIES, Family
+from nemo_prune.model.devices import memory_format
 from nemo_prune.model.hub import StableDiffusionPipeline, quiet
 from nemo_prune.model.inference import Config
 from nemo_prune.model.prediction import Prediction
@@ -37,7 +38,7 @@ class LoadedModel:
     Attributes:
         family: "sd1", "sd2", "sdxl" or "pixart".
         unet: the denoiser, diffusers' `UNet2DConditionModel` or PixArt's transformer: eval mode, no
-            gradients, channels_last.
+            gradients.
         text_encoders: one, or SDXL's two.
         scheduler_config: the noise schedule, as `DDIMScheduler` takes it.
         alphas_cumprod: float32 `[1000]` on `device`, alpha-bar of each training timestep.
@@ -235,7 +236,7 @@ class LoadedModel:
             further["timestep_cond"] = StableDiffusionPipeline.get_guidance_scale_embedding(
                 None, scale, embedding_dim=width, dtype=self.dtype
             )
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=memory_format(self.device))
         output: Tensor = self.unet(
             inputs, timestep, text, added_cond_kwargs=added, return_dict=False, **further
         )[0]

@@ -38,3 +38,13 @@ def pick_dtype(device: torch.device, name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise OptionError(f"{option('precision')} {name}: unknown; use auto, fp32, fp16 or bf16")
     return _DTYPES[name]
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """How a denoiser's convolutions and what goes in lie in memory, as the device computes it fastest.
+
+    On CUDA plainly: group normalization exists in that layout alone, so that with any other one each
+    block copies its input there and back. On an H200 channels-last weights made a pass of 64 samples of
+    Stable Diffusion 1 in fp16 12 % slower, on processors they make it faster.
+    """
+    return torch.contiguous_format if device.type == "cuda" else torch.channels_last

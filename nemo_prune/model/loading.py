@@ -19,6 +19,7 @@ from nemo_prune.files.strict_json import read_object
 from nemo_prune.model import weights
 from nemo_prune.model.configs import Configs, foreign_code
 from nemo_prune.model.denoiser import LoadedModel, TextEncoder
+from nemo_prune.model.devices import memory_format
 from nemo_prune.model.hub import (
     AutoencoderKL,
     CLIPTextConfig,
@@ -285,7 +286,7 @@ class _Loader:
         if self.checkpoint.record.denoiser == "transformer":
             return self._component("transformer", tensors, self._pixart).to(self.device)
         unet = self._component("unet", tensors, UNet2DConditionModel.from_config)
-        return unet.to(memory_format=torch.channels_last)
+        return unet.to(memory_format=memory_format(self.device))
 
     def _pixart(self, config: Config) -> nn.Module:
         if key := foreign_code("transformer", config):

@@ -27,8 +27,7 @@ class Masking:
     Args:
         value_layers: the model's value layers by name.
         layers: those that are searched.
-        off: neurons that are off, in whatever layer.
-        samples: in a batch.
+        offs: of each sample of a batch, the neurons that are off, in whatever layer.
         device, dtype: of the masks.
     """
 
@@ -36,25 +35,31 @@ class Masking:
         self,
         value_layers: Mapping[str, nn.Linear],
         layers: Sequence[str],
-        off: frozenset[Neuron],
-        samples: int,
+        offs: Sequence[frozenset[Neuron]],
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.layers = layers
-        self.samples, self.dtype = samples, dtype
-        touched = dict.fromkeys([*layers, *(neuron.layer for neuron in off)])
-        self.on = {name: torch.ones(value_layers[name].out_features, device=device) for name in touched}
-        for neuron in off:
-            self.on[neuron.layer][neuron.row] = 0
+        self.layers, self.dtype = layers, dtype
+        touched = dict.fromkeys([*layers, *(neuron.layer for off in set(offs) for neuron in off)])
+        on = {name: torch.ones(len(offs), value_layers[name].out_features) for name in touched}
+        for sample, off in enumerate(offs):
+            for neuron in off:
+                on[neuron.layer][sample, neuron.row] = 0
+        self.on = {name: one.to(device) for name, one in on.items()}
+
+    @property
+    def neurons(self) -> tuple[Neuron, ...]:
+        """The neurons of the searched layers, layer by layer."""
+        return tuple(Neuron(name, row) for name in self.layers for row in range(self.on[name].shape[1]))
 
     def at(self, point: float) -> dict[str, Tensor]:
         """Layer name -> masks `[n, 1, rows]`; those of searched layers take a gradient."""
         masks = {}
         for name, on in self.on.items():
             searched = name in self.layers
-            mask = (on * point if searched else on)[None, None].repeat(self.samples, 1, 1)
-            masks[name] = mask.to(self.dtype).requires_grad_(searched)
+            # A copy of its own, whose gradient is taken, also where nothing else makes it one.
+            mask = (on * point if searched else on)[:, None].to(self.dtype, copy=True)
+            masks[name] = mask.requires_grad_(searched)
         return masks
 
 
@@ -63,11 +68,13 @@ def attribute(
     memory: Callable[[], Tensor],
     masked: Callable[[Mapping[str, Tensor]], AbstractContextManager[None]],
     points: Sequence[float] | None = None,
-) -> dict[Neuron, float]:
-    """Neuron -> how much its mask lowers `memory` on the way from 1 to 0, summed over samples.
+) -> Tensor:
+    """How much each neuron's mask lowers `memory` on the way from 1 to 0, sample by sample.
+
+    Returns float32 `[n, neurons]` on the CPU: of `masking.neurons`, 0 for those that are off.
 
     Args:
-        masking: makes the masks; neurons that are off are left out of the answer.
+        masking: makes the masks.
         memory: a forward pass -> what is to be explained, one number a sample, `[n]`.
         masked: keeps masks on the value layers: for the backward pass too, since gradient checkpointing
             runs parts of the model again there.
@@ -77,33 +84,27 @@ def attribute(
         FloatingPointError: a gradient is NaN or infinite.
     """
     scale = 1.0 if masking.dtype == torch.float32 else _SCALE
-    total = {name: torch.zeros_like(masking.on[name]) for name in masking.layers}
+    total = torch.zeros(1)
     points = points or POINTS
     for point in points:
         masks = masking.at(point)
         with torch.enable_grad(), masked(masks):
             loss = memory().sum() * scale
             gradients = torch.autograd.grad(loss, [masks[name] for name in masking.layers])
-        for name, gradient in zip(masking.layers, gradients, strict=True):
-            total[name] += gradient.float().sum(dim=(0, 1)) / scale / len(points)
-    if not all(bool(one.isfinite().all()) for one in total.values()):
+        every = torch.cat([gradient.float().sum(dim=1) for gradient in gradients], dim=1)
+        total = total.to(every.device) + every / scale / len(points)
+    total = (total * torch.cat([masking.on[name] for name in masking.layers], dim=1)).cpu()
+    if not bool(total.isfinite().all()):
         raise FloatingPointError("a gradient is not finite")
-    return {
-        Neuron(name, row): value
-        for name in masking.layers
-        for row, (value, on) in enumerate(
-            zip(total[name].tolist(), masking.on[name].tolist(), strict=True)
-        )
-        if on
-    }
+    return total
 
 
 def soft_maxima(found: Tensor, compared: Sequence[Sequence[Tensor]]) -> Tensor:
     """A differentiable largest similarity of each `found[i]` `[c, h, w]` with `compared[i]`: `[n]`."""
-    maxima = []
-    for one, others in zip(found, compared, strict=True):
-        # A copy: what was evaluated without gradients may not take part in them as it is.
-        others_ = torch.stack(list(others))
-        scores = ms_ssim(one[None].expand_as(others_), others_)
-        maxima.append(torch.logsumexp(scores * _SHARPNESS, dim=0) / _SHARPNESS)
-    return torch.stack(maxima)
+    counts = [len(others) for others in compared]
+    places = [place for place, count in enumerate(counts) for _ in range(count)]
+    # A copy: what was evaluated without gradients may not take part in them as it is.
+    scores = ms_ssim(found[places], torch.stack([one for others in compared for one in others]))
+    return torch.stack(
+        [torch.logsumexp(part * _SHARPNESS, dim=0) / _SHARPNESS for part in torch.split(scores, counts)]
+    )

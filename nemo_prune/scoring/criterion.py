@@ -19,17 +19,28 @@ _DIGITS = 5  # of a score: what is left of the rounding of another batch size is
 
 def best_pairs(differences: Mapping[int, Tensor], *, published: bool = False) -> dict[int, float]:
     """Each seed's best similarity with another seed; `differences` are `[c, h, w]` by seed."""
-    seeds = list(differences)
-    stacked = torch.stack([differences[seed] for seed in seeds])
-    first, second = torch.triu_indices(len(seeds), len(seeds), offset=1)
-    found = ms_ssim_pairs(stacked, stacked, first, second, published=published)
-    best = torch.full((len(seeds),), -1.0)
-    best.scatter_reduce_(0, first, found, "amax").scatter_reduce_(0, second, found, "amax")
-    # What is not a number must not be passed over by a maximum.
-    broken = found.isnan()
-    best[first[broken]] = torch.nan
-    best[second[broken]] = torch.nan
-    return {seed: round(score, _DIGITS) for seed, score in zip(seeds, best.tolist(), strict=True)}
+    return best_pairs_of_each([differences], published=published)[0]
+
+
+def best_pairs_of_each(
+    prompts: Sequence[Mapping[int, Tensor]], *, published: bool = False
+) -> list[dict[int, float]]:
+    """`best_pairs` of many prompts at once: on a GPU that takes little longer than of one."""
+    pairs: list[tuple[int, int]] = []
+    groups: list[int] = []
+    places: list[dict[int, int]] = []
+    start = 0
+    for group, differences in enumerate(prompts):
+        seeds = list(differences)
+        places.append({seed: start + i for i, seed in enumerate(seeds)})
+        for i in range(len(seeds)):
+            pairs += [(start + i, start + j) for j in range(i + 1, len(seeds))]
+        groups += [group] * (len(pairs) - len(groups))
+        start += len(seeds)
+    stacked = torch.stack([one for differences in prompts for one in differences.values()])
+    found = _similarities(stacked, stacked, pairs, groups, published)
+    best = _largest([(place, score) for pair, score in zip(pairs, found, strict=True) for place in pair])
+    return [{seed: best.get(place, -1.0) for seed, place in one.items()} for one in places]
 
 
 def compared_with(seed: int, baseline: Mapping[int, Tensor], criterion: Criterion) -> list[int]:
@@ -50,21 +61,53 @@ def scores_against(
         pruned: differences `[c, h, w]` by seed.
         baseline: those of the unpruned model; of more than one seed unless the criterion is same-seed.
     """
-    seeds, others = list(pruned), list(baseline)
-    pairs = [
-        (place, others.index(other))
-        for place, seed in enumerate(seeds)
-        for other in compared_with(seed, baseline, criterion)
-    ]
-    left, right = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    found = ms_ssim_pairs(
-        torch.stack([pruned[seed] for seed in seeds]),
-        torch.stack([baseline[other] for other in others]),
-        left,
-        right,
-        published=published,
-    )
-    return largest_by(seeds, left, found)
+    return scores_of_each([(pruned, baseline)], criterion, published=published)[0]
+
+
+def scores_of_each(
+    asked: Sequence[tuple[Mapping[int, Tensor], Mapping[int, Tensor]]],
+    criterion: Criterion,
+    *,
+    published: bool = False,
+) -> list[dict[int, float]]:
+    """`scores_against` of many (pruned, baseline) at once; see `best_pairs_of_each`."""
+    pairs: list[tuple[int, int]] = []
+    groups: list[int] = []
+    places: list[dict[int, int]] = []
+    start = behind = 0
+    for group, (pruned, baseline) in enumerate(asked):
+        known = {other: behind + i for i, other in enumerate(baseline)}
+        places.append({seed: start + i for i, seed in enumerate(pruned)})
+        for seed, place in places[-1].items():
+            pairs += [(place, known[other]) for other in compared_with(seed, baseline, criterion)]
+        groups += [group] * (len(pairs) - len(groups))
+        start, behind = start + len(pruned), behind + len(baseline)
+    found = _similarities(
+        torch.stack([one for pruned, _ in asked for one in pruned.values()]),
+        torch.stack([one for _, baseline in asked for one in baseline.values()]),
+        pairs, groups, published,
+    )  # fmt: skip
+    best = _largest([(place, score) for (place, _), score in zip(pairs, found, strict=True)])
+    return [{seed: best.get(place, -1.0) for seed, place in one.items()} for one in places]
+
+
+def _similarities(
+    a: Tensor, b: Tensor, pairs: Sequence[tuple[int, int]], groups: Sequence[int], published: bool
+) -> list[float]:
+    left, right = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+    found: list[float] = ms_ssim_pairs(
+        a, b, left, right, published=published, groups=torch.tensor(groups)
+    ).tolist()
+    return found
+
+
+def _largest(scores: Sequence[tuple[int, float]]) -> dict[int, float]:
+    """Place -> the largest of its scores, rounded; NaN if one is: a maximum must not pass it over."""
+    best: dict[int, float] = {}
+    for place, score in scores:
+        if place not in best or score > best[place] or score != score:
+            best[place] = score
+    return {place: round(score, _DIGITS) for place, score in best.items()}
 
 
 def largest_by(seeds: Sequence[int], place: Tensor, found: Tensor) -> dict[int, float]:

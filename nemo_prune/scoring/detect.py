@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt, Sample
@@ -173,17 +174,22 @@ def _screen(
     empty: dict[int, Tensor] = {}
     engine.evaluate(
         [Sample(nothing, frozenset(), seed) for seed in seeds],
-        on_noise=lambda sample, noise: empty.update({sample.seed: noise.clone()}),
+        on_noise=lambda samples, noise: empty.update(
+            zip([sample.seed for sample in samples], noise.clone(), strict=True)
+        ),
     )
     for start in range(0, len(indices), PROMPTS_AT_ONCE):
         chunk = indices[start : start + PROMPTS_AT_ONCE]
         encoded = engine.prompts([prompts[index] for index in chunk])
         norms: dict[Prompt, dict[int, float]] = {prompt: {} for prompt in encoded}
 
-        def note_norm(
-            sample: Sample, noise: Tensor, norms: dict[Prompt, dict[int, float]] = norms
+        def note_norms(
+            samples: Sequence[Sample], noise: Tensor, norms: dict[Prompt, dict[int, float]] = norms
         ) -> None:
-            norms[sample.prompt][sample.seed] = float((noise - empty[sample.seed]).norm())
+            nothing = torch.stack([empty[sample.seed] for sample in samples])
+            found = torch.linalg.vector_norm(noise - nothing, dim=(1, 2, 3)).tolist()
+            for sample, norm in zip(samples, found, strict=True):
+                norms[sample.prompt][sample.seed] = norm
 
         def finished(
             place: int,
@@ -194,4 +200,4 @@ def _screen(
             keep(chunk[place], found, statistics.fmean(of[place][seed] for seed in found.scores))
 
         jobs = [Job(prompt, screening(seeds, gate, margins)) for prompt in encoded]
-        engine.run(jobs, on_finished=finished, on_noise=note_norm)
+        engine.run(jobs, on_finished=finished, on_noise=note_norms)

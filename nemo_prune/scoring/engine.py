@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,13 @@ from nemo_prune.errors import CheckpointError, option, rendered
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Criterion
 from nemo_prune.scoring.attribution import Masking, attribute, soft_maxima
-from nemo_prune.scoring.criterion import best_pairs, compared_with, scores_against
+from nemo_prune.scoring.criterion import (
+    best_pairs,
+    best_pairs_of_each,
+    compared_with,
+    scores_against,
+    scores_of_each,
+)
 from nemo_prune.scoring.similarity import noise_difference
 from nemo_prune.scoring.trajectory import Reference, Schedule, denoise
 from nemo_prune.search.protocol import Attribute, Attribution, Question, Reply, Steps
@@ -30,10 +37,12 @@ from nemo_prune.search.union import Pair, UnionSearch
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S")
 PROMPTS_AT_ONCE = 256
 """Prompts whose embeddings are held at once, however long a list is."""
 _IN_FLIGHT = 64
 _LARGE = 10**8  # parameters: Stable Diffusion 1 has 860 million, the demo 6
+_GRADIENTS = 16  # samples of a backward pass on a GPU: fewer leave it idle, more gain nothing
 _LARGEST_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}  # a larger one gains nothing on a CPU
 
 Baseline = dict[int, Tensor]
@@ -130,6 +139,12 @@ class Engine:
         self._noise: dict[int, Tensor] = {}
         self._overflowed = False
         self._recomputed = False  # whether a backward pass takes a second forward pass
+        # Attributions of several jobs in one batch: elsewhere it gains nothing, and a job's stays as it
+        # is to the last digit whatever others run beside it.
+        self.together = model.device.type != "cpu"
+        # Kinds of attributions (of trajectories or not) that are known to need checkpointing. A GPU
+        # says when its memory is full, and is twice as fast without; a processor would begin to swap.
+        self._tight = {False, True} if model.device.type == "cpu" else set[bool]()
 
     # ------------------------------------------------------------------------------------ samples
 
@@ -139,6 +154,10 @@ class Engine:
         return [
             Prompt(embeddings[i], pooled[i] if pooled is not None else None) for i in range(len(texts))
         ]
+
+    @cached_property
+    def _empty(self) -> Prompt:
+        return self.prompts([""])[0]
 
     def noise(self, seed: int) -> Tensor:
         """The starting noise x_T of one seed, `[c, h, w]`, drawn once, on the CPU."""
@@ -151,11 +170,11 @@ class Engine:
         self,
         samples: Sequence[Sample],
         on_samples: Callable[[int], None] = lambda _count: None,
-        on_noise: Callable[[Sample, Tensor], None] | None = None,
+        on_noise: Callable[[Sequence[Sample], Tensor], None] | None = None,
     ) -> list[Tensor]:
         """The noise difference of every sample, float32 `[c, h, w]` each, in order.
 
-        on_noise: called with each sample and its predicted noise, float32 `[c, h, w]`.
+        on_noise: called with each batch and its predicted noise, float32 `[n, c, h, w]`.
         """
 
         def forward(batch: Sequence[Sample], model: LoadedModel) -> list[Tensor]:
@@ -164,8 +183,7 @@ class Engine:
             differences = noise_difference(noise, latents)
             _check_finite(differences)
             if on_noise is not None:
-                for sample, predicted in zip(batch, noise, strict=True):
-                    on_noise(sample, predicted.float())
+                on_noise(batch, noise.float())
             return list(differences)
 
         with torch.inference_mode():
@@ -182,7 +200,7 @@ class Engine:
         Two denoiser samples a step, one with the prompt and one with the empty prompt; the neurons are
         off in both, as in a file.
         """
-        (empty,) = self.prompts([""])
+        empty = self._empty
 
         def forward(batch: Sequence[Sample], model: LoadedModel) -> list[Tensor]:
             both = [*(replace(sample, prompt=empty) for sample in batch), *batch]
@@ -202,21 +220,33 @@ class Engine:
 
     def _in_batches(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[S],
         width: int,
-        forward: Callable[[Sequence[Sample], LoadedModel], list[R]],
+        forward: Callable[[Sequence[S], LoadedModel], list[R]],
         on_samples: Callable[[int], None],
+        spare: Callable[[], bool] = lambda: False,
     ) -> list[R]:
-        """`forward` on all samples, each of which takes the room of `width` in a batch."""
+        """`forward` on all samples, each of which takes the room of `width` in a batch.
+
+        spare: called where memory is full; whether from now on `forward` takes less, so that the same
+            batch is worth another try.
+        """
         found: list[R] = []
         while len(found) < len(samples):
             batch = samples[len(found) : len(found) + max(1, self.batch_size // width)]
             try:
                 found += self._with_fp32(partial(forward, batch))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or len(batch) == 1:
+                if not _out_of_memory(error):
                     raise
-                self.batch_size = self._limit = max(1, width * len(batch) // 2)
+                if not spare():
+                    if len(batch) == 1:
+                        raise
+                    self.batch_size = self._limit = max(1, width * len(batch) // 2)
+                full = True
+            else:
+                full = False
+            if full:  # here, where the error no longer holds what did not fit
                 if self.model.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue
@@ -333,34 +363,62 @@ class Engine:
         """How much each value neuron of the job's layers does for the memory, by integrated gradients.
 
         Neuron -> attribution, summed over the seeds; neurons that are off in the question are left
-        out. Of a large denoiser each layer's activations are computed again on the way back
-        (gradient checkpointing), so that the memory stays near that of a forward pass.
+        out. Where memory is short each layer's activations are computed again on the way back
+        (gradient checkpointing), so that a large denoiser takes little more than in a forward pass.
         """
-        off = wanted.off | job.base
-        memory = self._trajectory_memory if wanted.trajectory else self._memory
+        return self.attributions([(job, wanted)])[0]
 
-        def backward(batch: Sequence[Sample], model: LoadedModel) -> list[Attribution]:
-            masking = Masking(model.value_layers, job.layers, off, len(batch), model.device, model.dtype)
+    def attributions(self, asked: Sequence[tuple[Job, Attribute]]) -> list[Attribution]:
+        """`attribution` of several jobs in the same batches: of the same layers, and the same kind."""
+        layers, trajectory = asked[0][0].layers, asked[0][1].trajectory
+        memory = self._trajectory_memory if trajectory else self._memory
+        offs = [wanted.off | job.base for job, wanted in asked]
+
+        def backward(batch: Sequence[tuple[Job, Sample]], model: LoadedModel) -> list[Tensor]:
+            samples = [sample for _, sample in batch]
+            masking = Masking(
+                model.value_layers, layers, [one.off for one in samples], model.device, model.dtype
+            )
             try:
-                with self._checkpointed(model):
+                with self._checkpointed(model, trajectory):
                     found = attribute(
                         masking,
-                        lambda: memory(model, job, batch),
+                        lambda: memory(model, [job for job, _ in batch], samples),
                         partial(masked_layers, model.value_layers),
                     )
             except FloatingPointError:
                 raise _NotFiniteError from None
-            return [found, *[{}] * (len(batch) - 1)]
+            return list(found)
 
-        samples = [Sample(job.prompt, off, seed) for seed in wanted.seeds]
-        parts = [part for part in self._in_batches(samples, 3, backward, lambda _n: None) if part]
-        return {neuron: sum(part[neuron] for part in parts) for neuron in parts[0]}
+        def spare() -> bool:
+            known = trajectory in self._tight
+            self._tight.add(trajectory)
+            return not known
+
+        samples = [
+            (job, Sample(job.prompt, off, seed))
+            for (job, wanted), off in zip(asked, offs, strict=True)
+            for seed in wanted.seeds
+        ]
+        width = 3 if self.model.device.type == "cpu" else max(3, self.batch_size // _GRADIENTS)
+        parts = iter(self._in_batches(samples, width, backward, lambda _n: None, spare))
+        values = self.model.value_layers
+        neurons = [Neuron(name, row) for name in layers for row in range(values[name].out_features)]
+        found: list[Attribution] = []
+        for (_, wanted), off in zip(asked, offs, strict=True):
+            total = torch.stack([next(parts) for _ in wanted.seeds]).sum(dim=0).tolist()
+            found.append({n: value for n, value in zip(neurons, total, strict=True) if n not in off})
+        return found
 
     @contextmanager
-    def _checkpointed(self, model: LoadedModel) -> Iterator[None]:
-        """Gradient checkpointing for large denoisers, off again on any exit."""
+    def _checkpointed(self, model: LoadedModel, trajectory: bool) -> Iterator[None]:
+        """Gradient checkpointing for large denoisers where memory is short, off again on any exit."""
         size = sum(parameter.numel() for parameter in model.unet.parameters())
-        self._recomputed = size > _LARGE and hasattr(model.unet, "enable_gradient_checkpointing")
+        self._recomputed = (
+            size > _LARGE
+            and trajectory in self._tight
+            and hasattr(model.unet, "enable_gradient_checkpointing")
+        )
         if not self._recomputed:
             yield
             return
@@ -375,21 +433,22 @@ class Engine:
         self.cost.backward += samples
         self.cost.forward += samples if self._recomputed else 0
 
-    def _memory(self, model: LoadedModel, job: Job, samples: Sequence[Sample]) -> Tensor:
+    def _memory(self, model: LoadedModel, jobs: Sequence[Job], samples: Sequence[Sample]) -> Tensor:
         latents = self._latents(samples, model)
         noise = self._pass(model, latents, self.timestep, samples, masked=True)
         self._count_backward(len(samples))
         pruned = noise_difference(noise, latents)
         others = [
             [job.baseline[i] for i in compared_with(sample.seed, job.baseline, self.criterion)]
-            for sample in samples
+            for job, sample in zip(jobs, samples, strict=True)
         ]
         return soft_maxima(pruned, others)
 
-    def _trajectory_memory(self, model: LoadedModel, job: Job, samples: Sequence[Sample]) -> Tensor:
-        reference = job.reference
-        assert reference is not None
-        (empty,) = self.prompts([""])
+    def _trajectory_memory(
+        self, model: LoadedModel, jobs: Sequence[Job], samples: Sequence[Sample]
+    ) -> Tensor:
+        references = [job.reference for job in jobs if job.reference is not None]
+        empty = self._empty
         both = [*(replace(sample, prompt=empty) for sample in samples), *samples]
 
         def predict(latents: Tensor, timestep: int) -> Tensor:
@@ -398,9 +457,12 @@ class Engine:
             return self._pass(model, doubled, timestep, both, masked=True)
 
         ends = denoise(
-            self._latents(samples, model).float(), reference.schedule, model.alphas_cumprod, predict
+            self._latents(samples, model).float(),
+            references[0].schedule,
+            model.alphas_cumprod,
+            predict,
         )
-        return soft_maxima(ends, [list(reference.latents)] * len(samples))
+        return soft_maxima(ends, [reference.latents for reference in references])
 
     # ----------------------------------------------------------------------------------- searches
 
@@ -410,7 +472,7 @@ class Engine:
         *,
         in_flight: int | None = None,
         on_samples: Callable[[int], None] = lambda _count: None,
-        on_noise: Callable[[Sample, Tensor], None] | None = None,
+        on_noise: Callable[[Sequence[Sample], Tensor], None] | None = None,
         on_finished: Callable[[int, T], None] = lambda _index, _outcome: None,
     ) -> list[T]:
         """Run searches to their ends, with at most `in_flight` of them open at once.
@@ -447,19 +509,17 @@ class Engine:
         self,
         asked: Mapping[int, tuple[Job, Question | Attribute]],
         on_samples: Callable[[int], None],
-        on_noise: Callable[[Sample, Tensor], None] | None,
+        on_noise: Callable[[Sequence[Sample], Tensor], None] | None,
     ) -> dict[int, Reply]:
         """One round: a reply to each open question; those of a kind share batches."""
         replies: dict[int, Reply] = {}
         single: dict[int, list[Sample]] = {}
         guided: dict[int, list[Sample]] = {}
+        gradients: dict[Any, list[int]] = {}
         for index, (job, one) in asked.items():
             if isinstance(one, Attribute):
-                before = self.cost.samples
-                replies[index] = self.attribution(job, one)
-                spent = self.cost.samples - before
-                job.samples += spent
-                on_samples(spent)
+                apart = one.trajectory or not self.together
+                gradients.setdefault(index if apart else tuple(job.layers), []).append(index)
                 continue
             samples = [Sample(job.prompt, one.off | job.base, seed) for seed in one.seeds]
             if one.trajectory:
@@ -467,19 +527,38 @@ class Engine:
             else:
                 single[index] = [s for s in samples if s.off or s.seed not in job.baseline]
                 job.samples += len(single[index])
+        for indices in gradients.values():
+            before = self.cost.samples
+            wanted = [(asked[i][0], asked[i][1]) for i in indices]
+            replies |= zip(indices, self.attributions(wanted), strict=True)  # type: ignore[arg-type]
+            spent, left = self.cost.samples - before, sum(len(asked[i][1].seeds) for i in indices)
+            on_samples(spent)
+            for index in indices:  # each its share, all of them what was spent
+                seeds = len(asked[index][1].seeds)
+                share = spent * seeds // left
+                asked[index][0].samples += share
+                spent, left = spent - share, left - seeds
         found = iter(
             self.evaluate([s for samples in single.values() for s in samples], on_samples, on_noise)
         )
+        pruned: dict[int, tuple[Baseline, Baseline]] = {}
+        unpruned: dict[int, Baseline] = {}
         for index, samples in single.items():
             job, one = asked[index]
             assert isinstance(one, Question)
             taken = {sample.seed: next(found) for sample in samples}
             if one.off or job.base:
-                replies[index] = self.scores(taken, job.baseline)
+                pruned[index] = taken, job.baseline
             else:
                 known = job.baseline | taken
-                job.baseline = {seed: known[seed] for seed in one.seeds}
-                replies[index] = best_pairs(job.baseline, published=self.published)
+                job.baseline = unpruned[index] = {seed: known[seed] for seed in one.seeds}
+        # All at once: on a GPU the many small steps of a score cost more than its arithmetic.
+        if pruned:
+            scores = scores_of_each(list(pruned.values()), self.criterion, published=self.published)
+            replies |= zip(pruned, scores, strict=True)
+        if unpruned:
+            pairs = best_pairs_of_each(list(unpruned.values()), published=self.published)
+            replies |= zip(unpruned, pairs, strict=True)
         for index, samples in guided.items():
             reference = asked[index][0].reference
             assert reference is not None
@@ -503,9 +582,17 @@ class Engine:
         while True:
             samples = [Sample(prompts[index], question.off, seed) for index, seed in question.pairs]
             found = self.evaluate(samples, on_samples)
-            answer: dict[Pair, float] = {}
-            for (index, seed), one in zip(question.pairs, found, strict=True):
-                answer[index, seed] = self.scores({seed: one}, baselines[index])[seed]
+            scores = scores_of_each(
+                [
+                    ({seed: one}, baselines[index])
+                    for (index, seed), one in zip(question.pairs, found, strict=True)
+                ],
+                self.criterion,
+                published=self.published,
+            )
+            answer: dict[Pair, float] = {
+                pair: score[pair[1]] for pair, score in zip(question.pairs, scores, strict=True)
+            }
             try:
                 question = search.send(answer)
             except StopIteration as end:
@@ -520,14 +607,24 @@ def noise_seed(base: int, seed: int) -> int:
 
 def masks_of(model: LoadedModel, offs: Sequence[frozenset[Neuron]]) -> dict[str, Tensor]:
     """Layer name -> `[n, 1, rows]` of ones and zeros, for the layers that any sample touches."""
-    masks: dict[str, Tensor] = {}
+    by_set: dict[frozenset[Neuron], list[int]] = {}
     for sample, off in enumerate(offs):
-        for neuron in off:
-            if neuron.layer not in masks:
-                rows = model.value_layers[neuron.layer].out_features
-                masks[neuron.layer] = torch.ones(len(offs), 1, rows, dtype=model.dtype)
-            masks[neuron.layer][sample, 0, neuron.row] = 0
-    return {layer: mask.to(model.device) for layer, mask in masks.items()}
+        by_set.setdefault(off, []).append(sample)
+    starts, end = {}, 0
+    for layer in {neuron.layer: None for off in by_set for neuron in off}:
+        starts[layer] = end
+        end += model.value_layers[layer].out_features
+    # One array for all layers, set by set: there may be thousands of neurons in each.
+    on = numpy.ones((len(offs), end), dtype=bool)
+    for off, samples in by_set.items():
+        if off:
+            places = [starts[neuron.layer] + neuron.row for neuron in off]
+            on[numpy.ix_(samples, places)] = False
+    masks = torch.from_numpy(on).to(model.device).to(model.dtype)
+    return {
+        layer: masks[:, None, start : start + model.value_layers[layer].out_features]
+        for layer, start in starts.items()
+    }
 
 
 @contextmanager
@@ -538,7 +635,11 @@ def masked_layers(layers: Mapping[str, nn.Linear], masks: Mapping[str, Tensor]) 
     """
 
     def hook(mask: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        return lambda _module, _inputs, output: output * mask.repeat(len(output) // len(mask), 1, 1)
+        def masked(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            times = len(output) // len(mask)
+            return output * (mask if times == 1 else mask.repeat(times, 1, 1))
+
+        return masked
 
     handles = [layers[name].register_forward_hook(hook(mask)) for name, mask in masks.items()]
     try:

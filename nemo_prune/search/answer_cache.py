@@ -8,9 +8,12 @@ Kept apart from the search that uses it, so that the two kinds of knowledge cann
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.search.protocol import Steps, Tally
+
+_SELECTORS = bytes.maketrans(b"01", bytes([0, 1]))
 
 Mask = int
 """A set of neurons: one bit for each of `AnswerCache.order`. Subset tests cost nothing."""
@@ -33,23 +36,24 @@ class AnswerCache:
         self.trajectory = trajectory
         self.trusted = True
         self.tally = Tally()
-        self._bits = {neuron: bit for bit, neuron in enumerate(self.order)}
+        self.bits = {neuron: bit for bit, neuron in enumerate(self.order)}
         self._scores: dict[int, dict[Mask, float]] = {}
 
     def bit(self, neuron: Neuron) -> int:
         """The neuron's place in `order`."""
-        return self._bits[neuron]
+        return self.bits[neuron]
 
     def mask(self, neurons: Iterable[Neuron]) -> Mask:
         """The bit mask of a set of neurons."""
-        found = 0
+        found, bits = bytearray(len(self.order) // 8 + 1), self.bits
         for neuron in neurons:
-            found |= 1 << self._bits[neuron]
-        return found
+            bit = bits[neuron]
+            found[bit >> 3] |= 1 << (bit & 7)
+        return int.from_bytes(found, "little")
 
     def neurons(self, mask: Mask) -> tuple[Neuron, ...]:
         """The neurons in a bit mask, in network order."""
-        return tuple(self.order[bit] for bit in bits_of(mask))
+        return tuple(compress(self.order, bin(mask)[:1:-1].encode().translate(_SELECTORS)))
 
     def score(self, off: Mask, seed: int) -> float | None:
         """The score really answered, if it was asked."""
@@ -97,11 +101,3 @@ class AnswerCache:
                 worst[off] = max(score, worst.get(off, score))
         for off, score in worst.items():
             yield off.bit_count(), score
-
-
-def bits_of(mask: Mask) -> Iterator[int]:
-    """The places of the bits that are set, ascending."""
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.search.answer_cache import AnswerCache, Mask
-from nemo_prune.search.ladder import LAST_RUNG, THETA_END, Ladder
+from nemo_prune.search.ladder import THETA_END, Ladder
 from nemo_prune.search.protocol import (
     Attribution,
     Outcome,
@@ -77,9 +77,10 @@ class Schedule:
 def ladder_schedule(ladder: Ladder, cache: AnswerCache) -> Schedule:
     """The paper's ladder; rungs that add nothing are left out."""
     rungs: list[tuple[float | None, Mask]] = []
-    for i in range(LAST_RUNG + 1):
-        candidates = cache.mask(ladder.rung(i))
-        if candidates and (not rungs or candidates != rungs[-1][1]):
+    candidates = 0
+    for i, added in enumerate(ladder.entering()):
+        if added:
+            candidates |= cache.mask(added)
             rungs.append((ladder.theta(i), candidates))
     # Of equals, those nearest the mid block first.
     weakest = sorted(
@@ -92,13 +93,13 @@ def ladder_schedule(ladder: Ladder, cache: AnswerCache) -> Schedule:
 def prefix_schedule(order: Sequence[Neuron], cache: AnswerCache) -> Schedule:
     """Prefixes of an order, what matters most first; long ones grow by 6 % from rung to rung."""
     rungs: list[tuple[float | None, Mask]] = []
-    mask, wanted = 0, 1.0
-    for place, neuron in enumerate(order, start=1):
-        mask |= 1 << cache.bit(neuron)
+    mask, start, wanted, bits = 0, 0, 1.0, cache.bits
+    for place in range(1, len(order) + 1):
         if place >= wanted or place == len(order):
+            mask, start = mask | cache.mask(order[start:place]), place
             rungs.append((None, mask))
             wanted = max(place + 1, place * _GROWTH)
-    weakest = tuple(cache.bit(neuron) for neuron in reversed(order))
+    weakest = tuple(map(bits.__getitem__, reversed(order)))
     return Schedule(tuple(rungs), weakest, False, "attribution")
 
 

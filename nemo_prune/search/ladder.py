@@ -54,6 +54,13 @@ class Ladder:
         """S(theta = 5 - 0.25 i, k = i): every |z| > theta, and each layer's k largest |a|."""
         return frozenset(neuron for neuron, first in self._entry.items() if first <= i)
 
+    def entering(self) -> list[list[Neuron]]:
+        """For each rung the neurons that it adds to the one before."""
+        added: list[list[Neuron]] = [[] for _ in range(LAST_RUNG + 1)]
+        for neuron, first in self._entry.items():
+            added[first].append(neuron)
+        return added
+
     def of(self, i: int, layer: str) -> frozenset[Neuron]:
         """Those of rung i that lie in one layer."""
         return frozenset(neuron for neuron in self.rung(i) if neuron.layer == layer)

@@ -104,7 +104,7 @@ def outcome_from(kept: Mapping[str, Any]) -> Outcome:
     scores = {
         name: {int(k): v for k, v in kept[name].items()} for name in ("scores_before", "scores_after")
     }
-    neurons = tuple(Neuron(**neuron) for neuron in kept["neurons"])
+    neurons = tuple(Neuron(*neuron) for neuron in kept["neurons"])
     lists = {name: tuple(kept[name]) for name in ("memorized_seeds", "attribution")}
     tradeoff = tuple((count, score) for count, score in kept["tradeoff"])
     return Outcome(**{**kept, **scores, **lists, "neurons": neurons, "tradeoff": tradeoff})

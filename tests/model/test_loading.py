@@ -586,6 +586,12 @@ def test_text_encoder_without_its_usual_prefix_loads(folder: Path, files: dict[s
     assert same_weights(ours, theirs)
 
 
+def test_convolutions_lie_as_each_device_computes_them_fastest() -> None:
+    assert devices.memory_format(CPU) == torch.channels_last
+    assert devices.memory_format(torch.device("mps")) == torch.channels_last
+    assert devices.memory_format(torch.device("cuda")) == torch.contiguous_format
+
+
 def test_device_and_precision() -> None:
     assert devices.pick_device("cpu") == CPU
     assert devices.pick_device("auto").type in ("cpu", "cuda", "mps")

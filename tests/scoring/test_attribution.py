@@ -24,7 +24,7 @@ from nemo_prune.scoring.similarity import _blur, ms_ssim, noise_difference
 from nemo_prune.scoring.trajectory import Reference, denoise, reference_from, schedule_from
 from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.ladder import Ladder
-from nemo_prune.search.protocol import Attribute, Attribution, Outcome
+from nemo_prune.search.protocol import Attribute, Outcome
 
 LAYERS = ("first", "second")
 SEEDS = range(4)
@@ -153,7 +153,7 @@ def test_layers_that_are_not_searched_are_left_alone(toy: LoadedModel) -> None:
     job.layers = ("second",)
     found = one.attribution(job, Attribute((0,), frozenset({Neuron("first", 1)})))
     assert {neuron.layer for neuron in found} == {"second"}
-    masks = Masking(toy.value_layers, ("second",), frozenset({Neuron("first", 1)}), 2,
+    masks = Masking(toy.value_layers, ("second",), [frozenset({Neuron("first", 1)})] * 2,
                     toy.device, toy.dtype).at(0.5)  # fmt: skip
     assert masks["first"].tolist() == [[[1, 0, 1, 1, 1, 1]]] * 2
     assert masks["second"].tolist() == [[[0.5] * CHANNELS]] * 2
@@ -227,6 +227,41 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(
     found = one.attribution(job, Attribute((0, 1, 2, 3)))
     assert found == pytest.approx(expected, abs=1e-5)
     assert hooks(toy) == 0
+
+
+def test_jobs_attributed_together_are_as_alone(toy: LoadedModel) -> None:
+    """Whatever is off for each, and however many seeds it asks for."""
+    one = make(toy)
+    asked = [
+        (job_of(one, prompt({0: 2.0, 1: 1.0})), Attribute((0, 1))),
+        (job_of(one, prompt({1: 1.5, 2: 2.0}), base=frozenset({Neuron("first", 0)})), Attribute((3,))),
+        (job_of(one, prompt({5: 1.0})), Attribute((1, 2), frozenset({Neuron("second", 4)}))),
+    ]
+    together = one.attributions(asked)
+    for (job, wanted), found in zip(asked, together, strict=True):
+        alone = one.attribution(job, wanted)
+        assert list(found) == list(alone)
+        assert found == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_search_on_a_gpu_takes_attributions_together(
+    toy: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_prune.search.auto.SETTLED", 1)
+    alone, together, counts = searched(make(toy)), make(toy), list[int]()
+    taken = together.attributions
+    together.together = True  # as on a GPU
+
+    def counted(asked: Any) -> Any:
+        counts.append(len(asked))
+        return taken(asked)
+
+    monkeypatch.setattr(together, "attributions", counted)
+    found = searched(together)
+    assert max(counts) > 1
+    for one, other in zip(found, alone, strict=True):
+        assert (one.status, one.neurons, one.order) == (other.status, other.neurons, other.order)
+        assert one.attribution == pytest.approx(other.attribution, abs=1e-5)
 
 
 # --- what it leaves behind: nothing ---
@@ -308,6 +343,39 @@ def test_checkpointing_changes_no_attribution(
     assert found[1] == pytest.approx(found[0], abs=1e-4 * largest)
     passes = 2 * len(POINTS) * (STEPS.passes if trajectory else 1)
     assert samples == [(passes, passes), (2 * passes, passes)]
+
+
+def test_a_gpu_takes_checkpointing_only_where_its_memory_is_full(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_LARGE", 0)
+    expected, full = None, False
+    for full in (False, True):
+        one = Engine(tiny, timestep=TIMESTEP)
+        one._tight.clear()  # as on a GPU
+        (text,) = one.prompts(["a cat"])
+        layers = list(tiny.value_layers)
+        job = Job(text, iter(()), one.baseline(text, SEEDS), layers=layers)  # type: ignore[arg-type]
+        size, true, seen = one.batch_size, torch.autograd.grad, list[bool]()
+
+        def graded(
+            loss: Tensor, masks: Any, full: bool = full, seen: list[bool] = seen, true: Any = true
+        ) -> Any:
+            seen.append(tiny.unet.is_gradient_checkpointing)
+            if full and not seen[-1]:
+                raise torch.OutOfMemoryError("no room")
+            return true(loss, masks)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.autograd, "grad", graded)
+            found = one.attribution(job, Attribute((0, 1)))
+            again = one.attribution(job, Attribute((0, 1)))
+        passes = len(POINTS)
+        assert seen == ([False, *[True] * 2 * passes] if full else [False] * 2 * passes)
+        assert one.batch_size == size
+        expected = expected or found
+        for values in (found, again):
+            assert values == pytest.approx(expected, abs=1e-4 * max(map(abs, expected.values())))
 
 
 def test_what_was_prepared_without_gradients_may_be_used_with_them(toy: LoadedModel) -> None:
@@ -424,7 +492,7 @@ def test_gradients_that_are_no_numbers_in_fp32_name_the_way_out(
 def test_a_gradient_that_is_not_finite_is_refused() -> None:
     unet = Toy()
     layers = dict(zip(LAYERS, unet.layers, strict=True))
-    masking = Masking(layers, LAYERS, frozenset(), 1, torch.device("cpu"), torch.float32)
+    masking = Masking(layers, LAYERS, [frozenset()], torch.device("cpu"), torch.float32)
     kept: list[dict[str, Tensor]] = []
 
     def memory() -> Tensor:
@@ -438,19 +506,20 @@ def test_a_gradient_that_is_not_finite_is_refused() -> None:
         attribute(masking, memory, masked)
 
 
-def test_points_are_averaged_and_samples_summed() -> None:
+def test_points_are_averaged_sample_by_sample() -> None:
     """By hand: memory = sum of m squared, whose slope at m is 2 m."""
     unet = Toy()
     layers = dict(zip(LAYERS, unet.layers, strict=True))
-    masking = Masking(layers, ("first",), frozenset({Neuron("first", 2)}), 3, torch.device("cpu"),
-                      torch.float32)  # fmt: skip
+    off = [frozenset({Neuron("first", 2)})] * 3
+    masking = Masking(layers, ("first",), off, torch.device("cpu"), torch.float32)
     kept: list[Any] = []
 
     def masked(masks: Any) -> Any:
         kept.append(masks)
         return masked_layers({}, {})
 
-    found: Attribution = attribute(
+    found = attribute(
         masking, lambda: (kept[-1]["first"] ** 2).sum(dim=(1, 2)), masked, (0.5, 0.1)
-    )
-    assert found == pytest.approx({Neuron("first", row): 3 * 0.6 for row in (0, 1, 3, 4, 5)})
+    ).tolist()
+    assert masking.neurons == tuple(Neuron("first", row) for row in range(CHANNELS))
+    assert found == [pytest.approx([0.6, 0.6, 0, 0.6, 0.6, 0.6])] * 3

@@ -6,6 +6,13 @@ import torch
 from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
+from nemo_prune.options import Criterion
+from nemo_prune.scoring.criterion import (
+    best_pairs,
+    best_pairs_of_each,
+    scores_against,
+    scores_of_each,
+)
 from nemo_prune.scoring.similarity import (
     _ssim,
     ms_ssim,
@@ -122,6 +129,32 @@ def test_published_pairs_are_compared_together(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("nemo_prune.scoring.similarity._PIXELS_AT_ONCE", at_once * a[0].numel())
     together = ms_ssim_pairs(a, b, torch.arange(1, 4), torch.arange(3), published=True)
     assert together.tolist() == pytest.approx(FROZEN[1, 3, "noisy"], abs=1e-4)
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("criterion", ["same-seed", "cross-seed"])
+def test_prompts_scored_together_score_as_alone(published: bool, criterion: Criterion) -> None:
+    """Also in the published unit, which depends on what is compared together."""
+    generator = torch.Generator().manual_seed(0)
+    asked = []
+    for seeds, pruned in (([0, 1, 2], [1]), ([4, 5], [5, 4]), ([0, 3, 9, 7], [9, 0, 7])):
+        spread = 1.0 + len(asked)
+        known = {seed: spread * torch.rand(4, 48, 48, generator=generator) for seed in seeds}
+        asked.append(({seed: 0.9 * known[seed] ** 2 for seed in pruned}, known))
+    together = scores_of_each(asked, criterion, published=published)
+    pairs = best_pairs_of_each([known for _, known in asked], published=published)
+    for (pruned, known), scores, best in zip(asked, together, pairs, strict=True):
+        alone = scores_against(pruned, known, criterion, published=published)
+        assert scores == pytest.approx(alone, abs=2e-5)
+        assert list(scores) == list(pruned)
+        assert best == pytest.approx(best_pairs(known, published=published), abs=2e-5)
+
+
+def test_what_is_not_a_number_stays_so_beside_others() -> None:
+    broken = {0: torch.full((4, 32, 32), torch.nan), 1: torch.rand(4, 32, 32), 2: torch.rand(4, 32, 32)}
+    found = best_pairs_of_each([{i: torch.rand(4, 32, 32) for i in range(2)}, broken])
+    assert all(score == score for score in found[0].values())
+    assert all(score != score for score in found[1].values())
 
 
 # --- many pairs ---
