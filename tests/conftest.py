@@ -33,10 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _common_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _common_cache(shared: Path) -> Iterator[None]:
     """The user's cache is neither read nor written; what is ordinary to a tiny model is found once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEMO_PRUNE_CACHE", str(tmp_path_factory.mktemp("common-cache")))
+        patch.setenv("NEMO_PRUNE_CACHE", str(shared / "common-cache"))
         yield
 
 
