@@ -6,6 +6,7 @@ tests start have as many.
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.stem in _WAITING))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache is neither read nor written."""
-    folder = tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="session", autouse=True)
+def _common_cache(shared: Path) -> Iterator[None]:
+    """The user's cache is neither read nor written; what is ordinary to a tiny model is found once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEMO_PRUNE_CACHE", str(shared / "common-cache"))
+        yield
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, for tests in which it matters what it holds."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
     monkeypatch.setenv("NEMO_PRUNE_CACHE", str(folder))
     return folder
 

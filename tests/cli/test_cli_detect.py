@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import run, write_small, write_tiny
+from tiny import run, small_unet, write_small, write_tiny
 
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import bundled_captions
@@ -370,7 +370,7 @@ def test_a_copy_with_other_metadata_takes_the_same_calibration(
     model: Path, calibration: Path, prompts: Path, tmp_path: Path
 ) -> None:
     copy = write_tiny(tmp_path / "copy.safetensors", vae=True, metadata={
-        "nemo_prune.config": '{"unet": {"sample_size": 16}}', "a note": "of somebody"})  # fmt: skip
+        "nemo_prune.config": json.dumps({"unet": small_unet(16)}), "a note": "of somebody"})  # fmt: skip
     assert copy.read_bytes() != model.read_bytes()
     result = run("detect", copy, "--prompts", prompts, "--calibration", calibration, "--json", *SEEDS)
     assert result.exit_code == 0, result.output

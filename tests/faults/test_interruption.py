@@ -14,12 +14,12 @@ import pytest
 import rawfiles
 import torture
 from corpus import LAYER, manifest
-from tiny import write_tiny
+from tiny import small_unet, write_tiny
 
 pytestmark = pytest.mark.slow
 
 NEURONS: list[dict[str, object]] = [{"layer": LAYER, "row": row} for row in range(4)]
-SMALL = json.dumps({"unet": {"sample_size": 16}})
+SMALL = json.dumps({"unet": small_unet(16)})
 QUICK = ("--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
          "--tau", "0", "--gate", "0")  # fmt: skip
 namespaces = pytest.mark.skipif(

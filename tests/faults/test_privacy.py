@@ -13,7 +13,7 @@ from corpus import MODELS
 
 from nemo_prune.cli.main import main
 
-SMALL = json.dumps({"unet": {"sample_size": 16}})
+SMALL = json.dumps({"unet": tiny.small_unet(16)})
 MARKER = "zebrafish marker caption"
 QUICK = ("--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
          "--tau", "0", "--gate", "0")  # fmt: skip

@@ -12,7 +12,7 @@ from nemo_prune.scoring.journal import Journal, journal_path
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["--seeds", "4", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
+QUICK = ["--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
          "--tau", "0", "--gate", "0"]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from layouts import DTYPES, SIDE, SMALL, folder, recast, single_file
+from layouts import DTYPES, SIDE, SMALL, described, folder, recast, single_file
 from safetensors.torch import load_file, save_file
 from tiny import ldm, open_clip, same_weights, tiny_configs, tiny_tensors
 
@@ -344,7 +344,7 @@ def test_a_unet_alone_takes_its_text_encoder_from_anywhere(
         "diffusers": place / f"{family}-unet-diffusers.safetensors",
     }
     tensors = load_file(single[family])
-    metadata = SMALL
+    metadata = described(family)
     ldm.save_tensors(
         unets["ldm"], {n: t for n, t in tensors.items() if n.startswith(ldm.UNET_PREFIX)}, metadata
     )
@@ -581,7 +581,7 @@ def test_every_layout_gives_the_same_neurons_and_scores(
     elif layout == "UNet alone":
         model, out = place / "same-unet.safetensors", place / "same-unet-clean.safetensors"
         alone = {n: t for n, t in load_file(single["sd1"]).items() if n.startswith(ldm.UNET_PREFIX)}
-        ldm.save_tensors(model, alone, SMALL)
+        ldm.save_tensors(model, alone, described("sd1"))
         options = ["--text-encoder", single["sd1"]]
     else:
         model = folder(place / f"same-{layout}", **LAYOUTS[layout])

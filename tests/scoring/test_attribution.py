@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_engine import CHANNELS, DRIVES, TAU, TIMESTEP, Toy, hooks, loaded
-from tiny import write_tiny
+from tiny import write_small
 from torch import Tensor
 
 from nemo_prune.checkpoint.neurons import Neuron
@@ -45,7 +45,7 @@ def toy() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = write_tiny(tmp_path_factory.mktemp("attribution") / "tiny.safetensors")
+    path = write_small(tmp_path_factory.mktemp("attribution") / "tiny.safetensors", side=16)
     model = load_model(recognize(path), device=torch.device("cpu"), dtype=torch.float32)
     return dataclasses.replace(model, latent_shape=(4, 16, 16))
 

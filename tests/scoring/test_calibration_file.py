@@ -23,6 +23,8 @@ from nemo_prune.scoring.calibration_file import (
 from nemo_prune.scoring.lineage import Lineage
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+pytestmark = pytest.mark.usefixtures("cache")
+
 ABOUT: dict[str, Any] = {
     "fingerprint": "f" * 64,
     "precision": "float32",

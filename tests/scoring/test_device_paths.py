@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import write_tiny
+from tiny import write_small
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
@@ -23,7 +23,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("devices") / "tiny.safetensors")
+    return write_small(tmp_path_factory.mktemp("devices") / "tiny.safetensors", side=16)
 
 
 def measured(

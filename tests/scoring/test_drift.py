@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from test_engine import LOUD, engine, names, rows, zeroed
-from tiny import write_tiny
+from tiny import write_small
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
@@ -20,7 +20,7 @@ TEXTS = ["a cat", "the sea at night"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = write_tiny(tmp_path_factory.mktemp("drift") / "tiny.safetensors", vae=False)
+    path = write_small(tmp_path_factory.mktemp("drift") / "tiny.safetensors", side=16, vae=False)
     loaded = load_model(recognize(path), device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
         for layer in loaded.value_layers.values():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import write_tiny
+from tiny import write_small
 from torch import Tensor
 
 from nemo_prune.checkpoint.neurons import Neuron
@@ -35,7 +35,7 @@ LOUD = 4  # rows of each value layer that are amplified, so that switching them 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = write_tiny(tmp_path_factory.mktemp("engine") / "tiny.safetensors")
+    path = write_small(tmp_path_factory.mktemp("engine") / "tiny.safetensors", side=16)
     loaded = load_model(recognize(path), device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
         for layer in loaded.value_layers.values():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from test_engine import LOUD, TEXTS, TIMESTEP, hooks, rows, zeroed
-from tiny import write_tiny
+from tiny import write_small
 from torch import Tensor
 
 from nemo_prune.checkpoint.recognize import recognize
@@ -22,7 +22,7 @@ STEPS = Schedule((901, 701, 501, 301, 101), guidance=7.0)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = write_tiny(tmp_path_factory.mktemp("trajectory") / "tiny.safetensors")
+    path = write_small(tmp_path_factory.mktemp("trajectory") / "tiny.safetensors", side=16)
     loaded = load_model(recognize(path), device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
         for layer in loaded.value_layers.values():
