@@ -143,6 +143,8 @@ class Confirmation:
                 if found.status == "localized":
                     break
                 scope += 1
+                if scope < len(scopes):
+                    self.progress.note(f"prompt {index}: still drawn, so all layers are searched")
             if scope == len(scopes):
                 if scopes:
                     self.result.exhausted.add(index)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from nemo_prune import __version__
-from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
+from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, model_sha256
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.statuses import Status
@@ -20,7 +20,7 @@ from nemo_prune.localize.confirm import (
     Confirmed,
     unrelated_ends,
 )
-from nemo_prune.localize.repair import Repair, Repaired
+from nemo_prune.localize.repair import Repair, Repaired, Scope
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.activations import harms, ladders
@@ -123,8 +123,7 @@ class _Run:
         self.checkpoint, self.prompts, self.options = checkpoint, prompts, options
         self.progress, self.show_prompts = progress, show_prompts
         self.calibration_prompts = calibration_prompts
-        self.layers = checkpoint.select(options.layers)
-        self.names = [layer.name for layer in self.layers]
+        self.names = [layer.name for layer in checkpoint.select(options.layers)]
         progress.stage("loading the model", 1, "file")
         self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
         self.engine = open_engine(checkpoint, options, progress, loaded)
@@ -142,7 +141,10 @@ class _Run:
             self.statistics_from += " of the original"
         self.thresholds = self.ordinary.thresholds
         self.calibration_samples = self.engine.cost.samples
-        self.candidates = self._candidates(self.names)
+        self.scopes = [self._scope(self.names)]
+        every = [layer.name for layer in checkpoint.value_layers]
+        if options.layers == "auto" and every != self.names:
+            self.scopes.append(self._scope(every))
         self.finished: dict[int, Outcome] = {}
         self.spent: dict[int, int] = {}
         self.repaired: Repaired | None = None
@@ -166,10 +168,11 @@ class _Run:
             **({"calibration_of": "the original"} if self.ordinary.of_original else {}),
         }
 
-    def _candidates(self, names: Sequence[str]) -> Candidates:
+    def _scope(self, names: Sequence[str]) -> Scope:
         layers = [layer for layer in self.checkpoint.value_layers if layer.name in set(names)]
         order = tuple(Neuron(layer.name, row) for layer in layers for row in range(layer.rows))
-        return Candidates(order, harms(self.engine.model, layers, self.statistics))
+        candidates = Candidates(order, harms(self.engine.model, layers, self.statistics))
+        return Scope(names, candidates, partial(self._begin, layers, candidates))
 
     def open_journal(self, path: Path, resume: bool) -> None:
         settings = self.settings | {"scored by": self.ordinary.scored_by}
@@ -197,7 +200,7 @@ class _Run:
             chunk = waiting[start : start + PROMPTS_AT_ONCE]
             jobs = []
             for prompt in self.engine.prompts([self.prompts[i] for i in chunk]):
-                inner: Callable[[], Search] = partial(self.begin, prompt, seeds)
+                inner: Callable[[], Search] = partial(self.scopes[0].begin, prompt, seeds)
                 if self.options.criterion == "trajectory":
                     inner = partial(left_alone, seeds, thresholds.tau)
                 search = gated(inner, seeds, thresholds.tau, thresholds.gate.value)
@@ -211,15 +214,21 @@ class _Run:
         samples = self.engine.cost.samples - before
         self.per_sample = (time.monotonic() - began) / max(1, samples)
 
-    def begin(self, prompt: Prompt, seeds: Sequence[int]) -> Search:
-        """A search of one prompt on these seeds, as the options say."""
-        (ladder,) = ladders(self.engine.model, self.layers, [prompt.text], self.statistics)
+    def _begin(
+        self,
+        layers: Sequence[ValueLayer],
+        candidates: Candidates,
+        prompt: Prompt,
+        seeds: Sequence[int],
+    ) -> Search:
+        """A search of one prompt in some layers on these seeds, as the options say."""
+        (ladder,) = ladders(self.engine.model, layers, [prompt.text], self.statistics)
         tau = self.thresholds.tau
         if self.options.search == "literal":
             return literal_search(ladder, seeds, tau, as_published=self.options.as_published)
         if self.options.search == "gradient-free":
             return gradient_free_search(ladder, seeds, tau)
-        return auto_search(ladder, self.candidates, seeds, tau)
+        return auto_search(ladder, candidates, seeds, tau)
 
     def _on_samples(self, _count: int) -> None:
         spent = self.engine.cost.samples - self.calibration_samples
@@ -243,9 +252,9 @@ class _Run:
         """Probe the union on fresh seeds; search again, drop what no prompt needs."""
         encoded = self.engine.prompts([self.prompts[index] for index in self.searched])
         self.repairing = Repair(
-            self.engine, self.searched, dict(zip(self.searched, encoded, strict=True)), self.begin,
+            self.engine, self.searched, dict(zip(self.searched, encoded, strict=True)),
+            self.scopes[:1] if self.options.search == "literal" else self.scopes,
             tau=self.thresholds.tau, seeds=self.options.seeds, progress=self.progress,
-            layers=self.names,
         )  # fmt: skip
         by_trajectory = self.options.criterion == "trajectory"
         self.repaired = (
@@ -268,12 +277,9 @@ class _Run:
         ends = unrelated_ends(engine, ordinary, schedule, self.progress)
         self.calibration_samples += engine.cost.samples - before
         self.confirmation = Confirmation(engine, schedule, ends, self.progress)
-        scopes: list[tuple[Sequence[str], Candidates]] = [(self.names, self.candidates)]
-        every = [layer.name for layer in self.checkpoint.value_layers]
-        if options.layers == "auto" and every != self.names:
-            scopes.append((every, self._candidates(every)))
-        if options.search == "literal":
-            scopes = []  # the paper's procedure ends where it ends
+        self.confirmation.result.widened |= repaired.widened
+        # The paper's procedure ends where it ends.
+        scopes = [] if options.search == "literal" else [(s.layers, s.candidates) for s in self.scopes]
         prompts = engine.prompts([self.prompts[index] for index in indices])
         off = repaired.off
         each = (SEEDS + 2) * schedule.passes
@@ -343,6 +349,7 @@ class _Run:
             if one.attribution
             for neuron, value in zip(one.neurons, one.attribution, strict=True)
         }
+        harm = self.scopes[-1].candidates.harm
         return PromptRecord(
             index=index,
             status=status,
@@ -356,7 +363,7 @@ class _Run:
             trajectory_samples=confirmed.passes.get(index, 0),
             search=" + ".join(dict.fromkeys(one.order for one in searches if one.neurons)),
             attribution={neuron: known[neuron] for neuron in neurons if neuron in known},
-            harm={n: self.candidates.harm[n] for n in neurons if n in self.candidates.harm},
+            harm={n: harm[n] for n in neurons if n in harm},
         )
 
     def localization(self) -> Localization:

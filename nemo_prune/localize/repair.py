@@ -6,7 +6,8 @@ far, and gets further neurons; what no prompt needs any more is dropped.
 
 Memory that is spread over many neurons fades by degrees, and a minimal set leaves it just under tau,
 where one probe in two would say otherwise. So a prompt that comes near tau is probed on more seeds,
-and searched again on those that hold on longest.
+and searched again on those that hold on longest. One that stays above tau with every neuron of the
+searched layers off is searched in the next wider scope, on top of what is off already.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from itertools import count
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.options import Progress
 from nemo_prune.scoring.engine import Baseline, Engine, Job, Prompt
+from nemo_prune.search.auto import Candidates
 from nemo_prune.search.protocol import Outcome, Search
 from nemo_prune.search.union import reduce_union
 
@@ -30,7 +32,8 @@ class Repaired:
 
     neurons: each prompt's part of the union. scores: the largest score on the fresh seeds that were
     last asked, with the union off. samples: spent on searching again. dropped: not needed by any
-    prompt. confirming: samples spent on probing and dropping.
+    prompt. confirming: samples spent on probing and dropping. widened: prompts that took neurons of a
+    wider scope.
     """
 
     neurons: dict[int, tuple[Neuron, ...]]
@@ -38,10 +41,21 @@ class Repaired:
     samples: dict[int, int] = field(default_factory=dict)
     dropped: tuple[Neuron, ...] = ()
     confirming: int = 0
+    widened: set[int] = field(default_factory=set)
 
     @property
     def off(self) -> frozenset[Neuron]:
         return frozenset(union(*self.neurons.values()))
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Layers that may be searched: their names, what they hold, and what makes a search of a prompt on
+    seeds in them, as a job without a base."""
+
+    layers: Sequence[str]
+    candidates: Candidates
+    begin: Callable[[Prompt, Sequence[int]], Search]
 
 
 class Repair:
@@ -50,7 +64,7 @@ class Repair:
     Args:
         engine: of the unpruned model.
         outcomes, prompts: of the memorized prompts, by number.
-        begin: makes a search of a prompt on seeds, as a job without a base.
+        scopes: where to search, the narrowest first; the outcomes are of the first one.
         tau: what a suppressed prompt's score must not exceed.
         seeds: how many the first search used; every probe takes as many further ones, and three
             times as many for a score between tau/2 and tau.
@@ -62,15 +76,16 @@ class Repair:
         engine: Engine,
         outcomes: Mapping[int, Outcome],
         prompts: Mapping[int, Prompt],
-        begin: Callable[[Prompt, Sequence[int]], Search],
+        scopes: Sequence[Scope],
         *,
         tau: float,
         seeds: int,
         progress: Progress,
-        layers: Sequence[str] = (),
     ) -> None:
-        self.engine, self.outcomes, self.prompts, self.begin = engine, outcomes, prompts, begin
-        self.tau, self.seeds, self.progress, self.layers = tau, seeds, progress, layers
+        self.engine, self.prompts, self.scopes = engine, prompts, scopes
+        self.tau, self.seeds, self.progress = tau, seeds, progress
+        # By prompt, the scope of its next search; one too many where even the widest was not enough.
+        self.scope = {i: int(one.status != "localized") for i, one in outcomes.items()}
         self.result = Repaired({index: outcome.neurons for index, outcome in outcomes.items()})
         self.baselines: dict[int, Baseline] = {}
         self.known: dict[int, dict[int, float]] = {}
@@ -79,16 +94,22 @@ class Repair:
     def run(self, rounds: int) -> Repaired:
         """Probe, search again at most `rounds` times, reduce.
 
-        A prompt whose search came to the end of its schedule is not searched again.
+        A prompt whose search came to the end of the widest scope is not searched again.
         """
         result = self.result
-        hopeful = {i for i, outcome in self.outcomes.items() if outcome.status == "localized"}
         for round_ in range(rounds + 1):
             self.probe()
-            again = [index for index in hopeful if result.scores[index] > self.tau]
+            above = [index for index in self.prompts if result.scores[index] > self.tau]
+            again = [index for index in above if self.scope[index] < len(self.scopes)]
             if not again or round_ == rounds:
                 break
-            self.search_again(again, hopeful)
+            # The narrow ones first: what they take off may be enough for the others.
+            narrowest = min(self.scope[index] for index in again)
+            again = [index for index in again if self.scope[index] == narrowest]
+            if narrowest:
+                numbers = ", ".join(map(str, again))
+                self.progress.note(f"prompt {numbers}: not removable there, so all layers are searched")
+            self.search_again(again)
         if result.off and (len(self.prompts) > 1 or result.samples):
             self.reduce()
         return result
@@ -110,16 +131,17 @@ class Repair:
             self.progress.advance()
         result.confirming += self.engine.cost.samples - spent
 
-    def search_again(self, again: Sequence[int], hopeful: set[int]) -> None:
+    def search_again(self, again: Sequence[int]) -> None:
         """Search prompts on the model as pruned so far, on the seeds that hold on longest."""
         self.progress.stage("searching the pruned model", len(again), "prompts")
         result, jobs = self.result, []
         for index in again:
             known = self.known[index]
             seeds = sorted(nlargest(self.seeds, known, key=known.__getitem__))
-            search = self.begin(self.prompts[index], seeds)
+            scope = self.scopes[self.scope[index]]
+            search = scope.begin(self.prompts[index], seeds)
             baseline = dict(self.baselines[index])
-            jobs.append(Job(self.prompts[index], search, baseline, result.off, layers=self.layers))
+            jobs.append(Job(self.prompts[index], search, baseline, result.off, layers=scope.layers))
         spent = self.engine.cost.samples
         found: list[Outcome] = self.engine.run(
             jobs, on_finished=lambda _index, _outcome: self.progress.advance()
@@ -128,9 +150,11 @@ class Repair:
         for index, outcome in zip(again, found, strict=True):
             result.samples[index] = result.samples.get(index, 0) + shared
             if outcome.status == "not removable":
-                hopeful.discard(index)  # more neurons off, and still there: not worth the damage
+                self.scope[index] += 1  # more neurons off, and still there: not worth the damage
             else:
                 result.neurons[index] = union(result.neurons[index], outcome.neurons)
+                if self.scope[index]:
+                    result.widened.add(index)
 
     def reduce(self) -> None:
         """Drop neurons while the probed seeds allow it; put back what fresh seeds then miss.

@@ -1,5 +1,6 @@
 """Repairing a union, on a denoiser whose needed neurons are known."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,10 +9,11 @@ from test_engine import CHANNELS, TAU, TIMESTEP, Toy
 from tiny import Told
 
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.localize.repair import Repair, Repaired
+from nemo_prune.localize.repair import Repair, Repaired, Scope
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Criterion
 from nemo_prune.scoring.engine import Baseline, Engine, Prompt
+from nemo_prune.search.auto import Candidates
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import Ladder
 from nemo_prune.search.protocol import Outcome, Search
@@ -65,7 +67,8 @@ def fixed(
 def repairing(
     engine: Engine, outcomes: dict[int, Outcome], prompts: dict[int, Prompt], begin: Any = begin
 ) -> Repair:
-    return Repair(engine, outcomes, prompts, begin, tau=TAU, seeds=SEEDS, progress=Told())
+    scope = Scope([], Candidates((), {}), begin)
+    return Repair(engine, outcomes, prompts, [scope], tau=TAU, seeds=SEEDS, progress=Told())
 
 
 @pytest.mark.parametrize("criterion", ["same-seed", "cross-seed"])
@@ -189,3 +192,23 @@ def test_a_single_prompt_loses_what_a_second_search_made_superfluous(engine: Eng
 
 def test_a_union_of_nothing_is_fine(engine: Engine) -> None:
     assert fixed(engine, {}, {}).off == frozenset()
+
+
+def test_a_prompt_that_the_searched_layers_cannot_suppress_is_searched_in_all() -> None:
+    """What lies in other layers too is not called not removable before these were tried."""
+    engine, one, told = make_engine("cross-seed"), prompt(c0=2.0), Told()
+
+    def narrow(_prompt: Prompt, _seeds: Any) -> Search:
+        raise AssertionError("came to its end already")
+
+    scopes = [Scope(["first"], Candidates((), {}), narrow), Scope([], Candidates((), {}), begin)]
+    first = replace(outcome("not removable", 0), neurons=(Neuron("first", 0),))
+    repair = Repair(engine, {0: first}, {0: one}, scopes, tau=TAU, seeds=SEEDS, progress=told)
+    found = repair.run(3)
+    assert found.neurons[0] == (Neuron("first", 0), Neuron("second", 0))
+    assert found.scores[0] <= TAU
+    assert found.widened == {0}
+    assert any("all layers are searched" in note for note in told.notes)
+    # With the narrow scope alone it stays what it was.
+    repair = Repair(engine, {0: first}, {0: one}, scopes[:1], tau=TAU, seeds=SEEDS, progress=Told())
+    assert repair.run(3).scores[0] > TAU
