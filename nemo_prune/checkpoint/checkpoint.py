@@ -162,9 +162,10 @@ class Checkpoint:
             matching = {v.name for v in self.value_layers if _matches(v, pattern.strip())}
             if not matching:
                 example = short_name(self.value_layers[0].name).rpartition(".")[0]
+                usual = "" if self.value_layers[0].part == "transformer" else "down+mid, "
                 raise OptionError(
                     f"{option('layers')} {layers}: no value layer matches {pattern.strip()!r}; give "
-                    f"down+mid, all, or patterns such as {example}.*"
+                    f"{usual}all, or patterns such as {example}.*"
                 )
             chosen |= matching
         return tuple(v for v in self.value_layers if v.name in chosen)

@@ -15,6 +15,7 @@ from nemo_prune.files.text import read_text
 _PARAMETERIZATIONS = {"v": "v_prediction", "eps": "epsilon"}
 # Of generative-models (SDXL), by the name of the class.
 _SCALINGS = {"VScaling": "v_prediction", "EpsScaling": "epsilon"}
+_LARGEST = 2**16  # bytes, about a second to read; those of A1111 have some thousand
 _ZERO_SNR = ("rescale_betas_zero_snr", "zero_terminal_snr", "zero_snr", "use_ztsnr", "ztsnr")
 
 
@@ -36,6 +37,11 @@ def read_sidecar(model: Path) -> tuple[Path, Sidecar] | None:
     path = model.with_suffix(".yaml")
     if path == model or not path.is_file():
         return None
+    if (size := path.stat().st_size) > _LARGEST:
+        return path, Sidecar(
+            fault=f"{path}: is too large for a model's settings ({size} bytes); remove it, or give "
+            f"{option('prediction_type')}"
+        )
     import yaml  # only where it is needed: most models have no sidecar
 
     try:

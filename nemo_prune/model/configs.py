@@ -206,7 +206,8 @@ class Configs:
             return Told(given, option("prediction_type"))
         if self.folder is not None:
             stated = read_config(self.folder, "scheduler").get("prediction_type")
-            return Told(stated, str(self.folder / config_file("scheduler"))) if stated else Told()
+            # Without the path: this stands in manifests.
+            return Told(stated, f"the scheduler's config of {option('config')}") if stated else Told()
         if prediction_type:
             return Told(prediction_type, told_by)
         stated = self.overrides.get("scheduler", {}).get("prediction_type")

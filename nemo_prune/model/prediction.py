@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from nemo_prune.errors import CheckpointError, option
+from nemo_prune.errors import CheckpointError, option, rendered
 from nemo_prune.model.configs import Told
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Prediction:
         """As plain JSON: the type, by whom it is told or None, what was measured, correlations."""
         return {
             "type": self.type,
-            "told_by": self.told.by or None,
+            "told_by": rendered(self.told.by) or None,
             "measured": self.measured,
             "correlations": {
                 str(t): None if value != value else round(value, 2)

@@ -52,7 +52,8 @@ def weights_sha256(model: LoadedModel, *, apart: bool = False) -> str:
     for encoder in model.text_encoders:
         tokens = sorted(encoder.tokenizer.get_vocab().items())
         config = encoder.model.config
-        told = [config.num_attention_heads, config.hidden_act, encoder.tokenizer.pad_token_id, tokens]
+        act = config.hidden_act if hasattr(config, "hidden_act") else config.dense_act_fn  # T5's
+        told = [config.num_attention_heads, act, encoder.tokenizer.pad_token_id, tokens]
         digest.update(json.dumps(told).encode())
     heads = [model.unet.get_submodule(n.removesuffix(".to_v")).heads for n in model.value_layers]
     digest.update(f"{model.family} {model.prediction_type} {heads}\n".encode())

@@ -19,6 +19,7 @@ from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.model import hub, loading
 from nemo_prune.options import Options
 from nemo_prune.report.pictures import draw
+from nemo_prune.scoring.calibration_file import fingerprint
 from nemo_prune.scoring.engine import Engine, Job, Sample, masked_layers, masks_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 from nemo_prune.search.protocol import Attribute
@@ -146,6 +147,7 @@ def test_it_is_searched_in_all_its_layers(sigma: Path) -> None:
     with pytest.raises(OptionError, match=r"no value layer matches 'down\+mid'"):
         checkpoint.select("down+mid")
     engine: Engine = open_engine(checkpoint, Options(device="cpu"))
+    assert fingerprint(engine.model) == fingerprint(load(sigma))
     (prompt,) = engine.prompts(["a cat"])
     job = Job(prompt, iter(()), engine.baseline(prompt, [0, 1]), layers=names)  # type: ignore[arg-type]
     found = engine.attribution(job, Attribute((0, 1)))

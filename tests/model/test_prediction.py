@@ -158,6 +158,8 @@ def test_of_random_weights_nothing_is_measured_and_what_is_told_holds(tmp_path: 
         assert model.prediction.measured is None
         assert model.prediction.note is not None
         assert "its output shows neither" in model.prediction.note
+        by = "prediction_type" if options else None  # as Python spells it, without marks
+        assert model.prediction.as_json()["told_by"] == by
 
 
 def test_the_manifest_and_the_json_have_what_was_measured(tmp_path: Path, silent: Path) -> None:
@@ -182,6 +184,8 @@ def test_the_manifest_and_the_json_have_what_was_measured(tmp_path: Path, silent
     [
         ("model: [", "cannot be read as YAML"),
         ("a: b: c", "cannot be read as YAML"),
+        ("model: !!python/object/apply:os.system ['false']", "cannot be read as YAML"),
+        ("#" * 2**21, "is too large for a model's settings (2097152 bytes)"),
         ("\xff", "is not UTF-8"),
         ("model:\n  params:\n    parameterization: x0\n", "predicts 'x0'; only eps and v are known"),
     ],
