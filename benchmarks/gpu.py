@@ -470,7 +470,7 @@ def prune(at: Setting) -> Iterator[Row]:
             device=at.device.type, cache=False, tau=TAU, gate=0.5, batch_size=None,
             seeds=4 if at.tiny else 10,
         )  # fmt: skip
-        layers = {layer.name: layer.rows for layer in checkpoint.select(options.searched_layers)}
+        layers = {layer.name: layer.rows for layer in checkpoint.select(options.layers)}
         rng = random.Random(0)
         memories = [plant(layers, 3 + i, TAU, rng) for i in range(len(texts))]
         stages, run = Stages(), Engine.run
