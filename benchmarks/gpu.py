@@ -417,7 +417,7 @@ def choices(at: Setting) -> Iterator[Row]:
 
 def _cudnn_benchmark() -> Any:
     cudnn = torch.backends.cudnn
-    return cudnn.flags(  # type: ignore[no-untyped-call]
+    return cudnn.flags(
         enabled=cudnn.enabled, benchmark=True, deterministic=cudnn.deterministic,
         allow_tf32=cudnn.allow_tf32,
     )  # fmt: skip
