@@ -6,6 +6,7 @@ already, with an attribution taken through the trajectory, first in the searched
 Prompts are taken one after the other, so that each profits from what is off for those before it.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -40,7 +41,8 @@ class Confirmed:
         picture is gone. None where the unpruned model's own trajectories do not agree.
     neurons: what was added for a prompt. outcomes: of the searches that added it. passes: denoiser
         samples spent on a prompt, backward passes counted. widened: prompts that needed all layers.
-    exhausted: prompts that are drawn though every neuron that may be searched is off.
+    exhausted: prompts that are drawn though every neuron that may be searched is off. rough: prompts
+        whose added neurons were not all shown to be needed, since that takes more passes.
     """
 
     remaining: dict[int, float | None] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Confirmed:
     passes: dict[int, int] = field(default_factory=dict)
     widened: set[int] = field(default_factory=set)
     exhausted: set[int] = field(default_factory=set)
+    rough: set[int] = field(default_factory=set)
 
     def drawn(self, index: int) -> bool:
         """Whether the prompt's picture is still drawn."""
@@ -64,12 +67,20 @@ class Confirmation:
         schedule: of the trajectories.
         unrelated: ends of ordinary prompts' trajectories, from `unrelated_ends`.
         progress: is told of every sample.
+        trajectories: how many a prompt is worth; after as many its further neurons are not shown one by
+            one to be needed. 0: no end.
     """
 
     def __init__(
-        self, engine: Engine, schedule: Schedule, unrelated: Sequence[Tensor], progress: Progress
+        self,
+        engine: Engine,
+        schedule: Schedule,
+        unrelated: Sequence[Tensor],
+        progress: Progress,
+        trajectories: int = 0,
     ) -> None:
         self.engine, self.schedule, self.progress = engine, schedule, progress
+        self.trajectories = trajectories
         self.unrelated = unrelated
         self.result = Confirmed()
         self.references: dict[int, Reference] = {}
@@ -168,10 +179,16 @@ class Confirmation:
     ) -> Outcome:
         before = self.engine.cost.samples
         left = Candidates(tuple(n for n in candidates.order if n not in off), candidates.harm)
-        search = trajectory_search(left, remaining, _GOAL, known)
+        enough = math.inf
+        if self.trajectories:
+            spent = self.result.passes[index] // self.schedule.passes + SEEDS  # the last look
+            enough = max(0, self.trajectories - spent)
+        search = trajectory_search(left, remaining, _GOAL, known, enough)
         job = Job(prompt, search, base=off, reference=self.references[index], layers=layers)
         found: list[Outcome] = self.engine.run([job], on_samples=self.progress.advance)
         self._spent(index, before)
+        if not found[0].minimal:
+            self.result.rough.add(index)
         return found[0]
 
     def _spent(self, index: int, before: int) -> None:

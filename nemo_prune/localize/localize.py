@@ -11,7 +11,7 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, model_sha25
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.statuses import Status
-from nemo_prune.errors import Interrupted
+from nemo_prune.errors import Interrupted, option
 from nemo_prune.files.prompts import apart_from, bundled_captions
 from nemo_prune.localize.confirm import (
     SEEDS,
@@ -276,7 +276,8 @@ class _Run:
         before = engine.cost.samples
         ends = unrelated_ends(engine, ordinary, schedule, self.progress)
         self.calibration_samples += engine.cost.samples - before
-        self.confirmation = Confirmation(engine, schedule, ends, self.progress)
+        worth = options.confirm_trajectories
+        self.confirmation = Confirmation(engine, schedule, ends, self.progress, worth)
         self.confirmation.result.widened |= repaired.widened
         # The paper's procedure ends where it ends.
         scopes = [] if options.search == "literal" else [(s.layers, s.candidates) for s in self.scopes]
@@ -301,6 +302,11 @@ class _Run:
             # At once, so that the manifest of an interrupted run has them.
             added = self.confirmation.result.neurons.get(index, ())
             repaired.neurons[index] = union(repaired.neurons[index], added)
+            if index in self.confirmation.result.rough:
+                self.progress.note(
+                    f"prompt {index}: not all of its neurons were shown to be needed; more than "
+                    f"{option('confirm_trajectories')} {worth} may spare some"
+                )
             self.progress.detail(f"prompt {index} done")
         if by_trajectory:
             self.repairing.probe()

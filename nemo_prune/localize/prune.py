@@ -140,6 +140,7 @@ def _further(found: Localization, index: int) -> dict[str, Any]:
     return {
         "added": sum(len(outcome.neurons) for outcome in outcomes),
         "all_layers": index in found.confirmed.widened,
+        "minimal": index not in found.confirmed.rough,
         "tradeoff": [
             {"neurons": count, "remaining": left}
             for outcome in outcomes
