@@ -19,5 +19,7 @@ class Status(StrEnum):
     """Searched, and still above tau whatever is switched off."""
     NOT_MEMORIZED = "not memorized"
     """Its score lies below the gate, so it was left alone."""
+    NOT_CONFIRMED = "not confirmed"
+    """Searched, and the run was stopped before it showed what came of that."""
     NOT_SEARCHED = "not searched"
     """The run was stopped before its turn."""

@@ -99,6 +99,7 @@ def localize(
         run.search()
         run.repair()
         run.confirm()
+        run.complete = True
     except KeyboardInterrupt:
         raise Interrupted(run.manifest(), len(run.finished)) from None
     finally:
@@ -145,6 +146,7 @@ class _Run:
         every = [layer.name for layer in checkpoint.value_layers]
         if options.layers == "auto" and every != self.names:
             self.scopes.append(self._scope(every))
+        self.complete = False
         self.finished: dict[int, Outcome] = {}
         self.spent: dict[int, int] = {}
         self.repaired: Repaired | None = None
@@ -343,6 +345,8 @@ class _Run:
         status = Status.SUPPRESSED
         if outcome.status == "not memorized":
             status = Status.NOT_MEMORIZED
+        elif not self.complete and index not in confirmed.remaining:
+            status = Status.NOT_CONFIRMED
         elif after is not None and after > self.thresholds.tau:
             status = Status.NOT_REMOVABLE
         elif confirmed.drawn(index):
