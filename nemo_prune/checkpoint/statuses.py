@@ -16,7 +16,7 @@ class Status(StrEnum):
     STILL_MEMORIZED = "still memorized"
     """The check of the written file scores it above tau."""
     NOT_REMOVABLE = "not removable"
-    """Searched, and still above tau whatever is switched off."""
+    """Searched, and still there whatever is switched off, or only with a stated damage."""
     NOT_MEMORIZED = "not memorized"
     """Its score lies below the gate, so it was left alone."""
     NOT_CONFIRMED = "not confirmed"

@@ -7,7 +7,7 @@ Prompts are taken one after the other, so that each profits from what is off for
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -30,6 +30,9 @@ UNRELATED = 16
 _UNRELATED_SEED = 30_000
 _GOAL = 0.4  # what a search must reach, so that other seeds stay below GONE
 _WIDTHS = (1, 2, 5, 8)  # seeds asked at once: mostly the first tells that a picture is drawn
+MOST_DRIFT = 0.5
+"""Of ordinary prompts' cross-attention outputs: neurons for one picture that move them further with the
+rest are not taken, since little of the model would be left."""
 _NEAR = 0.25  # r from which on eight seeds have not settled it: pictures fade by degrees
 
 
@@ -42,7 +45,9 @@ class Confirmed:
     neurons: what was added for a prompt. outcomes: of the searches that added it. passes: denoiser
         samples spent on a prompt, backward passes counted. widened: prompts that needed all layers.
     exhausted: prompts that are drawn though every neuron that may be searched is off. rough: prompts
-        whose added neurons were not all shown to be needed, since that takes more passes.
+        whose added neurons were not all shown to be needed, since that takes more passes. harmful:
+        prompts whose picture would go with so many neurons that ordinary prompts drift this far, more
+        than MOST_DRIFT; they were not taken.
     """
 
     remaining: dict[int, float | None] = field(default_factory=dict)
@@ -52,6 +57,7 @@ class Confirmed:
     widened: set[int] = field(default_factory=set)
     exhausted: set[int] = field(default_factory=set)
     rough: set[int] = field(default_factory=set)
+    harmful: dict[int, float] = field(default_factory=dict)
 
     def drawn(self, index: int) -> bool:
         """Whether the prompt's picture is still drawn."""
@@ -69,6 +75,7 @@ class Confirmation:
         progress: is told of every sample.
         trajectories: how many a prompt is worth; after as many its further neurons are not shown one by
             one to be needed. 0: no end.
+        drift: how far ordinary prompts move with some neurons off.
     """
 
     def __init__(
@@ -78,9 +85,10 @@ class Confirmation:
         unrelated: Sequence[Tensor],
         progress: Progress,
         trajectories: int = 0,
+        drift: Callable[[frozenset[Neuron]], float] = lambda _off: 0.0,
     ) -> None:
         self.engine, self.schedule, self.progress = engine, schedule, progress
-        self.trajectories = trajectories
+        self.trajectories, self.drift = trajectories, drift
         self.unrelated = unrelated
         self.result = Confirmed()
         self.references: dict[int, Reference] = {}
@@ -160,11 +168,22 @@ class Confirmation:
                 if scopes:
                     self.result.exhausted.add(index)
                 break
+            self.result.outcomes.setdefault(index, []).append(found)
+            more = everything | set(found.neurons)
+            before = self.engine.cost.samples
+            drift = self.drift(more)
+            self._spent(index, before)
+            if drift > MOST_DRIFT:
+                self.result.harmful[index] = drift
+                self.progress.note(
+                    f"prompt {index}: its picture would go with {len(found.neurons)} further neurons, "
+                    f"which move ordinary prompts by {drift:.0%}; more than {MOST_DRIFT:.0%} is not done"
+                )
+                break
             if scope:
                 self.result.widened.add(index)
-            self.result.outcomes.setdefault(index, []).append(found)
             self.result.neurons[index] = union(self.result.neurons.get(index, ()), found.neurons)
-            everything |= set(found.neurons)
+            everything = more
         return everything
 
     def _search(

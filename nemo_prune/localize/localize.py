@@ -23,6 +23,7 @@ from nemo_prune.localize.confirm import (
 from nemo_prune.localize.repair import Repair, Repaired, Scope
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Options, Progress
+from nemo_prune.scoring import drift
 from nemo_prune.scoring.activations import harms, ladders
 from nemo_prune.scoring.calibration_file import fingerprint
 from nemo_prune.scoring.detect import gated
@@ -279,7 +280,11 @@ class _Run:
         ends = unrelated_ends(engine, ordinary, schedule, self.progress)
         self.calibration_samples += engine.cost.samples - before
         worth = options.confirm_trajectories
-        self.confirmation = Confirmation(engine, schedule, ends, self.progress, worth)
+        heard = engine.prompts(ordinary)
+        self.confirmation = Confirmation(
+            engine, schedule, ends, self.progress, worth,
+            lambda off: drift.moved(engine, heard, off, seed=FRESH_SEEDS),
+        )  # fmt: skip
         self.confirmation.result.widened |= repaired.widened
         # The paper's procedure ends where it ends.
         scopes = [] if options.search == "literal" else [(s.layers, s.candidates) for s in self.scopes]
@@ -350,8 +355,8 @@ class _Run:
         elif after is not None and after > self.thresholds.tau:
             status = Status.NOT_REMOVABLE
         elif confirmed.drawn(index):
-            exhausted = index in confirmed.exhausted
-            status = Status.NOT_REMOVABLE if exhausted else Status.REPLICATED
+            kept = index in confirmed.exhausted or index in confirmed.harmful
+            status = Status.NOT_REMOVABLE if kept else Status.REPLICATED
         searches = [outcome, *confirmed.outcomes.get(index, ())]
         known = {
             neuron: value
