@@ -309,7 +309,7 @@ class _Run:
             # At once, so that the manifest of an interrupted run has them.
             added = self.confirmation.result.neurons.get(index, ())
             repaired.neurons[index] = union(repaired.neurons[index], added)
-            if index in self.confirmation.result.rough:
+            if index in self.confirmation.result.rough - self.confirmation.result.harmful.keys():
                 self.progress.note(
                     f"prompt {index}: not all of its neurons were shown to be needed; more than "
                     f"{option('confirm_trajectories')} {worth} may spare some"
