@@ -100,3 +100,33 @@ def test_a_prompt_that_is_still_drawn_is_said_to_be(capsys: pytest.CaptureFixtur
     assert "Still drawn: 1." in words
     assert "0.750" in words
     assert "80 to draw trajectories" in words
+
+
+def test_no_status_is_cut_off_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    entry = {
+        "index": 10, "line": 12, "file": "m.txt", "status": "not removable", "score_before": 0.881,
+        "score_after": 0.427, "trajectory": 0.587, "neurons": [{}] * 1045, "samples": 10_000,
+        "trajectory_samples": 0,
+    }  # fmt: skip
+    cost = dict.fromkeys(
+        [
+            "samples",
+            "calibration_samples",
+            "check_samples",
+            "trajectory_samples",
+            "seconds",
+            "peak_memory_mb",
+        ],
+        1,
+    )
+    print_prompts({
+        "prompts": [entry], "cost": cost, "neurons": [], "confirm": "trajectory",
+        "criterion": "cross-seed", "gate": {"value": 0.7}, "gate_source": "given", "tau": 0.6, "tau_source": "given",
+        "statistics_from": "file",
+    })  # fmt: skip
+    told = capsys.readouterr().err
+    assert "not removable" in told
+    assert "…" not in told
