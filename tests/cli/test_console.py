@@ -124,7 +124,8 @@ def test_no_status_is_cut_off_in_80_columns(
     )
     print_prompts({
         "prompts": [entry], "cost": cost, "neurons": [], "confirm": "trajectory",
-        "criterion": "cross-seed", "gate": {"value": 0.7}, "gate_source": "given", "tau": 0.6, "tau_source": "given",
+        "criterion": "cross-seed", "gate": {"value": 0.7}, "gate_source": "given", "tau": 0.6,
+        "tau_source": "given",
         "statistics_from": "file",
     })  # fmt: skip
     told = capsys.readouterr().err
