@@ -63,6 +63,7 @@ _TRAINING_STATE = re.compile(
     r"|(random_states|rng_state|custom_checkpoint)(_\d+)?\.(pkl|pth|pt)"
 )
 _PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle, in the second byte
+_JSON = re.compile(rb"\{\s*\"")
 _DOWNLOAD = "download or copy it again"
 
 
@@ -215,6 +216,11 @@ def _name_other_formats(start: bytes) -> None:
         raise _Fault("is a GGUF file; give the safetensors file it was made from")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise _Fault("is a web page, not a model; the download may have needed a login")
+    if _JSON.match(start):
+        raise _Fault(
+            "is JSON, not a model: a server's answer instead of the file, or an index of shards; "
+            "download the model, or give the folder that holds it"
+        )
 
 
 def _unsound() -> str:
