@@ -53,7 +53,7 @@ DTYPE_BITS: Mapping[str, int] = {
 }
 """Bits of one element, for every dtype that safetensors 0.8 knows."""
 
-_PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
+PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 _PICKLE_ADVICE = (
     "is a pickle checkpoint, which can run code when loaded, so it is not opened; convert it once "
     "to safetensors: torch.load(FILE, weights_only=True), then safetensors.torch.save_file"
@@ -171,7 +171,7 @@ def _check_kind(path: Path) -> None:
             "is a part of a training run's saved state (optimizer, schedule, random numbers), not a "
             "model; give the model that the training saved"
         )
-    if path.suffix.lower() in _PICKLE_SUFFIXES:
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         raise _Fault(_PICKLE_ADVICE)
 
 
