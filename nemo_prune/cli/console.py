@@ -157,8 +157,9 @@ def _table(*columns: str) -> Table:
     """An empty table; words to the left, numbers to the right."""
     table = Table(header_style="bold", pad_edge=False)
     for name in columns:
-        words = name in ("status", "memorized", "text")
-        table.add_column(name, justify="left" if words else "right", no_wrap=name == "status")
+        left = name in ("status", "memorized", "text")
+        # Folded where a terminal is narrow: a score that is cut to 0... says nothing.
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
     return table
 
 
