@@ -29,8 +29,8 @@ COMMANDS = {
     if (found := re.findall(r"^    (nemo-prune .+)$", text, re.MULTILINE))
 }
 # Pages that begin after another one's work: the command that makes what they take as given.
-BEFORE = {"docs/ci.md": ["nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors "
-                         "--manifest neurons.json"]}  # fmt: skip
+_PRUNED = ["nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors --manifest neurons.json"]
+BEFORE = {"docs/audit.md": _PRUNED, "docs/ci.md": _PRUNED}
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES["docs/python.md"], re.DOTALL)
 README_EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES["README.md"], re.DOTALL)
 
@@ -66,7 +66,7 @@ def cheaper(page: str, arguments: list[str]) -> list[str]:
         more += ["--calibration", "calibration.safetensors", "--force"]
     if verb in searching and page != "README.md" and "--confirm" not in arguments:
         more += ["--confirm", "none"]
-    if {"--report", "--card"} & set(arguments):
+    if {"--report", "--card"} & set(arguments) and verb != "audit":
         more += ["--picture-steps", "4", "--images", "1", "--ordinary-images", "1"]
     return [*arguments, *more]
 
