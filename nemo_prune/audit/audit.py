@@ -11,25 +11,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nemo_prune import __version__
 from nemo_prune.audit.outcome import LIMITS, came_back
+from nemo_prune.audit.pictures import Wanted, draw_more, passes
 from nemo_prune.audit.render import write_audit
 from nemo_prune.audit.strength import EFFORTS, Effort, Strength
 from nemo_prune.audit.triggers import Judges, samples_of, try_words
 from nemo_prune.audit.words import Variation, variations
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.diff import compare_models
-from nemo_prune.errors import OptionError
+from nemo_prune.errors import CheckpointError, OptionError
 from nemo_prune.files.prompts import apart_from, bundled_captions
 from nemo_prune.localize.confirm import UNRELATED, unrelated_ends
 from nemo_prune.options import Options, Progress
 from nemo_prune.report.inputs import check_inputs
+from nemo_prune.report.likeness import open_likeness
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 
 FORMAT = "nemo-prune-audit/1"
-Parts = dict[str, dict[int, dict[str, Any]]]
-"""Kind of attempt -> prompt number -> what came of it."""
+_SHOWN = 8  # wordings of a caption that brought its picture back and are drawn
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class AuditInputs:
         options: how the models are loaded, and the seed of all that is drawn by lot.
         gate: score above which a prompt is memorized; tau: what suppressed prompts stay below.
         thresholds_from: where the two come from.
+        targets: prompt number -> training picture.
         places: of each prompt, the file and the line where it stands, if that is known.
     """
 
@@ -52,6 +56,7 @@ class AuditInputs:
     gate: float
     thresholds_from: str
     strength: Strength = "standard"
+    targets: Mapping[int, Path] = field(default_factory=dict)
     show_prompts: bool = False
     places: Sequence[tuple[str, int]] = ()
 
@@ -110,6 +115,7 @@ def audit(
         done = _Done(Journal.open(journal, run, resume=resume))
     try:
         words, samples = _words(inputs, progress, done)
+        pictures, skipped, picture_samples = _pictures(inputs, words, progress, done)
     finally:
         done.close()
     data: dict[str, Any] = {
@@ -121,8 +127,9 @@ def audit(
         "pruned": {"path": inputs.pruned.path.name, "sha256": promise.b_sha256},
         "neurons": len(removed),
         "options": _settings(inputs),
-        "prompts": entries(inputs, words),
-        "cost": {"samples": samples},
+        "prompts": entries(inputs, words, pictures),
+        "no_pictures": skipped,
+        "cost": {"samples": samples, "picture_samples": picture_samples},
         "limits": list(LIMITS),
     }
     if journal is not None:
@@ -190,11 +197,51 @@ def _words(
     return {index: done.get(f"words {index}") for index in places}, samples
 
 
-def entries(inputs: "AuditInputs", words: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _pictures(
+    inputs: AuditInputs, words: Mapping[int, dict[str, Any]], progress: Progress, done: _Done
+) -> tuple[dict[int, dict[str, Any]], str | None, int]:
+    """`draw_more` of what the original memorized; why no pictures were drawn; what they took."""
+    places = [index for index, one in words.items() if one["memorized"]]
+    wanted = {}
+    for index in places:
+        if done.get(f"pictures {index}") is None:
+            texts = [one.text for one in inputs.variations(index)]
+            back = [place for place, word in enumerate(words[index]["words"]) if word["back"]]
+            named = {place: texts[place] for place in back[:_SHOWN]}
+            wanted[index] = Wanted(inputs.prompts[index], named, inputs.targets.get(index))
+    skipped, samples = None, 0
+    if wanted:
+        samples = passes(list(wanted.values()), inputs.effort.styles)
+        count = len(wanted) * sum(style.seeds for style in inputs.effort.styles)
+        progress.note(f"{count} more pictures of the pruned model, {samples:,} denoiser samples in all")
+        try:
+            draw_more(
+                (inputs.original, inputs.pruned),
+                inputs.options,
+                wanted,
+                apart_from(bundled_captions(), inputs.prompts),
+                inputs.effort.styles,
+                open_likeness(),
+                progress,
+                lambda index, found: done.add(f"pictures {index}", found),
+            )
+        except (CheckpointError, torch.OutOfMemoryError) as error:
+            # What words brought back stands without pictures.
+            skipped, samples = str(error).partition("\n")[0], 0
+            progress.note(f"no more pictures: {skipped}")
+    found = {index: done.get(f"pictures {index}") for index in places}
+    return {index: one for index, one in found.items() if one is not None}, skipped, samples
+
+
+def entries(
+    inputs: AuditInputs,
+    words: Mapping[int, Mapping[str, Any]],
+    pictures: Mapping[int, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
     """A prompt's findings of all kinds, with where it stands, and texts if those are to be shown."""
     found = []
     for index, one in sorted(words.items()):
-        entry: dict[str, Any] = {"index": index, **one}
+        entry: dict[str, Any] = {"index": index, **one, "pictures": pictures.get(index)}
         if inputs.places:
             entry["file"], entry["line"] = inputs.places[index]
         if inputs.show_prompts:
@@ -220,5 +267,6 @@ def _settings(inputs: AuditInputs) -> dict[str, Any]:
         "steps": options.steps,
         "timestep": options.timestep,
         "precision": options.precision,
+        "targets": sorted(inputs.targets),
         "device": options.device,
     }

@@ -18,18 +18,35 @@ LIMITS = (
     "Words were varied by rule. Nobody who knows the picture, and no language model, wrote any of them.",
     "The score is a screen at one early timestep. A variation that it calls harmless was drawn only if "
     "it was among the highest; of the others a picture that comes later would have been missed.",
+    "Pictures were drawn in some styles, from some noises. One is near by the whole or by any region a "
+    "quarter of its size; foreground and background were not told apart.",
     "Fine-tuning, merging with an unpruned model, or a LoRA on the value layers was not tried.",
 )
 
 
 def came_back(entry: Data) -> bool:
     """Whether a prompt's picture did, by whatever attempt."""
-    return any(word["back"] for word in entry["words"])
+    return bool(successes(entry)) or near_pictures(entry) > 0
 
 
 def successes(entry: Data) -> list[Data]:
     """The variations of a prompt that brought its picture back."""
     return [word for word in entry["words"] if word["back"]]
+
+
+def near_pictures(entry: Data) -> int:
+    """How many more pictures of a prompt are near what was memorized."""
+    return sum(len(style["near"]) for style in _styles(entry))
+
+
+def pictures(entry: Data) -> int:
+    """How many more pictures of a prompt were drawn and judged."""
+    return sum(style["count"] for style in _styles(entry))
+
+
+def _styles(entry: Data) -> list[Data]:
+    drawn = entry["pictures"]
+    return drawn["styles"] if drawn and drawn["judged"] else []
 
 
 def audited(data: Data) -> list[Data]:
@@ -39,7 +56,7 @@ def audited(data: Data) -> list[Data]:
 
 def attempts(data: Data) -> int:
     """How many attempts were made in all."""
-    return sum(len(entry["words"]) for entry in audited(data))
+    return sum(len(entry["words"]) + pictures(entry) for entry in audited(data))
 
 
 def kinds(data: Data) -> list[dict[str, Any]]:
@@ -67,35 +84,46 @@ def verdict(data: Data) -> str:
         return (
             f"No replication found in {_count(count, 'attempt')} of these kinds: {_kinds(data)}.{aside}"
         )
-    wordings = sum(len(successes(entry)) for entry in back)
+    worked = sum(len(successes(entry)) + near_pictures(entry) for entry in back)
     named = ", ".join(str(entry["index"]) for entry in back)
     return (
         f"NOT ERASED: the picture of {len(back)} of {_count(len(known), 'prompt')} came back "
-        f"(prompt{'s' * (len(back) > 1)} {named}), from {wordings} of {_count(count, 'attempt')}: "
+        f"(prompt{'s' * (len(back) > 1)} {named}), from {worked} of {_count(count, 'attempt')}: "
         f"{_kinds(data)}.{aside}"
     )
 
 
 def _kinds(data: Data) -> str:
-    texts = attempts(data)
-    return f"{_count(texts, 'wording')} of {_count(len(audited(data)), 'caption')}"
+    known = audited(data)
+    texts, drawn = sum(len(entry["words"]) for entry in known), sum(map(pictures, known))
+    more = f" and {_count(drawn, 'picture')}" if drawn else ""
+    return f"{_count(texts, 'wording')}{more} of {_count(len(known), 'caption')}"
 
 
 def findings(data: Data) -> Iterator[str]:
     """A line for each prompt whose picture came back: from what."""
     for entry in audited(data):
-        if not (found := successes(entry)):
+        if not came_back(entry):
             continue
         place = f"{entry['file']}:{entry['line']}: " if "file" in entry else ""
-        named = [
-            word["how"]
-            + (f" ({word['text']})" if "text" in word and word["how"] != AS_IT_STANDS else "")
-            for word in found
-        ]
-        yield one_line(
-            f"{place}prompt {entry['index']} came back from {len(found)} of "
-            f"{_count(len(entry['words']), 'wording')}: {'; '.join(named)}"
-        )
+        parts = []
+        if found := successes(entry):
+            named = [
+                word["how"]
+                + (f" ({word['text']})" if "text" in word and word["how"] != AS_IT_STANDS else "")
+                for word in found
+            ]
+            count = _count(len(entry["words"]), "wording")
+            parts.append(f"from {len(found)} of {count}: {'; '.join(named)}")
+        if near := near_pictures(entry):
+            named = [
+                f"{style['drawn']} ({len(style['near'])} of {style['count']})"
+                for style in _styles(entry)
+                if style["near"]
+            ]
+            count = _count(pictures(entry), "picture")
+            parts.append(f"in {near} of {count}: {'; '.join(named)}")
+        yield one_line(f"{place}prompt {entry['index']} came back {'; '.join(parts)}")
 
 
 def notes(data: Data) -> list[str]:
@@ -107,11 +135,23 @@ def notes(data: Data) -> list[str]:
             f"Judged by their scores alone, since the original's own trajectories do not agree: prompts "
             f"{', '.join(unjudged)}."
         )
-    triggers = sum(kind["original"] for kind in kinds(data))
+    rows = kinds(data)
+    triggers, texts = sum(row["original"] for row in rows), sum(row["tried"] for row in rows)
     found.append(
-        f"Control: {triggers} of the {attempts(data)} wordings trigger the original itself by the "
+        f"Control: {triggers} of the {texts} wordings trigger the original itself by the "
         f"score; one that does not says little about the pruned model."
     )
+    if data["no_pictures"]:
+        found.append(f"No more pictures were drawn: {data['no_pictures']}")
+    drawn = [entry for entry in audited(data) if entry["pictures"]]
+    if unseen := [str(entry["index"]) for entry in drawn if not entry["pictures"]["judged"]]:
+        found.append(
+            f"Pictures not judged, since the original's own are no more alike than unrelated ones: "
+            f"prompts {', '.join(unseen)}."
+        )
+    if controls := [entry["pictures"]["control"] for entry in drawn if entry["pictures"]["judged"]]:
+        near, count = (sum(column) for column in zip(*controls, strict=True))
+        found.append(f"Control: {near} of {count} pictures by the original are near by the same rule.")
     aside = [str(entry["index"]) for entry in data["prompts"] if not entry["memorized"]]
     if aside:
         found.append(

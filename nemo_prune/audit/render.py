@@ -58,4 +58,6 @@ def to_html(data: Data) -> str:
         kinds=outcome.kinds(data),
         came_back=outcome.came_back,
         successes=outcome.successes,
+        near=outcome.near_pictures,
+        drawn=outcome.pictures,
     )

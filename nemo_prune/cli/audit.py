@@ -39,6 +39,12 @@ from nemo_prune.cli.options import (
         show_default=True,
         help="How many attempts are made; their number is said before they begin.",
     ),
+    click.option(
+        "--targets",
+        type=FILE,
+        help="Training pictures to compare with: a folder (named by prompt number or text) or "
+        "a CSV (columns prompt, file).",
+    ),
 )
 @option_group(
     "Output",
@@ -54,8 +60,9 @@ from nemo_prune.cli.options import (
 @threshold_options
 @model_options
 def audit(
-    original: Path, pruned: Path, strength: Strength, reports: tuple[Path, ...], junit: Path | None,
-    resume: bool, overwrite: bool, show_prompts: bool, as_json: bool, quiet: bool, **given: Any,
+    original: Path, pruned: Path, strength: Strength, targets: Path | None, reports: tuple[Path, ...],
+    junit: Path | None, resume: bool, overwrite: bool, show_prompts: bool, as_json: bool, quiet: bool,
+    **given: Any,
 ) -> None:  # fmt: skip
     """Try to bring pruned pictures back, and say what came of it.
 
@@ -97,8 +104,10 @@ def audit(
     from nemo_prune.audit.outcome import findings, notes, verdict
     from nemo_prune.report.inputs import as_pruned, check_inputs, verify_thresholds
     from nemo_prune.report.junit import write_junit
+    from nemo_prune.report.targets import read_targets
 
     check_inputs(before, after, texts, None)
+    known = read_targets(targets, texts) if targets else {}
     inputs.check()
     said = {
         name
@@ -114,7 +123,7 @@ def audit(
         found = run_audit(
             AuditInputs(
                 before, after, texts, asked, tau, tau if gate is None else gate, whence, strength,
-                show_prompts, inputs.prompts.places,
+                known, show_prompts, inputs.prompts.places,
             ),
             bar, journal, resume,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from click.testing import Result
 from tiny import run, write_small
 
 from nemo_prune.audit import strength
-from nemo_prune.audit.strength import Effort
+from nemo_prune.audit.strength import Effort, Style
 from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
@@ -33,7 +33,12 @@ def audit(folder: Path, *more: object, gate: float = 0.0) -> Result:
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(strength.EFFORTS, "quick", Effort(3, 2, 1, 2))
+    styles = (Style("ddim", 1, 7.0, 1, "blurry"), Style("dpm++ 2m", 1, 1.0, 1))
+    monkeypatch.setitem(strength.EFFORTS, "quick", Effort(3, 2, 1, 2, styles))
+    monkeypatch.setattr("nemo_prune.audit.pictures.PLAIN", Style("ddim", 1, 1.0, 0))
+    monkeypatch.setattr("nemo_prune.audit.pictures.REFERENCES", 2)
+    monkeypatch.setattr("nemo_prune.audit.pictures.UNRELATED", 1)
+    monkeypatch.setattr("nemo_prune.audit.pictures.SHOWN", 1)
     monkeypatch.setattr("nemo_prune.audit.audit.UNRELATED", 2)
     monkeypatch.setattr("nemo_prune.audit.triggers.REFERENCES", 2)
 
@@ -53,6 +58,9 @@ def test_a_file_that_lost_one_row_of_no_importance_is_found_out(folder: Path, tm
     assert 'failures="2"' in junit.read_text()
     assert not list(tmp_path.glob("*.journal"))
     assert "about" in result.stderr
+    assert found["no_pictures"] is None
+    assert [style["count"] for style in found["prompts"][0]["pictures"]["styles"]] == [1, 1]
+    assert found["prompts"][0]["pictures"]["worded"], "what came back is drawn"
     again = audit(folder, "--report", report)
     assert (again.exit_code, again.stdout) == (2, "")
     assert "exists" in again.stderr

@@ -22,7 +22,7 @@ def word(how: str, kind: str = "prefix", back: tuple[str, ...] = ()) -> dict[str
 def entry(index: int, *words: dict[str, Any], memorized: bool = True) -> dict[str, Any]:
     return {"index": index, "memorized": memorized, "judged": memorized, "score_original": 0.9,
             "agreement": 0.9, "unrelated": 0.1, "words": list(words), "file": "m.txt",
-            "line": index + 1}  # fmt: skip
+            "line": index + 1, "pictures": None}  # fmt: skip
 
 
 def data(*entries: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +33,8 @@ def data(*entries: dict[str, Any]) -> dict[str, Any]:
     return {"version": "1", "created": "2026-01-01", "seconds": 1.0, "neurons": 3, **files,
             "options": {"strength": "quick", "tau": 0.4, "gate": 0.5, "score_seeds": 4,
                         "draw_seeds": 4, "drawn": 4},
-            "prompts": list(entries), "cost": {"samples": 9}, "limits": limits}  # fmt: skip
+            "prompts": list(entries), "no_pictures": None, "limits": limits,
+            "cost": {"samples": 9, "picture_samples": 0}}  # fmt: skip
 
 
 QUIET = data(entry(0, word("a"), word("b")), entry(1, word("a"), memorized=False))
@@ -64,6 +65,27 @@ def test_the_page_holds_the_verdict_and_no_text_as_markup(tmp_path: Path) -> Non
     assert page.lower().count("erased") == page.lower().count("not erased")
     write_audit(QUIET, tmp_path / "b.html")
     assert 'class="verdict"' in (tmp_path / "b.html").read_text()
+
+
+def test_pictures_that_are_near_count_and_are_shown(tmp_path: Path) -> None:
+    near = {"seed": 1, "by": ["region"], "picture": "data:image/webp;base64,AAAA"}
+    styles = [{"drawn": "ddim, 20 steps, guidance 7", "count": 8, "near": [near]},
+              {"drawn": "euler", "count": 2, "near": []}]  # fmt: skip
+    one = {"judged": True, "levels": {}, "control": [4, 4], "reference": "data:image/webp;base64,BBBB",
+           "styles": styles, "worded": {}}  # fmt: skip
+    drawn = data({**entry(0, word("a")), "pictures": one})
+    assert outcome.verdict(drawn).startswith(
+        "NOT ERASED: the picture of 1 of 1 prompt came back (prompt 0), from 1 of 11 attempts"
+    )
+    assert list(outcome.findings(drawn)) == [
+        "m.txt:1: prompt 0 came back in 1 of 10 pictures: ddim, 20 steps, guidance 7 (1 of 8)"
+    ]
+    assert "4 of 4 pictures by the original" in " ".join(outcome.notes(drawn))
+    write_audit(drawn, tmp_path / "a.html")
+    assert near["picture"] in (tmp_path / "a.html").read_text()
+    unjudged = data({**entry(0, word("a")), "pictures": one | {"judged": False}})
+    assert outcome.verdict(unjudged).startswith("No replication found in 1 attempt ")
+    assert "Pictures not judged" in " ".join(outcome.notes(unjudged))
 
 
 def test_json_holds_the_data_and_other_names_are_refused(tmp_path: Path) -> None:
