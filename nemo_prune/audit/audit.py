@@ -66,8 +66,8 @@ class AuditInputs:
 
     def variations(self, index: int) -> list[Variation]:
         """The words that are tried for one of the prompts."""
-        others = [p for i, p in enumerate(self.prompts) if i != index]
-        return variations(self.prompts[index], others, self.effort.variations, self.options.seed)
+        caption, count = self.prompts[index], self.effort.variations
+        return variations(caption, self.prompts, count, self.options.seed)
 
 
 @dataclass(frozen=True)

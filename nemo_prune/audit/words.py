@@ -42,7 +42,7 @@ def variations(caption: str, others: Sequence[str], count: int, seed: int) -> li
 
     Args:
         caption: the caption.
-        others: further captions of the same list, to be mixed in.
+        others: the captions of its list, to be mixed in by their numbers; itself is passed over.
         count: variations at most.
         seed: of what is drawn by lot.
     """

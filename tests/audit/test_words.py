@@ -33,6 +33,8 @@ def test_texts_are_what_their_names_say() -> None:
     assert texts["word 2 twice"].startswith("Golden Daisy Daisy Macro")
     assert texts["without any"] == "Golden Daisy Macro on Black Background Canvas Print"
     assert texts["prompt 0 of the list behind it"] == f"{CAPTION}, Water Drop Splash"
+    assert texts["prompt 2 of the list before it"] == f"{OTHERS[2]}, {CAPTION}"
+    assert not [how for how in texts if "prompt 1 " in how], "that is itself"
     assert texts["written as (...:1.3)"] == f"({CAPTION}:1.3)"
     assert sorted(texts["words in random order 1"].split()) == sorted(CAPTION.split())
 
