@@ -98,7 +98,13 @@ class _Merge:
         path, name = listing.path, "stdin" if listing.path == STDIN else str(listing.path)
         key = None if column is None else column.strip().lower()
         if listing.columns is not None:
-            key = _prompt_column(listing, key)
+            wanted, key = key, _prompt_column(listing, key)
+            others = [name for name in COLUMNS if name in listing.columns and name != key]
+            if others and wanted is None:
+                self.notes.append(
+                    f"{path}: the column {key} is read, {' and '.join(others)} not; "
+                    f"{option('prompt_column')} names another"
+                )
         label = _label_column(listing, self.notes) if labels else None
         self.unlabelled |= label is None
         self.blank += listing.blank
