@@ -184,8 +184,8 @@ def _words(
         total = sum(samples_of(inputs.effort, len(one), schedule) for one in tried.values())
         texts = sum(map(len, tried.values()))
         progress.note(
-            f"strength {inputs.strength}: {texts} wordings of {len(left)} prompts, about {total:,} "
-            f"denoiser samples and more for each alarm"
+            f"strength {inputs.strength}: up to {texts} wordings of {len(left)} prompts, about "
+            f"{total:,} denoiser samples and more for each alarm"
         )
         progress.stage("trying other words", total, "samples")
         for index in left:
@@ -207,7 +207,8 @@ def _pictures(
         if done.get(f"pictures {index}") is None:
             texts = [one.text for one in inputs.variations(index)]
             back = [place for place, word in enumerate(words[index]["words"]) if word["back"]]
-            named = {place: texts[place] for place in back[:_SHOWN]}
+            of_words = words[index]["words"]
+            named = {place: texts[of_words[place]["place"]] for place in back[:_SHOWN]}
             wanted[index] = Wanted(inputs.prompts[index], named, inputs.targets.get(index))
     skipped, samples = None, 0
     if wanted:
@@ -247,10 +248,7 @@ def entries(
         if inputs.show_prompts:
             entry["text"] = inputs.prompts[index]
             tried = inputs.variations(index)
-            entry["words"] = [
-                {**word, "text": variation.text}
-                for word, variation in zip(one["words"], tried, strict=True)
-            ]
+            entry["words"] = [{**word, "text": tried[word["place"]].text} for word in one["words"]]
         found.append(entry)
     return found
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nemo_prune.audit.strength import Effort
@@ -61,13 +62,16 @@ def try_words(
         Plain JSON: "score_original", the caption's score in the original; "agreement", how alike the
         original's trajectories of it are, and "unrelated", how alike ordinary prompts' are to them;
         "judged", whether that tells them apart; "memorized", whether the original has anything to
-        bring back; and of each variation in "words" its "score" (among its own seeds), "alike" (to
-        the original's of the caption), the "original" model's own two scores for it, "remaining" (the
-        largest part of the picture that trajectories brought back; None where none was drawn) and
+        bring back; and of each variation that the model reads as another text than those before it
+        (CLIP knows no case) in "words" its "place" in `tried`, "score" (among its own seeds), "alike"
+        (to the original's of the caption), the "original" model's own two scores for it, "remaining"
+        (the largest part of the picture that trajectories brought back; None where none was drawn) and
         "back", by what it came back: "score", "trajectory".
     """
     texts = [one.text for one in tried]
     before, after = original.prompts(texts), pruned.prompts(texts)
+    read = _different(after)
+    before, after = [before[place] for place in read], [after[place] for place in read]
     seeds = range(SCORE_SEED, SCORE_SEED + effort.score_seeds)
     known = _differences(original, before, seeds, advance)
     scored = {
@@ -82,14 +86,14 @@ def try_words(
         else {}
     )
     words = []
-    for place, one in enumerate(tried):
+    for place, one in enumerate(tried[number] for number in read):
         score, alike = scored["pruned"][place]
         own, own_alike = scored["original"][place]
         back = ["score"] if memorized and score > judges.gate and alike > judges.tau else []
         back += ["trajectory"] if remaining.get(place, 0) >= GONE else []
         words.append(
             {
-                "kind": one.kind, "how": one.how, "score": score, "alike": alike,
+                "place": read[place], "kind": one.kind, "how": one.how, "score": score, "alike": alike,
                 "original": {
                     "score": own, "alike": own_alike,
                     "triggers": own > judges.gate and own_alike > judges.tau,
@@ -105,6 +109,15 @@ def try_words(
         "memorized": memorized,
         "words": words,
     }
+
+
+def _different(prompts: Sequence[Prompt]) -> list[int]:
+    """The places of the prompts whose text embedding is none that came before."""
+    found: list[int] = []
+    for place, one in enumerate(prompts):
+        if not any(torch.equal(one.text, prompts[other].text) for other in found):
+            found.append(place)
+    return found
 
 
 def _differences(

@@ -84,6 +84,13 @@ def test_the_budget_is_what_is_spent() -> None:
     ends = unrelated_ends(original, ["sea"] * 16, SCHEDULE, Told())
     before, told = original.cost.samples, []
     list_ = variations(CAT, [], QUICK.variations, 0)
-    try_words(original, pruned, list_, QUICK, Judges(TAU, GATE, SCHEDULE, ends), told.append)
+    found = try_words(original, pruned, list_, QUICK, Judges(TAU, GATE, SCHEDULE, ends), told.append)
     spent = original.cost.samples - before + pruned.cost.samples
-    assert sum(told) == spent == samples_of(QUICK, len(list_), SCHEDULE)
+    assert sum(told) == spent == samples_of(QUICK, len(found["words"]), SCHEDULE)
+
+
+def test_words_that_the_model_reads_as_the_same_text_are_one_attempt() -> None:
+    pruned = engine(words, pruned=[0, 1], shared={1: 0})
+    found = tried(pruned, CAT)["words"]
+    assert found[0]["place"] == 0
+    assert len(found) == 3, "a cat, a photo of one, and neither"
