@@ -33,7 +33,7 @@ from nemo_prune.scoring.criterion import (
 from nemo_prune.scoring.similarity import noise_difference
 from nemo_prune.scoring.trajectory import Reference, Schedule, denoise
 from nemo_prune.search.protocol import Attribute, Attribution, Question, Reply, Steps
-from nemo_prune.search.union import Pair, UnionSearch
+from nemo_prune.search.union import UnionSearch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -578,8 +578,13 @@ class Engine:
 
         prompts, baselines: by number, with the baseline of each seed that may be asked about.
         """
-        question = next(search)
+        answer: Any = None  # starts it; a union of one neuron ends without a question
         while True:
+            try:
+                question = search.send(answer)
+            except StopIteration as end:
+                kept: tuple[Neuron, ...] = end.value
+                return kept
             samples = [Sample(prompts[index], question.off, seed) for index, seed in question.pairs]
             found = self.evaluate(samples, on_samples)
             scores = scores_of_each(
@@ -590,14 +595,7 @@ class Engine:
                 self.criterion,
                 published=self.published,
             )
-            answer: dict[Pair, float] = {
-                pair: score[pair[1]] for pair, score in zip(question.pairs, scores, strict=True)
-            }
-            try:
-                question = search.send(answer)
-            except StopIteration as end:
-                kept: tuple[Neuron, ...] = end.value
-                return kept
+            answer = {pair: score[pair[1]] for pair, score in zip(question.pairs, scores, strict=True)}
 
 
 def noise_seed(base: int, seed: int) -> int:

@@ -148,6 +148,18 @@ def test_what_is_driven_past_the_value_layers_ends_not_removable(engine: Engine)
     assert again.samples == {}
 
 
+def test_one_neuron_that_a_second_search_found_is_kept(engine: Engine) -> None:
+    """There is nothing to drop, and so nothing to ask."""
+    nothing = replace(outcome("localized"), neurons=())
+    found = fixed(engine, {0: nothing}, {0: prompt(c0=2.0)})
+    assert found.samples
+    assert len(found.off) >= 1
+    lone = repairing(engine, {0: replace(nothing, neurons=(Neuron("first", 0),))}, {0: prompt()})
+    lone.probe()
+    lone.reduce()
+    assert lone.result.off == {Neuron("first", 0)}
+
+
 def test_neurons_that_no_prompt_needs_are_dropped(engine: Engine) -> None:
     prompts = {0: prompt(c0=2.0), 1: prompt(c1=2.0)}
     found = fixed(engine, {0: outcome("localized", 0, 3), 1: outcome("localized", 1, 4)}, prompts)

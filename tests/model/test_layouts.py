@@ -372,8 +372,8 @@ def test_text_encoders_that_do_not_fit(
     assert "holds no CLIP text encoder" in refused("sd1", folders["sd1"] / "vae")
     assert "holds no CLIP text encoder" in refused("sd1", single["sdxl"])
     assert "no such file" in refused("sd1", place / "nothing")
-    alien = shutil.copytree(folders["sd1"] / "text_encoder", place / "chatglm")
-    config = json.loads((alien / "config.json").read_text()) | {"model_type": "chatglm"}
+    alien = shutil.copytree(folders["sd1"] / "text_encoder", place / "alien")
+    config = json.loads((alien / "config.json").read_text()) | {"model_type": "gpt2"}
     (alien / "config.json").write_text(json.dumps(config))
     assert "only CLIP's are known" in refused("sd1", alien)
     (alien / "model.safetensors").rename(alien / "pytorch_model.bin")
