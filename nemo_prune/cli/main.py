@@ -24,6 +24,7 @@ from click_default_group import DefaultGroup
 from nemo_prune import __version__
 from nemo_prune.cli import (
     apply,
+    audit,
     calibrate,
     check,
     demo,
@@ -167,4 +168,4 @@ def main() -> None:
 
 main.section("Prune", prune.prune, localize.localize, apply.apply, demo.demo)
 main.section("Find memorized prompts", detect.detect, check.check, calibrate.calibrate)
-main.section("Look and undo", verify.verify, diff.diff, inspect.inspect, restore.restore)
+main.section("Look and undo", verify.verify, audit.audit, diff.diff, inspect.inspect, restore.restore)

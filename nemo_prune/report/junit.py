@@ -24,7 +24,7 @@ def finding_line(entry: dict[str, Any], result: dict[str, Any], named: bool = Fa
     One line whatever the text holds: a second one could be a command to the CI that reads the log.
     named: with the model, where there are several.
     """
-    return _one_line(f"{entry['file']}:{entry['line']}: {_finding(entry, result, named)}")
+    return one_line(f"{entry['file']}:{entry['line']}: {_finding(entry, result, named)}")
 
 
 def annotation(entry: dict[str, Any], result: dict[str, Any], named: bool = False) -> str:
@@ -37,7 +37,7 @@ def annotation(entry: dict[str, Any], result: dict[str, Any], named: bool = Fals
     if workspace and (path := Path(file).absolute()).is_relative_to(workspace):
         file = path.relative_to(workspace).as_posix()
     place = f"file={_escaped(file, ',:')},line={entry['line']}"
-    text = _escaped(_one_line(_finding(entry, result, named)))
+    text = _escaped(one_line(_finding(entry, result, named)))
     return f"::error {place},title=memorized prompt::{text}"
 
 
@@ -55,16 +55,16 @@ def _finding(entry: dict[str, Any], result: dict[str, Any], named: bool) -> str:
     return f"prompt {entry['index']} {why}{text}"
 
 
-def write_junit(suites: Sequence[xml.Element], path: Path, overwrite: bool) -> None:
-    """A JUnit file of the suites of one or several models.
+def write_junit(suites: Sequence[xml.Element], path: Path, overwrite: bool, name: str = _ROOT) -> None:
+    """A JUnit file of the suites of one or several models; `name`: of what wrote it.
 
     Raises OutputError where the file cannot be written, or exists and `overwrite` is false.
     """
     counts = {
-        name: str(sum(int(suite.get(name, "0")) for suite in suites))
-        for name in ("tests", "failures", "errors")
+        key: str(sum(int(suite.get(key, "0")) for suite in suites))
+        for key in ("tests", "failures", "errors")
     }
-    root = xml.Element("testsuites", {"name": _ROOT} | counts)
+    root = xml.Element("testsuites", {"name": name} | counts)
     root.extend(suites)
     xml.indent(root)
     write_new(path, xml.tostring(root, encoding="utf-8", xml_declaration=True), overwrite)
@@ -88,14 +88,14 @@ def verdict_suite(result: dict[str, Any], texts: Sequence[str]) -> xml.Element:
                  "merged", "blank"):  # fmt: skip
         known[name] = result[name]
     for name, value in known.items():
-        xml.SubElement(properties, "property", {"name": name, "value": _xml_text(str(value))})
+        xml.SubElement(properties, "property", {"name": name, "value": xml_text(str(value))})
     for entry, prompt in zip(rows, texts, strict=True):
         name = f"prompt {prompt_id(prompt)}" + (f": {entry['text']}" if "text" in entry else "")
-        case = {"classname": _xml_text(f"{model} {entry['file']}"), "name": _xml_text(name),
-                "file": _xml_text(entry["file"]), "line": str(entry["line"])}  # fmt: skip
+        case = {"classname": xml_text(f"{model} {entry['file']}"), "name": xml_text(name),
+                "file": xml_text(entry["file"]), "line": str(entry["line"])}  # fmt: skip
         element = xml.SubElement(suite, "testcase", case)
         if entry["memorized"]:
-            line = _xml_text(finding_line(entry, result))
+            line = xml_text(finding_line(entry, result))
             xml.SubElement(element, "failure", {"type": "memorized", "message": line}).text = line
         xml.SubElement(element, "system-out").text = (
             f"prompt {entry['index']}: score {entry['score']:.5f}, noise norm "
@@ -107,9 +107,9 @@ def verdict_suite(result: dict[str, Any], texts: Sequence[str]) -> xml.Element:
 def error_suite(model: Path, message: str) -> xml.Element:
     """The suite of a model that `check` came to no verdict on, and why."""
     suite = _suite(str(model), 1, 0, 1, 0)
-    case = {"classname": _xml_text(str(model)), "name": "nemo-prune check"}
+    case = {"classname": xml_text(str(model)), "name": "nemo-prune check"}
     element = xml.SubElement(suite, "testcase", case)
-    line = _xml_text(_one_line(message))
+    line = xml_text(one_line(message))
     xml.SubElement(element, "error", {"type": "no verdict", "message": line}).text = line
     return suite
 
@@ -135,7 +135,7 @@ def is_own(path: Path) -> bool:
 
 def _suite(model: str, tests: int, failures: int, errors: int, seconds: float) -> xml.Element:
     counts = {"tests": str(tests), "failures": str(failures), "errors": str(errors)}
-    named = {"name": _xml_text(f"{_SUITE}{model}"), "time": str(seconds)}
+    named = {"name": xml_text(f"{_SUITE}{model}"), "time": str(seconds)}
     return xml.Element("testsuite", named | counts)
 
 
@@ -219,7 +219,7 @@ def _escaped(text: str, more: str = "") -> str:
     return re.sub(f"[%\r\n{more}]", lambda found: f"%{ord(found[0]):02X}", text)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """The text without control characters, white space of any kind as single spaces."""
     printed = (" " if unicodedata.category(letter) == "Cc" else letter for letter in text)
     return " ".join("".join(printed).split())
@@ -227,8 +227,9 @@ def _one_line(text: str) -> str:
 
 def _cell(text: str) -> str:
     """Text that stays text in a Markdown table."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", _one_line(text))
+    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", one_line(text))
 
 
-def _xml_text(text: str) -> str:
+def xml_text(text: str) -> str:
+    """Text without what XML cannot hold."""
     return _NOT_XML.sub("�", text)

@@ -23,18 +23,22 @@ def draw(
     *,
     steps: int = 30,
     guidance: float = 7.0,
+    negative: str = "",
     advance: Callable[[int], None] = lambda _count: None,
 ) -> list[list[Picture]]:
     """One row of pictures per prompt, one picture per seed; a seed's noise is always the same.
+
+    negative: a negative prompt.
 
     All seeds of a prompt at once, or in as many parts as the device's memory asks for; raises
     torch.OutOfMemoryError where it does not hold one.
     """
 
     def some(prompt: str, part: Sequence[int]) -> list[Picture]:
+        more = {"negative_prompt": [negative] * len(part)} if negative else {}
         drawn = pipeline(
             [prompt] * len(part), generator=[torch.Generator().manual_seed(seed) for seed in part],
-            num_inference_steps=steps, guidance_scale=guidance, output_type="np",
+            num_inference_steps=steps, guidance_scale=guidance, output_type="np", **more,
         ).images  # fmt: skip
         return [(picture * 255).round().astype(np.uint8) for picture in drawn]
 

@@ -16,6 +16,7 @@ import torch
 from test_readme import PAGES
 from tiny import run
 
+from nemo_prune.audit.strength import EFFORTS, Effort, Style
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model.loading import load_pipeline
@@ -29,8 +30,8 @@ COMMANDS = {
     if (found := re.findall(r"^    (nemo-prune .+)$", text, re.MULTILINE))
 }
 # Pages that begin after another one's work: the command that makes what they take as given.
-BEFORE = {"docs/ci.md": ["nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors "
-                         "--manifest neurons.json"]}  # fmt: skip
+_PRUNED = ["nemo-prune model.safetensors --prompts mem.txt -o clean.safetensors --manifest neurons.json"]
+BEFORE = {"docs/audit.md": _PRUNED, "docs/ci.md": _PRUNED}
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES["docs/python.md"], re.DOTALL)
 README_EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES["README.md"], re.DOTALL)
 
@@ -42,6 +43,9 @@ def folder(
     """What the pages take as given: a model as file and folder, prompts, a calibration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
+    few = Effort(4, 2, drawn=1, draw_seeds=2, styles=(Style("dpm++ 2m", 4, 5.0, 1),))
+    monkeypatch.setitem(EFFORTS, "quick", few)
+    monkeypatch.setattr("nemo_prune.audit.pictures.PLAIN", Style("ddim", 4, 7.0, 0))
     Path("model.safetensors").symlink_to(CHECKPOINT)
     shutil.copy(demo_calibration, "calibration.safetensors")
     memorized = read_prompts(DATA / "memorized.txt").texts
@@ -66,7 +70,7 @@ def cheaper(page: str, arguments: list[str]) -> list[str]:
         more += ["--calibration", "calibration.safetensors", "--force"]
     if verb in searching and page != "README.md" and "--confirm" not in arguments:
         more += ["--confirm", "none"]
-    if {"--report", "--card"} & set(arguments):
+    if {"--report", "--card"} & set(arguments) and verb != "audit":
         more += ["--picture-steps", "4", "--images", "1", "--ordinary-images", "1"]
     return [*arguments, *more]
 

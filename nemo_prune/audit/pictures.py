@@ -1,0 +1,189 @@
+"""More pictures than a check draws: further noises, samplers, step counts, guidance scales.
+
+Each is compared, as a whole and by its best-matching region, with the original model's own pictures of
+the caption and with the training picture where there is one. How near is near is told by unrelated
+pictures, as everywhere (`report.likeness`).
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_prune.audit.strength import Style
+from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.model.hub import quiet
+from nemo_prune.options import Options, Progress
+from nemo_prune.report.gallery import inlined
+from nemo_prune.report.likeness import CONSENSUS_PART, Described, Likeness, near_levels
+from nemo_prune.report.pictures import Picture, draw
+from nemo_prune.report.targets import open_target
+from nemo_prune.scoring.engine import noise_seed
+from nemo_prune.scoring.opening import open_pipeline
+
+PICTURE_SEED, REFERENCE_SEED, UNRELATED_SEED = 60_000, 61_000, 62_000
+"""Where the seeds begin that an audit's pictures take: nothing else uses them."""
+PLAIN = Style("ddim", 20, 7.0, 0)
+"""How references, ordinary pictures and those of successful wordings are drawn."""
+REFERENCES, UNRELATED, SHOWN = 4, 8, 2
+"""Pictures of a caption by the original; ordinary prompts, a picture each and model; pictures of a
+wording that brought a picture back."""
+_SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler ancestral": "EulerAncestralDiscreteScheduler",
+    "dpm++ 2m": "DPMSolverMultistepScheduler",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be drawn of one caption: itself, in every style, and wordings that brought it back.
+
+    target: the training picture, if it is at hand.
+    """
+
+    caption: str
+    wordings: Mapping[int, str]
+    target: Path | None = None
+
+
+def passes(wanted: Sequence[Wanted], styles: Sequence[Style]) -> int:
+    """Denoiser samples that the pictures take in both models."""
+    of_styles = sum(style.seeds * style.steps for style in styles)
+    plain = PLAIN.steps * (2 * UNRELATED + sum(REFERENCES + SHOWN * len(one.wordings) for one in wanted))
+    return 2 * (plain + len(wanted) * of_styles)
+
+
+def draw_more(
+    models: tuple[Checkpoint, Checkpoint],
+    options: Options,
+    wanted: Mapping[int, Wanted],
+    ordinary: Sequence[str],
+    styles: Sequence[Style],
+    likeness: Likeness,
+    progress: Progress,
+    finished: Callable[[int, dict[str, Any]], None],
+) -> None:
+    """Draw and judge each caption; `finished` gets its number and what `judge_more` gives.
+
+    Raises:
+        CheckpointError: a model cannot draw.
+        OptionError: a target cannot be read.
+    """
+    progress.stage("drawing the original's pictures", len(wanted) + 1, "prompts")
+    pipeline = open_pipeline(models[0], options)
+    unrelated = _unrelated(pipeline, options, ordinary)
+    progress.advance()
+    seeds = [noise_seed(options.seed, REFERENCE_SEED + number) for number in range(REFERENCES)]
+    references = {}
+    for index, one in wanted.items():
+        references[index] = _drawn(pipeline, one.caption, seeds, PLAIN)
+        progress.advance()
+    del pipeline  # two do not fit where one does
+    progress.stage("drawing more pictures", len(wanted) + 1, "prompts")
+    pipeline = open_pipeline(models[1], options)
+    unrelated += _unrelated(pipeline, options, ordinary)
+    progress.advance()
+    others = [likeness.describe(picture) for picture in unrelated]
+    for index, one in wanted.items():
+        drawn = []
+        for number, style in enumerate(styles):
+            first = PICTURE_SEED + 100 * number
+            seeds = [noise_seed(options.seed, first + seed) for seed in range(style.seeds)]
+            drawn.append(_drawn(pipeline, one.caption, seeds, style))
+        seeds = [noise_seed(options.seed, PICTURE_SEED + number) for number in range(SHOWN)]
+        worded = {place: _drawn(pipeline, text, seeds, PLAIN) for place, text in one.wordings.items()}
+        height, width = references[index][0].shape[:2]
+        target = open_target(one.target, width, height) if one.target else None
+        finished(index, judge_more(likeness, styles, references[index], drawn, worded, others, target))
+        progress.advance()
+
+
+def judge_more(
+    likeness: Likeness,
+    styles: Sequence[Style],
+    references: Sequence[Picture],
+    drawn: Sequence[Sequence[Picture]],
+    worded: Mapping[int, Sequence[Picture]],
+    unrelated: Sequence[Described],
+    target: Picture | None = None,
+) -> dict[str, Any]:
+    """Which pictures of the pruned model are near what was memorized.
+
+    Args:
+        references: the original's pictures of the caption. target: the training picture.
+        drawn: the pruned model's, style by style. worded: by a wording's place.
+        unrelated: ordinary prompts' pictures, of both models.
+
+    Returns:
+        Plain JSON: "judged", whether any measure tells the original's pictures from chance; "levels"
+        by reference; "control", how many of the original's pictures are near; the "reference" as a
+        data URI; of each style in "styles" how it was "drawn" (in words), "count" and "near": seed,
+        the measures that it is near "by", "picture". In "worded", by place as text, data URIs.
+    """
+    old = [likeness.describe(picture) for picture in references]
+    between = [likeness.to_target(b, a) for a in old for b in old if a is not b]
+    chance = [likeness.to_target(a, other) for a in old for other in unrelated]
+    levels = {"consensus": near_levels(between, chance, CONSENSUS_PART)}
+    wanted = None if target is None else likeness.describe(target)
+    if wanted is not None:
+        levels["target"] = near_levels(
+            [likeness.to_target(wanted, a) for a in old],
+            [likeness.to_target(wanted, other) for other in unrelated],
+        )
+
+    def near_by(picture: Described) -> list[str]:
+        compared = [("consensus", likeness.to_target(a, picture)) for a in old if a is not picture]
+        if wanted is not None:
+            compared.append(("target", likeness.to_target(wanted, picture)))
+        found = (
+            name
+            for kind, scores in compared
+            for name, level in levels[kind].items()
+            if scores[name] > level
+        )
+        return list(dict.fromkeys(found))
+
+    rows = []
+    for style, row in zip(styles, drawn, strict=True):
+        by_seed = [near_by(likeness.describe(picture)) for picture in row]
+        near = [
+            {"seed": seed, "by": by, "picture": inlined(row[seed])}
+            for seed, by in enumerate(by_seed)
+            if by
+        ]
+        rows.append({"drawn": style.described, "count": len(row), "near": near})
+    return {
+        "judged": any(levels.values()),
+        "levels": levels,
+        "control": [sum(bool(near_by(picture)) for picture in old), len(old)],
+        "reference": inlined(references[0] if target is None else target),
+        "styles": rows,
+        "worded": {str(place): [inlined(one) for one in row] for place, row in worded.items()},
+    }
+
+
+def _unrelated(pipeline: Any, options: Options, ordinary: Sequence[str]) -> list[Picture]:
+    return [
+        picture
+        for place, text in enumerate(ordinary[:UNRELATED])
+        for picture in _drawn(pipeline, text, [noise_seed(options.seed, UNRELATED_SEED + place)], PLAIN)
+    ]
+
+
+@quiet()
+def _drawn(pipeline: Any, text: str, seeds: Sequence[int], style: Style) -> list[Picture]:
+    """Pictures of one text; the pipeline's sampler is the style's from then on."""
+    import diffusers
+
+    sampler = getattr(diffusers, _SAMPLERS[style.sampler])
+    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
+    with warnings.catch_warnings():
+        # diffusers' own, where its samplers hand tensors to numpy.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        (row,) = draw(
+            pipeline, [text], seeds, steps=style.steps, guidance=style.guidance, negative=style.negative
+        )
+    return row

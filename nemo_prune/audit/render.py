@@ -1,0 +1,63 @@
+"""An audit as a page people can judge, or as JSON. Imports no torch.
+
+The HTML is one file: styles and pictures are inlined, there is no script and nothing is fetched.
+"""
+
+import json
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nemo_prune.audit import outcome
+from nemo_prune.audit.outcome import Data
+from nemo_prune.errors import OptionError, option
+from nemo_prune.files.atomic import write_new
+
+_SUFFIXES = (".html", ".htm", ".json")
+
+
+def check_audit_format(path: Path) -> None:
+    """Raise OptionError for an audit whose name does not end in .html or .json."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise OptionError(
+            f"{option('report')} {path}: an audit is written as .html or .json; name it so"
+        )
+
+
+def write_audit(data: Data, path: Path, overwrite: bool = False) -> None:
+    """Write the audit as `path`'s suffix says; raises OptionError for another, OutputError."""
+    check_audit_format(path)
+    text = to_json(data) if path.suffix.lower() == ".json" else to_html(data)
+    # Names that are not UTF-8 arrive as half surrogates, which no page can show.
+    write_new(path, text.encode("utf-8", "replace"), overwrite)
+
+
+def to_json(data: Data) -> str:
+    """The data, with the sentence that the page begins with."""
+    return json.dumps({**data, "verdict": outcome.verdict(data)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def to_html(data: Data) -> str:
+    """The audit as one self-contained HTML page."""
+    environment = Environment(
+        loader=PackageLoader("nemo_prune", "data/audit"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
+    back = any(outcome.came_back(entry) for entry in data["prompts"])
+    return environment.get_template("audit.html.j2").render(
+        data=data,
+        verdict=outcome.verdict(data),
+        back=back,
+        findings=list(outcome.findings(data)),
+        notes=outcome.notes(data),
+        kinds=outcome.kinds(data),
+        came_back=outcome.came_back,
+        successes=outcome.successes,
+        near=outcome.near_pictures,
+        drawn=outcome.pictures,
+    )

@@ -1,0 +1,114 @@
+"""The verb audit: on files, from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from tiny import run, write_small
+
+from nemo_prune.audit import strength
+from nemo_prune.audit.strength import Effort, Style
+from nemo_prune.checkpoint.apply import write_model
+from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.recognize import recognize
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audit")
+    model = write_small(folder / "model.safetensors", side=16)
+    write_model(recognize(model), [Neuron(LAYER, 3)], folder / "clean.safetensors", {})
+    (folder / "prompts.txt").write_text("a memorized cat\na dog\n")
+    return folder
+
+
+def audit(folder: Path, *more: object, gate: float = 0.0) -> Result:
+    return run("audit", folder / "model.safetensors", folder / "clean.safetensors", "--prompts",
+               folder / "prompts.txt", "--strength", "quick", "--device", "cpu", "--tau", gate,
+               "--gate", gate, *more)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    styles = (Style("ddim", 1, 7.0, 1, "blurry"), Style("dpm++ 2m", 1, 1.0, 1))
+    monkeypatch.setitem(strength.EFFORTS, "quick", Effort(3, 2, 1, 2, styles))
+    monkeypatch.setattr("nemo_prune.audit.pictures.PLAIN", Style("ddim", 1, 1.0, 0))
+    monkeypatch.setattr("nemo_prune.audit.pictures.REFERENCES", 2)
+    monkeypatch.setattr("nemo_prune.audit.pictures.UNRELATED", 1)
+    monkeypatch.setattr("nemo_prune.audit.pictures.SHOWN", 1)
+    monkeypatch.setattr("nemo_prune.audit.audit.UNRELATED", 2)
+    monkeypatch.setattr("nemo_prune.audit.triggers.REFERENCES", 2)
+
+
+def test_a_file_that_lost_one_row_of_no_importance_is_found_out(folder: Path, tmp_path: Path) -> None:
+    """By a gate of 0 the random model has memorized everything, and still has."""
+    report, junit = tmp_path / "a.html", tmp_path / "j.xml"
+    result = audit(folder, "--report", report, "--json", "--junit", junit, "--show-prompts")
+    assert result.exit_code == 1, result.output
+    found = json.loads(result.stdout)
+    assert found["verdict"].startswith("NOT ERASED: the picture of 2 of 2 prompts came back")
+    assert [len(entry["words"]) for entry in found["prompts"]] == [4, 4]
+    assert found["prompts"][1]["words"][0]["text"] == "a dog"
+    assert (found["prompts"][1]["line"], found["neurons"]) == (2, 1)
+    assert "NOT ERASED" in report.read_text()
+    assert "a memorized cat" in report.read_text()
+    assert 'failures="2"' in junit.read_text()
+    assert not list(tmp_path.glob("*.journal"))
+    assert "about" in result.stderr
+    assert found["no_pictures"] is None
+    assert [style["count"] for style in found["prompts"][0]["pictures"]["styles"]] == [1, 1]
+    assert found["prompts"][0]["pictures"]["worded"], "what came back is drawn"
+    again = audit(folder, "--report", report)
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert "exists" in again.stderr
+
+
+def test_what_is_done_stays_done(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nemo_prune.audit import audit as job
+
+    asked: list[str] = []
+    real = job.try_words
+
+    def interrupted(original, pruned, tried, *rest):  # type: ignore[no-untyped-def]
+        asked.append(tried[0].text)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(original, pruned, tried, *rest)
+
+    monkeypatch.setattr(job, "try_words", interrupted)
+    report = tmp_path / "a.json"
+    assert audit(folder, "--report", report).exit_code == 130
+    journal = tmp_path / "a.json.journal"
+    assert journal.exists()
+    assert "cat" not in journal.read_text(), "no prompts in a journal"
+    refused = audit(folder, "--report", report)
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+    assert audit(folder, "--report", report, "--resume").exit_code == 1
+    assert asked == ["a memorized cat", "a dog", "a dog"]
+    assert not journal.exists()
+    assert len(json.loads(report.read_text())["prompts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "gate", "message"),
+    [
+        (["--report", "a.pdf"], 0.0, ".html or .json"),
+        (["--report", "a.html"], 1.0, "nothing to bring back"),
+        (["--report", "missing/a.html"], 0.0, "missing"),
+        ([], 0.0, "--report"),
+    ],
+)
+def test_bad_input_gets_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], gate: float,
+    message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    result = audit(folder, *more, gate=gate)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.glob("a.*"))

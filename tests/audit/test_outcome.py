@@ -1,0 +1,104 @@
+"""What an audit says, as a line, a page, JSON and JUnit."""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as xml
+
+import pytest
+
+from nemo_prune.audit import outcome
+from nemo_prune.audit.junit import audit_suite
+from nemo_prune.audit.render import write_audit
+from nemo_prune.errors import OptionError
+
+
+def word(how: str, kind: str = "prefix", back: tuple[str, ...] = ()) -> dict[str, Any]:
+    original = {"score": 0.9, "alike": 0.9, "triggers": True}
+    return {"kind": kind, "how": how, "score": 0.2, "alike": 0.1, "original": original,
+            "remaining": None, "back": list(back)}  # fmt: skip
+
+
+def entry(index: int, *words: dict[str, Any], memorized: bool = True) -> dict[str, Any]:
+    return {"index": index, "memorized": memorized, "judged": memorized, "score_original": 0.9,
+            "agreement": 0.9, "unrelated": 0.1, "words": list(words), "file": "m.txt",
+            "line": index + 1, "pictures": None}  # fmt: skip
+
+
+def data(*entries: dict[str, Any]) -> dict[str, Any]:
+    files = {
+        name: {"path": f"{name}.safetensors", "sha256": "0" * 64} for name in ("original", "pruned")
+    }
+    limits = list(outcome.LIMITS)
+    return {"version": "1", "created": "2026-01-01", "seconds": 1.0, "neurons": 3, **files,
+            "options": {"strength": "quick", "tau": 0.4, "gate": 0.5, "score_seeds": 4,
+                        "draw_seeds": 4, "drawn": 4},
+            "prompts": list(entries), "no_pictures": None, "limits": limits,
+            "cost": {"samples": 9, "picture_samples": 0}}  # fmt: skip
+
+
+QUIET = data(entry(0, word("a"), word("b")), entry(1, word("a"), memorized=False))
+LOUD = data(
+    entry(0, word("a"), word("b")),
+    entry(1, word("a"), word('"a <b>" before it', back=("score",)), word("c", back=("trajectory",))),
+)
+
+
+def test_the_verdict_counts_what_was_tried_and_says_what_came_back() -> None:
+    assert outcome.verdict(QUIET).startswith("No replication found in 2 attempts of these kinds: ")
+    assert "1 further prompt had nothing to bring back" in outcome.verdict(QUIET)
+    assert outcome.verdict(LOUD).startswith(
+        "NOT ERASED: the picture of 1 of 2 prompts came back (prompt 1), from 2 of 5 attempts"
+    )
+    assert list(outcome.findings(QUIET)) == []
+    assert list(outcome.findings(LOUD)) == [
+        'm.txt:2: prompt 1 came back from 2 of 3 wordings: "a <b>" before it; c'
+    ]
+
+
+def test_the_page_holds_the_verdict_and_no_text_as_markup(tmp_path: Path) -> None:
+    write_audit(LOUD, tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text()
+    assert "NOT ERASED: the picture of 1 of 2" in page
+    assert 'class="verdict back"' in page
+    assert "<b>" not in page
+    assert page.lower().count("erased") == page.lower().count("not erased")
+    write_audit(QUIET, tmp_path / "b.html")
+    assert 'class="verdict"' in (tmp_path / "b.html").read_text()
+
+
+def test_pictures_that_are_near_count_and_are_shown(tmp_path: Path) -> None:
+    near = {"seed": 1, "by": ["region"], "picture": "data:image/webp;base64,AAAA"}
+    styles = [{"drawn": "ddim, 20 steps, guidance 7", "count": 8, "near": [near]},
+              {"drawn": "euler", "count": 2, "near": []}]  # fmt: skip
+    one = {"judged": True, "levels": {}, "control": [4, 4], "reference": "data:image/webp;base64,BBBB",
+           "styles": styles, "worded": {}}  # fmt: skip
+    drawn = data({**entry(0, word("a")), "pictures": one})
+    assert outcome.verdict(drawn).startswith(
+        "NOT ERASED: the picture of 1 of 1 prompt came back (prompt 0), from 1 of 11 attempts"
+    )
+    assert list(outcome.findings(drawn)) == [
+        "m.txt:1: prompt 0 came back in 1 of 10 pictures: ddim, 20 steps, guidance 7 (1 of 8)"
+    ]
+    assert "4 of 4 pictures by the original" in " ".join(outcome.notes(drawn))
+    write_audit(drawn, tmp_path / "a.html")
+    assert near["picture"] in (tmp_path / "a.html").read_text()
+    unjudged = data({**entry(0, word("a")), "pictures": one | {"judged": False}})
+    assert outcome.verdict(unjudged).startswith("No replication found in 1 attempt ")
+    assert "Pictures not judged" in " ".join(outcome.notes(unjudged))
+
+
+def test_json_holds_the_data_and_other_names_are_refused(tmp_path: Path) -> None:
+    write_audit(LOUD, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == {**LOUD, "verdict": outcome.verdict(LOUD)}
+    with pytest.raises(OptionError, match=r"written as .html or .json"):
+        write_audit(LOUD, tmp_path / "a.pdf")
+
+
+def test_junit_fails_for_what_came_back_and_skips_what_was_not_memorized() -> None:
+    suite = audit_suite(LOUD, ["x", "y"])
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    (failure,) = suite.iter("failure")
+    assert "came back from 2 of 3 wordings" in (failure.text or "")
+    assert len(list(audit_suite(QUIET, ["x", "y"]).iter("skipped"))) == 1
+    assert "NOT ERASED" in xml.tostring(suite, encoding="unicode")
