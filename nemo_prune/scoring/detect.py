@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nemo_prune.model.denoiser import Tokens
 from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt, Sample
 from nemo_prune.scoring.thresholds import decided
 from nemo_prune.search.protocol import (
@@ -164,40 +165,59 @@ def _screen(
     margins: Sequence[float],
     keep: Callable[[int, Screened, float], None],
 ) -> None:
-    """Screen the prompts at `indices`; `keep` gets the index, what was found, and the noise norm.
-
-    The norm is the L2 norm of eps(prompt) - eps("") over all latent channels and pixels, by Wen et al.,
-    "Detecting, Explaining, and Mitigating Memorization in Diffusion Models" (ICLR 2024), at the engine's
-    timestep. It takes one sample a seed more, whatever the number of prompts.
-    """
-    (nothing,) = engine.prompts([""])
-    empty: dict[int, Tensor] = {}
-    engine.evaluate(
-        [Sample(nothing, frozenset(), seed) for seed in seeds],
-        on_noise=lambda samples, noise: empty.update(
-            zip([sample.seed for sample in samples], noise.clone(), strict=True)
-        ),
-    )
+    """Screen the prompts at `indices`; `keep` gets the index, what was found, and the noise norm."""
+    screened = Screening(engine, seeds, gate, margins)
     for start in range(0, len(indices), PROMPTS_AT_ONCE):
         chunk = indices[start : start + PROMPTS_AT_ONCE]
-        encoded = engine.prompts([prompts[index] for index in chunk])
+
+        def kept(place: int, found: Screened, norm: float, chunk: Sequence[int] = chunk) -> None:
+            keep(chunk[place], found, norm)
+
+        screened([prompts[index] for index in chunk], kept)
+
+
+class Screening:
+    """Screens prompts as `screening` says, some at a time.
+
+    Beside the score it takes the noise norm: the L2 norm of eps(prompt) - eps("") over all latent
+    channels and pixels, by Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion
+    Models" (ICLR 2024), at the engine's timestep. It takes one sample a seed more, whatever the number
+    of prompts.
+    """
+
+    def __init__(
+        self, engine: Engine, seeds: Sequence[int], gate: float | None, margins: Sequence[float]
+    ) -> None:
+        self._engine, self._seeds, self._gate, self._margins = engine, seeds, gate, margins
+        (nothing,) = engine.prompts([""])
+        self._empty: dict[int, Tensor] = {}
+        engine.evaluate(
+            [Sample(nothing, frozenset(), seed) for seed in seeds],
+            on_noise=lambda samples, noise: self._empty.update(
+                zip([sample.seed for sample in samples], noise.clone(), strict=True)
+            ),
+        )
+
+    def __call__(
+        self, texts: Sequence[str], keep: Callable[[int, Screened, float], None],
+        tokens: Tokens | None = None,
+    ) -> None:  # fmt: skip
+        """Screen a few prompts; `keep` gets the place of each, what was found, and the noise norm.
+
+        tokens: of them, where they are known.
+        """
+        encoded = self._engine.prompts(texts) if tokens is None else self._engine.prompts(texts, tokens)
         norms: dict[Prompt, dict[int, float]] = {prompt: {} for prompt in encoded}
 
-        def note_norms(
-            samples: Sequence[Sample], noise: Tensor, norms: dict[Prompt, dict[int, float]] = norms
-        ) -> None:
-            nothing = torch.stack([empty[sample.seed] for sample in samples])
+        def note_norms(samples: Sequence[Sample], noise: Tensor) -> None:
+            nothing = torch.stack([self._empty[sample.seed] for sample in samples])
             found = torch.linalg.vector_norm(noise - nothing, dim=(1, 2, 3)).tolist()
             for sample, norm in zip(samples, found, strict=True):
                 norms[sample.prompt][sample.seed] = norm
 
-        def finished(
-            place: int,
-            found: Screened,
-            chunk: Sequence[int] = chunk,
-            of: Sequence[dict[int, float]] = tuple(norms.values()),
-        ) -> None:
-            keep(chunk[place], found, statistics.fmean(of[place][seed] for seed in found.scores))
+        def finished(place: int, found: Screened) -> None:
+            of = norms[encoded[place]]
+            keep(place, found, statistics.fmean(of[seed] for seed in found.scores))
 
-        jobs = [Job(prompt, screening(seeds, gate, margins)) for prompt in encoded]
-        engine.run(jobs, on_finished=finished, on_noise=note_norms)
+        jobs = [Job(prompt, screening(self._seeds, self._gate, self._margins)) for prompt in encoded]
+        self._engine.run(jobs, on_finished=finished, on_noise=note_norms)
