@@ -64,7 +64,7 @@ def detect(
     \b
     Examples:
       nemo-prune detect model.safetensors --prompts captions.csv
-      nemo-prune detect model.safetensors --prompts "laion/*.parquet" -o scores.parquet
+      nemo-prune detect model.safetensors --prompts all.csv.gz -o all.parquet
     """
     from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.console import print_findings

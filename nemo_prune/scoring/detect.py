@@ -12,6 +12,7 @@ gate by more than scores still rise; how far that is was measured on ordinary pr
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,11 +22,13 @@ from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt, Samp
 from nemo_prune.scoring.thresholds import decided
 from nemo_prune.search.protocol import (
     Outcome,
+    Question,
     Search,
     Steps,
     Tally,
     check_seeds,
     not_memorized,
+    usable,
 )
 
 
@@ -70,16 +73,22 @@ def screening(
 
     Raises ValueError for fewer than two seeds, or an answer that is NaN.
     """
-    seeds = _comparable(seeds)
-    tally = Tally()
     path: list[float] = []
     scores: dict[int, float] = {}
-    for count in range(2, len(seeds) + 1):
-        scores = yield from tally.ask(frozenset(), seeds[:count])
+    for question in _questions(tuple(seeds)):
+        # Not by a Tally: nobody counts, and of millions of prompts every step is felt.
+        scores = usable((yield question), question.seeds)
         path.append(max(scores.values()))
-        if gate is not None and decided(path[-1], count, gate, margins):
+        if gate is not None and decided(path[-1], len(question.seeds), gate, margins):
             break
     return Screened(scores, tuple(path))
+
+
+@lru_cache(maxsize=16)
+def _questions(seeds: tuple[int, ...]) -> tuple[Question, ...]:
+    """What `screening` asks of every prompt, one after the other."""
+    seeds = _comparable(seeds)
+    return tuple(Question(frozenset(), seeds[:count]) for count in range(2, len(seeds) + 1))
 
 
 def _comparable(seeds: Sequence[int]) -> tuple[int, ...]:
@@ -217,7 +226,7 @@ class Screening:
 
         def finished(place: int, found: Screened) -> None:
             of = norms[encoded[place]]
-            keep(place, found, statistics.fmean(of[seed] for seed in found.scores))
+            keep(place, found, statistics.fmean([of[seed] for seed in found.scores]))
 
         jobs = [Job(prompt, screening(self._seeds, self._gate, self._margins)) for prompt in encoded]
         self._engine.run(jobs, on_finished=finished, on_noise=note_norms)
