@@ -1,6 +1,7 @@
 """Lists of any length on the command line: read as they are scored, never held in memory."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,7 @@ def lists_of(given: Mapping[str, Any], labels: bool = False) -> "Lists":
     from nemo_prune.files.streams import Lists
 
     lists = Lists(given["prompt_files"], given["prompts_format"], given["prompt_column"], labels)
-    lists.stream().check()
-    return lists
+    return replace(lists, labels=lists.stream().check())
 
 
 def inputs_beside(

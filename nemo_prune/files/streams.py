@@ -202,12 +202,19 @@ class PromptStream:
         """How much of `total_bytes` is read."""
         return self._before[self._at.list] + self._source.done_bytes() if self._source else self._done
 
-    def check(self) -> None:
-        """Read the beginning of every list that is a file; raises PromptFileError."""
+    def check(self) -> bool:
+        """Read the beginning of every list that is a file; raises PromptFileError.
+
+        Returns whether one of them has labels, if they are wanted; of a pipe it may be so.
+        """
+        labelled = False
         for path in self.paths:
             if _size(path) is not None or not (path == STDIN or path.exists()):
                 with _opened(path, self._format, self._column, 0, 0) as source:
-                    self._columns_of(source, [])
+                    labelled |= self._columns_of(source, [])[1] is not None
+            else:
+                labelled |= self.labelled
+        return labelled
 
     def blocks(self, size: int) -> Iterator[Block]:
         """Prompts, `size` at a time; the last ones before a fault are given before it is raised."""

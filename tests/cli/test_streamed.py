@@ -175,6 +175,10 @@ def test_nothing_stays_of_a_run_that_scored_nothing(model: Path, tmp_path: Path)
     assert "holds no prompts" in result.stderr
     assert "INCOMPLETE" not in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["p.txt"]
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    result = run("detect", model, "--prompts", tmp_path / "p.txt", "-o", tmp_path / "t.csv", *SEEDS)
+    assert "label" not in result.stderr
+    assert "label" not in rows_of(tmp_path / "t.csv")[0]
 
 
 def test_a_long_list_is_checked_in_a_stream_and_never_green_by_fault(
