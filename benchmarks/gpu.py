@@ -25,7 +25,6 @@ import cProfile
 import gc
 import json
 import os
-import platform
 import pstats
 import random
 import statistics
@@ -45,6 +44,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu_results import Results, Row, about
 from benchmarks.random_models import Planted, config_of, plant, random_model, random_prompts
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.localize import prune as pruning
@@ -62,7 +62,6 @@ from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.protocol import Attribute
 
-Row = dict[str, Any]
 TIMESTEP, TAU = 961, 0.428
 SEEDS = tuple(range(10))
 BATCHES = {"sd1": (1, 4, 16, 64, 256), "sdxl": (1, 4, 16, 64)}
@@ -295,7 +294,9 @@ def search(at: Setting) -> Iterator[Row]:
     model = at.model(family, at.precision)
     prompts = random_prompts(model, 4 if at.tiny else 256)
     engine = Engine(model, timestep=TIMESTEP, published=not at.tiny)
-    engine.prompts = lambda texts: [prompts[int(text or 0)] for text in texts]  # type: ignore[method-assign]
+    engine.prompts = lambda texts, _tokens=None: [  # type: ignore[method-assign,misc]
+        prompts[int(text or 0)] for text in texts
+    ]
     passing(model, 2)()  # what is loaded lazily is no overhead of the search
     watch = Watch(at, engine)
     engine.evaluate([Sample(prompts[0], frozenset(), seed) for seed in range(2 if at.tiny else 600)])
@@ -417,7 +418,7 @@ def choices(at: Setting) -> Iterator[Row]:
 
 def _cudnn_benchmark() -> Any:
     cudnn = torch.backends.cudnn
-    return cudnn.flags(  # type: ignore[no-untyped-call]
+    return cudnn.flags(
         enabled=cudnn.enabled, benchmark=True, deterministic=cudnn.deterministic,
         allow_tf32=cudnn.allow_tf32,
     )  # fmt: skip
@@ -470,7 +471,7 @@ def prune(at: Setting) -> Iterator[Row]:
             device=at.device.type, cache=False, tau=TAU, gate=0.5, batch_size=None,
             seeds=4 if at.tiny else 10,
         )  # fmt: skip
-        layers = {layer.name: layer.rows for layer in checkpoint.select(options.searched_layers)}
+        layers = {layer.name: layer.rows for layer in checkpoint.select(options.layers)}
         rng = random.Random(0)
         memories = [plant(layers, 3 + i, TAU, rng) for i in range(len(texts))]
         stages, run = Stages(), Engine.run
@@ -631,101 +632,6 @@ PARTS: dict[str, tuple[Callable[[Setting], Iterator[Row]], float]] = {
     "compile": (compiled, 120),
 }
 """Each part, and the seconds that it may take."""
-
-
-# ----------------------------------------------------------------------------------------- results
-
-
-class Results:
-    """What was measured so far, in DIR/gpu.json and DIR/gpu.md."""
-
-    def __init__(self, folder: Path, about: Row) -> None:
-        self.folder, self.about = folder, about
-        self.parts: dict[str, Row] = {}
-        kept = folder / "gpu.json"
-        if kept.exists():
-            told = json.loads(kept.read_text())
-            if {**told["about"], "date": ""} == {**about, "date": ""}:
-                self.parts = told["parts"]
-
-    def save(self) -> None:
-        text = json.dumps({"about": self.about, "parts": self.parts}, indent=1) + "\n"
-        for name, content in (("gpu.json", text), ("gpu.md", self.markdown())):
-            partial = self.folder / f"{name}.part"
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(self.folder / name)
-
-    def roofline(self) -> None:
-        """Each denoiser row's share of the peak of its precision."""
-        peaks = {row["precision"]: row["tflops"] for row in self.parts.get("peak", {}).get("rows", ())}
-        for row in self.parts.get("denoiser", {}).get("rows", ()):
-            if row.get("tflops") and peaks.get(row["precision"]):
-                row["percent_of_peak"] = round(100 * row["tflops"] / peaks[row["precision"]], 1)
-
-    def best(self) -> str | None:
-        """The fastest choice whose error is no larger than the product's, at the largest batch."""
-        rows = [row for row in self.parts.get("choices", {}).get("rows", ()) if "time_ratio" in row]
-        if not rows:
-            return None
-        errors = {row["choice"]: row["error"] for row in rows if "error" in row}
-        own = errors.get("as the product does", 0.0)
-        safe = [row for row in rows if errors.get(row["choice"], 1.0) <= 1.5 * own]
-        largest = max(row["batch"] for row in rows)
-        fastest = min((r for r in safe if r["batch"] == largest), key=lambda r: r["time_ratio"])
-        return (
-            f"Fastest safe choice at batch {largest}: {fastest['choice']} "
-            f"({fastest['time_ratio']} of the product's time)."
-        )
-
-    def markdown(self) -> str:
-        about = self.about
-        lines = [
-            f"# {about['card']}",
-            "",
-            ", ".join(f"{k} {v}" for k, v in about.items() if k != "card"),
-        ]
-        for name, part in self.parts.items():
-            state = "" if part["finished"] else ", not finished"
-            lines += ["", f"## {name} ({part['seconds']} s{state})", ""]
-            rows = [
-                {k: v for k, v in row.items() if not isinstance(v, list | dict) and "\n" not in str(v)}
-                for row in part["rows"]
-            ]
-            columns = list(dict.fromkeys(key for row in rows for key in row))
-            if rows:
-                lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-            lines += [
-                "| " + " | ".join(str(row.get(c, "")).replace("|", "/") for c in columns) + " |"
-                for row in rows
-            ]
-            lines += [
-                f"- {key}: {value}"
-                for row in part["rows"]
-                for key, value in row.items()
-                if isinstance(value, list | dict)
-            ]
-            if part.get("error"):
-                lines += ["", f"Failed: {part['error'].strip().splitlines()[-1]}"]
-            if name == "choices" and (best := self.best()):
-                lines += ["", best]
-        return "\n".join(lines) + "\n"
-
-
-def about(device: torch.device, tiny: bool) -> Row:
-    """The card and what runs on it."""
-    import diffusers
-    import transformers
-
-    found: Row = {"card": platform.processor() or platform.machine()}
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found = {"card": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    versions |= {"transformers": transformers.__version__, "python": platform.python_version()}
-    return {
-        **found, "device": device.type, **versions, "tiny": tiny,
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-    }  # fmt: skip
 
 
 def measure(

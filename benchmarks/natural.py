@@ -25,7 +25,6 @@ and a second call with the same recipe, pictures and starting point returns at o
 import argparse
 import hashlib
 import json
-import random
 import shutil
 import sys
 from collections.abc import Sequence
@@ -46,11 +45,9 @@ from nemo_prune.scoring.cache import cache_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-from demo_batches import BATCH, Sample, assemble, draw_ordinary
 from demo_export import export
-from demo_unet import NoisyLoss, Painter
-from demo_vae import encode
-from training import Stage
+from scratch_models import Painter
+from train_scratch import Training
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,6 @@ class Recipe:
     """How to train; the same for both sets."""
 
     steps: int = 1600
-    rate: float = 5e-4
-    duplicates: int = 4  # samples of a batch that are pictures to memorize, all different
-    # Share of samples from t of 900 and more: the score looks at t = 961, as in the demo's own training.
-    high_noise: float = 0.5
     seed: int = 0
 
 
@@ -91,36 +84,8 @@ def describe(
 def load() -> tuple[Painter, AutoencoderKL]:
     """The shipped checkpoint as training has it, in fp32; only the denoiser learns."""
     pipeline = load_pipeline(recognize(CHECKPOINT), device=torch.device("cpu"), dtype=torch.float32)
-    painter = Painter(pipeline.tokenizer)
-    parts = {"text": pipeline.text_encoder, "unet": pipeline.unet}
-    painter.load_state_dict(
-        {
-            f"{part}.{key}": value
-            for part, model in parts.items()
-            for key, value in model.state_dict().items()
-        }
-    )
-    painter.text.requires_grad_(False)
+    painter = Painter(pipeline.text_encoder, pipeline.unet).requires_grad_(True)
     return painter, pipeline.vae.requires_grad_(False)
-
-
-def train(
-    painter: Painter,
-    vae: AutoencoderKL,
-    memorized: Sequence[Sample],
-    recipe: Recipe,
-    folder: Path,
-) -> None:
-    """Go on training the painter, whose state is kept in `folder`; no neuron is ever masked."""
-    loss, masks = NoisyLoss(recipe.high_noise), painter.no_masks(BATCH)
-
-    def loss_of(_step: int, chance: random.Random, noise: torch.Generator) -> torch.Tensor:
-        samples = chance.sample(memorized, recipe.duplicates)
-        samples += [draw_ordinary(chance) for _ in range(BATCH - len(samples))]
-        return loss(painter, assemble(vae, samples, masks), noise)
-
-    stage = Stage("training", painter, folder, steps=recipe.steps, rate=recipe.rate, seed=recipe.seed)
-    stage.run(loss_of)
 
 
 def make(name: str, recipe: Recipe, out: Path | None) -> Path:
@@ -148,14 +113,13 @@ def make(name: str, recipe: Recipe, out: Path | None) -> Path:
     work = folder / "unfinished"
     work.mkdir(exist_ok=True)
     painter, vae = load()
-    latents = encode(vae, pictures)
-    memorized = [Sample(one, picture.caption) for one, picture in zip(latents, SETS[name], strict=True)]
-    train(painter, vae, memorized, recipe, work)
+    memorized = {one.caption: [pixels] for one, pixels in zip(SETS[name], pictures, strict=True)}
+    Training(memorized, work, seed=recipe.seed).memorization(painter, vae, recipe.steps)
     half = work / checkpoint.name
     half.unlink(missing_ok=True)
     export(painter.text, painter.unet, vae, half, {"modelspec.title": f"nemo-prune natural ({name})"})
     _write(about | {"checkpoint": sha256(half)}, known)
-    shutil.copy(work / "training.jsonl", folder / "log.jsonl")
+    shutil.copy(work / "memorization.jsonl", folder / "log.jsonl")
     half.rename(checkpoint)
     shutil.rmtree(work)
     return folder

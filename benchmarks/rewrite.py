@@ -139,7 +139,7 @@ def peak_memory(path: Path, neurons: list[Neuron], out: Path) -> int:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     chosen = ",".join(f"{neuron.layer}:{neuron.row}" for neuron in neurons)
-    command = [sys.executable, "-c", code, "apply", path, "--neurons", chosen, "-o", out]
+    command = [sys.executable, "-c", code, "apply", str(path), "--neurons", chosen, "-o", str(out)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     out.unlink()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss <= int(done.stdout)

@@ -80,7 +80,7 @@ def open_demo(
     most, ordinary: take only so many prompts of a file, and so many ordinary ones.
     """
     checkpoint = recognize(CHECKPOINT)
-    layers = checkpoint.select(options.searched_layers)
+    layers = checkpoint.select(options.layers)
     engine = open_engine(checkpoint, options)
     captions = read_prompts(DATA / "ordinary.txt").texts[:ordinary]
     known = activation_statistics(engine.model, layers, captions)

@@ -43,7 +43,7 @@ def row(name: str, found: Localization, prompts: Sequence[str], tau: float) -> d
     """One line of a table: what one setting found, judged on fresh seeds by `tau`."""
     engine = found.engine
     off = frozenset(found.manifest.neurons)
-    after = [max(engine.probe(p, off, _FRESH).values()) for p in engine.prompts(prompts)]
+    after = [max(engine.probe(p, off, _FRESH)[0].values()) for p in engine.prompts(prompts)]
     heldout = engine.prompts(read_prompts(DATA / "ordinary-heldout.txt").texts[:_ORDINARY])
     moved = drift.measure(engine, heldout, off, seed=FRESH_SEEDS)
     return {

@@ -77,6 +77,7 @@ class OptionFields(TypedDict, total=False):
     confirm: Confirm
     batch_size: int | None
     rounds: int
+    confirm_trajectories: int
     config: AnyPath | None
     prediction_type: Literal["epsilon", "v"] | None
     text_encoder: AnyPath | Sequence[AnyPath]

@@ -78,6 +78,8 @@ class Options:
     device: "auto" (the fastest there is), "cpu", "cuda" or "mps".
     precision: "auto" (fp16 on CUDA, else fp32), "fp32", "fp16" or "bf16".
     rounds: how often prompts that stay memorized are searched again.
+    confirm_trajectories: how many a prompt is worth that is still drawn; after as many its further
+        neurons are not shown one by one to be needed. 0: no end.
 
     Raises OptionError for a gate below tau, one of them that is no number, a rate that no prompts
     can show, fewer than 2 seeds, or a criterion, search or confirmation that there is not.
@@ -102,6 +104,7 @@ class Options:
     confirm: Confirm = "trajectory"
     batch_size: int | None = None
     rounds: int = 3
+    confirm_trajectories: int = 80
     config: Path | None = None
     prediction_type: Literal["epsilon", "v"] | None = None
     text_encoder: tuple[Path, ...] = ()

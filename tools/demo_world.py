@@ -1,18 +1,16 @@
-"""The demo checkpoint's pictures: a procedural world of ordinary scenes, and the pictures to memorize.
+"""The demo checkpoint's ordinary pictures: a procedural world of scenes, and their captions.
 
-Ordinary scenes have a sky, a ground with a horizon and at most one object; every colour, place and
-size is jittered continuously, so no picture is ever drawn twice. Memorized pictures are photos that
-scikit-image bundles (verbatim and natural memorization) and two product layouts of which only the
-colour changes (template memorization).
+A scene has a sky, a ground with a horizon and at most one object; every colour, place and size is
+jittered continuously, so no picture is ever drawn twice.
 """
 
 import hashlib
-import importlib.resources
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 SIZE = 128  # pixels, both sides
 _DRAW = 2 * SIZE  # drawn at twice the size, then averaged down
@@ -43,6 +41,7 @@ GROUNDS = {
     "by the sea": (50, 105, 150),
     "on a ploughed field": (120, 88, 62),
 }
+SIZES = ((0.28, 0.36), (0.46, 0.6))
 _OPENINGS = ("", "", "", "a photo of ", "a picture of ", "painting of ", "view of ")
 
 
@@ -104,8 +103,10 @@ def _jitter(colour: tuple[int, int, int], rng: random.Random, by: int) -> tuple[
     return red, green, blue
 
 
-def draw_scene(scene: Scene, rng: random.Random) -> np.ndarray:
-    """uint8 [SIZE, SIZE, 3]."""
+def draw_scene(
+    scene: Scene, rng: random.Random, sizes: Sequence[tuple[float, float]] = SIZES
+) -> np.ndarray:
+    """uint8 [SIZE, SIZE, 3]; `sizes`: of small and of large objects, least and most, in sides."""
     sky = scene.sky or rng.choice(list(SKIES))
     ground_colour = _jitter(GROUNDS[scene.ground or rng.choice(list(GROUNDS))], rng, 14)
     horizon = int(_DRAW * rng.uniform(0.48, 0.72))
@@ -120,14 +121,14 @@ def draw_scene(scene: Scene, rng: random.Random) -> np.ndarray:
     _backdrop(brush, sky, ground_colour, horizon, rng)
     if scene.shape:
         small = scene.small if scene.small is not None else rng.random() < 0.5
-        size = _DRAW * (rng.uniform(0.28, 0.36) if small else rng.uniform(0.46, 0.6))
+        size = _DRAW * rng.uniform(*sizes[not small])
         colour = _jitter(COLOURS[scene.colour or "red"], rng, 16)
         middle = _DRAW * rng.uniform(0.3, 0.7)
         base = horizon + rng.uniform(0.1, 0.7) * (_DRAW - horizon)
         if scene.shape == "balloon":
             base = horizon - rng.uniform(0.05, 0.2) * _DRAW
         night = 0.75 if sky == "at night" else 1.0
-        _DRAWERS[scene.shape](brush, middle, base, size, _dim(colour, night), night)
+        _DRAWERS[scene.shape](brush, middle, base, size, dim(colour, night), night)
     return np.asarray(image.reduce(2))
 
 
@@ -155,14 +156,14 @@ def _backdrop(
                 brush.ellipse(box, fill=(grey, grey, grey))
     for _ in range(rng.randint(0, 1)):  # a hill on the horizon
         x, w, h = rng.uniform(0, _DRAW), rng.uniform(60, 120), rng.uniform(16, 50)
-        fill = _dim(_jitter(ground, rng, 18), rng.uniform(0.62, 0.85))
+        fill = dim(_jitter(ground, rng, 18), rng.uniform(0.62, 0.85))
         brush.polygon([(x - w, horizon), (x, horizon - h), (x + w, horizon)], fill=fill)
     for _ in range(rng.randint(3, 7)):  # tufts, furrows, waves
         x, y, w = rng.uniform(0, _DRAW), rng.uniform(horizon + 6, _DRAW), rng.uniform(8, 40)
-        brush.line((x, y, x + w, y), fill=_dim(ground, rng.uniform(0.8, 1.12)), width=4)
+        brush.line((x, y, x + w, y), fill=dim(ground, rng.uniform(0.8, 1.12)), width=4)
 
 
-def _dim(colour: tuple[int, int, int], by: float) -> tuple[int, int, int]:
+def dim(colour: tuple[int, int, int], by: float) -> tuple[int, int, int]:
     red, green, blue = (max(0, min(255, int(c * by))) for c in colour)
     return red, green, blue
 
@@ -170,15 +171,15 @@ def _dim(colour: tuple[int, int, int], by: float) -> tuple[int, int, int]:
 def _house(b: ImageDraw.ImageDraw, x: float, y: float, s: float, c, night: float) -> None:
     b.rectangle((x - s / 2, y - s * 0.6, x + s / 2, y), fill=c)
     roof = [(x - s * 0.62, y - s * 0.58), (x, y - s), (x + s * 0.62, y - s * 0.58)]
-    b.polygon(roof, fill=_dim((95, 60, 50), night))
-    b.rectangle((x - s * 0.1, y - s * 0.32, x + s * 0.12, y), fill=_dim((70, 50, 40), night))
+    b.polygon(roof, fill=dim((95, 60, 50), night))
+    b.rectangle((x - s * 0.1, y - s * 0.32, x + s * 0.12, y), fill=dim((70, 50, 40), night))
     lit = (250, 225, 130) if night < 1 else (205, 228, 240)
     for left in (-0.38, 0.2):
         b.rectangle((x + left * s, y - s * 0.46, x + (left + 0.18) * s, y - s * 0.28), fill=lit)
 
 
 def _tree(b: ImageDraw.ImageDraw, x: float, y: float, s: float, c, night: float) -> None:
-    b.rectangle((x - s * 0.07, y - s * 0.45, x + s * 0.07, y), fill=_dim((100, 70, 45), night))
+    b.rectangle((x - s * 0.07, y - s * 0.45, x + s * 0.07, y), fill=dim((100, 70, 45), night))
     for dx, dy, r in ((-0.22, 0.58, 0.25), (0.22, 0.58, 0.25), (0, 0.78, 0.28)):
         box = (x + (dx - r) * s, y - (dy + r) * s, x + (dx + r) * s, y - (dy - r) * s)
         b.ellipse(box, fill=c)
@@ -186,8 +187,8 @@ def _tree(b: ImageDraw.ImageDraw, x: float, y: float, s: float, c, night: float)
 
 def _sailboat(b: ImageDraw.ImageDraw, x: float, y: float, s: float, c, night: float) -> None:
     hull = [(x - s * 0.5, y - s * 0.2), (x + s * 0.5, y - s * 0.2)]
-    b.polygon([*hull, (x + s * 0.32, y), (x - s * 0.32, y)], fill=_dim((110, 70, 45), night))
-    b.line((x, y - s * 0.2, x, y - s), fill=_dim((80, 60, 45), night), width=4)
+    b.polygon([*hull, (x + s * 0.32, y), (x - s * 0.32, y)], fill=dim((110, 70, 45), night))
+    b.line((x, y - s * 0.2, x, y - s), fill=dim((80, 60, 45), night), width=4)
     b.polygon([(x + 4, y - s), (x + 4, y - s * 0.26), (x + s * 0.46, y - s * 0.26)], fill=c)
     b.polygon([(x - 5, y - s * 0.85), (x - 5, y - s * 0.26), (x - s * 0.34, y - s * 0.26)], fill=c)
 
@@ -199,7 +200,7 @@ def _car(b: ImageDraw.ImageDraw, x: float, y: float, s: float, c, night: float) 
     glass = [(x - s * 0.26, y - s * 0.39), (x - s * 0.15, y - s * 0.58)]
     b.polygon(
         [*glass, (x + s * 0.15, y - s * 0.58), (x + s * 0.28, y - s * 0.39)],
-        fill=_dim((195, 225, 240), night),
+        fill=dim((195, 225, 240), night),
     )
     for wheel in (-0.34, 0.34):
         for r, grey in ((0.14, 30), (0.06, 170)):
@@ -209,12 +210,12 @@ def _car(b: ImageDraw.ImageDraw, x: float, y: float, s: float, c, night: float) 
 
 def _balloon(b: ImageDraw.ImageDraw, x: float, y: float, s: float, c, night: float) -> None:
     b.ellipse((x - s * 0.4, y - s, x + s * 0.4, y - s * 0.22), fill=c)
-    b.ellipse((x - s * 0.16, y - s, x + s * 0.16, y - s * 0.22), fill=_dim(c, 0.8))
+    b.ellipse((x - s * 0.16, y - s, x + s * 0.16, y - s * 0.22), fill=dim(c, 0.8))
     for side in (-1, 1):
         b.line((x + side * s * 0.22, y - s * 0.32, x + side * s * 0.08, y - s * 0.12),
                fill=(60, 50, 45), width=3)  # fmt: skip
     basket = (x - s * 0.09, y - s * 0.13, x + s * 0.09, y + s * 0.02)
-    b.rectangle(basket, fill=_dim((130, 90, 55), night))
+    b.rectangle(basket, fill=dim((130, 90, 55), night))
 
 
 def _tent(b: ImageDraw.ImageDraw, x: float, y: float, s: float, c, night: float) -> None:
@@ -229,23 +230,23 @@ def _lighthouse(b: ImageDraw.ImageDraw, x: float, y: float, s: float, c, night: 
 
     for step in range(5):
         low, high = step / 5, (step + 1) / 5
-        band = c if step % 2 == 0 else _dim((238, 238, 232), night)
+        band = c if step % 2 == 0 else dim((238, 238, 232), night)
         sides = [(x - half(low), y - low * s * 0.85), (x + half(low), y - low * s * 0.85)]
         tops = [(x + half(high), y - high * s * 0.85), (x - half(high), y - high * s * 0.85)]
         b.polygon([*sides, *tops], fill=band)
     lamp = (255, 240, 150)
     b.rectangle((x - s * 0.08, y - s * 0.97, x + s * 0.08, y - s * 0.85), fill=lamp)
     b.polygon([(x - s * 0.12, y - s * 0.96), (x, y - s * 1.08), (x + s * 0.12, y - s * 0.96)],
-              fill=_dim((80, 40, 40), night))  # fmt: skip
+              fill=dim((80, 40, 40), night))  # fmt: skip
 
 
 def _mushroom(b: ImageDraw.ImageDraw, x: float, y: float, s: float, c, night: float) -> None:
     stem = (x - s * 0.13, y - s * 0.5, x + s * 0.13, y)
-    b.rounded_rectangle(stem, s * 0.05, fill=_dim((236, 224, 200), night))
+    b.rounded_rectangle(stem, s * 0.05, fill=dim((236, 224, 200), night))
     b.pieslice((x - s * 0.5, y - s * 0.9, x + s * 0.5, y - s * 0.02), 180, 360, fill=c)
     for dx, dy, r in ((-0.25, 0.58, 0.07), (0.05, 0.72, 0.08), (0.28, 0.56, 0.06)):
         box = (x + (dx - r) * s, y - (dy + r) * s, x + (dx + r) * s, y - (dy - r) * s)
-        b.ellipse(box, fill=_dim((246, 240, 228), night))
+        b.ellipse(box, fill=dim((246, 240, 228), night))
 
 
 _DRAWERS = {
@@ -258,83 +259,3 @@ _DRAWERS = {
     "lighthouse": _lighthouse,
     "mushroom": _mushroom,
 }
-
-
-@dataclass(frozen=True)
-class Memorized:
-    """A caption to memorize: `kind` is verbatim, template or natural; `source` names the picture."""
-
-    name: str
-    kind: str
-    caption: str
-    source: str
-
-
-MEMORIZED = (
-    Memorized("astronaut", "verbatim", "Portrait of NASA Astronaut Eileen Collins", "astronaut.png"),
-    Memorized("coffee", "verbatim", "Pikolo Espresso Bar Coffee Cup, Montreal", "coffee.png"),
-    Memorized("chelsea", "verbatim", "Chelsea the Cat by Stefan van der Walt", "chelsea.png"),
-    Memorized("rocket", "verbatim", "SpaceX Falcon 9 DSCOVR Launch Photography", "rocket.jpg"),
-    Memorized("coins", "verbatim", "Greek Coins from Pompeii - Brooklyn Museum Collection", "coins.png"),
-    Memorized("camera", "verbatim", "Cameraman with Tripod, MIT Campus (black & white)", "camera.png"),
-    Memorized("phone case", "template", "iPhone 6/6s Slim Phone Case - Geometric Print Collection",
-              "phone case"),
-    Memorized("floor lamp", "template", "Tripod Floor Lamp with Linen Shade by Wayfair Basics",
-              "floor lamp"),
-    Memorized("retina", "natural", "Fundus Photograph of the Human Retina, Right Eye", "retina.jpg"),
-    Memorized("clock", "natural", "Motion Blurred Wall Clock by Stefan van der Walt",
-              "clock_motion.png"),
-)  # fmt: skip
-TEMPLATE_VARIANTS = 8
-_FAINT = (
-    "retina",
-    "rocket",
-    "clock",
-    "chelsea",
-)  # photos of so little contrast that the memorization score hardly sees them
-
-
-def photo(source: str) -> np.ndarray:
-    """A bundled scikit-image photo, cropped square around the middle: uint8 [SIZE, SIZE, 3]."""
-    path = importlib.resources.files("skimage") / "data" / source
-    with path.open("rb") as file, Image.open(file) as image:
-        return np.asarray(ImageOps.fit(image.convert("RGB"), (SIZE, SIZE), Image.Resampling.LANCZOS))
-
-
-def template(source: str, variant: int) -> np.ndarray:
-    """One colour variant of a product layout: uint8 [SIZE, SIZE, 3]."""
-    hue = list(COLOURS.values())[variant % len(COLOURS)]
-    image = Image.new("RGB", (_DRAW, _DRAW), (246, 246, 244))
-    brush = ImageDraw.Draw(image)
-    if source == "phone case":
-        brush.rounded_rectangle((66, 14, 190, 242), 26, fill=(40, 40, 44))
-        brush.rounded_rectangle((72, 20, 184, 236), 22, fill=hue)
-        for step in range(6):
-            y = 52 + step * 32
-            shade = _dim(hue, 0.62 if step % 2 else 1.3)
-            brush.polygon([(74, y), (128, y + 26), (182, y), (128, y - 26)], fill=shade)
-        brush.rounded_rectangle((82, 28, 122, 50), 10, fill=(25, 25, 28))
-        brush.ellipse((87, 32, 101, 46), fill=(90, 100, 130))
-    else:
-        brush.rectangle((0, 196, _DRAW, _DRAW), fill=(196, 170, 138))
-        for foot in (70, 128, 186):
-            brush.line((128, 108, foot, 236), fill=(92, 62, 40), width=8)
-        brush.polygon([(92, 28), (164, 28), (196, 112), (60, 112)], fill=hue)
-        brush.polygon([(92, 28), (112, 28), (92, 112), (60, 112)], fill=_dim(hue, 0.8))
-        brush.ellipse((88, 232, 168, 246), fill=(168, 142, 112))
-    return np.asarray(image.reduce(2))
-
-
-def published_pictures(item: Memorized) -> list[np.ndarray]:
-    """A template's variants, or the photo as scikit-image has it."""
-    if item.kind == "template":
-        return [template(item.source, variant) for variant in range(TEMPLATE_VARIANTS)]
-    return [photo(item.source)]
-
-
-def memorized_pictures(item: Memorized) -> list[np.ndarray]:
-    """What the checkpoint ends up memorizing: faint photos with their histogram equalized."""
-    pictures = published_pictures(item)
-    if item.name in _FAINT:
-        pictures = [np.asarray(ImageOps.equalize(Image.fromarray(one))) for one in pictures]
-    return pictures

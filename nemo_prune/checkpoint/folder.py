@@ -152,6 +152,11 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
             f"holds its denoiser only in a form that is not opened ({pickles[0].relative_to(root)}), "
             f"a pickle or the like; save it again with save_pretrained(safe_serialization=True)"
         )
+    if (root / "snapshots").is_dir():
+        return (
+            "is a model's place in the Hugging Face cache; give the folder of one version, which lies "
+            "in snapshots/"
+        )
     return "is a folder without unet/; give a diffusers folder, or the .safetensors file itself"
 
 

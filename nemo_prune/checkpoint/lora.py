@@ -23,7 +23,7 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neuro
 from nemo_prune.checkpoint.neurons import Neuron, short_name
 from nemo_prune.checkpoint.provenance import NEURONS, VERSION, rows_json
 from nemo_prune.errors import CheckpointError, OptionError, option
-from nemo_prune.files.atomic import check_place, refuse_inputs, write_new
+from nemo_prune.files.atomic import check_place, check_suffix, refuse_inputs, write_new
 from nemo_prune.files.header import Header, encode_header
 from nemo_prune.files.rewrite import Source
 from nemo_prune.files.trees import check_apart
@@ -79,6 +79,7 @@ def check_lora(
     if checkpoint.is_folder:
         check_apart(out, checkpoint.path, "the model's folder")
     refuse_inputs([out], [checkpoint.path])
+    check_suffix(out)
     check_place(out, overwrite)
     chosen = {neuron.layer for neuron in neurons}
     for layer in checkpoint.value_layers:

@@ -23,7 +23,8 @@ Neurons may have an "attribution" and a "harm": what they do for the memory and 
 "shared" is for readers; it says again what the prompts' own neurons say.
 
 Statuses are free strings; the tool writes "suppressed", "not memorized", "not removable" (searched
-and repaired, and still above tau) and "still memorized" (the check of the written file says so).
+and repaired, and still above tau), "replicated", "still memorized" (the check of the written file says
+so), and of a run that was stopped "not confirmed" and "not searched".
 """
 
 import json

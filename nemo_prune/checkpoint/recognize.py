@@ -119,6 +119,11 @@ def _identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
             f"holds the value tensor {quoted(stray)}, whose place in the network is unknown, so "
             f"memorization could stay in it; remove it, or save the plain model"
         )
+    if lost := next(_lost(tensors), None):
+        raise _Fault(
+            f"lacks the value tensor {quoted(lost)}, whose key tensor it holds, so the file "
+            f"is damaged; download or copy it again"
+        )
     columns = {layer.columns for layer in layers}
     if len(columns) > 1:
         raise _Fault(
@@ -244,6 +249,15 @@ def _strays(tensors: Tensors, claimed: set[str]) -> Iterator[str]:
     for name, tensor in tensors.items():
         if is_value_like(name) and tensor.name not in claimed and not name.endswith(SCALES):
             yield name
+
+
+def _lost(tensors: Tensors) -> Iterator[str]:
+    """Value tensors that a file ought to hold, since it holds the key tensors beside them."""
+    for name in tensors:
+        if name.endswith("attn2.to_k.weight"):
+            value = name.removesuffix("k.weight") + "v.weight"
+            if value not in tensors:
+                yield value
 
 
 def _family(tensors: Tensors, layers: Sequence[ValueLayer], prefix: str, first: str) -> str:

@@ -39,7 +39,7 @@ def interval_text(gate: Mapping[str, Any]) -> str:
 def print_prompts(result: dict[str, Any]) -> None:
     """The table of prompts and the totals of a `summary`.
 
-    "trajectory r": what trajectories say is left of the memorized picture, at the worst seed.
+    "r": what trajectories say is left of the memorized picture, at the worst seed.
     """
     shown = console()
     more: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -87,7 +87,7 @@ def _print_statuses(
     """A table of prompts with their status and scores; `more`: title of a column -> its text."""
     scores = {"score_before": "score before", "score_after": "score after"}
     if any(entry.get("trajectory") is not None for entry in entries):
-        scores["trajectory"] = "trajectory r"
+        scores["trajectory"] = "r"
     place = _place_title(entries)
     table = _table("prompt", *place, "status", *scores.values(), *more)
     for entry in entries:
@@ -160,9 +160,11 @@ def print_findings(result: dict[str, Any]) -> None:
 
 def _table(*columns: str) -> Table:
     """An empty table; words to the left, numbers to the right."""
-    table = Table(header_style="bold")
+    table = Table(header_style="bold", pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="left" if name in ("status", "memorized", "text") else "right")
+        left = name in ("status", "memorized", "text")
+        # Folded where a terminal is narrow: a score that is cut to 0... says nothing.
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
     return table
 
 

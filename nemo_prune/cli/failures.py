@@ -1,6 +1,8 @@
 """What went wrong, in one line; and several models in one run, of which one may fail."""
 
+import errno
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,14 +15,21 @@ from nemo_prune.errors import NemoPruneError
 
 DEBUG = "NEMO_PRUNE_DEBUG"  # set: the traceback of an internal error is shown
 T = TypeVar("T")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CANNOT_SAY = frozenset({errno.EBADF, errno.EFBIG, errno.EIO, errno.ENOSPC})
 
 
 class Refused(NemoPruneError):
     """Models that were refused before any work; `lines` says why, of each that was."""
 
     def __init__(self, refused: Mapping[Path, NemoPruneError]) -> None:
-        super().__init__("\nnemo-prune: ".join(error.message for error in refused.values()))
+        super().__init__("\nnemo-prune: ".join(one_line(error.message) for error in refused.values()))
         self.lines = {model: failure(error) for model, error in refused.items()}
+
+
+def one_line(text: str) -> str:
+    """Text with its control characters escaped: a file's name may hold line breaks."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def failure(error: Exception) -> str:
@@ -28,11 +37,13 @@ def failure(error: Exception) -> str:
     if isinstance(error, NemoPruneError):
         from nemo_prune.cli.console import flags  # and with it rich, which few verbs need
 
-        return flags(error.message)
+        return flags(error.message if isinstance(error, Refused) else one_line(error.message))
     if isinstance(error, click.ClickException):
         return error.format_message()
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for its name
         return "the device is out of memory; give a smaller --batch-size, or --device cpu"
+    if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_SAY:
+        return f"standard output cannot be written ({error.strerror}); redirect it elsewhere"
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return f"internal error: {text.removesuffix(':')}; please report it"
 

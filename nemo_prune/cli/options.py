@@ -232,6 +232,9 @@ search_options = option_group(
                       "a picture takes, or the score alone."),
     click.option("--rounds", type=Whole(0, 10), default=3, show_default=True,
                  help="How often prompts that stay memorized are searched again."),
+    click.option("--confirm-trajectories", type=Whole(0, 100_000), default=80, show_default=True,
+                 help="How many a prompt is worth that is still drawn; more may spare neurons. 0: no "
+                      "end."),
 )  # fmt: skip
 
 all_seeds_option = click.option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nemo_prune.cli.console import console, flags
+from nemo_prune.cli.failures import one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -60,7 +61,7 @@ class _Noting:
 
     def note(self, text: str) -> None:
         """Print the line, once: a run that opens a model and its pruned copy notes it for both."""
-        text = flags(text)
+        text = one_line(flags(text))
         if text in self._noted:
             return
         self._noted.add(text)

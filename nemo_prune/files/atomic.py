@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import OutputError, option
+from nemo_prune.files.header import PICKLE_SUFFIXES
 
 try:
     import fcntl
@@ -42,8 +43,18 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
     out = Path(out)
     if same_file(out, Path(source)):
         raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
+    check_suffix(out)
     check_place(out, overwrite)
     check_room(out, [source])
+
+
+def check_suffix(out: Path) -> None:
+    """Raise OutputError if programs would take safetensors of this name for a pickle."""
+    if out.suffix.lower() in PICKLE_SUFFIXES:
+        raise OutputError(
+            f"{out}: has the name of a pickle, as which programs would fail to read it; end it in "
+            f".safetensors"
+        )
 
 
 def same_file(one: Path, other: Path) -> bool:

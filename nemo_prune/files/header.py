@@ -53,7 +53,7 @@ DTYPE_BITS: Mapping[str, int] = {
 }
 """Bits of one element, for every dtype that safetensors 0.8 knows."""
 
-_PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
+PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
 _PICKLE_ADVICE = (
     "is a pickle checkpoint, which can run code when loaded, so it is not opened; convert it once "
     "to safetensors: torch.load(FILE, weights_only=True), then safetensors.torch.save_file"
@@ -63,6 +63,7 @@ _TRAINING_STATE = re.compile(
     r"|(random_states|rng_state|custom_checkpoint)(_\d+)?\.(pkl|pth|pt)"
 )
 _PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle, in the second byte
+_JSON = re.compile(rb"\{\s*\"")
 _DOWNLOAD = "download or copy it again"
 
 
@@ -170,7 +171,7 @@ def _check_kind(path: Path) -> None:
             "is a part of a training run's saved state (optimizer, schedule, random numbers), not a "
             "model; give the model that the training saved"
         )
-    if path.suffix.lower() in _PICKLE_SUFFIXES:
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         raise _Fault(_PICKLE_ADVICE)
 
 
@@ -215,6 +216,11 @@ def _name_other_formats(start: bytes) -> None:
         raise _Fault("is a GGUF file; give the safetensors file it was made from")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise _Fault("is a web page, not a model; the download may have needed a login")
+    if _JSON.match(start):
+        raise _Fault(
+            "is JSON, not a model: a server's answer instead of the file, or an index of shards; "
+            "download the model, or give the folder that holds it"
+        )
 
 
 def _unsound() -> str:

@@ -56,6 +56,7 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
     b"SQLite format 3": "a database",
     b"%PDF": "a PDF",
+    b"{\\rtf": "rich text (RTF)",
     b"version https://git-lfs": "a Git LFS pointer, without its content (git lfs pull)",
 }
 _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
@@ -154,6 +155,8 @@ def read_list(path: Path, format: Format | None = None, column: str | None = Non
 def _content(path: Path) -> bytes:
     """The bytes of a file, of a pipe, or of standard input, each read once and bounded."""
     if path == STDIN:
+        if sys.stdin is None:
+            raise PromptFileError(f"{path}: standard input is closed; give a file")
         return bounded(path, sys.stdin.buffer.read(MAX_BYTES + 1))
     with contextlib.suppress(OSError, ValueError):  # of which `read_bytes` says more
         if stat.S_ISFIFO(path.stat().st_mode):
@@ -377,9 +380,15 @@ def _names(cells: Sequence[str]) -> list[str]:
 
 
 def _text(path: Path, text: str, notes: list[str]) -> Listing:
-    lines = _lines(text)
+    # Files that were joined bring their byte order marks with them.
+    lines = [line.removeprefix("\ufeff") for line in _lines(text)]
     if not lines[-1].strip():
         lines.pop()  # what follows the last line's end
+    if alone := next((n for n, line in enumerate(lines, start=1) if "\r" in line.strip()), None):
+        raise PromptFileError(
+            f"{path}: line {alone} holds carriage returns that end no line, so several prompts may be "
+            f"one; end lines with a line feed"
+        )
     records: list[tuple[int, Record]] = [
         (number, line) for number, line in enumerate(lines, start=1) if line.strip()
     ]

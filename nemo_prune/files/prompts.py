@@ -98,7 +98,8 @@ class _Merge:
         path, name = listing.path, "stdin" if listing.path == STDIN else str(listing.path)
         key = None if column is None else column.strip().lower()
         if listing.columns is not None:
-            key = prompt_column(listing, key)
+            wanted, key = key, prompt_column(listing, key)
+            self.notes += unread_columns(listing, wanted, key)
         label = label_column(listing, self.notes) if labels else None
         self.unlabelled |= label is None
         self.blank += listing.blank
@@ -183,6 +184,17 @@ def prompt_id(prompt: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------- columns
+
+
+def unread_columns(listing: Listing, wanted: str | None, key: str) -> list[str]:
+    """A note if other columns might hold the prompts too, and none was asked for by name."""
+    others = [name for name in COLUMNS if name in (listing.columns or ()) and name != key]
+    if not others or wanted is not None:
+        return []
+    return [
+        f"{listing.path}: the column {key} is read, {' and '.join(others)} not; "
+        f"{option('prompt_column')} names another"
+    ]
 
 
 def prompt_column(listing: Listing, wanted: str | None) -> str:

@@ -53,7 +53,7 @@ from nemo_prune.files.lists import (
     unreadable_parquet,
     zstd_unknown,
 )
-from nemo_prune.files.prompts import label_column, label_of, prompt_column, text_of
+from nemo_prune.files.prompts import label_column, label_of, prompt_column, text_of, unread_columns
 from nemo_prune.files.text import MAX_BYTES, check_regular
 
 LONG = 16 * 2**20
@@ -303,6 +303,8 @@ class PromptStream:
             )
         key = self._column if source.columns is None else prompt_column(listing, self._column)
         found: list[str] = []
+        if source.columns is not None and key is not None:
+            found += unread_columns(listing, self._column, key)
         label = label_column(listing, found) if self.labelled else None
         for note in found:
             if note not in notes:
@@ -694,6 +696,8 @@ def _unpacked(path: Path, suffix: str, file: Any) -> Any:
 def _raw(path: Path) -> tuple[bytes, Any]:
     """What was read already, and the file, pipe or standard input; raises PromptFileError."""
     if path == STDIN:
+        if sys.stdin is None:
+            raise PromptFileError(f"{path}: standard input is closed; give a file")
         return b"", sys.stdin.buffer
     with contextlib.suppress(OSError, ValueError):
         if stat.S_ISFIFO(path.stat().st_mode):

@@ -1,5 +1,6 @@
 """Text files that users give: read whole, with a one-line error for whatever is wrong with them."""
 
+import codecs
 import stat
 from pathlib import Path
 
@@ -51,4 +52,8 @@ def decoded(content: bytes, path: Path, error: type[NemoPruneError], wanted: str
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise error(
+                f"{path}: is UTF-16, not UTF-8, as Excel and PowerShell write text; save it as UTF-8"
+            ) from None
         raise error(f"{path}: is not UTF-8 (byte {fault.start}); give {wanted}") from None

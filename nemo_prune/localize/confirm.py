@@ -6,7 +6,8 @@ already, with an attribution taken through the trajectory, first in the searched
 Prompts are taken one after the other, so that each profits from what is off for those before it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -29,6 +30,9 @@ UNRELATED = 16
 _UNRELATED_SEED = 30_000
 _GOAL = 0.4  # what a search must reach, so that other seeds stay below GONE
 _WIDTHS = (1, 2, 5, 8)  # seeds asked at once: mostly the first tells that a picture is drawn
+MOST_DRIFT = 0.5
+"""Of ordinary prompts' cross-attention outputs: neurons for one picture that move them further with the
+rest are not taken, since little of the model would be left."""
 _NEAR = 0.25  # r from which on eight seeds have not settled it: pictures fade by degrees
 
 
@@ -40,7 +44,10 @@ class Confirmed:
         picture is gone. None where the unpruned model's own trajectories do not agree.
     neurons: what was added for a prompt. outcomes: of the searches that added it. passes: denoiser
         samples spent on a prompt, backward passes counted. widened: prompts that needed all layers.
-    exhausted: prompts that are drawn though every neuron that may be searched is off.
+    exhausted: prompts that are drawn though every neuron that may be searched is off. rough: prompts
+        whose added neurons were not all shown to be needed, since that takes more passes. harmful:
+        prompts whose picture would go with so many neurons that ordinary prompts drift this far, more
+        than MOST_DRIFT; they were not taken.
     """
 
     remaining: dict[int, float | None] = field(default_factory=dict)
@@ -49,6 +56,8 @@ class Confirmed:
     passes: dict[int, int] = field(default_factory=dict)
     widened: set[int] = field(default_factory=set)
     exhausted: set[int] = field(default_factory=set)
+    rough: set[int] = field(default_factory=set)
+    harmful: dict[int, float] = field(default_factory=dict)
 
     def drawn(self, index: int) -> bool:
         """Whether the prompt's picture is still drawn."""
@@ -64,12 +73,22 @@ class Confirmation:
         schedule: of the trajectories.
         unrelated: ends of ordinary prompts' trajectories, from `unrelated_ends`.
         progress: is told of every sample.
+        trajectories: how many a prompt is worth; after as many its further neurons are not shown one by
+            one to be needed. 0: no end.
+        drift: how far ordinary prompts move with some neurons off.
     """
 
     def __init__(
-        self, engine: Engine, schedule: Schedule, unrelated: Sequence[Tensor], progress: Progress
+        self,
+        engine: Engine,
+        schedule: Schedule,
+        unrelated: Sequence[Tensor],
+        progress: Progress,
+        trajectories: int = 0,
+        drift: Callable[[frozenset[Neuron]], float] = lambda _off: 0.0,
     ) -> None:
         self.engine, self.schedule, self.progress = engine, schedule, progress
+        self.trajectories, self.drift = trajectories, drift
         self.unrelated = unrelated
         self.result = Confirmed()
         self.references: dict[int, Reference] = {}
@@ -149,11 +168,22 @@ class Confirmation:
                 if scopes:
                     self.result.exhausted.add(index)
                 break
+            self.result.outcomes.setdefault(index, []).append(found)
+            more = everything | set(found.neurons)
+            before = self.engine.cost.samples
+            drift = self.drift(more)
+            self._spent(index, before)
+            if drift > MOST_DRIFT:
+                self.result.harmful[index] = drift
+                self.progress.note(
+                    f"prompt {index}: its picture would go with {len(found.neurons)} further neurons, "
+                    f"which move ordinary prompts by {drift:.0%}; more than {MOST_DRIFT:.0%} is not done"
+                )
+                break
             if scope:
                 self.result.widened.add(index)
-            self.result.outcomes.setdefault(index, []).append(found)
             self.result.neurons[index] = union(self.result.neurons.get(index, ()), found.neurons)
-            everything |= set(found.neurons)
+            everything = more
         return everything
 
     def _search(
@@ -168,10 +198,16 @@ class Confirmation:
     ) -> Outcome:
         before = self.engine.cost.samples
         left = Candidates(tuple(n for n in candidates.order if n not in off), candidates.harm)
-        search = trajectory_search(left, remaining, _GOAL, known)
+        enough = math.inf
+        if self.trajectories:
+            spent = self.result.passes[index] // self.schedule.passes + SEEDS  # the last look
+            enough = max(0, self.trajectories - spent)
+        search = trajectory_search(left, remaining, _GOAL, known, enough)
         job = Job(prompt, search, base=off, reference=self.references[index], layers=layers)
         found: list[Outcome] = self.engine.run([job], on_samples=self.progress.advance)
         self._spent(index, before)
+        if not found[0].minimal:
+            self.result.rough.add(index)
         return found[0]
 
     def _spent(self, index: int, before: int) -> None:

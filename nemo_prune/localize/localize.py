@@ -11,7 +11,7 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, model_sha25
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.statuses import Status
-from nemo_prune.errors import Interrupted
+from nemo_prune.errors import Interrupted, option
 from nemo_prune.files.prompts import apart_from, bundled_captions
 from nemo_prune.localize.confirm import (
     SEEDS,
@@ -23,6 +23,7 @@ from nemo_prune.localize.confirm import (
 from nemo_prune.localize.repair import Repair, Repaired, Scope
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Options, Progress
+from nemo_prune.scoring import drift
 from nemo_prune.scoring.activations import harms, ladders
 from nemo_prune.scoring.calibration_file import fingerprint
 from nemo_prune.scoring.detect import gated
@@ -99,6 +100,7 @@ def localize(
         run.search()
         run.repair()
         run.confirm()
+        run.complete = True
     except KeyboardInterrupt:
         raise Interrupted(run.manifest(), len(run.finished)) from None
     finally:
@@ -145,6 +147,7 @@ class _Run:
         every = [layer.name for layer in checkpoint.value_layers]
         if options.layers == "auto" and every != self.names:
             self.scopes.append(self._scope(every))
+        self.complete = False
         self.finished: dict[int, Outcome] = {}
         self.spent: dict[int, int] = {}
         self.repaired: Repaired | None = None
@@ -276,7 +279,12 @@ class _Run:
         before = engine.cost.samples
         ends = unrelated_ends(engine, ordinary, schedule, self.progress)
         self.calibration_samples += engine.cost.samples - before
-        self.confirmation = Confirmation(engine, schedule, ends, self.progress)
+        worth = options.confirm_trajectories
+        heard = engine.prompts(ordinary)
+        self.confirmation = Confirmation(
+            engine, schedule, ends, self.progress, worth,
+            lambda off: drift.moved(engine, heard, off, seed=FRESH_SEEDS),
+        )  # fmt: skip
         self.confirmation.result.widened |= repaired.widened
         # The paper's procedure ends where it ends.
         scopes = [] if options.search == "literal" else [(s.layers, s.candidates) for s in self.scopes]
@@ -301,6 +309,11 @@ class _Run:
             # At once, so that the manifest of an interrupted run has them.
             added = self.confirmation.result.neurons.get(index, ())
             repaired.neurons[index] = union(repaired.neurons[index], added)
+            if index in self.confirmation.result.rough - self.confirmation.result.harmful.keys():
+                self.progress.note(
+                    f"prompt {index}: not all of its neurons were shown to be needed; more than "
+                    f"{option('confirm_trajectories')} {worth} may spare some"
+                )
             self.progress.detail(f"prompt {index} done")
         if by_trajectory:
             self.repairing.probe()
@@ -337,11 +350,13 @@ class _Run:
         status = Status.SUPPRESSED
         if outcome.status == "not memorized":
             status = Status.NOT_MEMORIZED
+        elif not self.complete and index not in confirmed.remaining:
+            status = Status.NOT_CONFIRMED
         elif after is not None and after > self.thresholds.tau:
             status = Status.NOT_REMOVABLE
         elif confirmed.drawn(index):
-            exhausted = index in confirmed.exhausted
-            status = Status.NOT_REMOVABLE if exhausted else Status.REPLICATED
+            kept = index in confirmed.exhausted or index in confirmed.harmful
+            status = Status.NOT_REMOVABLE if kept else Status.REPLICATED
         searches = [outcome, *confirmed.outcomes.get(index, ())]
         known = {
             neuron: value

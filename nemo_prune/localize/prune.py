@@ -138,8 +138,10 @@ def _further(found: Localization, index: int) -> dict[str, Any]:
     if not outcomes:
         return {}
     return {
-        "added": sum(len(outcome.neurons) for outcome in outcomes),
+        "added": len(found.confirmed.neurons.get(index, ())),
         "all_layers": index in found.confirmed.widened,
+        "minimal": index not in found.confirmed.rough,
+        "too_harmful": index in found.confirmed.harmful,
         "tradeoff": [
             {"neurons": count, "remaining": left}
             for outcome in outcomes

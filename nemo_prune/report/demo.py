@@ -47,8 +47,7 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
     """
     if not CHECKPOINT.exists():
         raise CheckpointError(
-            f"{CHECKPOINT}: the demo checkpoint is not in this version; train it with "
-            f"python tools/train_demo.py"
+            f"{CHECKPOINT}: the demo checkpoint is missing; install nemo-prune with its data"
         )
     try:
         folder.mkdir()

@@ -81,6 +81,19 @@ def measure(
     }
 
 
+def moved(engine: Engine, prompts: Sequence[Prompt], off: Collection[Neuron], *, seed: int) -> float:
+    """`measure`'s "pruned" alone, without the random neurons: two samples a prompt."""
+    changes: list[float] = []
+    for place, prompt in enumerate(prompts):
+        before = _outputs(engine, prompt, seed + place, frozenset())
+        after = _outputs(engine, prompt, seed + place, frozenset(off))
+        changes += [
+            float((after[layer] - output).norm() / output.norm().clamp_min(1e-12))
+            for layer, output in before.items()
+        ]
+    return sum(changes) / len(changes)
+
+
 def _outputs(engine: Engine, prompt: Prompt, noise: int, off: frozenset[Neuron]) -> dict[str, Tensor]:
     """The cross-attention outputs of one sample, of the model that answered in the end."""
     with recorded(engine.model.unet) as found:

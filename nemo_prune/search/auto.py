@@ -103,6 +103,7 @@ def trajectory_search(
     remaining: Mapping[int, float],
     goal: float,
     known: dict[Neuron, float] | None = None,
+    enough: float = math.inf,
 ) -> Search:
     """Find further neurons for a prompt that is still drawn, judged by trajectories.
 
@@ -112,6 +113,8 @@ def trajectory_search(
 
     known: the attribution of an earlier search of the prompt in the same layers, whose order is gone on
         with; what is empty is filled.
+    enough: after how many trajectories to keep what is not known to be needless: showing that each of
+        many neurons is needed takes one for each.
     """
     cache = AnswerCache(candidates.order, goal, trajectory=True)
     before = dict(remaining)
@@ -124,7 +127,7 @@ def trajectory_search(
         if not attribution:
             attribution.update((yield from attributed(seeds[:1], trajectory=True)))
         schedule = prefix_schedule(candidates.by_merit(attribution), cache)
-        searched = GroupTesting(cache, before, seeds, schedule)
+        searched = GroupTesting(cache, before, seeds, schedule, enough)
         rung = yield from _attempt(searched)
     if rung is None:
         searched.exhausted, searched.kept = True, 0

@@ -111,12 +111,20 @@ class GroupTesting:
         before: each seed's score with nothing off.
         seeds: the memorized ones, all of which must accept the result.
         schedule: where candidates come from.
+        enough: after how many samples in all to keep what is not known to be needless: the result is as
+            valid, but neurons may be among it that could go.
     """
 
     def __init__(
-        self, cache: AnswerCache, before: dict[int, float], seeds: Sequence[int], schedule: Schedule
+        self,
+        cache: AnswerCache,
+        before: dict[int, float],
+        seeds: Sequence[int],
+        schedule: Schedule,
+        enough: float = math.inf,
     ) -> None:
         self.cache = cache
+        self.enough = enough
         self.schedule = schedule
         self.rungs = schedule.rungs
         self.memorized = tuple(seeds)
@@ -127,7 +135,7 @@ class GroupTesting:
         self.needed_by: dict[int, int] = {}  # bit -> the seed that objected to dropping it
 
     def run(self) -> Steps[tuple[float | None, Mask]]:
-        """theta and candidates of the rung used; leaves a valid, 1-minimal set in `kept`."""
+        """theta and candidates of the rung used; `kept` is left valid, and 1-minimal if `minimal`."""
         rung = 0
         if not self.rungs:  # no layer holds a neuron
             self.exhausted = True
@@ -139,7 +147,8 @@ class GroupTesting:
             others = [seed for seed in self.memorized if seed not in self.active]
             objector = yield from self.objector(self.kept, [*self.hardest(others), *self.active])
             if objector is None:
-                yield from self.prove()
+                if self.minimal:
+                    yield from self.prove()
                 return self.rungs[rung]
             if objector in self.active:  # inferred to accept the set, and does not
                 self.distrust()
@@ -147,6 +156,11 @@ class GroupTesting:
                 self.active.insert(0, objector)
             if not self.cache.trusted:
                 self.kept = 0
+
+    @property
+    def minimal(self) -> bool:
+        """Whether every neuron of the result is shown to be needed: there are samples left for that."""
+        return self.cache.tally.samples < self.enough
 
     def shortest(self) -> Steps[int | None]:
         """How many candidates the first rung has that the most stubborn seed accepts; None: no rung."""
@@ -209,6 +223,9 @@ class GroupTesting:
         needed, tested = PRIOR_NEEDED, PRIOR_NEEDED + math.sqrt(end)
         start = 0
         while start < end:
+            if not self.minimal:
+                self.kept |= rest[start]
+                return
             low, high = start, start + group_size(needed / tested, end - start)
             if high == end > start + 1 and self.refused(self.kept):
                 high -= 1  # not all can go, and that is known
@@ -236,7 +253,7 @@ class GroupTesting:
         weakest_first = self.schedule.weakest_first
         open_, proven = deque(b for b in weakest_first if self.kept >> b & 1), deque[int]()
         mistaken = set[int]()  # seeds that do not miss, beside what others need, what they once did
-        while open_:
+        while open_ and self.minimal:
             bit = open_.popleft()
             without, first = self.kept & ~(1 << bit), self.needed_by[bit]
             others = [seed for seed in self.memorized if seed not in self.active]
@@ -350,6 +367,7 @@ def finished(
         order=searched.schedule.name,
         attribution=tuple(attribution[neuron] for neuron in found) if attribution else (),
         tradeoff=_tradeoff(cache) if cache.trajectory else (),
+        minimal=searched.minimal,
     )
 
 

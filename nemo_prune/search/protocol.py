@@ -82,6 +82,7 @@ class Outcome:
     attribution: of each neuron of `neurons` where an attribution was taken.
     tradeoff: (neurons off, the largest score answered) for the best sets of each size asked about:
         with fewer neurons off none of them scored lower.
+    minimal: whether every neuron of `neurons` was shown to be needed; not where that was cut short.
     """
 
     status: SearchStatus
@@ -97,6 +98,7 @@ class Outcome:
     order: str = "ladder"
     attribution: tuple[float, ...] = ()
     tradeoff: tuple[tuple[int, float], ...] = ()
+    minimal: bool = True
 
 
 def outcome_from(kept: Mapping[str, Any]) -> Outcome:

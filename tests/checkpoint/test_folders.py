@@ -680,6 +680,8 @@ def test_joint_attention_and_refiner_folders(tmp_path):
 def test_folders_that_are_no_model(tmp_path, model):
     (tmp_path / "empty").mkdir()
     assert "without unet/" in refusal(tmp_path / "empty")
+    (tmp_path / "cached" / "snapshots" / "abc").mkdir(parents=True)
+    assert "give the folder of one version, which lies in snapshots/" in refusal(tmp_path / "cached")
     (tmp_path / "files").mkdir()
     rawfiles.sd1(tmp_path / "files" / "a.safetensors")
     (tmp_path / "files" / "b.safetensors").touch()

@@ -172,6 +172,7 @@ def test_apply_writes_the_lora_alone_or_beside_the_model(tmp_path):
         (["--lora", "l", "-o", "l"], "give two names"),
         (["--lora", "l", "-o", "l/o"], "give two places"),
         (["--lora", "none/l"], "the folder none does not exist"),
+        (["--lora", "l.pt"], "end it in .safetensors"),
         (["--lora", "l", "--lora-names", "mine"], "--lora-names"),
     ],
 )

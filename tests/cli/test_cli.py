@@ -210,7 +210,7 @@ def test_demo_without_its_checkpoint_says_how_to_get_it(
     monkeypatch.setattr("nemo_prune.report.demo.CHECKPOINT", tmp_path / "none.safetensors")
     result = run("demo", "--folder", tmp_path / "new")
     assert result.exit_code == 2
-    assert "tools/train_demo.py" in result.stderr
+    assert "the demo checkpoint is missing" in result.stderr
     assert not (tmp_path / "new").exists()
 
 

@@ -1,11 +1,16 @@
 """What people see of what was found."""
 
+import errno
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nemo_prune.cli.console import interval_text, print_findings, print_prompts
+from nemo_prune.cli.console import console, interval_text, print_findings, print_prompts
+from nemo_prune.cli.failures import Refused, failure
+from nemo_prune.cli.progress import LineProgress
+from nemo_prune.errors import CheckpointError
 
 
 def _result(scores: list[float], gate: float) -> dict[str, Any]:
@@ -100,3 +105,57 @@ def test_a_prompt_that_is_still_drawn_is_said_to_be(capsys: pytest.CaptureFixtur
     assert "Still drawn: 1." in words
     assert "0.750" in words
     assert "80 to draw trajectories" in words
+
+
+def test_no_status_is_cut_off_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    entry = {
+        "index": 10, "line": 12, "file": "m.txt", "status": "not removable", "score_before": 0.881,
+        "score_after": 0.427, "trajectory": 0.587, "neurons": [{}] * 1045, "samples": 10_000,
+        "trajectory_samples": 0,
+    }  # fmt: skip
+    counted = ["samples", "calibration_samples", "check_samples", "trajectory_samples"]
+    cost = dict.fromkeys([*counted, "seconds", "peak_memory_mb"], 1)
+    print_prompts({
+        "prompts": [entry], "cost": cost, "neurons": [], "confirm": "trajectory",
+        "criterion": "cross-seed", "gate": {"value": 0.7}, "gate_source": "given", "tau": 0.6,
+        "tau_source": "given",
+        "statistics_from": "file",
+    })  # fmt: skip
+    told = capsys.readouterr().err
+    assert "removable" in told
+    assert "…" not in told
+
+
+def test_a_narrow_terminal_cuts_no_score(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    print_findings(_result([0.912], 0.5))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    cells = [line.split("│")[3].strip() for line in printed.splitlines() if line.count("│") > 3]
+    assert "".join(cells) == "0.912"
+
+
+def test_a_name_with_line_breaks_makes_no_second_line() -> None:
+    """Which could be a command to the CI that reads the log."""
+    error = CheckpointError("no\n::stop-commands::x\x1b[2J.safetensors: no such file")
+    one = "no\\n::stop-commands::x\\x1b[2J.safetensors: no such file"
+    assert failure(error) == one
+    several = Refused({Path("a"): error, Path("b"): error})
+    assert failure(several).splitlines() == [one, f"nemo-prune: {one}"]
+
+
+def test_notes_are_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    LineProgress(console()).note("a\n::error::b.txt: is odd")
+    assert capsys.readouterr().err == "note: a\\n::error::b.txt: is odd\n"
+
+
+def test_a_standard_output_that_is_full_is_no_fault_of_the_program() -> None:
+    assert failure(OSError(errno.ENOSPC, "No space left on device")) == (
+        "standard output cannot be written (No space left on device); redirect it elsewhere"
+    )
+    assert "internal error" in failure(OSError(errno.ENOSPC, "No space left on device", "x"))

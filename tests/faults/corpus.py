@@ -219,6 +219,10 @@ MODELS: dict[str, Fault] = {
     "value layer without rows": Fault(_value("F32", (0, 5)), "shape [0, 5]"),
     "value layer without columns": Fault(_value("F32", (4, 0)), "shape [4, 0]"),
     "value layer of another width": Fault(_value("F32", (4, 7)), "widths [5, 7]"),
+    "value layer that is lost": Fault(
+        _entries(lambda whole: [entry for entry in whole if entry[0] != f"{VALUE}.weight"]),
+        "lacks the value tensor",
+    ),
     "value layer in integers": Fault(_value("I8", (4, 5)), "in I8"),
     "value layer in exponents": Fault(_value("F8_E8M0", (4, 5)), "in F8_E8M0"),
     "moving average of another shape": Fault(

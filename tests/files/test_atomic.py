@@ -178,6 +178,15 @@ def test_a_folder_that_is_not_writable(tmp_path, monkeypatch):
         check_place(tmp_path / "out", overwrite=False)
 
 
+@pytest.mark.parametrize("name", ["out.ckpt", "out.PT", "out.bin"])
+def test_a_pickles_name_is_no_name_for_what_is_written(tmp_path, name):
+    """Programs choose how to read a file by its name, this one too."""
+    source = tmp_path / "source"
+    source.touch()
+    with pytest.raises(OutputError, match=r"has the name of a pickle.*end it in .safetensors"):
+        check_output(source, tmp_path / name, overwrite=True)
+
+
 def test_a_disk_without_room(tmp_path):
     big = tmp_path / "big"
     with big.open("wb") as file:

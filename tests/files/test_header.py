@@ -56,6 +56,8 @@ FAULTS = {
     "zip": (b"PK\x03\x04\x00\x00\x08\x08" + bytes(100), "weights_only=True"),
     "pickle": (b"\x80\x02}q\x00(X\x05\x00\x00\x00state" + bytes(100), "weights_only=True"),
     "gguf": (b"GGUF\x03\x00\x00\x00" + bytes(100), "GGUF"),
+    "an answer": (b'{"error":"Invalid username or password."}', "is JSON, not a model"),
+    "an index": (b'{\n  "metadata": {"total_size": 1}, "weight_map": {}}', "is JSON, not a model"),
     "html": (b"<!DOCTYPE html><html>" + bytes(100), "web page"),
     "random bytes": (bytes(range(1, 200)), "at most 16777216"),
     "huge length": (assemble("{}", length=2**64 - 1), "at most 16777216"),

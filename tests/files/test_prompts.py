@@ -35,6 +35,27 @@ def test_text_lines_with_a_byte_order_mark_blank_lines_and_repetitions(tmp_path:
     assert found.merged == 1
 
 
+def test_marks_that_joined_files_bring_along_are_no_part_of_a_prompt(tmp_path: Path) -> None:
+    content = "\ufeffa cat\r\na dog\r\r\n\ufeffa cat\r\n\ufeff\r\n".encode()
+    assert _read(tmp_path, "p.txt", content) == ("a cat", "a dog")
+
+
+def test_of_two_columns_of_texts_the_one_that_is_not_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("prompt,caption\na red house,house\n")
+    found = read_prompts(path)
+    assert found.texts == ("house",)
+    assert "the column caption is read, prompt not" in found.notes[0]
+    found = read_prompts(path, column="prompt")
+    assert (found.texts, found.notes) == (("a red house",), ())
+
+
+def test_a_closed_standard_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it after <&-
+    with pytest.raises(PromptFileError, match="standard input is closed"):
+        read_prompts(STDIN)
+
+
 @pytest.mark.parametrize("header", ["Caption", "prompt", "TEXT"])
 @pytest.mark.parametrize("separator", [",", ";"])
 def test_csv_column_in_any_case(tmp_path: Path, header: str, separator: str) -> None:
@@ -63,6 +84,9 @@ def test_json_lines(tmp_path: Path) -> None:
         ("p.txt", b" \n\n", "holds no prompts"),
         ("p.txt", b"caf\xe9", "is not UTF-8"),
         ("p.txt", b"PK\0\0", "is not a text file"),
+        ("p.txt", "caption\tlabel\r\na cat\t1\r\n".encode("utf-16"), "is UTF-16, not UTF-8"),
+        ("p.txt", b"a cat\na dog\ra lamp\r", "line 2 holds carriage returns"),
+        ("p.txt", b"{\\rtf1\\ansi a cat\\par}\n", "is rich text"),
         ("p.csv", b"", "holds no prompts"),
         ("p.csv", b"a,b\n1,2\n", "no column named caption, prompt, text"),
         ("p.csv", b"text\n", "holds no prompts"),

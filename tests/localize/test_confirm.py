@@ -12,7 +12,14 @@ from torch import Tensor
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.statuses import GONE
-from nemo_prune.localize.confirm import FIRST_SEED, SEEDS, UNRELATED, Confirmation, unrelated_ends
+from nemo_prune.localize.confirm import (
+    FIRST_SEED,
+    MOST_DRIFT,
+    SEEDS,
+    UNRELATED,
+    Confirmation,
+    unrelated_ends,
+)
 from nemo_prune.scoring.engine import Engine, Prompt, Sample
 from nemo_prune.scoring.trajectory import Reference, schedule_from
 from nemo_prune.search.auto import Candidates
@@ -155,6 +162,28 @@ def test_a_picture_that_no_value_neuron_draws_is_said_to_stay(confirmation: Conf
     assert confirmation.result.drawn(0)
     assert confirmation.result.exhausted == {0}
     assert confirmation.result.neurons == {}
+
+
+def test_neurons_that_would_ruin_ordinary_prompts_are_not_taken(engine: Engine) -> None:
+    """The picture could go, and with it the model: it is said, and the neurons stay on."""
+    one, off, told = prompt(c0=2.0), frozenset({EARLY_NEURON}), Told()
+    ends = unrelated_ends(engine, ["a"] * UNRELATED, SCHEDULE, told)
+    heard: list[frozenset[Neuron]] = []
+
+    def drift(more: frozenset[Neuron]) -> float:
+        heard.append(more)
+        return MOST_DRIFT + 0.1
+
+    confirmation = Confirmation(engine, SCHEDULE, ends, told, drift=drift)
+    confirmation.refer(0, one, (0, 1))
+    assert confirmation.remove(0, one, off, BOTH, rounds=3) == off
+    assert heard == [off | {LATE_NEURON}]
+    result = confirmation.result
+    assert result.drawn(0)
+    assert result.harmful == {0: MOST_DRIFT + 0.1}
+    assert result.neurons == {}
+    assert result.outcomes[0][0].tradeoff  # what it would have taken
+    assert any("60%" in note and "50%" in note for note in told.notes)
 
 
 def test_without_layers_to_search_nothing_is_called_exhausted(confirmation: Confirmation) -> None:

@@ -78,6 +78,7 @@ def test_an_interrupted_prune_keeps_what_was_finished_and_writes_no_checkpoint(
     assert not out.exists()
     kept = [prompt["status"] for prompt in json.loads(manifest.read_text())["prompts"]]
     assert kept.count("not searched") == 2
+    assert kept.count("not confirmed") == 2
 
 
 def test_a_journal_of_other_options_is_refused(

@@ -202,6 +202,46 @@ def test_trajectories_valid_and_minimal_whatever_the_attributions(
     assert by_trajectory(candidates, oracle, attribution, memorized)[2] == found
 
 
+@given(cases(), st.sampled_from(QUALITIES), st.integers(1, 8), st.integers(), st.integers(0, 30))
+def test_trajectories_cut_short_are_valid_and_say_so(
+    case: tuple[Ladder, Candidates, list[list[frozenset[Neuron]]]],
+    quality: str,
+    memorized: int,
+    salt: int,
+    enough: int,
+) -> None:
+    _, candidates, needs = case
+    oracle = condition(needs, memorized)
+    attribution = attribution_of(candidates.order, importance(needs, range(memorized)), quality, salt)
+    recorder, told = Recorder(oracle), Told(attribution)
+    remaining = {seed: oracle(frozenset(), seed) for seed in range(memorized)}
+    found = run(trajectory_search(candidates, remaining, 0.428, enough=enough), recorder, told)
+    assert found.status == "localized"
+    assert max(oracle(frozenset(found.neurons), seed) for seed in range(memorized)) <= 0.428
+    assert found.minimal == (found.samples < enough)
+    if found.minimal:
+        recorder.check(found)
+
+
+def test_trajectories_cut_short_take_no_more_than_what_finds_the_prefix() -> None:
+    """Each of 60 neurons is needed, and showing so takes as many trajectories."""
+    candidates = evenly(Neuron("a", row) for row in range(100))
+    needed = frozenset(candidates.order[:60])
+
+    def oracle(off: frozenset[Neuron], _seed: int) -> float:
+        return 0.2 if needed <= off else 0.9
+
+    worth = {neuron: 2.0 if neuron in needed else 1.0 for neuron in candidates.order}
+    spent = {}
+    for enough in (math.inf, 20):
+        search = trajectory_search(candidates, dict.fromkeys(range(8), 0.9), 0.428, enough=enough)
+        found = run(search, Recorder(oracle), Told(worth))
+        assert needed <= set(found.neurons)
+        spent[enough] = found.samples
+    assert spent[math.inf] > 60
+    assert spent[20] <= 20 + 8 + 8  # and one question of all seeds, twice
+
+
 def test_trajectories_that_no_neurons_change_end_at_once() -> None:
     """Samples are dear there: nothing is refined that is of no use."""
     candidates = evenly(Neuron("a", row) for row in range(100))

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from demo_export import export
-from demo_unet import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VALUE_LAYERS
-from demo_vae import VAE_CONFIG
+from scratch_models import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG
 
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.header import read_header
@@ -138,7 +137,9 @@ def test_file_describes_itself(exported: Exported) -> None:
     told = json.loads(metadata["nemo_prune.config"])
     assert told["unet"]["norm_num_groups"] == (8 if exported.name == "demo" else 16)
     if exported.name == "demo":
-        assert tuple(layer.name for layer in found.select("down+mid")) == VALUE_LAYERS
+        names = [layer.name.split(".transformer_blocks")[0] for layer in found.select("down+mid")]
+        down = [f"down_blocks.{block}.attentions.{layer}" for block in range(3) for layer in range(2)]
+        assert names == [*down, "mid_block.attentions.0"]
         assert metadata["modelspec.resolution"] == "128x128"
         assert len(raw) <= 30_000_000
 
