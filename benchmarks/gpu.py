@@ -294,7 +294,9 @@ def search(at: Setting) -> Iterator[Row]:
     model = at.model(family, at.precision)
     prompts = random_prompts(model, 4 if at.tiny else 256)
     engine = Engine(model, timestep=TIMESTEP, published=not at.tiny)
-    engine.prompts = lambda texts: [prompts[int(text or 0)] for text in texts]  # type: ignore[method-assign]
+    engine.prompts = lambda texts, tokens=None: [  # type: ignore[method-assign] # noqa: ARG005
+        prompts[int(text or 0)] for text in texts
+    ]
     passing(model, 2)()  # what is loaded lazily is no overhead of the search
     watch = Watch(at, engine)
     engine.evaluate([Sample(prompts[0], frozenset(), seed) for seed in range(2 if at.tiny else 600)])

@@ -36,6 +36,9 @@ class Progress(Protocol):
     def detail(self, text: str) -> None:
         """A few words beside the bar of the stage, such as what it has cost so far."""
 
+    def pace(self, text: str) -> None:
+        """How fast a stage of unknown length is, and what is left of it: also in the lines of a log."""
+
     def note(self, text: str) -> None:
         """A line that stays; a line that was noted before is not repeated."""
 
@@ -46,6 +49,7 @@ class Silent:
     def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None: ...
     def advance(self, count: int = 1) -> None: ...
     def detail(self, text: str) -> None: ...
+    def pace(self, text: str) -> None: ...
     def note(self, text: str) -> None: ...
 
 

@@ -83,13 +83,18 @@ def check(
     Several models are checked one after the other, all inputs before the first is loaded. One that
     fails stops no other. The exit code is the worst of all.
 
+    A list of more than 16 MiB is scored as it is read; JUnit and --json then name the 1,000 highest
+    scores.
+
     \b
     Examples:
       nemo-prune check clean.safetensors --prompts captions.txt --junit j.xml
       nemo-prune check a.safetensors b.safetensors --prompts captions.txt
     """
     from nemo_prune.checkpoint.open import open_checkpoint
+    from nemo_prune.cli.streamed import inputs_beside, lists_of
     from nemo_prune.files.atomic import check_place
+    from nemo_prune.files.streams import is_long
     from nemo_prune.report.junit import annotation, finding_line, is_own
 
     step_summary = _step_summary()
@@ -104,21 +109,43 @@ def check(
             raise click.UsageError("--calibration: give one for each model, in their order, or only one")
         of_each = calibrations if len(calibrations) > 1 else (calibrations or (None,)) * len(models)
         checkpoints = each(models, open_checkpoint)
-        read = dict(zip(models, read_for_several(checkpoints, of_each, given), strict=True))
+        lists = None
+        if is_long(given["prompt_files"]):
+            if confirm != "none":
+                raise click.UsageError(
+                    "--confirm trajectory: takes lists of up to 16 MiB; check a long list by its "
+                    "scores, and confirm those that are found"
+                )
+            inputs_of = [inputs_beside(*one, given) for one in zip(checkpoints, of_each, strict=True)]
+            lists = lists_of(given)
+        else:
+            inputs_of = read_for_several(checkpoints, of_each, given)
+        read = dict(zip(models, inputs_of, strict=True))
         each(models, lambda model: read[model].check())
         from nemo_prune.cli.progress import progress
         from nemo_prune.scoring.detection_run import find_memorized, summary
+        from nemo_prune.scoring.streaming import screen_lists, streamed_summary
 
         for model, inputs in read.items():
+            texts: Sequence[str] = inputs.prompts.texts
             with going_on(model, alone, verdicts.told), progress(quiet) as bar:
-                inputs.note_prompts(bar)
-                found = find_memorized(
-                    inputs.checkpoint, inputs.prompts.texts, inputs.options, bar,
-                    calibration_prompts=inputs.calibration_prompts, early=not all_seeds,
-                    trajectories=confirm == "trajectory",
-                )  # fmt: skip
-                verdicts.told.append(inputs.prompts.locate(summary(found, show_prompts)))
-            result = verdicts.tell(inputs)
+                if lists is None:
+                    inputs.note_prompts(bar)
+                    found = find_memorized(
+                        inputs.checkpoint, inputs.prompts.texts, inputs.options, bar,
+                        calibration_prompts=inputs.calibration_prompts, early=not all_seeds,
+                        trajectories=confirm == "trajectory",
+                    )  # fmt: skip
+                    verdicts.told.append(inputs.prompts.locate(summary(found, show_prompts)))
+                else:
+                    screen = screen_lists(
+                        inputs.checkpoint, lists, inputs.options, bar,
+                        calibration_prompts=inputs.calibration_prompts, early=not all_seeds,
+                        show_prompts=show_prompts, expected=given["expect_prompts"],
+                    )  # fmt: skip
+                    texts = screen.found.texts
+                    verdicts.told.append(streamed_summary(screen))
+            result = verdicts.tell(inputs, texts)
             for entry in result.get("prompts", ()):
                 if entry["memorized"] and not as_json:
                     click.echo(finding_line(entry, result, not alone))
@@ -151,7 +178,8 @@ def _say(inputs: Inputs, result: dict[str, Any], confirm: str, alone: bool) -> N
         )
     of = "" if alone else f"{inputs.checkpoint.path}: "
     click.echo(
-        f"{of}{result['memorized']} of {len(result['prompts'])} prompts are memorized: gate "
+        f"{of}{result['memorized']} of {result.get('scored', len(result['prompts']))} prompts are "
+        f"memorized: gate "
         f"{result['gate']['value']:.3f} ({result['gate_source']}), tau {result['tau']:.3f} "
         f"({result['tau_source']})",
         err=True,
@@ -184,7 +212,7 @@ class _Verdicts:
         """The worst exit code of all models."""
         return max(2 if "error" in one else int(one["memorized"] > 0) for one in self.told)
 
-    def tell(self, inputs: Inputs) -> dict[str, Any]:
+    def tell(self, inputs: Inputs, texts: Sequence[str]) -> dict[str, Any]:
         """Tell the step summary what came of the last model, and keep it for JUnit; return it."""
         from nemo_prune.report.junit import error_suite, markdown, no_verdict, verdict_suite
 
@@ -193,7 +221,7 @@ class _Verdicts:
             self._suites.append(error_suite(inputs.checkpoint.path, result["error"]))
             self._append(no_verdict(str(inputs.checkpoint.path), result["error"]))
         else:
-            self._suites.append(verdict_suite(result, inputs.prompts.texts))
+            self._suites.append(verdict_suite(result, texts))
             self._append(markdown(result, len(self._models) > 1))
         return result
 

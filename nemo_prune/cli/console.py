@@ -107,7 +107,8 @@ def print_findings(result: dict[str, Any]) -> None:
     cut = any(entry.get("truncated") for entry in ranked)
     table = _table("prompt", *place, "memorized", "score", "noise norm", "seeds",
                    *["truncated"] * cut, *["text"] * with_text)  # fmt: skip
-    rows = max(_ROWS, result["memorized"])
+    scored = result.get("scored", len(ranked))  # of a stream, `prompts` are the highest scores alone
+    rows = min(max(_ROWS, result["memorized"]), len(ranked))
     for entry in ranked[:rows]:
         table.add_row(
             str(entry["index"]), *_place(entry, place),
@@ -117,8 +118,12 @@ def print_findings(result: dict[str, Any]) -> None:
             *([escape(entry["text"])] if with_text else []),
         )  # fmt: skip
     shown.print(table)
-    if len(ranked) > rows:
-        shown.print(f"... and {len(ranked) - rows} more that are not (--json, --csv FILE)", markup=False)
+    if scored > rows:
+        if "scored" in result:
+            more = f"... and {scored - rows} more with lower scores (-o FILE has all)"
+        else:
+            more = f"... and {scored - rows} more that are not (--json, --csv FILE)"
+        shown.print(more, markup=False)
     gate = result["gate"]
     measured = ""
     if gate["fpr"] is not None:
@@ -126,14 +131,14 @@ def print_findings(result: dict[str, Any]) -> None:
     if gate["extrapolated"]:
         measured += f"; {gate['prompts']} ordinary prompts are too few to see that rate"
     lines = [
-        f"{result['memorized']} of {len(ranked)} prompts are memorized. Gate {gate['value']:.3f} "
+        f"{result['memorized']} of {scored} prompts are memorized. Gate {gate['value']:.3f} "
         f"({result['gate_source']}{measured}), tau {result['tau']:.3f} "
         f"({result['tau_source']}). Denoiser samples: {result['cost']['samples']} to score, "
         f"{result['cost']['calibration_samples']} to calibrate."
     ]
-    if early := sum(entry.get("lower_bound", False) for entry in ranked):
+    if early := result.get("clear_early", sum(entry.get("lower_bound", False) for entry in ranked)):
         lines.append(
-            f"{early} of {len(ranked)} prompts were clear after fewer than {result['seeds']} seeds: "
+            f"{early} of {scored} prompts were clear after fewer than {result['seeds']} seeds: "
             f"their scores are lower bounds, and ranks among different numbers of seeds mean little "
             f"(--all-seeds takes all)."
         )

@@ -32,6 +32,13 @@ from nemo_prune.cli.options import (
 @option_group(
     "Output",
     click.option("--csv", "table", type=OUT, help="Also write the ranked table as CSV."),
+    click.option(
+        "-o",
+        "--output",
+        type=OUT,
+        help="Write rows as prompts are scored, in the lists' order, to a new .csv or .parquet; lists "
+        "may have any length.",
+    ),
     plots_option,
     resume_option,
     overwrite_option,
@@ -42,8 +49,8 @@ from nemo_prune.cli.options import (
 @option_group("Scoring", all_seeds_option)
 @model_options
 def detect(
-    model: Path, table: Path | None, plots: Path | None, resume: bool, all_seeds: bool,
-    show_prompts: bool, overwrite: bool, as_json: bool, quiet: bool, **given: Any,
+    model: Path, table: Path | None, output: Path | None, plots: Path | None, resume: bool,
+    all_seeds: bool, show_prompts: bool, overwrite: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Score prompts and say which are memorized; nothing is searched.
 
@@ -51,19 +58,29 @@ def detect(
     or kind also gets AUROC, TPR at 1 % FPR and accuracy; then every prompt takes all seeds. The
     exit code is 0 whatever was found: `check` is the verb that fails.
 
+    Long lists, of more than 16 MiB, and all lists with -o, are scored as they are read, in constant
+    memory: the output then names the 1,000 highest scores, and -o has all.
+
     \b
-    Example:
+    Examples:
       nemo-prune detect model.safetensors --prompts captions.csv
+      nemo-prune detect model.safetensors --prompts all.csv.gz -o all.parquet
     """
     from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.cli.console import print_findings
     from nemo_prune.cli.progress import progress
     from nemo_prune.files.atomic import check_place
+    from nemo_prune.files.streams import is_long
     from nemo_prune.report.plots import check_plots, of_findings
     from nemo_prune.scoring.journal import check_resumable, journal_path, refuse_existing
 
-    if resume and not table:
-        raise click.UsageError("--resume: the journal lies beside the table; give --csv")
+    if resume and not (table or output):
+        raise click.UsageError("--resume: the journal lies beside the table; give --csv or -o")
+    if output and (table or plots):
+        raise click.UsageError("-o: is a table in the lists' order; give it without --csv and --plots")
+    if output or (is_long(given["prompt_files"]) and not (table or plots)):
+        _streamed(model, output, resume, all_seeds, show_prompts, overwrite, as_json, quiet, given)
+        return
     journal = journal_path(table) if table else None
     check_files(journal)
     if table and journal:
@@ -97,3 +114,44 @@ def detect(
         click.echo(f"wrote {table}", err=True)
     if plots:
         save_plots(of_findings(found), plots)
+
+
+def _streamed(
+    model: Path, output: Path | None, resume: bool, all_seeds: bool, show_prompts: bool,
+    overwrite: bool, as_json: bool, quiet: bool, given: dict[str, Any],
+) -> None:  # fmt: skip
+    """The same of lists of any length, in constant memory."""
+    from nemo_prune.checkpoint.open import open_checkpoint
+    from nemo_prune.cli.progress import progress
+    from nemo_prune.cli.streamed import inputs_beside, lists_of, print_streamed
+    from nemo_prune.scoring.journal import journal_path
+    from nemo_prune.scoring.table import Table
+
+    table = Table(output, overwrite, resume) if output else None
+    check_files(*((table.partial, journal_path(table.path)) if table else ()))
+    if table:
+        table.check()
+    inputs = inputs_beside(open_checkpoint(model), given["calibration"], given)
+    lists = lists_of(given, labels=True)
+    inputs.check()
+    from nemo_prune.scoring.streaming import Incomplete, screen_lists, streamed_summary
+
+    try:
+        with progress(quiet) as bar:
+            screen = screen_lists(
+                inputs.checkpoint, lists, inputs.options, bar,
+                calibration_prompts=inputs.calibration_prompts, early=not all_seeds, table=table,
+                show_prompts=show_prompts, expected=given["expect_prompts"],
+            )  # fmt: skip
+    except Incomplete as error:
+        if as_json:
+            click.echo(json.dumps(streamed_summary(error.screen, complete=False)))
+        elif not quiet:
+            print_streamed(error.screen, complete=False)
+        raise
+    if as_json:
+        click.echo(json.dumps(streamed_summary(screen)))
+    elif not quiet:
+        print_streamed(screen)
+    if output:
+        click.echo(f"wrote {output}", err=True)

@@ -93,6 +93,9 @@ class BarProgress(_Noting):
     def detail(self, text: str) -> None:
         self._bar.update(self._task, detail=text)
 
+    def pace(self, text: str) -> None:
+        self.detail(text)
+
 
 class LineProgress(_Noting):
     """`Progress` as plain lines for a log: one as a stage begins, and now and then one while it lasts.
@@ -105,7 +108,7 @@ class LineProgress(_Noting):
 
     def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
         self._begin()
-        self._name, self._total, self._unit = name, total, unit
+        self._name, self._total, self._unit, self._pace = name, total, unit, ""
         self._done = self._shown = done
         self._since = time.monotonic()
         if total is None:
@@ -120,7 +123,7 @@ class LineProgress(_Noting):
         if now - self._since < _EVERY:
             return
         if self._total is None:
-            self._say(f"{self._name}: {self._done} {self._unit}")
+            self._say(f"{self._name}: {self._done} {self._unit}{self._pace}")
         elif 10 * (self._done - self._shown) >= self._total > self._done:
             self._say(f"{self._name}: {self._done} of {self._total} {self._unit}")
         else:
@@ -130,6 +133,9 @@ class LineProgress(_Noting):
     def detail(self, text: str) -> None:  # noqa: ARG002
         """A bar has room for it; a log would be full of it."""
         self._begin()
+
+    def pace(self, text: str) -> None:
+        self._pace = f", {text}"
 
     def note(self, text: str) -> None:
         self._begin()

@@ -192,7 +192,7 @@ def new_file(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
             _hold(file.fileno())
             yield file
             os.fsync(file.fileno())
-        _take_name(temporary, out, overwrite)
+        take_name(temporary, out, overwrite)
 
 
 def write_new(out: Path, content: bytes, overwrite: bool) -> None:
@@ -260,7 +260,8 @@ def check_new_folder(out: Path) -> None:
     check_place(out, overwrite=False)
 
 
-def _take_name(temporary: Path, out: Path, overwrite: bool) -> None:
+def take_name(temporary: Path, out: Path, overwrite: bool) -> None:
+    """Give a file its name, which without `overwrite` must be free at that very moment; OutputError."""
     if overwrite:
         temporary.replace(out)
         return

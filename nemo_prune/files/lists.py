@@ -20,10 +20,11 @@ import stat
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.text import MAX_BYTES, decoded, read_bytes
@@ -35,17 +36,17 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 """Formats by the suffix of a file's name. Other names may only hold lines of text."""
 STDIN = Path("-")
-_WANTED = "a UTF-8 text file"
+WANTED = "a UTF-8 text file"
 COLUMNS = ("caption", "prompt", "text")
 LABELS = ("memorized", "label", "type", "kind")
 _LISTS = ("prompts", "captions")
-_FOREIGN = frozenset({
+FOREIGN = frozenset({
     ".7z", ".arrow", ".avro", ".bin", ".br", ".ckpt", ".db", ".docx", ".feather", ".htm", ".html",
     ".ini", ".ipynb", ".log", ".lz", ".lz4", ".lzma", ".lzo", ".md", ".npy", ".npz", ".ods", ".orc",
     ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rtf", ".sqlite", ".sz", ".tar", ".tbz2", ".tgz",
     ".toml", ".txz", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
 })  # fmt: skip
-_COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
+COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
 _MAGIC = {
     b"PAR1": "Parquet",
     b"\x1f\x8b": "compressed with gzip",
@@ -62,7 +63,7 @@ _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
 # A web page (such as an error), YAML, or a program's list: no captions begin so.
 _FOREIGN_BEGINS = re.compile(r"<(!doctype|html|\?xml)|---\r?\n|\w+ ?= ?[\[({]|\w+: *\r?\n *- ", re.I)
 _QUOTED_CELLS = re.compile(r'"[^"]*"([,;\t|]("[^"]*"|[^",;]*))+$')
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
 
 Record = str | Mapping[str, object]
@@ -118,23 +119,23 @@ def read_list(path: Path, format: Format | None = None, column: str | None = Non
     content, suffix, notes = _decompressed(path, _content(path))
     column = None if column is None else column.strip().lower()
     if format is None:
-        if suffix in _FOREIGN:
-            raise _refused(path, f"{suffix} files are not read as lists", None)
+        if suffix in FOREIGN:
+            raise refused(path, f"{suffix} files are not read as lists", None)
         format = FORMATS.get(suffix, "txt")
-        _check_magic(path, content, format)
+        check_magic(path, content, format)
         if format == "parquet":
-            return _parquet(path, content, column)
-        text = _decoded(path, content)
+            return parquet_list(path, content, column)
+        text = decoded_list(path, content)
         if not text.strip():
             return Listing(path, format, [])
-        format, said = _agreed(path, text, format)
+        format, said = agreed(path, text, format)
         notes += said
         if suffix not in FORMATS:
             notes.append(f"{path}: read as text, one prompt a line")
     elif format == "parquet":
-        return _parquet(path, content, column)
+        return parquet_list(path, content, column)
     else:
-        text = _decoded(path, content)
+        text = decoded_list(path, content)
     if format == "txt":
         if column is not None:
             raise PromptFileError(
@@ -142,7 +143,7 @@ def read_list(path: Path, format: Format | None = None, column: str | None = Non
             )
         return _text(path, text, notes)
     if format == "json":
-        return _json(path, text, column, notes)
+        return json_list(path, text, column, notes)
     if format == "jsonl":
         return _json_lines(path, text, notes)
     return _table(path, text, format, notes)
@@ -156,11 +157,11 @@ def _content(path: Path) -> bytes:
     if path == STDIN:
         if sys.stdin is None:
             raise PromptFileError(f"{path}: standard input is closed; give a file")
-        return _bounded(path, sys.stdin.buffer.read(MAX_BYTES + 1))
+        return bounded(path, sys.stdin.buffer.read(MAX_BYTES + 1))
     with contextlib.suppress(OSError, ValueError):  # of which `read_bytes` says more
         if stat.S_ISFIFO(path.stat().st_mode):
-            return _bounded(path, _piped(path))
-    return read_bytes(path, PromptFileError, "prompts", _WANTED)
+            return bounded(path, _piped(path))
+    return read_bytes(path, PromptFileError, "prompts", WANTED)
 
 
 def _decompressed(path: Path, content: bytes) -> tuple[bytes, str, list[str]]:
@@ -168,28 +169,33 @@ def _decompressed(path: Path, content: bytes) -> tuple[bytes, str, list[str]]:
     suffix = path.suffix.lower() if path != STDIN else ""
     if path == STDIN:
         # It has no name, so what it begins with decides.
-        suffix = next((s for s, magic in _COMPRESSED.items() if content.startswith(magic)), "")
-    if suffix not in _COMPRESSED:
+        suffix = next((s for s, magic in COMPRESSED.items() if content.startswith(magic)), "")
+    if suffix not in COMPRESSED:
         return content, suffix, []
     inner = path.with_suffix("").suffix.lower() if path != STDIN else ""
-    if not content.startswith(_COMPRESSED[suffix]):
+    if not content.startswith(COMPRESSED[suffix]):
         if not content.strip():
             return content, inner, []
         return content, inner, [f"{path}: is not compressed, whatever its name, and was read as it is"]
     try:
-        plain = _bounded(path, _plain(content, suffix))
+        plain = bounded(path, _plain(content, suffix))
     except ImportError:
-        raise PromptFileError(
-            f"{path}: zstd is read with pyarrow, which is not installed; "
-            f"pip install 'nemo-prune[parquet]', or decompress it first"
-        ) from None
+        raise zstd_unknown(path) from None
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
         raise PromptFileError(
             f"{path}: is damaged or cut off, so it cannot be decompressed; make it anew"
         ) from None
-    if plain.startswith(tuple(_COMPRESSED.values())):
+    if plain.startswith(tuple(COMPRESSED.values())):
         raise PromptFileError(f"{path}: is compressed more than once; decompress it, and give the list")
     return plain, inner, []
+
+
+def zstd_unknown(path: Path) -> PromptFileError:
+    """That pyarrow is missing."""
+    return PromptFileError(
+        f"{path}: zstd is read with pyarrow, which is not installed; "
+        f"pip install 'nemo-prune[parquet]', or decompress it first"
+    )
 
 
 def _plain(content: bytes, suffix: str) -> bytes:
@@ -215,11 +221,12 @@ def _plain(content: bytes, suffix: str) -> bytes:
     return b"".join(pieces)
 
 
-def _piped(path: Path) -> bytes:
-    """What is written to a pipe until it is closed; refused if nobody opens it for writing."""
+def open_pipe(path: Path) -> tuple[bytes, FileIO]:
+    """The first byte of a pipe and the pipe, unbuffered; refused if nobody opens it for writing."""
     # Without O_NONBLOCK opening a named pipe that nobody writes to would wait for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb", buffering=0) as pipe:
+    pipe = FileIO(descriptor, "rb")
+    try:
         last = time.monotonic() + _WRITER_SECONDS
         first: bytes | None = b""
         while first == b"" and time.monotonic() < last:
@@ -228,21 +235,31 @@ def _piped(path: Path) -> bytes:
         if first == b"":
             raise PromptFileError(f"{path}: nobody writes to this pipe, or nothing; give a file")
         os.set_blocking(descriptor, True)
-        pieces, size = [first or b""], 0
+    except BaseException:
+        pipe.close()
+        raise
+    return first or b"", pipe
+
+
+def _piped(path: Path) -> bytes:
+    """What is written to a pipe until it is closed, or a byte more than a list may have."""
+    first, pipe = open_pipe(path)
+    with pipe:
+        pieces, size = [first], 0
         while size <= MAX_BYTES and (piece := pipe.read(2**20)):
             pieces.append(piece)
             size += len(piece)
     return b"".join(pieces)
 
 
-def _bounded(path: Path, content: bytes) -> bytes:
+def bounded(path: Path, content: bytes) -> bytes:
     if len(content) > MAX_BYTES:
-        raise PromptFileError(f"{path}: is too large, more than {MAX_BYTES} bytes; give {_WANTED}")
+        raise PromptFileError(f"{path}: is too large, more than {MAX_BYTES} bytes; give {WANTED}")
     return content
 
 
-def _decoded(path: Path, content: bytes) -> str:
-    text = decoded(content, path, PromptFileError, _WANTED)
+def decoded_list(path: Path, content: bytes) -> str:
+    text = decoded(content, path, PromptFileError, WANTED)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise PromptFileError(
@@ -254,17 +271,17 @@ def _decoded(path: Path, content: bytes) -> str:
 # ----------------------------------------------------------------------------- name against content
 
 
-def _check_magic(path: Path, content: bytes, format: Format) -> None:
-    for suffix, magic in _COMPRESSED.items():
+def check_magic(path: Path, content: bytes, format: Format) -> None:
+    for suffix, magic in COMPRESSED.items():
         if content.startswith(magic):
             what = f"is {_MAGIC[magic]}, and its name does not say so"
             raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
     for magic, what in _MAGIC.items():
         if content.startswith(magic) and not (what == "Parquet" and format == "parquet"):
-            raise _refused(path, f"is {what}", "parquet" if what == "Parquet" else None)
+            raise refused(path, f"is {what}", "parquet" if what == "Parquet" else None)
 
 
-def _agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
+def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
     """The format that name and content agree on, and notes; PromptFileError where they do not."""
     looks: Format | None = _looks_like(text)
     if format in ("json", "jsonl"):
@@ -277,17 +294,15 @@ def _agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
         return format, []
     if looks in ("json", "jsonl"):
         words = {"json": "JSON", "jsonl": "JSON lines"}
-        raise _refused(path, f"holds {words[looks]}, not {_NAMES[format]}", looks)
+        raise refused(path, f"holds {words[looks]}, not {_NAMES[format]}", looks)
     if format == "txt":
         if begins := _JSON_BEGINS.match(text.lstrip()):
-            raise _refused(
-                path, f"begins as JSON ({begins[1]}) that is cut or broken, not as text", None
-            )
+            raise refused(path, f"begins as JSON ({begins[1]}) that is cut or broken, not as text", None)
         if _FOREIGN_BEGINS.match(text.lstrip()):
-            raise _refused(path, "begins as a web page, YAML or a program, not as text", None)
+            raise refused(path, "begins as a web page, YAML or a program, not as text", None)
         if separator := _table_separator(text):
-            what = f"is a table separated by {_SEPARATORS[separator]}, not text"
-            raise _refused(path, what, "tsv" if separator == "\t" else "csv")
+            what = f"is a table separated by {SEPARATORS[separator]}, not text"
+            raise refused(path, what, "tsv" if separator == "\t" else "csv")
     return format, []
 
 
@@ -326,7 +341,7 @@ def _parsed(text: str) -> object:
 def _table_separator(text: str) -> str | None:
     """What separates the cells of a text that looks like a table: each line has it."""
     lines = [line for line in _lines(text) if line.strip()]
-    for separator in _SEPARATORS:
+    for separator in SEPARATORS:
         if separator not in lines[0] or 0 in (counts := {line.count(separator) for line in lines}):
             continue
         names = _names(lines[0].split(separator))
@@ -341,7 +356,7 @@ def _table_separator(text: str) -> str | None:
     return None
 
 
-def _refused(path: Path, what: str, looks: Format | None) -> PromptFileError:
+def refused(path: Path, what: str, looks: Format | None) -> PromptFileError:
     """What a list is instead, and the remedy."""
     if looks is None:
         cure = f"give text, CSV, TSV, JSON, JSON lines or Parquet, or {option('prompts_format')}"
@@ -388,20 +403,34 @@ def _table(path: Path, text: str, format: Format, notes: list[str]) -> Listing:
     """A CSV or TSV: every row has as many cells as the header, and every quote is closed."""
     body = text.lstrip("\r\n")
     skipped = text[: len(text) - len(body)].count("\n")
-    separator = _separator(body.partition("\n")[0], format)
-    if (separator == "\t") != (format == "tsv"):
-        # Read by what it is, and said: spreadsheets write tabs into files named .csv.
-        notes.append(f"{path}: is separated by {_SEPARATORS[separator]}, and was read so")
-    rows = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
-    names: list[str] | None = None
+    separator = separator_of(path, body.partition("\n")[0], format, notes)
+    names: tuple[str, ...] = ()
     records: list[tuple[int, Record]] = []
     blank = 0
+    for number, row in table_rows(path, io.StringIO(body, newline=""), separator, skipped):
+        if row is None:
+            blank += 1
+        elif not names:
+            names = tuple(row)
+        else:
+            records.append((number, dict(zip(names, row, strict=True))))
+    return Listing(path, format, records, blank, tuple(notes), names)
+
+
+def table_rows(
+    path: Path, lines: Iterable[str], separator: str, skipped: int, names: Sequence[str] | None = None
+) -> Iterator[tuple[int, list[str] | None]]:
+    """The header's names in lower case, then the rows of a table, each with its line; None: a blank one.
+
+    lines: from the header on, with their ends; with `names`, from any row on. skipped: lines before.
+    """
+    rows = csv.reader(lines, delimiter=separator, strict=True)
     while True:
         number = skipped + rows.line_num + 1
         try:
             row = next(rows)
         except StopIteration:
-            break
+            return
         except csv.Error as error:
             open_quote = "unexpected end" in str(error)
             what = "a quote that is never closed" if open_quote else f"what is not CSV ({error})"
@@ -414,24 +443,29 @@ def _table(path: Path, text: str, format: Format, notes: list[str]) -> Listing:
             names = _names(row)
             if any(names.count(name) > 1 for name in (*COLUMNS, *LABELS)):
                 raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
+            yield number, list(names)
             continue
         if not "".join(row).strip() and len(row) < 2:
-            blank += 1
+            yield number, None
             continue
         if len(row) != len(names):
             raise PromptFileError(
                 f"{path}: line {number} has {len(row)} cells, the header {len(names)}; put texts "
                 f'with separators in quotes ("), double quotes within them, and mend the line'
             )
-        records.append((number, dict(zip(names, row, strict=True))))
-    return Listing(path, format, records, blank, tuple(notes), tuple(names or ()))
+        yield number, row
 
 
-def _separator(header: str, format: Format) -> str:
+def separator_of(path: Path, header: str, format: Format, notes: list[str]) -> str:
     """By what the header uses: sniffing the captions would find commas everywhere."""
-    if format == "tsv" and ("\t" in header or not any(one in header for one in _SEPARATORS)):
-        return "\t"
-    return max(_SEPARATORS, key=header.count)
+    if format == "tsv" and ("\t" in header or not any(one in header for one in SEPARATORS)):
+        separator = "\t"
+    else:
+        separator = max(SEPARATORS, key=header.count)
+    if (separator == "\t") != (format == "tsv"):
+        # Read by what it is, and said: spreadsheets write tabs into files named .csv.
+        notes.append(f"{path}: is separated by {SEPARATORS[separator]}, and was read so")
+    return separator
 
 
 def _json_lines(path: Path, text: str, notes: list[str]) -> Listing:
@@ -440,16 +474,20 @@ def _json_lines(path: Path, text: str, notes: list[str]) -> Listing:
         lines.pop()
     records: list[tuple[int, Record]] = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line, object_pairs_hook=_unique)
-        except _TwiceError:
-            raise PromptFileError(f"{path}: line {number} has a key twice; mend it") from None
-        except (ValueError, RecursionError):
-            raise PromptFileError(f"{path}: line {number} is not JSON; mend it") from None
-        records.append((number, _record(path, number, value)))
+        if line.strip():
+            records.append((number, json_line(path, number, line)))
     return Listing(path, "jsonl", records, len(lines) - len(records), tuple(notes))
+
+
+def json_line(path: Path, number: int, line: str) -> Record:
+    """The record of one of JSON lines; PromptFileError for what is none."""
+    try:
+        value = json.loads(line, object_pairs_hook=_unique)
+    except _TwiceError:
+        raise PromptFileError(f"{path}: line {number} has a key twice; mend it") from None
+    except (ValueError, RecursionError):
+        raise PromptFileError(f"{path}: line {number} is not JSON; mend it") from None
+    return _record(path, number, value)
 
 
 class _TwiceError(ValueError):
@@ -473,7 +511,7 @@ def _record(path: Path, number: int, value: object) -> Record:
     return value
 
 
-def _json(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
+def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
     """An array of strings or objects, or an object with such an array."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     try:
@@ -557,24 +595,13 @@ def _items(text: str, at: int, decoder: json.JSONDecoder) -> Iterator[tuple[int,
             at = _skip(text, at + 1)
 
 
-def _parquet(path: Path, content: bytes, column: str | None) -> Listing:
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise PromptFileError(
-            f"{path}: Parquet is read with pyarrow, which is not installed; "
-            f"pip install 'nemo-prune[parquet]', or give CSV or JSON lines"
-        ) from None
-    wanted = {*COLUMNS, *LABELS, *([column] if column else [])}
+def parquet_list(path: Path, content: bytes, column: str | None) -> Listing:
+    """All records of a Parquet file; raises PromptFileError."""
+    arrow, file = open_parquet(path, content)
+    every, names = parquet_columns(path, file, column)
     records: list[tuple[int, Record]] = []
     size = 0
     try:
-        file = parquet.ParquetFile(arrow.BufferReader(content))
-        every = [str(name) for name in file.schema_arrow.names]
-        names = [name for name in every if name.strip().lower() in wanted]
-        if len({name.strip().lower() for name in names}) < len(names):
-            raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
         for batch in file.iter_batches(columns=names) if names else ():
             size += batch.nbytes
             if size > MAX_BYTES:
@@ -583,7 +610,39 @@ def _parquet(path: Path, content: bytes, column: str | None) -> Listing:
                 cells = {key.strip().lower(): value for key, value in row.items()}
                 records.append((len(records) + 1, cells))
     except (arrow.ArrowException, OSError, ValueError) as error:
+        raise unreadable_parquet(path, error) from None
+    return Listing(path, "parquet", records, columns=every)
+
+
+def open_parquet(path: Path, content: Path | bytes) -> tuple[Any, Any]:
+    """pyarrow, and its Parquet file of what is at a path, or of bytes; raises PromptFileError."""
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
         raise PromptFileError(
-            f"{path}: is not a readable Parquet file ({type(error).__name__}); make it anew"
+            f"{path}: Parquet is read with pyarrow, which is not installed; "
+            f"pip install 'nemo-prune[parquet]', or give CSV or JSON lines"
         ) from None
-    return Listing(path, "parquet", records, columns=tuple(name.strip().lower() for name in every))
+    try:
+        whence = content if isinstance(content, Path) else arrow.BufferReader(content)
+        return arrow, parquet.ParquetFile(whence)
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise unreadable_parquet(path, error) from None
+
+
+def parquet_columns(path: Path, file: Any, column: str | None) -> tuple[tuple[str, ...], list[str]]:
+    """All columns in lower case, and the names of those that are read; PromptFileError for doubles."""
+    wanted = {*COLUMNS, *LABELS, *([column] if column else [])}
+    every = [str(name) for name in file.schema_arrow.names]
+    names = [name for name in every if name.strip().lower() in wanted]
+    if len({name.strip().lower() for name in names}) < len(names):
+        raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
+    return tuple(name.strip().lower() for name in every), names
+
+
+def unreadable_parquet(path: Path, error: Exception) -> PromptFileError:
+    """What a library says of a file, in one line."""
+    return PromptFileError(
+        f"{path}: is not a readable Parquet file ({type(error).__name__}); make it anew"
+    )

@@ -98,21 +98,16 @@ class _Merge:
         path, name = listing.path, "stdin" if listing.path == STDIN else str(listing.path)
         key = None if column is None else column.strip().lower()
         if listing.columns is not None:
-            wanted, key = key, _prompt_column(listing, key)
-            others = [name for name in COLUMNS if name in listing.columns and name != key]
-            if others and wanted is None:
-                self.notes.append(
-                    f"{path}: the column {key} is read, {' and '.join(others)} not; "
-                    f"{option('prompt_column')} names another"
-                )
-        label = _label_column(listing, self.notes) if labels else None
+            wanted, key = key, prompt_column(listing, key)
+            self.notes += unread_columns(listing, wanted, key)
+        label = label_column(listing, self.notes) if labels else None
         self.unlabelled |= label is None
         self.blank += listing.blank
         self.notes += listing.notes
         spanning: list[int] = []
         empty = True
         for line, record in listing.records:
-            text = (_text_of(record, key, path, line) or "").strip()
+            text = (text_of(record, key, path, line) or "").strip()
             if not text:
                 self.blank += 1
                 continue
@@ -123,7 +118,7 @@ class _Merge:
                 self.times[text] = self.times.get(text, 1) + 1
             self.places.setdefault(text, (name, line))
             if label is not None:
-                memorized = _label_of(record, label, path, line)
+                memorized = label_of(record, label, path, line)
                 if self.labels.setdefault(text, memorized) != memorized:
                     raise PromptFileError(
                         f"{path}: line {line} labels a prompt otherwise than a line before"
@@ -191,7 +186,18 @@ def prompt_id(prompt: str) -> str:
 # ----------------------------------------------------------------------------------------- columns
 
 
-def _prompt_column(listing: Listing, wanted: str | None) -> str:
+def unread_columns(listing: Listing, wanted: str | None, key: str) -> list[str]:
+    """A note if other columns might hold the prompts too, and none was asked for by name."""
+    others = [name for name in COLUMNS if name in (listing.columns or ()) and name != key]
+    if not others or wanted is not None:
+        return []
+    return [
+        f"{listing.path}: the column {key} is read, {' and '.join(others)} not; "
+        f"{option('prompt_column')} names another"
+    ]
+
+
+def prompt_column(listing: Listing, wanted: str | None) -> str:
     names = listing.columns or ()
     for column in (wanted,) if wanted else COLUMNS:
         if column in names:
@@ -206,7 +212,7 @@ def _prompt_column(listing: Listing, wanted: str | None) -> str:
     )
 
 
-def _text_of(record: Record, key: str | None, path: Path, line: int) -> str | None:
+def text_of(record: Record, key: str | None, path: Path, line: int) -> str | None:
     """The prompt of a record; None for a null."""
     text: object = record
     if not isinstance(record, str):
@@ -224,7 +230,7 @@ def _text_of(record: Record, key: str | None, path: Path, line: int) -> str | No
     return text
 
 
-def _label_column(listing: Listing, notes: list[str]) -> str | None:
+def label_column(listing: Listing, notes: list[str]) -> str | None:
     """The column of labels, if there is one; what looks like one and is not used gets a note."""
     columns = listing.columns
     if columns is None:
@@ -266,7 +272,7 @@ def _word(record: Record, column: str) -> str:
     return "" if value is None else str(value).strip().lower()
 
 
-def _label_of(record: Record, column: str, path: Path, line: int) -> bool:
+def label_of(record: Record, column: str, path: Path, line: int) -> bool:
     word = _word(record, column)
     if word not in _KNOWN:
         # Not quoted: of a row whose columns slipped, it may be a prompt.

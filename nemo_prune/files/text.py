@@ -21,16 +21,25 @@ def read_text(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -
 
 def read_bytes(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -> bytes:
     """All of the file at `path`; raises as `read_text`."""
+    size = check_regular(path, error, wanted)
+    if size > MAX_BYTES:
+        raise error(f"{path}: is too large, {size} bytes are too many for {kind}; give {wanted}")
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"{path}: cannot be read ({reason})") from None
+
+
+def check_regular(path: Path, error: type[NemoPruneError], wanted: str) -> int:
+    """The size of the regular file at `path`; raises as `read_text` if there is none."""
     try:
         status = path.stat()
-        size = status.st_size
         if stat.S_ISDIR(status.st_mode):
             raise error(f"{path}: cannot be read, it is a folder; give {wanted}")
         if not stat.S_ISREG(status.st_mode):
             raise error(f"{path}: is not a regular file; give {wanted}")
-        if size > MAX_BYTES:
-            raise error(f"{path}: is too large, {size} bytes are too many for {kind}; give {wanted}")
-        return path.read_bytes()
+        return status.st_size
     except FileNotFoundError:
         raise error(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as fault:

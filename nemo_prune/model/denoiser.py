@@ -1,10 +1,12 @@
 """The model that localization asks: text in, value layers in the middle, noise out."""
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,28 @@ _ENCODE_BATCH = 64
 _SDXL_FACTOR = 8
 EMBEDDED_GUIDANCE = 7.0
 """The scale that UNets with an embedding of it (LCM) are told; as of trajectories elsewhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The tokens of prompts: whole, by the first tokenizer, and as each text encoder takes them.
+
+    padded: of each CLIP tokenizer int64 `[n, 77]`; None for T5.
+    """
+
+    ids: list[list[int]]
+    padded: list[Tensor] | None
+
+
+def padded(tokenizer: Any, ids: Sequence[Sequence[int]]) -> Tensor:
+    """What CLIP's tokenizer gives with padding="max_length" and truncation, in a tenth of its time."""
+    found = numpy.full((len(ids), TOKENS), tokenizer.pad_token_id, dtype=numpy.int64)
+    for row, one in zip(found, ids, strict=True):
+        if len(one) > TOKENS:
+            row[:] = [*one[: TOKENS - 1], one[-1]]
+        else:
+            row[: len(one)] = one
+    return torch.from_numpy(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +148,26 @@ class LoadedModel:
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The tokens of each prompt with start and end, before any is cut off."""
+        return self._token_ids(self.text_encoders[0].tokenizer, prompts)
+
+    def token_reader(self) -> Callable[[Sequence[str]], "Tokens"]:
+        """Reads tokens with tokenizers of its own: two threads would mix up the settings of one."""
+        tokenizers = [copy.deepcopy(encoder.tokenizer) for encoder in self.text_encoders]
+
+        def read(prompts: Sequence[str]) -> Tokens:
+            ids = self._token_ids(tokenizers[0], prompts)
+            if self.is_transformer:
+                return Tokens(ids, None)
+            others = [self._token_ids(tokenizer, prompts) for tokenizer in tokenizers[1:]]
+            return Tokens(ids, [padded(*one) for one in zip(tokenizers, [ids, *others], strict=True)])
+
+        return read
+
+    def _token_ids(self, tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
         if not prompts:
             return []
         texts = [_as_pixart(prompt) for prompt in prompts] if self.is_transformer else list(prompts)
-        ids: list[list[int]] = self.text_encoders[0].tokenizer(texts)["input_ids"]
+        ids: list[list[int]] = tokenizer(texts)["input_ids"]
         return ids
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -135,10 +175,14 @@ class LoadedModel:
         return self.encode_pooled(prompts)[0]
 
     @torch.no_grad()
-    def encode_pooled(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    def encode_pooled(
+        self, prompts: Sequence[str], tokens: "Tokens | None" = None
+    ) -> tuple[Tensor, Tensor | None]:
         """`encode`, and what the denoiser needs beside it.
 
         That is SDXL's pooled embedding `[n, pooled_dim]`, PixArt's mask of the tokens `[n, max_tokens]`.
+
+        tokens: of the prompts, where `token_reader` has read them.
         """
         if self.is_transformer:
             return self._encode_t5(prompts)
@@ -147,14 +191,17 @@ class LoadedModel:
             # An empty list still has a shape, so that nobody downstream needs a special case.
             batch = list(prompts[start : start + _ENCODE_BATCH]) or [""]
             parts = []
-            for encoder in self.text_encoders:
-                ids = encoder.tokenizer(
-                    batch,
-                    padding="max_length",
-                    max_length=TOKENS,
-                    truncation=True,
-                    return_tensors="pt",
-                )["input_ids"].to(self.device)
+            for number, encoder in enumerate(self.text_encoders):
+                if tokens is not None and tokens.padded is not None and len(prompts):
+                    ids = tokens.padded[number][start : start + _ENCODE_BATCH].to(self.device)
+                else:
+                    ids = encoder.tokenizer(
+                        batch,
+                        padding="max_length",
+                        max_length=TOKENS,
+                        truncation=True,
+                        return_tensors="pt",
+                    )["input_ids"].to(self.device)
                 if self.record.pooled:
                     output = encoder.model(ids, output_hidden_states=True)
                     parts.append(output.hidden_states[-2])

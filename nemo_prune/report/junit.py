@@ -84,8 +84,9 @@ def verdict_suite(result: dict[str, Any], texts: Sequence[str]) -> xml.Element:
     properties = xml.SubElement(suite, "properties")
     lists = " ".join(dict.fromkeys(entry["file"] for entry in rows))
     known = {"model": model, "prompts": lists, "gate": result["gate"]["value"]}
+    of_stream = ("scored", "memorized") if "scored" in result else ()
     for name in ("version", "tau", "tau_source", "gate_source", "seeds", "timestep", "prompts_read",
-                 "merged", "blank"):  # fmt: skip
+                 "merged", "blank", *of_stream):  # fmt: skip
         known[name] = result[name]
     for name, value in known.items():
         xml.SubElement(properties, "property", {"name": name, "value": xml_text(str(value))})
@@ -168,8 +169,10 @@ def markdown(result: dict[str, Any], named: bool = False) -> str:
         key=lambda entry: (-entry["score"], entry["index"]),
     )
     mark, model = "❌" if found else "✅", result["source"]["path"]
+    # Of a long list, "prompts" are the highest scores alone.
+    scored, memorized = result.get("scored", len(result["prompts"])), result.get("memorized", len(found))
     lines = [
-        f"### {mark} nemo-prune check: {len(found)} of {len(result['prompts'])} prompts are memorized",
+        f"### {mark} nemo-prune check: {memorized} of {scored} prompts are memorized",
         "",
         f"`{model if named else Path(model).name}`, gate {result['gate']['value']:.3f} "
         f"({result['gate_source']}), tau {result['tau']:.3f} ({result['tau_source']}), "
@@ -202,14 +205,14 @@ def markdown(result: dict[str, Any], named: bool = False) -> str:
             )
             lines.append(row + (f" {_cell(entry['text'])} |" if shown else ""))
         if len(found) > _SHOWN:
-            lines += ["", f"... and {len(found) - _SHOWN} more."]
+            lines += ["", f"... and {memorized - _SHOWN} more."]
         lines.append("")
     return "\n".join(lines) + "\n"
 
 
 def _seeds_text(result: dict[str, Any]) -> str:
     """How many seeds the prompts really took: clear ones stop early."""
-    used = [entry["seeds"] for entry in result["prompts"]]
+    used = result.get("seeds_used") or [entry["seeds"] for entry in result["prompts"]]
     few, many = min(used), max(used)
     return f"{few if few == many else f'{few} to {many}'} of {result['seeds']} seeds a prompt"
 

@@ -12,19 +12,23 @@ gate by more than scores still rise; how far that is was measured on ordinary pr
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from nemo_prune.model.denoiser import Tokens
 from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt, Sample
 from nemo_prune.scoring.thresholds import decided
 from nemo_prune.search.protocol import (
     Outcome,
+    Question,
     Search,
     Steps,
     Tally,
     check_seeds,
     not_memorized,
+    usable,
 )
 
 
@@ -69,16 +73,22 @@ def screening(
 
     Raises ValueError for fewer than two seeds, or an answer that is NaN.
     """
-    seeds = _comparable(seeds)
-    tally = Tally()
     path: list[float] = []
     scores: dict[int, float] = {}
-    for count in range(2, len(seeds) + 1):
-        scores = yield from tally.ask(frozenset(), seeds[:count])
+    for question in _questions(tuple(seeds)):
+        # Not by a Tally: nobody counts, and of millions of prompts every step is felt.
+        scores = usable((yield question), question.seeds)
         path.append(max(scores.values()))
-        if gate is not None and decided(path[-1], count, gate, margins):
+        if gate is not None and decided(path[-1], len(question.seeds), gate, margins):
             break
     return Screened(scores, tuple(path))
+
+
+@lru_cache(maxsize=16)
+def _questions(seeds: tuple[int, ...]) -> tuple[Question, ...]:
+    """What `screening` asks of every prompt, one after the other."""
+    seeds = _comparable(seeds)
+    return tuple(Question(frozenset(), seeds[:count]) for count in range(2, len(seeds) + 1))
 
 
 def _comparable(seeds: Sequence[int]) -> tuple[int, ...]:
@@ -164,40 +174,59 @@ def _screen(
     margins: Sequence[float],
     keep: Callable[[int, Screened, float], None],
 ) -> None:
-    """Screen the prompts at `indices`; `keep` gets the index, what was found, and the noise norm.
-
-    The norm is the L2 norm of eps(prompt) - eps("") over all latent channels and pixels, by Wen et al.,
-    "Detecting, Explaining, and Mitigating Memorization in Diffusion Models" (ICLR 2024), at the engine's
-    timestep. It takes one sample a seed more, whatever the number of prompts.
-    """
-    (nothing,) = engine.prompts([""])
-    empty: dict[int, Tensor] = {}
-    engine.evaluate(
-        [Sample(nothing, frozenset(), seed) for seed in seeds],
-        on_noise=lambda samples, noise: empty.update(
-            zip([sample.seed for sample in samples], noise.clone(), strict=True)
-        ),
-    )
+    """Screen the prompts at `indices`; `keep` gets the index, what was found, and the noise norm."""
+    screened = Screening(engine, seeds, gate, margins)
     for start in range(0, len(indices), PROMPTS_AT_ONCE):
         chunk = indices[start : start + PROMPTS_AT_ONCE]
-        encoded = engine.prompts([prompts[index] for index in chunk])
+
+        def kept(place: int, found: Screened, norm: float, chunk: Sequence[int] = chunk) -> None:
+            keep(chunk[place], found, norm)
+
+        screened([prompts[index] for index in chunk], kept)
+
+
+class Screening:
+    """Screens prompts as `screening` says, some at a time.
+
+    Beside the score it takes the noise norm: the L2 norm of eps(prompt) - eps("") over all latent
+    channels and pixels, by Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion
+    Models" (ICLR 2024), at the engine's timestep. It takes one sample a seed more, whatever the number
+    of prompts.
+    """
+
+    def __init__(
+        self, engine: Engine, seeds: Sequence[int], gate: float | None, margins: Sequence[float]
+    ) -> None:
+        self._engine, self._seeds, self._gate, self._margins = engine, seeds, gate, margins
+        (nothing,) = engine.prompts([""])
+        self._empty: dict[int, Tensor] = {}
+        engine.evaluate(
+            [Sample(nothing, frozenset(), seed) for seed in seeds],
+            on_noise=lambda samples, noise: self._empty.update(
+                zip([sample.seed for sample in samples], noise.clone(), strict=True)
+            ),
+        )
+
+    def __call__(
+        self, texts: Sequence[str], keep: Callable[[int, Screened, float], None],
+        tokens: Tokens | None = None,
+    ) -> None:  # fmt: skip
+        """Screen a few prompts; `keep` gets the place of each, what was found, and the noise norm.
+
+        tokens: of them, where they are known.
+        """
+        encoded = self._engine.prompts(texts) if tokens is None else self._engine.prompts(texts, tokens)
         norms: dict[Prompt, dict[int, float]] = {prompt: {} for prompt in encoded}
 
-        def note_norms(
-            samples: Sequence[Sample], noise: Tensor, norms: dict[Prompt, dict[int, float]] = norms
-        ) -> None:
-            nothing = torch.stack([empty[sample.seed] for sample in samples])
+        def note_norms(samples: Sequence[Sample], noise: Tensor) -> None:
+            nothing = torch.stack([self._empty[sample.seed] for sample in samples])
             found = torch.linalg.vector_norm(noise - nothing, dim=(1, 2, 3)).tolist()
             for sample, norm in zip(samples, found, strict=True):
                 norms[sample.prompt][sample.seed] = norm
 
-        def finished(
-            place: int,
-            found: Screened,
-            chunk: Sequence[int] = chunk,
-            of: Sequence[dict[int, float]] = tuple(norms.values()),
-        ) -> None:
-            keep(chunk[place], found, statistics.fmean(of[place][seed] for seed in found.scores))
+        def finished(place: int, found: Screened) -> None:
+            of = norms[encoded[place]]
+            keep(place, found, statistics.fmean([of[seed] for seed in found.scores]))
 
-        jobs = [Job(prompt, screening(seeds, gate, margins)) for prompt in encoded]
-        engine.run(jobs, on_finished=finished, on_noise=note_norms)
+        jobs = [Job(prompt, screening(self._seeds, self._gate, self._margins)) for prompt in encoded]
+        self._engine.run(jobs, on_finished=finished, on_noise=note_norms)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError, option, rendered
-from nemo_prune.model.denoiser import LoadedModel
+from nemo_prune.model.denoiser import LoadedModel, Tokens
 from nemo_prune.options import Criterion
 from nemo_prune.scoring.attribution import Masking, attribute, soft_maxima
 from nemo_prune.scoring.criterion import (
@@ -148,9 +148,12 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ samples
 
-    def prompts(self, texts: Sequence[str]) -> list[Prompt]:
-        """Encode prompts, once."""
-        embeddings, pooled = self.model.encode_pooled(texts)
+    def prompts(self, texts: Sequence[str], tokens: Tokens | None = None) -> list[Prompt]:
+        """Encode prompts, once. tokens: of them, where they are known."""
+        if tokens is None:
+            embeddings, pooled = self.model.encode_pooled(texts)
+        else:
+            embeddings, pooled = self.model.encode_pooled(texts, tokens)
         return [
             Prompt(embeddings[i], pooled[i] if pooled is not None else None) for i in range(len(texts))
         ]

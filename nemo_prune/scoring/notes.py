@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.detect import Detection
 
-_FEWEST = 10  # prompts: that all of fewer score below a mean may be chance
+FEWEST = 10  # prompts: that all of fewer score below a mean may be chance
 
 
 def tokens_of(model: LoadedModel, prompts: Sequence[str]) -> tuple[list[int], Iterator[str]]:
@@ -35,7 +35,7 @@ def notes_on_scores(
 
     ordinary: of each ordinary prompt its score after 2, 3, ... seeds.
     """
-    if len(detections) < _FEWEST:
+    if len(detections) < FEWEST:
         return
     means = [statistics.fmean(scores) for scores in zip(*ordinary, strict=True)]
     if all(one.score < means[one.seeds - 2] for one in detections):

@@ -134,10 +134,16 @@ class Tally:
         answer: Any = yield Question(off, seeds, trajectory)
         self.samples += len(seeds)
         self.questions += 1
-        scores = {seed: float(answer[seed]) for seed in seeds if seed in answer}
-        if len(scores) < len(seeds) or any(math.isnan(score) for score in scores.values()):
-            raise ValueError(f"no usable score for some of the seeds {seeds}: {dict(answer)}")
-        return scores
+        return usable(answer, seeds)
+
+
+def usable(answer: Mapping[Any, float], seeds: tuple[int, ...]) -> dict[int, float]:
+    """The answer's scores of the seeds. Raises ValueError if one lacks or is NaN."""
+    scores = {seed: float(answer[seed]) for seed in seeds if seed in answer}
+    # A sum is NaN if a part is; this is asked millions of times, so there is no loop.
+    if len(scores) < len(seeds) or math.isnan(sum(scores.values())):
+        raise ValueError(f"no usable score for some of the seeds {seeds}: {dict(answer)}")
+    return scores
 
 
 def check_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
