@@ -34,6 +34,9 @@ def verdict(data: Data) -> str:
         parts = [f"{gone} of {_count(len(memorized), 'memorized prompt')} suppressed"]
         if drawn:
             parts.append(f"{drawn} still drawn though suppressed by the score (replicated)")
+        for status in (Status.NOT_REMOVABLE, Status.STILL_MEMORIZED):
+            if left := sum(entry["status"] == status for entry in memorized):
+                parts.append(f"{left} {status}")
         unknown = len(not_judged(data)) * data["pictures"]["images"]
         if (near := pictures_near(data)) is not None:
             judged = f"{near[0]} of {_count(near[1], 'picture')} still near the memorized picture"

@@ -41,6 +41,12 @@ def test_pictures_that_were_not_judged_are_counted_and_named() -> None:
         assert "replicated" in page
 
 
+def test_what_was_not_suppressed_is_counted_in_the_verdict() -> None:
+    rows = [("suppressed", 0), *[("not removable", 2)] * 3, ("still memorized", 2)]
+    text = verdict(with_prompts(*rows))
+    assert text.startswith("1 of 5 memorized prompts suppressed; 3 not removable; 1 still memorized; ")
+
+
 def test_no_pictures_at_all_is_said() -> None:
     data = with_prompts(("suppressed", None), images=0) | {"ordinary": []}
     assert "; pictures not judged;" in verdict(data)
