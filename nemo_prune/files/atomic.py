@@ -132,6 +132,8 @@ def _comparable(path: Path) -> Path:
 
 def check_place(out: Path, overwrite: bool) -> None:
     """Raise OutputError if no new file could be put at `out`; see `check_output`."""
+    if str(out) == "-":
+        raise OutputError("-: files are not written to standard output; give the name of a file")
     try:
         mode = out.lstat().st_mode
         if out.is_dir():

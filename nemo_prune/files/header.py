@@ -58,6 +58,8 @@ _PICKLE_ADVICE = (
     "is a pickle checkpoint, which can run code when loaded, so it is not opened; convert it once "
     "to safetensors: torch.load(FILE, weights_only=True), then safetensors.torch.save_file"
 )
+# An address, or OWNER/MODEL as the Hub names them.
+_REMOTE = re.compile(r"https?:/.*|[\w.-]+/(?!.*\.safetensors$)[\w.-]+")
 _TRAINING_STATE = re.compile(
     r"(optimizer|scheduler|scaler|training_args|sampler(_\d+)?|dl_state_dict)\.(bin|pt|pth)"
     r"|(random_states|rng_state|custom_checkpoint)(_\d+)?\.(pkl|pth|pt)"
@@ -159,6 +161,8 @@ def _check_kind(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
+        if _REMOTE.fullmatch(path.as_posix()):
+            raise _Fault("no such file; nothing is fetched from the Hub: download it first") from None
         raise _Fault("no such file; check the path") from None
     except ValueError:
         raise _Fault("is not a possible file name; check the path") from None

@@ -1,5 +1,6 @@
 import errno
 import os
+import pathlib
 import stat
 import subprocess
 import sys
@@ -185,6 +186,12 @@ def test_a_pickles_name_is_no_name_for_what_is_written(tmp_path, name):
     source.touch()
     with pytest.raises(OutputError, match=r"has the name of a pickle.*end it in .safetensors"):
         check_output(source, tmp_path / name, overwrite=True)
+
+
+def test_standard_output_takes_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="not written to standard output"):
+        atomic.check_place(pathlib.Path("-"), overwrite=True)
 
 
 def test_a_disk_without_room(tmp_path):

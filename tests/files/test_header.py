@@ -171,6 +171,14 @@ def test_pickle_suffixes_are_refused_whatever_is_inside(tmp_path, suffix):
         read_header(path)
 
 
+@pytest.mark.parametrize(
+    "name", ["runwayml/stable-diffusion-v1-5", "https://example.org/model.safetensors"]
+)
+def test_what_is_not_on_the_disk_is_not_fetched(name):
+    with pytest.raises(CheckpointError, match="nothing is fetched"):
+        read_header(Path(name))
+
+
 def test_missing_folder_and_devices(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         read_header(tmp_path / "absent.safetensors")
