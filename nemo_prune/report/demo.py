@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DATA = Path(str(files("nemo_prune") / "data" / "demo"))
 CHECKPOINT = DATA / "demo.safetensors"
-_IMAGES, _STEPS, _ORDINARY_PROMPTS = 2, 30, 12
+_IMAGES, _STEPS, _ORDINARY_PROMPTS = 2, 20, 8
 
 
 def planted() -> dict[str, Any]:

@@ -331,7 +331,7 @@ def test_a_full_disk(tmp_path, model, monkeypatch, what):
         "rows": (single, "write_at"),
         "index": (placing, "new_file"),
         "copy": (shutil, "copyfile"),
-        "rewriting": (placing, "_take_name"),
+        "rewriting": (placing, "take_name"),
         "flushing": (os, "fsync"),
     }[what]
     monkeypatch.setattr(where, name, no_space)

@@ -331,7 +331,7 @@ def test_where_the_disk_has_no_hard_links_files_are_copied(tmp_path, model, monk
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("nemo_prune.checkpoint.apply.Path.hardlink_to", refuse)
-    monkeypatch.setattr("nemo_prune.files.atomic._take_name", lambda a, b, _: a.rename(b))
+    monkeypatch.setattr("nemo_prune.files.atomic.take_name", lambda a, b, _: a.rename(b))
     prune(model, tmp_path / "o", link=True)
     check(model, tmp_path / "o", [[PLAIN]])
 

@@ -52,6 +52,7 @@ def folder(
     Path("mem.txt").write_text("\n".join(memorized[:2]) + "\n")
     Path("captions.txt").write_text("\n".join([memorized[0], "a small boat", "a green hill"]) + "\n")
     shutil.copy(DATA / "ordinary.txt", "ordinary.txt")
+    Path("few.txt").write_text("a small boat\na green hill\na red car\n")
     pipeline = load_pipeline(recognize(CHECKPOINT), device=torch.device("cpu"), dtype=torch.float32)
     pipeline.save_pretrained("diffusers-folder")
     yield tmp_path
@@ -72,6 +73,7 @@ def cheaper(page: str, arguments: list[str]) -> list[str]:
         more += ["--confirm", "none"]
     if {"--report", "--card"} & set(arguments) and verb != "audit":
         more += ["--picture-steps", "4", "--images", "1", "--ordinary-images", "1"]
+        more += ["--ordinary", "few.txt"]
     return [*arguments, *more]
 
 

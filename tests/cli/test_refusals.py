@@ -42,7 +42,7 @@ def refusal(call: Callable[[], object]) -> str:
         (["prune", "m"], "give -o OUT, the checkpoint to write, or --dry-run"),
         (["prune", "m", "--dry-run", "--resume"],
          "--resume: the journal lies beside the manifest; give --manifest"),
-        (["detect", "m", "--resume"], "--resume: the journal lies beside the table; give --csv"),
+        (["detect", "m", "--resume"], "--resume: the journal lies beside the table; give --csv or -o"),
     ],
 )  # fmt: skip
 def test_options_that_lack_another(

@@ -152,7 +152,7 @@ def test_neither_file_without_the_other(tmp_path, model, monkeypatch):
     nothing_left(tmp_path, "m")
     monkeypatch.setattr(module, "write_at", real)
 
-    taking = placing._take_name
+    taking = placing.take_name
 
     def refusing(temporary, out, overwrite):
         if out.name == "o":
@@ -160,7 +160,7 @@ def test_neither_file_without_the_other(tmp_path, model, monkeypatch):
             no_space()
         taking(temporary, out, overwrite)
 
-    monkeypatch.setattr(placing, "_take_name", refusing)
+    monkeypatch.setattr(placing, "take_name", refusing)
     with pytest.raises(OutputError, match="o: cannot be written"):
         prune(model, tmp_path / "o", undo=tmp_path / "u")
     nothing_left(tmp_path, "m")
@@ -168,7 +168,7 @@ def test_neither_file_without_the_other(tmp_path, model, monkeypatch):
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_an_interrupt_keeps_the_rows_only_with_the_output(tmp_path, model, monkeypatch, moment):
-    taking = placing._take_name
+    taking = placing.take_name
 
     def interrupted(temporary, out, overwrite):
         if out.name == "u" or moment == "after":
@@ -176,7 +176,7 @@ def test_an_interrupt_keeps_the_rows_only_with_the_output(tmp_path, model, monke
         if out.name == "o":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(placing, "_take_name", interrupted)
+    monkeypatch.setattr(placing, "take_name", interrupted)
     (tmp_path / "o").write_text("old")
     with pytest.raises(KeyboardInterrupt):
         prune(model, tmp_path / "o", undo=tmp_path / "u", overwrite=True)
@@ -204,13 +204,13 @@ def test_room_is_checked_for_both_files(tmp_path, model, monkeypatch):
 
 
 def test_the_undo_file_is_there_first(tmp_path, model, monkeypatch):
-    real, seen = placing._take_name, []
+    real, seen = placing.take_name, []
 
     def taking(temporary, out, overwrite):
         seen.append((out.name, sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".")))
         real(temporary, out, overwrite)
 
-    monkeypatch.setattr(placing, "_take_name", taking)
+    monkeypatch.setattr(placing, "take_name", taking)
     prune(model, tmp_path / "o", undo=tmp_path / "u")
     assert seen == [("u", ["m"]), ("o", ["m", "u"])]
 
