@@ -234,7 +234,9 @@ def test_the_documented_uses_are_understood() -> None:
     assert set(named) <= ACTION["outputs"].keys()
     ((hook,),) = (repository["hooks"] for repository in config["repos"])
     assert hook["id"] == HOOKS[0]["id"]
-    main.commands["check"].make_context("check", [*hook["args"], "m"])
+    # With its parent, whose names of --help click keeps for good.
+    parent = main.make_context("nemo-prune", [], resilient_parsing=True)
+    main.commands["check"].make_context("check", [*hook["args"], "m"], parent=parent)
 
 
 def test_the_hook_takes_the_files_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
