@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-import cloup
-from click.core import ParameterSource
 from cloup import option_group
 
 from nemo_prune.audit.strength import Strength
@@ -14,9 +12,11 @@ from nemo_prune.cli.options import (
     FILE,
     OUT,
     check_files,
+    given_parameters,
     json_option,
     model_options,
     overwrite_option,
+    pair_arguments,
     prompts_options,
     quiet_option,
     read_inputs,
@@ -27,8 +27,7 @@ from nemo_prune.cli.options import (
 
 
 @verb()
-@cloup.argument("original", type=FILE, help="The model that was pruned, a file or a folder.")
-@cloup.argument("pruned", type=FILE, help="What came of it.")
+@pair_arguments
 @prompts_options
 @option_group(
     "Attempts",
@@ -109,12 +108,7 @@ def audit(
     check_inputs(before, after, texts, None)
     known = read_targets(targets, texts) if targets else {}
     inputs.check()
-    said = {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-    asked = as_pruned(inputs.options, stated, said)
+    asked = as_pruned(inputs.options, stated, given_parameters())
     with progress(quiet) as bar:
         inputs.note_prompts(bar)
         for line in stated.ignored:

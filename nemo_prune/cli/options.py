@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 import cloup
+from click.core import ParameterSource
 from cloup import option_group
 
 from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind
@@ -75,6 +76,10 @@ models_argument = cloup.argument(
     "models", type=FILE, nargs=-1, required=True, metavar="MODEL...",
     help="A .safetensors file or a diffusers folder, or several.",
 )  # fmt: skip
+pair_arguments = options(
+    cloup.argument("original", type=FILE, help="The model that was pruned, a file or a folder."),
+    cloup.argument("pruned", type=FILE, help="What came of it."),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
@@ -343,6 +348,13 @@ def counted(prompts: "PromptList") -> str:
         f"{len(prompts.texts)} prompts: {prompts.counts['prompts_read']} read, "
         f"{prompts.merged} repeated prompts merged, {prompts.blank} blank left out"
     )
+
+
+def given_parameters() -> set[str]:
+    """The names of the running command's parameters that are not at their default."""
+    context = click.get_current_context()
+    default = ParameterSource.DEFAULT
+    return {name for name in context.params if context.get_parameter_source(name) is not default}
 
 
 def read_given(given: Mapping[str, Any], labels: bool = False) -> "PromptList":

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import cloup
-from click.core import ParameterSource
 from cloup import option_group
 
 from nemo_prune.cli.options import (
@@ -15,10 +13,12 @@ from nemo_prune.cli.options import (
     OUT,
     build,
     check_files,
+    given_parameters,
     json_option,
     judging_options,
     model_options,
     overwrite_option,
+    pair_arguments,
     plots_option,
     prompts_options,
     quiet_option,
@@ -31,8 +31,7 @@ from nemo_prune.options import Reporting
 
 
 @verb()
-@cloup.argument("original", type=FILE, help="The model that was pruned, a file or a folder.")
-@cloup.argument("pruned", type=FILE, help="What came of it.")
+@pair_arguments
 @prompts_options
 @option_group(
     "Output",
@@ -104,12 +103,7 @@ def verify(
     check_inputs(before, after, prompts, wanted)
     inputs.check()
     report = prepare(reporting, prompts)
-    said = {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-    asked = as_pruned(inputs.options, stated, said)
+    asked = as_pruned(inputs.options, stated, given_parameters())
     with progress(quiet) as bar:
         inputs.note_prompts(bar)
         for line in stated.ignored:

@@ -23,14 +23,7 @@ def load_tokenizer(pad_token: str = "<|endoftext|>") -> Any:
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in a folder; CheckpointError if there is none that can be read."""
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library behind it raises no other kind
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{folder}: cannot be read as CLIP's tokenizer ({reason}); download it again, or give "
-            f"another with {option('config')} DIR"
-        ) from None
+    return _read(CLIPTokenizer, "CLIP", folder, f", or give another with {option('config')} DIR")
 
 
 def read_t5_tokenizer(folder: Path) -> Any:
@@ -45,12 +38,16 @@ def read_t5_tokenizer(folder: Path) -> Any:
                     f"{folder}: holds T5's vocabulary as spiece.model alone, which is read with {name}; "
                     f"pip install sentencepiece protobuf"
                 )
+    return _read(T5Tokenizer, "T5", folder)
+
+
+def _read(kind: Any, name: str, folder: Path, further: str = "") -> Any:
     try:
-        return T5Tokenizer.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library behind it raises no other kind
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{folder}: cannot be read as T5's tokenizer ({reason}); download it again"
+            f"{folder}: cannot be read as {name}'s tokenizer ({reason}); download it again{further}"
         ) from None
 
 

@@ -55,9 +55,8 @@ def measure(
         variants += [(engine, prompt, draw) for draw in draws]
         for column, (model, text, switched) in enumerate(variants):
             after = _outputs(model, text, noise, switched)
-            for layer, output in before.items():
-                change = (after[layer] - output).norm() / output.norm().clamp_min(1e-12)
-                sums.setdefault(layer, [0.0] * len(variants))[column] += float(change)
+            for layer, change in _changes(before, after).items():
+                sums.setdefault(layer, [0.0] * len(variants))[column] += change
         advance(1)
     count = len(prompts)
     table = {layer: [total / count for total in totals] for layer, totals in sums.items()}
@@ -87,11 +86,16 @@ def moved(engine: Engine, prompts: Sequence[Prompt], off: Collection[Neuron], *,
     for place, prompt in enumerate(prompts):
         before = _outputs(engine, prompt, seed + place, frozenset())
         after = _outputs(engine, prompt, seed + place, frozenset(off))
-        changes += [
-            float((after[layer] - output).norm() / output.norm().clamp_min(1e-12))
-            for layer, output in before.items()
-        ]
+        changes += _changes(before, after).values()
     return sum(changes) / len(changes)
+
+
+def _changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
+    """The relative change of each layer's output, in network order."""
+    return {
+        layer: float((after[layer] - output).norm() / output.norm().clamp_min(1e-12))
+        for layer, output in before.items()
+    }
 
 
 def _outputs(engine: Engine, prompt: Prompt, noise: int, off: frozenset[Neuron]) -> dict[str, Tensor]:
