@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, islice
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import numpy
@@ -328,6 +329,24 @@ class Lists:
     def stream(self, at: Position | None = None, keys: Iterable[int] = ()) -> PromptStream:
         """A new stream of them, from a position on; see `PromptStream`."""
         return PromptStream(self.paths, self.format, self.column, self.labels, at, keys)
+
+
+def drawn(stream: PromptStream, most: int, seed: int) -> tuple[list[str], int]:
+    """At most so many distinct prompts of a stream, each as likely as any other; and how many there are.
+
+    In their order; in the memory of those that are drawn (reservoir sampling, algorithm R). Raises
+    PromptFileError.
+    """
+    chosen: list[tuple[int, str]] = []
+    random, count = Random(seed), 0
+    for block in stream.blocks(_BATCH):
+        for placed in block.prompts:
+            if count < most:
+                chosen.append((count, placed.text))
+            elif (place := random.randrange(count + 1)) < most:
+                chosen[place] = count, placed.text
+            count += 1
+    return [text for _, text in sorted(chosen)], count
 
 
 # ------------------------------------------------------------------------------ known again

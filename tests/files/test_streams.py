@@ -20,7 +20,16 @@ from nemo_prune.errors import PromptFileError
 from nemo_prune.files import streams
 from nemo_prune.files.lists import STDIN
 from nemo_prune.files.prompts import read_prompts
-from nemo_prune.files.streams import Block, Position, PromptStream, Seen, changed_since, is_long, marks
+from nemo_prune.files.streams import (
+    Block,
+    Position,
+    PromptStream,
+    Seen,
+    changed_since,
+    drawn,
+    is_long,
+    marks,
+)
 
 TEXTS = [f"a photo of {n} cats, é" for n in range(40)]
 ODD = "one\u2028two\x85three"
@@ -259,3 +268,19 @@ def test_repetitions_beyond_the_bound_are_given_again(
     stream = PromptStream([write(tmp_path / "p.txt", b"a\nb\nc\nb\nc\n")])
     assert [one.text for block in everything(stream) for one in block.prompts] == list("abcc")
     assert "beyond 2 distinct prompts repetitions are not recognized" in stream.notes[-1]
+
+
+def test_a_sample_holds_each_prompt_as_likely_as_any_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.txt", "".join(f"caption {n}\n" for n in range(40)).encode())
+    counts = [0] * 40
+    for seed in range(400):
+        texts, count = drawn(PromptStream([path]), 10, seed)
+        numbers = [int(text.split()[1]) for text in texts]
+        assert count == 40
+        assert numbers == sorted(set(numbers)), "distinct, in the order of the list"
+        for number in numbers:
+            counts[number] += 1
+    # 400 draws of 1 in 4: 100 with a standard deviation of 8.7.
+    assert max(abs(one - 100) for one in counts) < 4 * 8.7
+    assert drawn(PromptStream([path]), 10, 3) == drawn(PromptStream([path]), 10, 3)
+    assert drawn(PromptStream([path]), 50, 0)[0] == [f"caption {n}" for n in range(40)]
