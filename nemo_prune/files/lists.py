@@ -384,19 +384,26 @@ def _text(path: Path, text: str, notes: list[str]) -> Listing:
     lines = [line.removeprefix("\ufeff") for line in _lines(text)]
     if not lines[-1].strip():
         lines.pop()  # what follows the last line's end
-    if alone := next((n for n, line in enumerate(lines, start=1) if "\r" in line.strip()), None):
-        raise PromptFileError(
-            f"{path}: line {alone} holds carriage returns that end no line, so several prompts may be "
-            f"one; end lines with a line feed"
-        )
     records: list[tuple[int, Record]] = [
-        (number, line) for number, line in enumerate(lines, start=1) if line.strip()
+        (number, text_line(path, number, line))
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
     ]
     if len(records) > 1 and str(records[0][1]).strip().lower() in COLUMNS:
         notes.append(
             f"{path}: its first line is a column's name and was taken as a prompt; name the file .csv"
         )
     return Listing(path, "txt", records, len(lines) - len(records), tuple(notes))
+
+
+def text_line(path: Path, number: int, line: str) -> str:
+    """The line; PromptFileError for one that may be several, ended as on old Macs."""
+    if "\r" in line.strip():
+        raise PromptFileError(
+            f"{path}: line {number} holds carriage returns that end no line, so several prompts may be "
+            f"one; end lines with a line feed"
+        )
+    return line
 
 
 def _table(path: Path, text: str, format: Format, notes: list[str]) -> Listing:

@@ -51,6 +51,7 @@ from nemo_prune.files.lists import (
     refused,
     separator_of,
     table_rows,
+    text_line,
     unreadable_parquet,
     zstd_unknown,
 )
@@ -526,7 +527,7 @@ def _single(path: Path, kind: Format, lines: "_Lines") -> "_Records":
         number = lines.number
         record: Record | None = None
         if text.strip():
-            record = text if kind == "txt" else json_line(path, number, text)
+            record = (text_line if kind == "txt" else json_line)(path, number, text)
         yield lines.offset, number, number, record
 
 

@@ -128,6 +128,7 @@ def test_what_is_done_of_a_plain_file_is_not_read_again(
         ("p.jsonl", '{"caption": 3}\n', "line 2001 has no string under caption"),
         ("p.txt", "a\0b\n", "line 2001 holds a NUL"),
         ("p.txt", b"\xff\n", "line 2001 is not UTF-8"),
+        ("p.txt", "a dog\ra lamp\n", "line 2001 holds carriage returns"),
         ("p.txt", "x" * 2000, "line 2001 is longer than 1000 bytes"),
     ],
 )
