@@ -17,7 +17,7 @@ import pytest
 from test_prompts import PACKERS
 
 from nemo_prune.errors import PromptFileError
-from nemo_prune.files import streams
+from nemo_prune.files import source, streams
 from nemo_prune.files.lists import STDIN
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.files.streams import (
@@ -108,7 +108,7 @@ def test_it_goes_on_from_any_block(tmp_path: Path) -> None:
 def test_what_is_done_of_a_plain_file_is_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_HEAD", 5000)
+    monkeypatch.setattr(source, "_HEAD", 5000)
     path = write(tmp_path / "p.txt", b"\n".join(b"%07d" % n for n in range(4000)))
     first, *_ = PromptStream([path]).blocks(3500)
     spoilt = bytearray(path.read_bytes())
@@ -135,8 +135,8 @@ def test_what_is_done_of_a_plain_file_is_not_read_again(
 def test_a_fault_far_down_comes_after_all_that_stands_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, bad: str | bytes, message: str
 ) -> None:
-    monkeypatch.setattr(streams, "_HEAD", 5000)
-    monkeypatch.setattr(streams, "_LINE", 1000)
+    monkeypatch.setattr(source, "_HEAD", 5000)
+    monkeypatch.setattr(source, "_LINE", 1000)
     texts = [f"caption number {n}" for n in range(2000)]
     form = '{{"caption": "{}"}}' if name == "p.jsonl" else "{}"
     begin = "caption\n" if name == "p.csv" else ""
@@ -156,7 +156,7 @@ def test_a_fault_far_down_comes_after_all_that_stands_before(
 def test_a_compressed_list_that_is_cut_off_is_no_whole_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    monkeypatch.setattr(streams, "_HEAD", 5000)
+    monkeypatch.setattr(source, "_HEAD", 5000)
     pack = PACKERS[suffix]
     whole = pack(b"\n".join(b"caption %d" % n for n in range(4000)))
     for content in (whole[: len(whole) // 2], whole[:8], whole + b"garbage", whole + pack(b"x")[:-3]):
