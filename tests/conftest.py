@@ -15,12 +15,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 from filelock import FileLock
+from hypothesis import settings
 
 from nemo_prune.cli.main import main
 from nemo_prune.report.demo import DATA
 from nemo_prune.scoring.cache import store
 from nemo_prune.scoring.calibration_file import read_calibration
 
+# The same examples every time, so that a change is judged by what it changes. Others are looked for by
+# `pytest --hypothesis-profile=default`.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
