@@ -155,7 +155,6 @@ class _Run:
         self.repaired: Repaired | None = None
         self.confirmation: Confirmation | None = None
         self.journal: Journal | None = None
-        self.per_sample = 0.0  # seconds, as measured in the search
         self.settings = {
             "tau": self.thresholds.tau,
             "tau_source": self.thresholds.tau_source,
@@ -199,7 +198,7 @@ class _Run:
         """Search every prompt that the gate calls memorized, in chunks whose embeddings fit."""
         seeds, thresholds = tuple(range(self.options.seeds)), self.thresholds
         waiting = [index for index in range(len(self.prompts)) if index not in self.finished]
-        total, began, before = len(self.prompts), time.monotonic(), self.engine.cost.samples
+        total = len(self.prompts)
         self.progress.stage("searching", total, "prompts", done=len(self.finished))
         for start in range(0, len(waiting), PROMPTS_AT_ONCE):
             chunk = waiting[start : start + PROMPTS_AT_ONCE]
@@ -216,8 +215,6 @@ class _Run:
                 on_samples=self._on_samples,
                 on_finished=partial(self._on_finished, chunk, jobs),
             )
-        samples = self.engine.cost.samples - before
-        self.per_sample = (time.monotonic() - began) / max(1, samples)
 
     def _begin(
         self,
@@ -286,7 +283,9 @@ class _Run:
             self.progress.stage("confirming by trajectories", None, "samples")
             return ends
 
+        began = time.monotonic()
         ends = unrelated(schedule)
+        seconds = (time.monotonic() - began) / max(1, len(ordinary) * schedule.passes)  # a sample
         worth = options.confirm_trajectories
         heard = engine.prompts(ordinary)
         self.confirmation = Confirmation(
@@ -302,7 +301,7 @@ class _Run:
         each = (SEEDS + 2) * schedule.passes
         self.progress.note(
             f"confirming {len(indices)} prompts by trajectories takes {len(indices) * each} denoiser "
-            f"samples, about {round(len(indices) * each * self.per_sample)} s; those that are still "
+            f"samples, about {round(len(indices) * each * seconds)} s; those that are still "
             f"drawn are searched further, which takes several times as many"
         )
         for index, prompt in zip(indices, prompts, strict=True):
