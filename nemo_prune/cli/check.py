@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 class _Check(Verb):
     """A command whose errors of usage leave a JUnit file and a step summary, like all other errors."""
 
-    def make_context(self, info_name: str | None, args: list[str], **more: Any) -> click.Context:
-        words = list(args)  # click takes what it has parsed
+    def make_context(self, *given: Any, **more: Any) -> click.Context:
+        words = list(more["args"] if "args" in more else given[1])  # click takes what it has parsed
         try:
-            return super().make_context(info_name, args, **more)
+            return super().make_context(*given, **more)
         except click.UsageError as error:
             from nemo_prune.report.junit import (
                 append_step_summary,
