@@ -33,7 +33,7 @@ from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
 from nemo_prune.scoring.notes import tokens_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
-from nemo_prune.scoring.ordinary import Ordinary
+from nemo_prune.scoring.ordinary import Ordinary, check_apart
 from nemo_prune.scoring.thresholds import Thresholds
 from nemo_prune.scoring.trajectory import Reference, Schedule
 from nemo_prune.search.auto import Candidates, auto_search
@@ -128,6 +128,8 @@ class _Run:
         self.progress, self.show_prompts = progress, show_prompts
         self.calibration_prompts = calibration_prompts
         self.names = [layer.name for layer in checkpoint.select(options.layers)]
+        if overlap := check_apart(prompts, calibration_prompts, options):
+            progress.note(overlap)
         progress.stage("loading the model", 1, "file")
         self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
         self.engine = open_engine(checkpoint, options, progress, loaded)
