@@ -16,6 +16,10 @@ _MEMORIZED = frozenset(
 )
 _ORDINARY = frozenset({"0", "false", "no", "ordinary", "not memorized", "none", "n"})
 _CERTAIN = ("memorized", "label")  # columns of these names can only be labels
+_KINDS = {
+    "verbatim": "verbatim", "vm": "verbatim", "mv": "verbatim", "rv": "verbatim",
+    "template": "template", "tm": "template", "tv": "template",
+}  # fmt: skip
 _REPEATED = 100  # times one prompt may stand in a list without a note
 
 
@@ -28,6 +32,7 @@ class PromptList:
         merged: repetitions left out. blank: empty lines, cells and nulls left out.
         places: of each prompt, the file and the line where it stands first.
         labels: whether each is memorized, where that was asked for and stands in the lists.
+        kinds: of each "verbatim" or "template" memorization, where a column of labels says so of any.
         notes: what its reader should know, each one line.
     """
 
@@ -37,6 +42,7 @@ class PromptList:
     places: tuple[tuple[str, int], ...] = ()
     labels: tuple[bool, ...] | None = None
     notes: tuple[str, ...] = ()
+    kinds: tuple[str | None, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -90,6 +96,7 @@ class _Merge:
         self.places: dict[str, tuple[str, int]] = {}
         self.times: dict[str, int] = {}  # of those that stand more than once
         self.labels: dict[str, bool] = {}
+        self.kinds: dict[str, str] = {}
         self.unlabelled = False
         self.blank = 0
         self.notes: list[str] = []
@@ -117,6 +124,8 @@ class _Merge:
             if text in self.places:
                 self.times[text] = self.times.get(text, 1) + 1
             self.places.setdefault(text, (name, line))
+            if kind := next(filter(None, (_KINDS.get(_word(record, one)) for one in LABELS)), None):
+                self.kinds.setdefault(text, kind)
             if label is not None:
                 memorized = label_of(record, label, path, line)
                 if self.labels.setdefault(text, memorized) != memorized:
@@ -146,6 +155,7 @@ class _Merge:
             places=tuple(self.places.values()),
             labels=tuple(self.labels[text] for text in self.places) if labelled else None,
             notes=tuple(self.notes),
+            kinds=tuple(map(self.kinds.get, self.places)) if self.kinds else (),
         )
 
 
