@@ -32,34 +32,73 @@ from nemo_prune.options import BUNDLED_ORDINARY
 @prompts_options
 @option_group(
     "Comparison",
-    click.option("--methods", "names", metavar="LIST", default="all", show_default=True,
-                 help="Methods or groups of them, separated by commas; an unknown name lists all there "
-                      "are. The unpruned model is always among them."),
-    click.option("--targets", type=FILE,
-                 help="Training pictures: a folder (named by prompt number or text) or a CSV "
-                      "(columns prompt, file)."),
-    click.option("--ordinary", type=FILE,
-                 help="Ordinary prompts to look for side effects with; default: "
-                      f"{BUNDLED_ORDINARY} bundled."),
-    click.option("--images", type=Whole(2, 100), default=10, show_default=True,
-                 help="Pictures of a prompt and method; the paper's: 10."),
-    click.option("--ordinary-images", type=Whole(0, 100), default=2, show_default=True,
-                 help="Pictures of an ordinary prompt and method."),
-    click.option("--picture-steps", type=Whole(1, 1000), default=50, show_default=True,
-                 help="DDIM steps of a picture."),
-    click.option("--guidance", type=Number(0, 100), default=7.0, show_default=True,
-                 help="Guidance scale of pictures."),
+    click.option(
+        "--methods",
+        "names",
+        metavar="LIST",
+        default="all",
+        show_default=True,
+        help="Methods or groups of them, separated by commas; an unknown name lists all there "
+        "are. The unpruned model is always among them.",
+    ),
+    click.option(
+        "--targets",
+        type=FILE,
+        help="Training pictures: a folder (named by prompt number or text) or a CSV "
+        "(columns prompt, file).",
+    ),
+    click.option(
+        "--ordinary",
+        type=FILE,
+        help=f"Ordinary prompts to look for side effects with; default: {BUNDLED_ORDINARY} bundled.",
+    ),
+    click.option(
+        "--images",
+        type=Whole(2, 100),
+        default=10,
+        show_default=True,
+        help="Pictures of a prompt and method; the paper's: 10.",
+    ),
+    click.option(
+        "--ordinary-images",
+        type=Whole(0, 100),
+        default=2,
+        show_default=True,
+        help="Pictures of an ordinary prompt and method.",
+    ),
+    click.option(
+        "--picture-steps",
+        type=Whole(1, 1000),
+        default=50,
+        show_default=True,
+        help="DDIM steps of a picture.",
+    ),
+    click.option(
+        "--guidance",
+        type=Number(0, 100),
+        default=7.0,
+        show_default=True,
+        help="Guidance scale of pictures.",
+    ),
 )
 @option_group(
     "Measures",
     click.option("--sscd", type=FILE, help="A local SSCD model (TorchScript) to compare pictures with."),
-    click.option("--clip", type=FILE,
-                 help="A local CLIP (folder): alignment with the prompt, CLIP-FID and CMMD."),
-    click.option("--inception", type=FILE,
-                 help="A local Inception (TorchScript): FID and KID of ordinary pictures."),
-    click.option("--reference", type=FILE, metavar="DIR",
-                 help="Real pictures that those distances are taken to; default: the unpruned model's "
-                      "from other noises."),
+    click.option(
+        "--clip", type=FILE, help="A local CLIP (folder): alignment with the prompt, CLIP-FID and CMMD."
+    ),
+    click.option(
+        "--inception",
+        type=FILE,
+        help="A local Inception (TorchScript): FID and KID of ordinary pictures.",
+    ),
+    click.option(
+        "--reference",
+        type=FILE,
+        metavar="DIR",
+        help="Real pictures that those distances are taken to; default: the unpruned model's "
+        "from other noises.",
+    ),
 )
 @option_group(
     "Output",

@@ -80,7 +80,9 @@ def print_comparison(data: dict[str, Any]) -> None:
     for name in ("near", *columns, "neurons", "seconds a prompt"):
         table.add_column(name, justify="right")
     for row in data["table"]:
-        found = [row["columns"][name].get("clip" if name == "alignment" else measure) for name in columns]
+        found = [
+            row["columns"][name].get("clip" if name == "alignment" else measure) for name in columns
+        ]
         table.add_row(
             row["method"], row["kind"], near(row["near"]), *map(score, found), spread(row["neurons"]),
             spread(row["seconds"]),

@@ -91,9 +91,7 @@ def measure(
     """
     own = [likeness.describe(picture) for picture in pictures]
     found: dict[str, Any] = {
-        "generated": [
-            likeness.compare(a, b) for a, b in zip(own, reference.unpruned, strict=True)
-        ],
+        "generated": [likeness.compare(a, b) for a, b in zip(own, reference.unpruned, strict=True)],
         "diversity": [likeness.compare(a, b) for a, b in combinations(own, 2)],
     }
     if reference.target is not None:

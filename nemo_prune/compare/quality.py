@@ -123,8 +123,7 @@ def _open_inception(path: Path, device: torch.device) -> Callable[[Sequence[Pict
                 return found.double().cpu()
         except (RuntimeError, TypeError, AttributeError, IndexError):
             raise OptionError(
-                f"{option('inception')} {path}: does not describe pictures; give "
-                f"inception-2015-12-05.pt"
+                f"{option('inception')} {path}: does not describe pictures; give inception-2015-12-05.pt"
             ) from None
 
     return describe

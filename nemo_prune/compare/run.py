@@ -604,7 +604,11 @@ def _first_step(unet: nn.Module) -> Iterator[None]:
 def real_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder of real ones. Raises OptionError for fewer than two."""
     kinds = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds) if folder.is_dir() else []
+    found = (
+        sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds)
+        if folder.is_dir()
+        else []
+    )
     if len(found) < 2:
         raise OptionError(f"{option('reference')} {folder}: is no folder of pictures; give at least two")
     return found
@@ -615,7 +619,9 @@ def _real(path: Path) -> Picture:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise OptionError(f"{option('reference')}: {path}: is not a readable picture; remove it") from None
+        raise OptionError(
+            f"{option('reference')}: {path}: is not a readable picture; remove it"
+        ) from None
 
 
 def _short(value: Any) -> str:

@@ -22,9 +22,7 @@ PAPERS = (
     "deviation over prompts, as in the paper's Table 1; under “largest” the largest of each prompt instead, "
     "which its published script prints too"
 )
-OURS = (
-    "mean over prompts for each starting noise, then mean and standard deviation over the noises"
-)
+OURS = "mean over prompts for each starting noise, then mean and standard deviation over the noises"
 
 
 def measures_of(found: Sequence[Mapping[str, Any]], column: str) -> list[str]:

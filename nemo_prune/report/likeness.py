@@ -351,9 +351,7 @@ def _open_clip(folder: Path) -> Callable[[Picture, str], float]:
     return align
 
 
-def _normalized(
-    picture: Picture, side: int, statistics: _Statistics, squashed: bool = False
-) -> Tensor:
+def _normalized(picture: Picture, side: int, statistics: _Statistics, squashed: bool = False) -> Tensor:
     """The picture as a network takes it, `[1, 3, side, side]`; generated ones are near square."""
     image = Image.fromarray(picture)
     if squashed:

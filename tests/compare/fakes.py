@@ -91,7 +91,7 @@ class FakeMethod:
         assert state["samples"] in (0, 12)
         DRAWN.append((self.name, prompt))
         attention = bench.loaded.unet.block.attn2
-        handle = attention.register_forward_hook(lambda _m, _i, output: output * self.scale)
+        handle = attention.register_forward_pre_hook(lambda _m, given: (given[0] * self.scale,))
         try:
             return bench.draw(prompt, seeds, self.scale)
         finally:

@@ -185,7 +185,7 @@ def test_every_form(inputs: CompareInputs, tmp_path: Path) -> None:
     assert page.count("<img") == 3 * 4 * 2 + 1, "two of each method that ran, and a target"
     assert page.count('class="near"') == 3 * 2 * 2
     assert page.count("<circle") == 4 + 2 * 3, "drift of four; neurons of three prompts by two"
-    assert "http" not in page.replace("https://", "").replace("arXiv", "") or "src=\"http" not in page
+    assert "http" not in page.replace("https://", "").replace("arXiv", "") or 'src="http' not in page
     markdown = to_markdown(found.data, {})
     assert "| good | verbatim | 1 |" in markdown
     assert "no SSCD file was given" in markdown
