@@ -79,6 +79,7 @@ def localize(
     keep: Path | None = None,
     resume: bool = False,
     loaded: LoadedModel | None = None,
+    ordinary: Ordinary | None = None,
 ) -> Localization:
     """Find the neurons behind each prompt that the gate calls memorized; leave the others alone.
 
@@ -89,11 +90,15 @@ def localize(
     keep: a journal of finished searches, which the caller removes; `resume` takes up the one that an
         earlier run left there, and ends with the same manifest as an unbroken run.
     loaded: the model, where it is in memory already; its source's hash is then the weights' fingerprint.
+    ordinary: what is ordinary for it, where that is known; its engine then searches. Lists that follow
+        one another share all of it.
 
     Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run;
     Interrupted on Ctrl-C in the search.
     """
-    run = _Run(checkpoint, prompts, options, progress, calibration_prompts, show_prompts, loaded)
+    run = _Run(
+        checkpoint, prompts, options, progress, calibration_prompts, show_prompts, loaded, ordinary
+    )
     if keep is not None:
         run.open_journal(keep, resume)
     try:
@@ -120,6 +125,7 @@ class _Run:
         calibration_prompts: Sequence[str] | None,
         show_prompts: bool,
         loaded: LoadedModel | None = None,
+        ordinary: Ordinary | None = None,
     ) -> None:
         self.started = time.monotonic()
         self.checkpoint, self.prompts, self.options = checkpoint, prompts, options
@@ -127,8 +133,11 @@ class _Run:
         self.calibration_prompts = calibration_prompts
         self.names = [layer.name for layer in checkpoint.select(options.layers)]
         progress.stage("loading the model", 1, "file")
-        self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
-        self.engine = open_engine(checkpoint, options, progress, loaded)
+        if ordinary is not None:
+            self.source_sha256, self.engine = ordinary.fingerprint, ordinary.engine
+        else:
+            self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
+            self.engine = open_engine(checkpoint, options, progress, loaded)
         progress.advance()
         self.counts, notes = tokens_of(self.engine.model, prompts)
         for line in notes:
@@ -137,7 +146,9 @@ class _Run:
         for index, count in enumerate(self.counts):
             if count > self.most_tokens:
                 progress.note(f"prompt {index}: {count} tokens, truncated to {self.most_tokens}")
-        self.ordinary = Ordinary(self.engine, checkpoint, options, calibration_prompts, progress)
+        self.ordinary = ordinary or Ordinary(
+            self.engine, checkpoint, options, calibration_prompts, progress
+        )
         self.statistics, self.statistics_from = self.ordinary.statistics
         if "activations" in self.ordinary.of_original:
             self.statistics_from += " of the original"
@@ -277,7 +288,10 @@ class _Run:
         captions = self.calibration_prompts or bundled_captions()
         ordinary = apart_from(captions, self.prompts)[:UNRELATED]
         before = engine.cost.samples
-        ends = unrelated_ends(engine, ordinary, schedule, self.progress)
+        drawn = self.ordinary.ends
+        if (known := (schedule, tuple(ordinary))) not in drawn:
+            drawn[known] = unrelated_ends(engine, ordinary, schedule, self.progress)
+        ends = drawn[known]
         self.calibration_samples += engine.cost.samples - before
         worth = options.confirm_trajectories
         heard = engine.prompts(ordinary)
