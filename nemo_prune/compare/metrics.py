@@ -1,8 +1,8 @@
 """What a method's pictures of a prompt come to, as plain data; `summary` brings prompts together.
 
-Of each prompt every picture is compared with the training picture ("original"), with the unpruned model's
-picture of the same noise ("generated"), with the method's own of the other noises ("diversity": lower is
-more diverse), and by CLIP with the caption ("alignment").
+Of each prompt every picture is compared with the training picture ("original"), with the unpruned
+model's picture of the same noise ("generated"), with the method's own of the other noises ("diversity":
+lower is more diverse), and by CLIP with the caption ("alignment").
 """
 
 from collections.abc import Mapping, Sequence

@@ -72,8 +72,8 @@ def check_package() -> None:
     """Raise OptionError where torchmetrics is missing; imports nothing."""
     if importlib.util.find_spec("torchmetrics") is None:
         raise OptionError(
-            f"{option('inception')}, {option('clip')}: FID, KID and CLIP-FID need torchmetrics, which is not "
-            f"installed; pip install 'nemo-prune[{EXTRA}]'"
+            f"{option('inception')}, {option('clip')}: FID, KID and CLIP-FID need torchmetrics, which "
+            f"is not installed; pip install 'nemo-prune[{EXTRA}]'"
         )
 
 

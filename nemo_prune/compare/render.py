@@ -120,7 +120,7 @@ def near(found: Sequence[int] | None) -> str:
 
 
 def drift_plot(data: Data) -> dict[str, Any] | None:
-    """Similarity to what was memorized against drift, a point for each method; None for fewer than two."""
+    """Similarity to what was memorized against drift, a point for each method; None for fewer than 2."""
     headline = table.headline(data)
     effects = {row["method"]: row["drift"] for row in data["quality"]}
     points = []
@@ -144,7 +144,8 @@ def drift_plot(data: Data) -> dict[str, Any] | None:
             for place, name, drift, value in points
         ],
         "x_ticks": [
-            (round(_LEFT + (_RIGHT - _LEFT) * part / 4, 1), percent(most * part / 4)) for part in range(5)
+            (round(_LEFT + (_RIGHT - _LEFT) * part, 1), percent(most * part))
+            for part in (0, 0.25, 0.5, 0.75, 1)
         ],
         "y_ticks": [
             (round(_BOTTOM - (_BOTTOM - _TOP) * (tick - low) / (1 - low), 1), f"{tick:.1f}")
@@ -192,7 +193,7 @@ def neurons_plot(data: Data) -> dict[str, Any] | None:
 
 
 def histograms(data: Data) -> list[tuple[str, list[int]]]:
-    """For each method how alike its pictures are to the training pictures, else to the unpruned model's."""
+    """For each method how alike its pictures are to the training pictures, else the unpruned model's."""
     headline = table.headline(data)
     column = "original" if any(row["columns"]["original"] for row in data["table"]) else "generated"
     found = []

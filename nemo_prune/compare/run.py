@@ -8,8 +8,8 @@ measured from the disk, so that other measures (SSCD, CLIP) can be had later wit
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -43,6 +43,7 @@ FORMAT = "nemo-prune-compare/1"
 UNPRUNED = "none"
 REFERENCE = "reference"
 """The unpruned model's pictures of ordinary prompts from other noises, that distances are taken to."""
+_OTHER_NOISES = "the unpruned model's from other noises"
 _DRIFT_PROMPTS = 8  # ordinary ones, a noise each
 _OF_A_METHOD = (CheckpointError, OptionError, CalibrationError)
 _SHOWN, _SHOWN_SEEDS = 12, 2  # prompts whose pictures a report shows, and pictures of each and method
@@ -165,7 +166,7 @@ class _Job:
         return place % len(self.ids)
 
     def left(self, method: Method) -> tuple[list[int], list[int], bool]:
-        """Prompts and ordinary prompts that are still to be drawn, and whether drift is to be measured."""
+        """Prompts and ordinary prompts that are still to be drawn, and whether drift is unknown."""
         memorized = [
             index
             for index, name in enumerate(self.ids)
@@ -215,8 +216,8 @@ class _Job:
         )  # fmt: skip
         progress.advance()
         progress.note(
-            f"{len(inputs.methods)} methods, {len(self.ids)} memorized and {len(self.ordinary_ids)} ordinary "
-            f"prompts: {todo:,} pictures of {inputs.steps} steps, and what each method searches"
+            f"{len(inputs.methods)} methods, {len(self.ids)} memorized and {len(self.ordinary_ids)} "
+            f"ordinary prompts: {todo:,} pictures of {inputs.steps} steps, and what each method searches"
         )
         progress.stage("comparing methods", todo + done, "pictures", done)
         within.began = True
@@ -339,11 +340,9 @@ class _Job:
 
     def _outputs(self, bench: Bench, method: Method, state: State, place: int) -> dict[str, Tensor]:
         """Cross-attention outputs of an ordinary prompt's first step, of the sample with the prompt."""
-        with recorded(bench.loaded.unet) as found, _first_step(bench.loaded.unet):
-            try:
-                method.draw(bench, self.inputs.ordinary[place], state, [0])
-            except _EnoughError:
-                pass
+        unet = bench.loaded.unet
+        with recorded(unet) as found, _first_step(unet), suppress(_EnoughError):
+            method.draw(bench, self.inputs.ordinary[place], state, [0])
         half = 2 if bench.guided else 1
         return {name: output[-(len(output) // half) :].cpu() for name, output in found.items()}
 
@@ -453,8 +452,11 @@ class _Job:
         ]  # fmt: skip
         return {
             "options": _settings(inputs)
-            | {"ordinary_from": inputs.ordinary_from, "ordinary_prompts": len(self.ordinary_ids),
-               "compared_with": "real pictures" if inputs.real else "the unpruned model's, other noises"},
+            | {
+                "ordinary_from": inputs.ordinary_from,
+                "ordinary_prompts": len(self.ordinary_ids),
+                "compared_with": "real pictures" if inputs.real else _OTHER_NOISES,
+            },
             "measures": inputs.likeness.used,
             "extractors": [one.used for one in inputs.extractors],
             "methods": methods,
@@ -582,7 +584,10 @@ class _EnoughError(Exception):
 
 @contextmanager
 def _first_step(unet: nn.Module) -> Iterator[None]:
-    """Raise `_EnoughError` when the drawing comes to its second timestep; passes with a gradient are none of it."""
+    """Raise `_EnoughError` when the drawing comes to its second timestep.
+
+    Passes with a gradient, such as a method's own before it draws, are none of the drawing.
+    """
     first: list[float] = []
 
     def hook(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -604,11 +609,8 @@ def _first_step(unet: nn.Module) -> Iterator[None]:
 def real_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder of real ones. Raises OptionError for fewer than two."""
     kinds = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-    found = (
-        sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds)
-        if folder.is_dir()
-        else []
-    )
+    there = folder.rglob("*") if folder.is_dir() else ()
+    found = sorted(path for path in there if path.suffix.lower() in kinds)
     if len(found) < 2:
         raise OptionError(f"{option('reference')} {folder}: is no folder of pictures; give at least two")
     return found

@@ -1,8 +1,8 @@
 """Many prompts' comparisons as one figure, in two ways that stand side by side. Imports no torch.
 
-The paper's: the median over the pictures of a prompt, then median and median absolute deviation over the
-prompts (its published script also prints the largest of a prompt). And the mean over the prompts for each
-starting noise, then mean and standard deviation over the noises.
+The paper's: the median over the pictures of a prompt, then median and median absolute deviation over
+the prompts (its published script also prints the largest of a prompt). And the mean over the prompts for
+each starting noise, then mean and standard deviation over the noises.
 """
 
 import statistics
@@ -18,9 +18,9 @@ MEANINGS = {
     "alignment": "to the caption, by CLIP",
 }
 PAPERS = (
-    "median over the pictures of a prompt (of pairs: over all pairs), then median and median absolute "
-    "deviation over prompts, as in the paper's Table 1; under “largest” the largest of each prompt instead, "
-    "which its published script prints too"
+    "median over the pictures of a prompt (diversity: over all pairs), then median and median absolute "
+    "deviation over prompts, which the paper's Table 1 most likely shows; “largest” takes the largest "
+    "of each prompt instead, which its published script prints too"
 )
 OURS = "mean over prompts for each starting noise, then mean and standard deviation over the noises"
 

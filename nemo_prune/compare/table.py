@@ -6,7 +6,7 @@ A row of the first table is a method and a kind of prompts, of the second a meth
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_prune.compare.summary import COLUMNS, OURS, PAPERS, measures_of, summarize
@@ -119,21 +119,16 @@ def verdict(data: Data) -> str:
     rows = {row["method"]: row for row in data["table"] if row["kind"] in (ALL, _only_kind(data))}
     judged = {name: row["near"] for name, row in rows.items() if row["near"]}
     if UNPRUNED not in judged or not judged[UNPRUNED][0]:
-        return "No method can be called better by pictures: the unpruned model's own are not told from chance."
-    base = judged[UNPRUNED][0] / judged[UNPRUNED][1]
-    parts = [
-        f"{name} {near} of {count}"
-        for name, (near, count) in judged.items()
-        if name != UNPRUNED and near / count < SUPPRESSED * base
-    ]
-    others = [name for name in judged if name != UNPRUNED and not _is_in(name, parts)]
-    said = f"Unpruned, {judged[UNPRUNED][0]} of {judged[UNPRUNED][1]} pictures are near what was memorized. "
-    said += f"Fewer than half of that: {', '.join(parts) or 'with no method'}."
-    return said + (f" Not so: {', '.join(others)}." if others else "")
-
-
-def _is_in(name: str, parts: Iterable[str]) -> bool:
-    return any(part.startswith(f"{name} ") for part in parts)
+        return "Pictures tell no method from another: the unpruned model's own are not told from chance."
+    near, count = judged.pop(UNPRUNED)
+    fewer, others = [], []
+    for name, (left, of) in judged.items():
+        (fewer if left / of < SUPPRESSED * near / count else others).append(f"{name} {left} of {of}")
+    return (
+        f"Unpruned, {near} of {count} pictures are near what was memorized. "
+        f"Fewer than half as many: {', '.join(fewer) or 'with no method'}."
+        + (f" Not so: {', '.join(others)}." if others else "")
+    )
 
 
 def _only_kind(data: Data) -> str:
@@ -145,7 +140,9 @@ def notes(data: Data) -> list[str]:
     """What a reader of the tables must know."""
     options, found = data["options"], []
     measures = {one["name"]: one for one in data["measures"]}
-    which = "MS-SSIM, which needs no weights; no SSCD file was given, so no figure is comparable with the paper's"
+    which = (
+        "MS-SSIM, which needs no weights; no SSCD file was given, so no figure compares with the paper's"
+    )
     if "sscd" in measures:
         which = f"SSCD by {measures['sscd']['file']}, pictures squashed to 320 x 320, as in the paper"
     found.append(f"Similarity is {which}.")
@@ -155,21 +152,21 @@ def notes(data: Data) -> list[str]:
         found.append(f"Alignment is by {measures['clip']['file']} (the paper's: OpenAI's ViT-B/32).")
     found.append(f"Paper's way: {PAPERS}. Other way: {OURS}.")
     found.append(
-        f"{options['images']} pictures of a prompt and method, {options['picture_steps']} DDIM steps, guidance "
-        f"{options['guidance']:g}; the paper's: 10, 50, 7."
+        f"{options['images']} pictures of a prompt and method, {options['picture_steps']} DDIM steps, "
+        f"guidance {options['guidance']:g}; the paper's: 10, 50, 7."
     )
     if not data["extractors"]:
         found.append(
-            "FID, KID, CLIP-FID and CMMD were not measured: no Inception file and no CLIP folder was given. "
-            "Side effects are by the same-seed change of ordinary pictures and by drift."
+            "FID, KID, CLIP-FID and CMMD were not measured: no Inception file and no CLIP folder was "
+            "given. Side effects are by the same-seed change of ordinary pictures and by drift."
         )
     else:
         names = {one["name"]: one["file"] for one in data["extractors"]}
         count = options["ordinary_images"] * options["ordinary_prompts"]
         by = ", ".join(f"{name} {file}" for name, file in names.items())
         found.append(
-            f"Distances are by {by}, of {count} ordinary pictures to {data['options']['compared_with']}; of so "
-            f"many they compare methods with each other, not with published figures (those take 10,000)."
+            f"Distances are by {by}, of {count} ordinary pictures to {options['compared_with']}; of so "
+            f"many they compare methods with each other, not with published figures, of 10,000."
         )
     for method in data["methods"]:
         if method["failed"]:

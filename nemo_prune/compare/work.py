@@ -94,9 +94,11 @@ class Work:
         for seed, picture in enumerate(pictures):
             path = self._path(method, name, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, "PNG")
-            write_new(path, buffer.getvalue(), overwrite=True)
+            try:
+                # Whole or not, it counts once the journal says so, which is flushed after it.
+                Image.fromarray(picture).save(path, "PNG")
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be written ({error.strerror}); free room") from None
 
     def load(self, method: str, name: str, count: int) -> list[Picture]:
         """What `save` kept. Raises OutputError where a picture was removed or damaged."""

@@ -77,7 +77,7 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     real = job._Job.measure
 
-    def interrupted(self: Any) -> None:
+    def interrupted(_self: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job._Job, "measure", interrupted)

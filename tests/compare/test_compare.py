@@ -7,20 +7,20 @@ from typing import Any
 import fakes
 import numpy as np
 import pytest
-from fakes import DRAWN, FakeBench, FakeMethod, fake_methods
+from fakes import DRAWN, FakeBench, FakeLikeness, FakeMethod, fake_methods
 from PIL import Image
 from tiny import Told, write_small
 
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.compare import run as job
 from nemo_prune.compare.render import to_html, to_json, to_markdown
-from nemo_prune.compare.run import Comparison, CompareInputs, compare
+from nemo_prune.compare.run import CompareInputs, Comparison, compare
 from nemo_prune.compare.table import to_csv, verdict
 from nemo_prune.errors import CheckpointError, OutputError
 from nemo_prune.options import Options
-from nemo_prune.report.likeness import open_likeness
 
 PROMPTS = ("the red house", "a lamp by someone", "my <b>third</b> one")
+USED = [{"name": "ms_ssim", "meaning": "correlation"}]
 ORDINARY = ("a cat", "a dog", "a boat", "the sea", "a tree", "two cups")
 
 
@@ -40,7 +40,7 @@ def inputs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comp
     FakeBench.opened = 0
     return CompareInputs(
         checkpoint=recognize(model), prompts=PROMPTS, ordinary=ORDINARY, ordinary_from="made up",
-        options=Options(device="cpu"), methods=fake_methods(), likeness=open_likeness(),
+        options=Options(device="cpu"), methods=fake_methods(), likeness=FakeLikeness(used=USED),
         kinds=("verbatim", "template", "template"), targets={0: target}, images=3, ordinary_images=1,
         steps=3, guidance=1.0,
     )  # fmt: skip
