@@ -3,12 +3,13 @@
     bench = Bench(checkpoint, prompts, ordinary, options, steps=50, guidance=7.0)
     pictures = bench.draw(prompts[0], range(4))
 
-The scoring engine and the drawing pipeline share one denoiser. Methods change it inside context managers
-alone, so that it is as loaded between any two calls.
+The scoring engine and the drawing pipeline share one denoiser. Methods change it inside context
+managers alone, so that it is as loaded between any two calls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.compare.methods import State
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.model.denoiser import LoadedModel
-from nemo_prune.model.hub import quiet
+from nemo_prune.model.hub import DDIMScheduler, quiet
 from nemo_prune.options import Options, Progress, Silent
 from nemo_prune.report.pictures import draw
 from nemo_prune.scoring.engine import noise_seed
@@ -40,11 +41,12 @@ class Bench:
 
     Attributes:
         engine: scores and searches; `samples` counts what it, the drawing and the methods spent.
-        pipeline: diffusers'; draws with the same denoiser.
-        calibration: what is ordinary for the model: activation statistics, tau, the gate.
-        states: what methods found, by their name and the prompt (None: for the whole list). Methods that
+        pipeline: diffusers'; draws with the same denoiser. calibration: what is ordinary for the model:
+        activation statistics, tau, the gate. states: what methods found, by their name and the prompt
+        (None: for the whole list). Methods that
             build on another's state take it from here, so that nothing is searched twice; a run that is
             resumed puts in what it has.
+        kept: what methods measured of the model itself, so as to measure it once.
 
     Raises OptionError, CheckpointError, CalibrationError.
     """
@@ -69,6 +71,7 @@ class Bench:
         self.engine, self.pipeline = open_both(checkpoint, options, self.progress)
         self.calibration = Ordinary(self.engine, checkpoint, options, calibration_prompts, self.progress)
         self.states: dict[tuple[str, str | None], State] = {}
+        self.kept: dict[str, Any] = {}
 
     @property
     def loaded(self) -> LoadedModel:
@@ -83,13 +86,6 @@ class Bench:
     def guided(self) -> bool:
         """Whether pictures take two denoiser samples a step, the second with the prompt."""
         return self.guidance > 1 and not self.loaded.embeds_guidance
-
-    @property
-    def timesteps(self) -> list[int]:
-        """The training timesteps of a picture, falling."""
-        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        scheduler.set_timesteps(self.steps)
-        return [int(timestep) for timestep in scheduler.timesteps]
 
     def seeds(self, numbers: Sequence[int]) -> list[int]:
         """The generators' seeds of pictures 0, 1, ...: those of every report, which no search uses."""
@@ -150,3 +146,34 @@ class Bench:
                 do_classifier_free_guidance=True,
             )
         return dict(zip(names, found, strict=True))
+
+    def steps_of(self, prompt: str, latents: Tensor, most: int) -> Iterator[int]:
+        """Take the first steps of a picture, at most so many; yields each one's number before it.
+
+        latents: the starting noise, `[n, c, h, w]`.
+        """
+        model, texts = self.loaded, self.texts(prompt)
+        scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
+        scheduler.set_timesteps(self.steps)
+        halves = ("negative_", "") if self.guided else ("",)
+        count = len(latents)
+
+        def batched(name: str) -> Tensor | None:
+            if name not in texts:
+                return None
+            return torch.cat(
+                [texts[half + name].expand(count, *texts[name].shape[1:]) for half in halves]
+            )
+
+        text, pooled = batched("prompt_embeds"), batched("pooled_prompt_embeds")
+        assert text is not None
+        x = latents.to(model.device, model.dtype) * scheduler.init_noise_sigma
+        for number, timestep in enumerate(scheduler.timesteps[:most]):
+            yield number
+            with torch.no_grad():
+                output = model.output(torch.cat([x] * len(halves)), int(timestep), text, pooled)
+            self.engine.cost.forward += len(output)
+            if self.guided:
+                without, with_prompt = output.chunk(2)
+                output = without + self.guidance * (with_prompt - without)
+            x = scheduler.step(output, timestep, x).prev_sample

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 """What a method found for one prompt, or for the whole list; plain JSON, without any prompt's text.
 
-Always: "samples" (denoiser samples that finding it took, a backward pass counted as two more; of a state
-that builds on another's, what that took too), "seconds", "notes" (lines for people). Of methods that
-switch outputs of layers off: "sets" (a list of {module: [channels]}; pictures take them in turn) and
-"factor" (what those outputs are multiplied by). "stages": seconds by stage, where there are several.
+Always: "samples" (denoiser samples that finding it took, a backward pass counted as two more; of a
+state that builds on another's, what that took too), "seconds", "notes" (lines for people). Of methods
+that switch outputs of layers off: "sets" (a list of {module: [channels]}; pictures take them in turn)
+and "factor" (what those outputs are multiplied by). "stages": seconds by stage, where there are
+several.
 """
 
 
@@ -87,6 +88,10 @@ class Entry:
 
 _NEMO = "Hintersdorf et al., Finding NeMo, NeurIPS 2024"
 
+_ABLATED = f"{_NEMO}, ablations; the paper's procedure by group testing"
+_FACTORS = {"0.75": 0.75, "0.5": 0.5, "0.25": 0.25, "0": 0.0, "minus-1": -1.0}
+_SOMEPALLI = "Somepalli et al., arXiv 2305.20086, random token addition"
+
 ENTRIES = {
     entry.name: entry
     for entry in (
@@ -95,8 +100,38 @@ ENTRIES = {
               "searched:Nemo"),
         Entry("nemo-union", "ours, all prompts' neurons", f"{_NEMO}; as in a pruned file",
               "searched:Nemo", whole_list=True),
+        Entry("literal", "the paper's procedure", f"{_NEMO}, section 3.2", "procedure:Procedure",
+              arguments={"literal": True}),
         Entry("random", "random neurons", f"{_NEMO}, section 4.2: as many in each layer as nemo",
               "rows:RandomRows", ("baselines",)),
+        Entry("wen", "embedding adjusted", "Wen et al., arXiv 2407.21720, mitigation", "wen:Wen",
+              ("baselines",), unet_only=True),
+        *(Entry(f"somepalli-{count}", f"+{count} random token{'s' if count > 1 else ''}", _SOMEPALLI,
+                "tokens:RandomTokens", ("baselines",), arguments={"count": count})
+          for count in (1, 4, 10)),
+        Entry("ren", "attention rescaled", "Ren et al., arXiv 2403.11052, mitigation", "ren:Rescaled",
+              ("baselines",), unet_only=True),
+        Entry("ffn-wanda", "feed-forward weights", "ConceptPrune, by Wanda's score", "wanda:FeedForward",
+              ("baselines",), whole_list=True, unet_only=True),
+        Entry("keys", "keys, same z-scores", f"{_NEMO}, appendix C.8, with its own search on the keys",
+              "procedure:Procedure", ("baselines",), arguments={"place": "to_k"}),
+        Entry("conv", "half a down block's channels", f"{_NEMO}, appendix C.8",
+              "channels:RandomChannels", ("baselines",), unet_only=True),
+        Entry("gradient-free", "ablated: nothing", _ABLATED, "procedure:Procedure", ("ablations",)),
+        *(Entry(f"threshold-{name}", f"threshold: {title}", _ABLATED, "procedure:Procedure",
+                ("ablations",), arguments={"deviations": deviations})
+          for name, title, deviations in (("low", "mean - 1 sd", -1.0), ("mean", "mean", 0.0),
+                                          ("high", "mean + 2 sd", 2.0))),
+        Entry("no-top-k", "without the k largest", _ABLATED, "procedure:Procedure", ("ablations",),
+              arguments={"top_k": False}),
+        Entry("no-refinement", "without refinement", _ABLATED, "procedure:Procedure", ("ablations",),
+              arguments={"refine": False}),
+        *(Entry(f"blocks-{part}", f"{part} block{'s' if part != 'mid' else ''} alone", _ABLATED,
+                "procedure:Procedure", ("ablations",), unet_only=True, arguments={"layers": part})
+          for part in ("down", "mid", "up")),
+        *(Entry(f"scale-{name}", f"factor {factor:g}", f"{_NEMO}, ablations; the neurons of nemo",
+                "procedure:Scaled", ("ablations",), arguments={"factor": factor})
+          for name, factor in _FACTORS.items()),
     )
 }  # fmt: skip
 """By name, in the order of tables."""
@@ -108,7 +143,8 @@ GROUPS = ("all", *dict.fromkeys(group for entry in ENTRIES.values() for group in
 def chosen(names: Iterable[str] | None) -> list[str]:
     """The names of methods that `names`, of methods and groups, stand for, in the order of tables.
 
-    None: the default, which is "all". Raises OptionError for a name that there is not, with the nearest.
+    None: the default, which is "all". Raises OptionError for a name that there is not, with the
+    nearest.
     """
     wanted: set[str] = set()
     for name in ("all",) if names is None else names:
