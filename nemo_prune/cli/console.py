@@ -68,7 +68,7 @@ def print_prompts(result: dict[str, Any]) -> None:
 
 def print_comparison(data: dict[str, Any]) -> None:
     """The table of a `Comparison`, as its reports begin with it."""
-    from nemo_prune.compare.render import near, score, spread
+    from nemo_prune.compare.render import near, spread
     from nemo_prune.compare.summary import COLUMNS
     from nemo_prune.compare.table import headline
 
@@ -84,9 +84,13 @@ def print_comparison(data: dict[str, Any]) -> None:
             row["columns"][name].get("clip" if name == "alignment" else measure) for name in columns
         ]
         table.add_row(
-            row["method"], row["kind"], near(row["near"]), *map(score, found), spread(row["neurons"]),
-            spread(row["seconds"]),
-        )  # fmt: skip
+            row["method"],
+            row["kind"],
+            near(row["near"]),
+            *("–" if one is None else f"{one['median']:.2f}" for one in found),
+            spread(row["neurons"], 1),
+            spread(row["seconds"], 1),
+        )
     console().print(table)
 
 

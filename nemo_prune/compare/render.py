@@ -99,11 +99,11 @@ def score(found: Mapping[str, Any] | None) -> str:
     return "–" if found is None else f"{found['median']:.2f} ± {found['mad']:.2f}"
 
 
-def spread(found: Mapping[str, Any] | None) -> str:
-    """Mean ± standard deviation."""
+def spread(found: Mapping[str, Any] | None, most: int = 2) -> str:
+    """Mean ± standard deviation, with at most so many digits behind the point."""
     if found is None:
         return "–"
-    digits = 2 if abs(found["mean"]) < 10 else 1 if abs(found["mean"]) < 100 else 0
+    digits = min(most, 2 if abs(found["mean"]) < 10 else 1 if abs(found["mean"]) < 100 else 0)
     sd = "" if found["sd"] is None else f" ± {found['sd']:.{digits}f}"
     return f"{found['mean']:,.{digits}f}{sd}"
 

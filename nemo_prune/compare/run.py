@@ -481,9 +481,9 @@ class _Job:
             "draw_samples": drawn["samples"],
             **(self.measured(method, index) or {}),
         }
-        if state.get("sets") is not None:
+        if state.get("sets"):
             counts = [sum(map(len, rows.values())) for rows in state["sets"]]
-            found["neurons"] = round(sum(counts) / len(counts)) if counts else 0
+            found["neurons"] = round(sum(counts) / len(counts))
         return found
 
     def _side_effects(self, method: Method) -> dict[str, Any]:

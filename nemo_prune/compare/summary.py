@@ -27,7 +27,7 @@ OURS = "mean over prompts for each starting noise, then mean and standard deviat
 
 def measures_of(found: Sequence[Mapping[str, Any]], column: str) -> list[str]:
     """The measures that a column has, the most telling first; of "alignment" the one there is."""
-    rows = next((one[column] for one in found if one.get(column)), [])
+    rows: Sequence[Any] = next((one[column] for one in found if one.get(column)), ())
     if column == "alignment":
         return ["clip"] if rows else []
     names = list(rows[0]) if rows else []

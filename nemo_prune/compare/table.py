@@ -121,7 +121,8 @@ def verdict(data: Data) -> str:
     if UNPRUNED not in judged or not judged[UNPRUNED][0]:
         return "Pictures tell no method from another: the unpruned model's own are not told from chance."
     near, count = judged.pop(UNPRUNED)
-    fewer, others = [], []
+    fewer: list[str] = []
+    others: list[str] = []
     for name, (left, of) in judged.items():
         (fewer if left / of < SUPPRESSED * near / count else others).append(f"{name} {left} of {of}")
     return (

@@ -136,7 +136,7 @@ class Likeness:
 
 
 def open_likeness(
-    sscd: Path | None = None, clip: Path | None = None, as_published: bool = False
+    sscd: Path | None = None, clip: Path | None = None, *, as_published: bool = False
 ) -> Likeness:
     """The measures without weights, and SSCD (a TorchScript file) and CLIP (a folder) if given.
 

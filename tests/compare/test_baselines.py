@@ -167,7 +167,7 @@ def test_wandas_weights_are_those_of_a_loop() -> None:
     for row in range(5):
         scores = [abs(float(weight[row, j])) * float(used[j]) for j in range(30)]
         others = [abs(float(weight[row, j])) * float(base[j]) for j in range(30)]
-        most = sorted(range(30), key=lambda j: -scores[j])[:6]  # noqa: B023
+        most = sorted(range(30), key=lambda j: -scores[j])[:6]
         wanted = {j for j in most if scores[j] > others[j]}
         assert {j for j in range(30) if found[row, j]} == wanted
     assert 0 < int(found.sum()) < 30
