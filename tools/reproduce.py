@@ -70,11 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"reproduce: {said}", file=sys.stderr)
         return 2
     kept = asked.out / "kept"
+    reports = [asked.out / f"compare.{kind}" for kind in ("html", "md", "json")]
     words = [
         "compare", asked.model, "--prompts", prompts, "--targets", targets, "--sscd", asked.sscd,
-        "--clip", asked.clip, "--methods", asked.methods, "--images", asked.images, "--picture-steps", 50,
-        "--guidance", 7, "--keep", kept, "--overwrite", *(["--resume"] if kept.exists() else []),
-        *(word for kind in ("html", "md", "json") for word in ("--report", asked.out / f"compare.{kind}")),
+        "--clip", asked.clip, "--methods", asked.methods, "--images", asked.images,
+        "--picture-steps", 50, "--guidance", 7, "--keep", kept, "--overwrite",
+        *(["--resume"] if kept.exists() else []),
+        *(word for one in reports for word in ("--report", one)),
         "--csv", asked.out / "compare.csv", *more,
     ]  # fmt: skip
     try:
@@ -191,8 +193,8 @@ def side_by_side(data: Mapping[str, Any]) -> str:
         lines.append(f"  {method:14}" + "".join(f"{cell:>20}" for cell in cells))
     lines += [
         "",
-        "Measured: median over the pictures of a prompt, then over prompts; neurons: median. SD 1.4 and all "
-        "500 prompts are the paper's; of anything else, or of fewer, the two columns are not comparable.",
+        "Measured: median over the pictures of a prompt, then over prompts; neurons: median. SD 1.4 and "
+        "all 500 prompts are the paper's; of others, or of fewer, the two columns are not comparable.",
     ]
     return "\n".join(lines)
 

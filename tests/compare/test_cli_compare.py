@@ -55,7 +55,7 @@ def test_all_measures_and_all_forms(folder: Path, tmp_path: Path) -> None:
     reports = [word for name in names for word in ("--report", tmp_path / name)]
     result = compare(folder, *reports, "--csv", tmp_path / "c.csv", "--json", "--targets",
                      folder / "targets", "--sscd", folder / "sscd.pt", "--clip", folder / "clip",
-                     "--inception", folder / "inception.pt", "--methods", "all")  # fmt: skip
+                     "--inception", folder / "inception.pt", "--methods", "good,broken")  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found == json.loads((tmp_path / "c.json").read_text())
@@ -65,8 +65,8 @@ def test_all_measures_and_all_forms(folder: Path, tmp_path: Path) -> None:
     assert "sscd.pt, pictures squashed to 320 x 320" in (tmp_path / "c.md").read_text()
     table = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
     assert float(table[0]["generated_sscd_median"]) == pytest.approx(1, abs=1e-3)
-    assert {row["method"] for row in table} == {"none", "good", "useless", "union", "broken"}
-    assert (tmp_path / "c.html").read_text().count("<img") > 10
+    assert {row["method"] for row in table} == {"none", "good", "broken"}
+    assert (tmp_path / "c.html").read_text().count("<img") == 2 * 2 * 2 + 1
     assert "the red house" not in "".join((tmp_path / name).read_text() for name in names)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.csv", *sorted(names)]
 

@@ -1,4 +1,4 @@
-"""The paper's tables beside those of a model of one's own, from files of the formats it was made from."""
+"""The paper's tables beside those of a model of one's own, from files of the published formats."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ CAPTIONS = ("A red house, by someone", "the lamp", "Two <i>cups</i>")
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model and lists as published; the pictures are named by the list's index, which is no position."""
+    """A model and lists as published; pictures are named by the list's index, which is no position."""
     folder = tmp_path_factory.mktemp("reproduce")
     write_small(folder / "model.safetensors", side=16)
     rows = [{"caption": text, "index": 7 + n, "url": "http://x"} for n, text in enumerate(CAPTIONS)]
@@ -39,8 +39,8 @@ def arguments(given: Path, out: Path, *more: object) -> list[str]:
     words = [
         "--model", given / "model.safetensors", "--prompts", given / "list.jsonl", "--originals",
         given / "originals", "--sscd", given / "sscd.pt", "--clip", given / "clip", "--out", out,
-        "--images", 2, "--picture-steps", 2, "--ordinary", given / "few.txt", "--ordinary-images", 1,
-        "--device", "cpu", "--tau", 0.2, "--gate", 0.3, *more,
+        "--images", 2, "--picture-steps", 1, "--guidance", 1, "--ordinary", given / "few.txt",
+        "--ordinary-images", 1, "--device", "cpu", "--tau", 0.2, "--gate", 0.3, *more,
     ]  # fmt: skip
     return [str(word) for word in words]
 
@@ -49,7 +49,7 @@ def test_a_subset_first_then_the_rest(
     given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    wanted = ("--kinds", given / "kinds.csv", "--methods", "none,ren,somepalli-1")
+    wanted = ("--kinds", given / "kinds.csv", "--methods", "none,somepalli-1")
     assert reproduce.main(arguments(given, out, *wanted, "--limit", 2)) == 0, capsys.readouterr()
     shown = capsys.readouterr().out
     assert "verbatim (1 prompts)" in shown
@@ -59,7 +59,7 @@ def test_a_subset_first_then_the_rest(
     assert "not comparable" in shown
     found = json.loads((out / "compare.json").read_text())
     assert len(found["prompts"]) == 2
-    assert {"original", "generated", "alignment"} <= found["prompts"][0]["methods"]["ren"].keys()
+    assert {"original", "generated", "alignment"} <= found["prompts"][0]["methods"]["somepalli-1"].keys()
     targets = list(csv.DictReader((out / "targets.csv").read_text().splitlines()))
     assert [Path(row["file"]).name for row in targets] == ["7.png", "8.png"], "by index, not position"
     kept = {path: path.stat().st_mtime_ns for path in (out / "kept").rglob("*.png")}
