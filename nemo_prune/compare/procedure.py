@@ -113,8 +113,9 @@ def searcher(
     same seed.
     """
     model = bench.loaded
-    layers = [_at(layer, place) for layer in bench.checkpoint.select(wanted)]
+    layers = list(bench.checkpoint.select(wanted))
     if place != "to_v":
+        layers = [_at(layer, place) for layer in layers]
         every = [_at(layer, place) for layer in bench.checkpoint.value_layers]
         modules = {layer.name: model.unet.get_submodule(layer.name) for layer in every}
         model = replace(model, value_layers=modules)
