@@ -28,6 +28,7 @@ state that builds on another's, what that took too), "seconds", "notes" (lines f
 that switch outputs of layers off: "sets" (a list of {module: [channels]}; pictures take them in turn)
 and "factor" (what those outputs are multiplied by). "stages": seconds by stage, where there are
 several.
+"calibrating": seconds and samples spent on what is ordinary to the model, which the others do not hold.
 """
 
 

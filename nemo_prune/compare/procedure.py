@@ -50,9 +50,11 @@ class Procedure(Multiplying):
     def prepare(self, bench: Bench, prompt: str | None) -> State:
         assert prompt is not None, "its state is a prompt's own"
         options = bench.options
+        first, start = bench.samples, time.monotonic()
         engine, layers, ordinary = searcher(bench, self.layers or options.layers, self.place)
         tau = self.tau(bench)
         before, began = bench.samples, time.monotonic()
+        calibrating = {"seconds": round(began - start, 3), "samples": before - first}
         (encoded,) = engine.prompts([prompt])
         (ladder,) = ladders(engine.model, layers, [encoded.text], ordinary)
         ladder = replace(ladder, top_k=self.top_k)
@@ -76,6 +78,7 @@ class Procedure(Multiplying):
             tau=round(tau, 4),
             theta=outcome.theta,
             candidates=outcome.candidates,
+            calibrating=calibrating,
             stages={name: round(seconds, 3) for name, seconds in stages.items()},
         )
 
@@ -110,8 +113,9 @@ def searcher(
     same seed.
     """
     model = bench.loaded
-    layers = [_at(layer, place) for layer in bench.checkpoint.select(wanted)]
+    layers = list(bench.checkpoint.select(wanted))
     if place != "to_v":
+        layers = [_at(layer, place) for layer in layers]
         every = [_at(layer, place) for layer in bench.checkpoint.value_layers]
         modules = {layer.name: model.unet.get_submodule(layer.name) for layer in every}
         model = replace(model, value_layers=modules)

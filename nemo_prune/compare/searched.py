@@ -37,13 +37,15 @@ def searched(bench: Bench, prompts: Sequence[str]) -> State:
         )  # fmt: skip
     except Interrupted:
         raise KeyboardInterrupt from None
+    samples = round(sum(found.cost[f"{kind}samples"] for kind in ("", "check_", "trajectory_")))
+    spent = bench.samples - before - samples  # on tau and the gate, and on ordinary trajectories
     return state_of(
         [by_module(found.manifest.neurons)],
-        round(sum(found.cost[f"{kind}samples"] for kind in ("", "check_", "trajectory_"))),
+        samples,
         time.monotonic() - calibrated,
         _notes(found),
-        status=[record.status for record in found.manifest.prompts],
-        calibrating={"seconds": round(calibrated - began, 3), "samples": bench.samples - before},
+        status=[str(record.status) for record in found.manifest.prompts],
+        calibrating={"seconds": round(calibrated - began, 3), "samples": spent},
     )
 
 

@@ -104,14 +104,14 @@ def norm(
     leaf = embedding.detach().clone().requires_grad_(gradient)
     total, timestep = 0.0, first_timestep(bench)
     model = bench.loaded
-    for part, other in zip(latents.split(_AT_ONCE), without.split(_AT_ONCE), strict=True):
+    for part, other in zip(torch.split(latents, _AT_ONCE), torch.split(without, _AT_ONCE), strict=True):
         with torch.set_grad_enabled(gradient):
             found = model.predict_noise(
                 part, timestep, *_batched(model.dtype, len(part), leaf[None], texts, "")
             )
             square = (found.float() - other).square().sum()
             if gradient:
-                square.backward()  # type: ignore[no-untyped-call]
+                square.backward()
                 bench.engine.cost.backward += len(part)
         bench.engine.cost.forward += len(part)
         total += square.item()
@@ -125,7 +125,7 @@ def predictions(bench: Bench, texts: dict[str, Tensor], latents: Tensor) -> Tens
     """The noise without the prompt at the first step, float32 `[n, c, h, w]`."""
     model, found = bench.loaded, []
     with torch.no_grad():
-        for part in latents.split(_AT_ONCE):
+        for part in torch.split(latents, _AT_ONCE):
             text = texts["negative_prompt_embeds"]
             given = _batched(model.dtype, len(part), text, texts, "negative_")
             found.append(model.predict_noise(part, first_timestep(bench), *given).float())

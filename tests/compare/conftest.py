@@ -1,33 +1,15 @@
-"""A bench around a tiny random model, shared by tests that leave it as it is."""
+"""A bench that tests share, and leave as it is."""
 
 from pathlib import Path
 
 import pytest
-import torch
+from benches import make
 from tiny import write_small
 
-from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.compare.bench import Bench
-from nemo_prune.options import Options
-
-PROMPTS = ["a very well known grey cat", "a dog that is on every poster"]
-ORDINARY = ["the sea at night"]
-CAPTIONS = tuple(f"an ordinary thing, number {number}" for number in range(30))
 
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    path = write_small(tmp_path_factory.mktemp("compare") / "tiny.safetensors", side=16)
+    path: Path = write_small(tmp_path_factory.mktemp("compare") / "tiny.safetensors", side=16)
     return make(path)
-
-
-def make(path: Path, prompts: list[str] = PROMPTS, **options: object) -> Bench:
-    asked = {"seeds": 3, "tau": 0.2, "gate": 0.2, "confirm": "none", "device": "cpu"} | options
-    made = Bench(
-        recognize(path), prompts, ORDINARY, Options(**asked),  # type: ignore[arg-type]
-        steps=2, calibration_prompts=CAPTIONS,
-    )  # fmt: skip
-    with torch.no_grad():
-        for layer in made.loaded.value_layers.values():
-            layer.weight[:4] *= 30  # a few neurons that matter
-    return made

