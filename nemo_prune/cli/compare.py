@@ -125,7 +125,7 @@ def compare(
     keep: Path | None, resume: bool, redo: str | None, overwrite: bool, show_prompts: bool,
     as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Compare methods against memorization on the same model, prompts and noises.
+    """Compare methods on the same model, prompts and noises.
 
     Exit code 0: compared, whatever came out; a method that fails is named in the table.
 
