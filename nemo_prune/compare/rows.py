@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -105,6 +105,11 @@ class Multiplying:
 
     def prepare(self, bench: Bench, prompt: str | None) -> State:
         raise NotImplementedError
+
+    def changed(self, bench: Bench, prompt: str, state: State) -> AbstractContextManager[None]:
+        del prompt
+        sets = state["sets"] or [{}]
+        return multiplied(bench.loaded.unet, sets[0], state["factor"])
 
     def draw(self, bench: Bench, prompt: str, state: State, seeds: Sequence[int]) -> NDArray[np.uint8]:
         """Pictures with the state's sets, each for every so manieth of the pictures."""

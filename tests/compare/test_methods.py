@@ -14,12 +14,13 @@ from torch import nn
 from nemo_prune.compare.bench import Bench
 from nemo_prune.compare.methods import ENTRIES, chosen, methods
 from nemo_prune.compare.rows import multiplied, neurons_of
+from nemo_prune.compare.wanda import packed
 from nemo_prune.errors import OptionError
 from nemo_prune.report.pictures import draw
 
 ONE_OF_EACH = (
     "none", "nemo", "nemo-union", "random", "wen", "somepalli-4", "ren", "ffn-wanda", "keys", "conv",
-    "gradient-free", "threshold-high", "no-top-k", "no-refinement", "blocks-up", "scale-minus-1",
+    "gradient-free", "no-top-k", "no-refinement", "scale-minus-1",
 )  # fmt: skip
 
 
@@ -44,6 +45,27 @@ def test_names_and_groups_come_in_the_order_of_tables() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(OptionError, match=f"unknown; did you mean {near}"):
         chosen(["none", name])
+
+
+def test_transformers_have_no_feed_forward_gates_nor_start_tokens() -> None:
+    assert "ren" not in chosen(["all"], "transformer")
+    assert "keys" in chosen(["baselines"], "transformer")
+    with pytest.raises(OptionError, match="methods ren: is defined for UNets"):
+        chosen(["ren"], "transformer")
+
+
+@pytest.mark.parametrize("name", ["conv", "ren", "ffn-wanda", "wen"])
+def test_the_changed_model_is_as_loaded_afterwards(bench: Bench, name: str) -> None:
+    (method,) = methods([name])
+    layer = "mid_block.attentions.0.transformer_blocks.0.ff.net.2"
+    mask = torch.ones_like(bench.loaded.unet.get_submodule(layer).weight, dtype=torch.bool)
+    state = {"sets": [{"conv_in": [0]}], "factor": 0.0, "weights": {layer: packed(mask)}}
+    (prompt,) = bench.engine.prompts([PROMPTS[0]])
+    before = bench.engine.differences(prompt, [0])
+    with method.changed(bench, PROMPTS[0], state):
+        inside = bench.engine.differences(prompt, [0])
+    assert torch.equal(inside, before) == (name == "wen")
+    assert torch.equal(bench.engine.differences(prompt, [0]), before)
 
 
 def test_no_names_are_refused() -> None:
