@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,13 +50,6 @@ class Method(Protocol):
         """Find what the method needs for a prompt; expensive where it is a search.
 
         Ctrl-C ends it with KeyboardInterrupt; the model is then as before.
-        """
-
-    def changed(self, bench: Bench, prompt: str, state: State) -> AbstractContextManager[None]:
-        """The model of `bench` as the state changes it, for measuring what else that does.
-
-        Of several sets of outputs the first. Passes have no guidance, the prompt alone. What changes
-        the text (`wen`, `somepalli-...`) leaves the model as it is.
         """
 
     def draw(self, bench: Bench, prompt: str, state: State, seeds: Sequence[int]) -> NDArray[np.uint8]:
@@ -149,30 +141,19 @@ GROUPS = ("all", *dict.fromkeys(group for entry in ENTRIES.values() for group in
 """Names that stand for several methods."""
 
 
-def chosen(names: Iterable[str] | None, denoiser: str = "unet") -> list[str]:
+def chosen(names: Iterable[str] | None) -> list[str]:
     """The names of methods that `names`, of methods and groups, stand for, in the order of tables.
 
-    None: the default, which is "all". denoiser: as `Family.denoiser`; groups leave out what is not
-    defined for it.
-
-    Raises OptionError for a name that there is not, with the nearest, and for one of a method that is
-    not defined for the denoiser.
+    None: the default, which is "all". Raises OptionError for a name that there is not, with the
+    nearest.
     """
     wanted: set[str] = set()
     for name in ("all",) if names is None else names:
-        if name in GROUPS:
-            wanted |= {
-                entry.name
-                for entry in ENTRIES.values()
-                if (name == "all" or name in entry.groups)
-                and (denoiser == "unet" or not entry.unet_only)
-            }
+        if name == "all":
+            wanted |= ENTRIES.keys()
+        elif name in GROUPS:
+            wanted |= {entry.name for entry in ENTRIES.values() if name in entry.groups}
         elif name in ENTRIES:
-            if ENTRIES[name].unet_only and denoiser != "unet":
-                raise OptionError(
-                    f"{option('methods')} {name}: is defined for UNets, and this model is a {denoiser}; "
-                    f"leave it out"
-                )
             wanted.add(name)
         else:
             known = [*ENTRIES, *GROUPS]
@@ -187,6 +168,6 @@ def chosen(names: Iterable[str] | None, denoiser: str = "unet") -> list[str]:
     return [name for name in ENTRIES if name in wanted]
 
 
-def methods(names: Iterable[str] | None = None, denoiser: str = "unet") -> list[Method]:
+def methods(names: Iterable[str] | None = None) -> list[Method]:
     """The methods of these names and groups, in the order of tables; raises as `chosen`."""
-    return [ENTRIES[name].make() for name in chosen(names, denoiser)]
+    return [ENTRIES[name].make() for name in chosen(names)]

@@ -1,7 +1,7 @@
 """Ren et al. (arXiv 2403.11052): cross-attention's logits are rescaled while pictures are drawn."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,6 @@ class Rescaled:
     def prepare(self, bench: Bench, prompt: str | None) -> State:
         del bench, prompt
         return {"samples": 0, "seconds": 0.0, "notes": []}
-
-    def changed(self, bench: Bench, prompt: str, state: State) -> AbstractContextManager[None]:
-        del state
-        (length,) = bench.loaded.token_counts([prompt])
-        return rescaled(bench.loaded.unet, length, self.c1, guided=False)
 
     def draw(self, bench: Bench, prompt: str, state: State, seeds: Sequence[int]) -> NDArray[np.uint8]:
         del state

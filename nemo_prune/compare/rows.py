@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -106,19 +106,14 @@ class Multiplying:
     def prepare(self, bench: Bench, prompt: str | None) -> State:
         raise NotImplementedError
 
-    def changed(self, bench: Bench, prompt: str, state: State) -> AbstractContextManager[None]:
-        del prompt
-        sets = state["sets"] or [{}]
-        return multiplied(bench.loaded.unet, sets[0], state["factor"])
-
     def draw(self, bench: Bench, prompt: str, state: State, seeds: Sequence[int]) -> NDArray[np.uint8]:
-        """Pictures with the state's sets, each for every so manieth of the pictures."""
+        """Pictures with the state's sets; a picture's set goes by its number."""
         unet, sets = bench.loaded.unet, state["sets"]
         if not sets:
             return bench.draw(prompt, seeds)
         found: list[Any] = [None] * len(seeds)
         for place, rows in enumerate(sets):
-            places = range(place, len(seeds), len(sets))
+            places = [i for i, seed in enumerate(seeds) if seed % len(sets) == place]
             if places:
                 with multiplied(unet, rows, state["factor"]):
                     pictures = bench.draw(prompt, [seeds[i] for i in places])

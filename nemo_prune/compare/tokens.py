@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +48,6 @@ class RandomTokens:
             word = tokenizer.decode([lot.randrange(min(_IDS, len(tokenizer)))]).strip()
             words.insert(lot.randint(0, len(words)), word)
         return " ".join(words)
-
-    def changed(self, bench: Bench, prompt: str, state: State) -> AbstractContextManager[None]:
-        del bench, prompt, state
-        return nullcontext()
 
     def draw(self, bench: Bench, prompt: str, state: State, seeds: Sequence[int]) -> NDArray[np.uint8]:
         del state

@@ -4,7 +4,7 @@ import base64
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,17 +63,13 @@ class FeedForward:
             "weights": {layer: packed(mask) for layer, mask in masks.items()},
         }
 
-    def changed(self, bench: Bench, prompt: str, state: State) -> AbstractContextManager[None]:
-        del prompt
+    def draw(self, bench: Bench, prompt: str, state: State, seeds: Sequence[int]) -> NDArray[np.uint8]:
         unet = bench.loaded.unet
         masks = {
             layer: unpacked(text, unet.get_submodule(layer).weight.shape)
             for layer, text in state["weights"].items()
         }
-        return without_weights(unet, masks)
-
-    def draw(self, bench: Bench, prompt: str, state: State, seeds: Sequence[int]) -> NDArray[np.uint8]:
-        return bench.draw(prompt, seeds, within=self.changed(bench, prompt, state))
+        return bench.draw(prompt, seeds, within=without_weights(unet, masks))
 
 
 def select(weight: Tensor, used: Tensor, base: Tensor, ratio: float) -> Tensor:

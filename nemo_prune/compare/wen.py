@@ -4,7 +4,6 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,10 +55,6 @@ class Wen:
             "notes": [f"target {each:.4g} a picture, {whence}"],
             "target": each,
         }
-
-    def changed(self, bench: Bench, prompt: str, state: State) -> AbstractContextManager[None]:
-        del bench, prompt, state
-        return nullcontext()
 
     def draw(self, bench: Bench, prompt: str, state: State, seeds: Sequence[int]) -> NDArray[np.uint8]:
         target = state["target"] * math.sqrt(len(seeds))

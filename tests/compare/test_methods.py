@@ -14,7 +14,6 @@ from torch import nn
 from nemo_prune.compare.bench import Bench
 from nemo_prune.compare.methods import ENTRIES, chosen, methods
 from nemo_prune.compare.rows import multiplied, neurons_of
-from nemo_prune.compare.wanda import packed
 from nemo_prune.errors import OptionError
 from nemo_prune.report.pictures import draw
 
@@ -45,27 +44,6 @@ def test_names_and_groups_come_in_the_order_of_tables() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(OptionError, match=f"unknown; did you mean {near}"):
         chosen(["none", name])
-
-
-def test_transformers_have_no_feed_forward_gates_nor_start_tokens() -> None:
-    assert "ren" not in chosen(["all"], "transformer")
-    assert "keys" in chosen(["baselines"], "transformer")
-    with pytest.raises(OptionError, match="methods ren: is defined for UNets"):
-        chosen(["ren"], "transformer")
-
-
-@pytest.mark.parametrize("name", ["conv", "ren", "ffn-wanda", "wen"])
-def test_the_changed_model_is_as_loaded_afterwards(bench: Bench, name: str) -> None:
-    (method,) = methods([name])
-    layer = "mid_block.attentions.0.transformer_blocks.0.ff.net.2"
-    mask = torch.ones_like(bench.loaded.unet.get_submodule(layer).weight, dtype=torch.bool)
-    state = {"sets": [{"conv_in": [0]}], "factor": 0.0, "weights": {layer: packed(mask)}}
-    (prompt,) = bench.engine.prompts([PROMPTS[0]])
-    before = bench.engine.differences(prompt, [0])
-    with method.changed(bench, PROMPTS[0], state):
-        inside = bench.engine.differences(prompt, [0])
-    assert torch.equal(inside, before) == (name == "wen")
-    assert torch.equal(bench.engine.differences(prompt, [0]), before)
 
 
 def test_no_names_are_refused() -> None:
@@ -185,6 +163,16 @@ def test_random_neurons_are_as_many_in_each_layer_and_the_same_in_every_run(benc
     assert Counter(n.layer for n in neurons_of(state)) == {first: 2, second: 1}
     assert half["factor"] == 0.5
     assert neurons_of(half) == ()
+
+
+def test_a_pictures_set_goes_by_its_number(bench: Bench) -> None:
+    (method,) = methods(["conv"])
+    state = {"sets": [{"conv_in": [place]} for place in range(3)], "factor": 0.0}
+    together = method.draw(bench, PROMPTS[0], state, [1, 3, 5])
+    apart = [method.draw(bench, PROMPTS[0], state, [number])[0] for number in (1, 3, 5)]
+    assert np.abs(together.astype(int) - np.stack(apart)).max() <= 1
+    with multiplied(bench.loaded.unet, {"conv_in": [2]}, 0.0):
+        assert np.array_equal(bench.draw(PROMPTS[0], [5])[0], apart[2])
 
 
 def test_half_the_channels_of_each_down_block(bench: Bench) -> None:
