@@ -103,7 +103,7 @@ ENTRIES = {
               "searched:Nemo", whole_list=True),
         Entry("literal", "the paper's procedure", f"{_NEMO}, section 3.2", "procedure:Procedure",
               arguments={"literal": True}),
-        Entry("random", "random neurons", f"{_NEMO}, section 4.2: as many in each layer as nemo",
+        Entry("random", "random neurons", f"{_NEMO}, table 1: as many in each layer as nemo",
               "rows:RandomRows", ("baselines",)),
         Entry("wen", "embedding adjusted", "Wen et al., arXiv 2407.21720, mitigation", "wen:Wen",
               ("baselines",), unet_only=True),

@@ -107,13 +107,13 @@ class Multiplying:
         raise NotImplementedError
 
     def draw(self, bench: Bench, prompt: str, state: State, seeds: Sequence[int]) -> NDArray[np.uint8]:
-        """Pictures with the state's sets, each for every so manieth of the pictures."""
+        """Pictures with the state's sets; a picture's set goes by its number."""
         unet, sets = bench.loaded.unet, state["sets"]
         if not sets:
             return bench.draw(prompt, seeds)
         found: list[Any] = [None] * len(seeds)
         for place, rows in enumerate(sets):
-            places = range(place, len(seeds), len(sets))
+            places = [i for i, seed in enumerate(seeds) if seed % len(sets) == place]
             if places:
                 with multiplied(unet, rows, state["factor"]):
                     pictures = bench.draw(prompt, [seeds[i] for i in places])

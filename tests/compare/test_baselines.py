@@ -31,10 +31,7 @@ def noise_norm(bench: Bench, embedding: Tensor, latents: Tensor) -> float:
     return math.sqrt(total)
 
 
-def test_the_norm_and_its_gradient_are_those_of_finite_differences(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nemo_prune.compare.wen._AT_ONCE", 1)  # so that there are two parts
+def test_the_norm_and_its_gradient_are_those_of_finite_differences(bench: Bench) -> None:
     latents, texts = bench.noise([0, 1]), bench.texts(PROMPTS[0])
     embedding = texts["prompt_embeds"][0].float()
     length, gradient = norm(bench, texts, latents, embedding, predictions(bench, texts, latents))

@@ -19,7 +19,7 @@ from nemo_prune.report.pictures import draw
 
 ONE_OF_EACH = (
     "none", "nemo", "nemo-union", "random", "wen", "somepalli-4", "ren", "ffn-wanda", "keys", "conv",
-    "gradient-free", "threshold-high", "no-top-k", "no-refinement", "blocks-up", "scale-minus-1",
+    "gradient-free", "no-top-k", "no-refinement", "scale-minus-1",
 )  # fmt: skip
 
 
@@ -163,6 +163,16 @@ def test_random_neurons_are_as_many_in_each_layer_and_the_same_in_every_run(benc
     assert Counter(n.layer for n in neurons_of(state)) == {first: 2, second: 1}
     assert half["factor"] == 0.5
     assert neurons_of(half) == ()
+
+
+def test_a_pictures_set_goes_by_its_number(bench: Bench) -> None:
+    (method,) = methods(["conv"])
+    state = {"sets": [{"conv_in": [place]} for place in range(3)], "factor": 0.0}
+    together = method.draw(bench, PROMPTS[0], state, [1, 3, 5])
+    apart = [method.draw(bench, PROMPTS[0], state, [number])[0] for number in (1, 3, 5)]
+    assert np.abs(together.astype(int) - np.stack(apart)).max() <= 1
+    with multiplied(bench.loaded.unet, {"conv_in": [2]}, 0.0):
+        assert np.array_equal(bench.draw(PROMPTS[0], [5])[0], apart[2])
 
 
 def test_half_the_channels_of_each_down_block(bench: Bench) -> None:

@@ -91,7 +91,6 @@ def test_what_is_not_memorized_gets_no_neurons() -> None:
 
 
 def test_without_refinement_the_rung_is_kept() -> None:
-    """Neuron 3 is out of the ordinary on no rung, yet the first one that holds 0 may hold it."""
     ladder = Ladder({"value": [29.5, 6.0]}, {"value": [6.0, 0.5]})
     kept = run(literal_search(ladder, [0, 1], 0.5, refine=False), lambda off, _s: 0.9 * (not off))
     assert [n.row for n in kept.neurons] == [0, 1]
