@@ -498,7 +498,7 @@ class _Job:
         }
 
     def _quality(self, method: Method, places: Sequence[int]) -> dict[str, float]:
-        inputs, found = self.inputs, {}
+        inputs, found = self.inputs, dict[str, float]()
         for extractor in inputs.extractors:
             whole = len(places) == len(self.ordinary_ids) and len(places) * inputs.ordinary_images > 1
             if not whole:
