@@ -91,6 +91,7 @@ def _render(template: str, data: Data, album: Album) -> str:
         drift_plot=drift_plot(data),
         neurons_plot=neurons_plot(data),
         histograms=histograms(data),
+        score_histograms=score_histograms(data),
     )
 
 
@@ -205,6 +206,17 @@ def histograms(data: Data) -> list[tuple[str, list[int]]]:
         ]
         if values:
             found.append((f"{place} {method['name']}", histogram(values)))
+    return found
+
+
+def score_histograms(data: Data) -> list[tuple[str, list[int]]]:
+    """For each method that switches outputs off the memorization scores of all prompts."""
+    found = []
+    for place, method in enumerate(data["methods"]):
+        cells = [entry["methods"][method["name"]] for entry in data["prompts"]]
+        scores = [cell["score"] for cell in cells if cell.get("score") is not None]
+        if scores:
+            found.append((f"{place} {method['name']}", histogram(scores)))
     return found
 
 

@@ -27,16 +27,20 @@ from nemo_prune.compare.bench import Bench
 from nemo_prune.compare.methods import Method, State
 from nemo_prune.compare.metrics import measure, measure_same, reference_of
 from nemo_prune.compare.quality import Extractor
+from nemo_prune.compare.rows import multiplied
 from nemo_prune.compare.table import quality_rows, table_rows
 from nemo_prune.compare.work import Work
 from nemo_prune.errors import CalibrationError, CheckpointError, OptionError, option
 from nemo_prune.files.prompts import prompt_id, prompts_hash
+from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress, Silent
 from nemo_prune.report.gallery import inlined
 from nemo_prune.report.likeness import Described, Likeness
 from nemo_prune.report.pictures import Picture
 from nemo_prune.report.targets import open_target
+from nemo_prune.scoring.criterion import best_pairs
 from nemo_prune.scoring.drift import recorded
+from nemo_prune.scoring.engine import Sample
 from nemo_prune.scoring.journal import fingerprint_of_run
 
 FORMAT = "nemo-prune-compare/1"
@@ -153,6 +157,7 @@ class _Job:
         self.likeness_id = _short(inputs.likeness.used)
         self.failed: dict[str, str] = {}  # method -> why it did not run at all
         self.references: list[dict[str, Tensor]] = []  # of drift
+        self.differences: dict[str, dict[int, Tensor]] = {}  # the unpruned model's, of prompts
         self._features: dict[str, Tensor] = {}  # of the pictures that others are compared with
 
     # ------------------------------------------------------------------------------------- keys
@@ -166,7 +171,7 @@ class _Job:
         return place % len(self.ids)
 
     def left(self, method: Method) -> tuple[list[int], list[int], bool]:
-        """Prompts and ordinary prompts that are still to be drawn, and whether drift is unknown."""
+        """Prompts and ordinary prompts that are still to be drawn, and whether more is unknown."""
         memorized = [
             index
             for index, name in enumerate(self.ids)
@@ -182,7 +187,8 @@ class _Job:
             ordinary = []
         drift = bool(self.inputs.ordinary) and method.name != UNPRUNED
         drift &= self.work.get("drift", method.name, self.list_id) is None
-        return memorized, ordinary, drift
+        scores = any(self._score(method, index) is None for index in range(len(self.ids)))
+        return memorized, ordinary, drift or scores
 
     @property
     def reference_left(self) -> list[int]:
@@ -204,7 +210,7 @@ class _Job:
         images, ordinary_images = inputs.images, inputs.ordinary_images
         todo = sum(len(one) * images + len(two) * ordinary_images for one, two, _ in left.values())
         todo += len(self.reference_left) * ordinary_images
-        if not todo and not any(drift for _, _, drift in left.values()):
+        if not todo and not any(more for _, _, more in left.values()):
             return
         everything = images * len(self.ids) + ordinary_images * len(self.ordinary_ids)
         done = max(0, everything * len(inputs.methods) - todo)
@@ -223,7 +229,7 @@ class _Job:
         within.began = True
         for method in inputs.methods:
             within.label = method.name
-            memorized, ordinary, drift = left[method.name]
+            memorized, ordinary, more = left[method.name]
             if method.unet_only and bench.loaded.is_transformer:
                 self.failed[method.name] = "is not defined for transformers"
                 progress.advance(len(memorized) * images + len(ordinary) * ordinary_images)
@@ -246,8 +252,9 @@ class _Job:
                 progress.advance(ordinary_images)
             if method.name == UNPRUNED:
                 self._reference(bench, method)
-            elif drift:
-                within.detail("drift")
+            if more:
+                within.detail("scores and drift")
+                self._scores(bench, method)
                 self._drift(bench, method)
         bench.loaded.release()
 
@@ -317,8 +324,25 @@ class _Job:
             self.work.add(taken, "ordinary", REFERENCE, "-", name)
             self.progress.advance(count)
 
+    def _scores(self, bench: Bench, method: Method) -> None:
+        """The memorization score of each prompt with what the method found switched off."""
+        for index, (name, text) in enumerate(zip(self.ids, self.inputs.prompts, strict=True)):
+            if self._error(method, index) or self._score(method, index) is not None:
+                continue
+            state = self._state(bench, method, index)
+            found = {"score": memorization_score(bench, method, text, state, self.differences)}
+            self.work.add(found, "score", method.name, self.scope(method, index), name)
+
+    def _score(self, method: Method, index: int) -> dict[str, float | None] | None:
+        found: dict[str, float | None] | None = self.work.get(
+            "score", method.name, self.scope(method, index), self.ids[index]
+        )
+        return found
+
     def _drift(self, bench: Bench, method: Method) -> None:
         """How far cross-attention outputs move at the first step, as `drift` measures it."""
+        if method.name == UNPRUNED or not self.inputs.ordinary:
+            return
         places = range(min(_DRIFT_PROMPTS, len(self.ordinary_ids)))
         if not self.references:
             unpruned = self.inputs.methods[0]
@@ -479,6 +503,7 @@ class _Job:
             "notes": state.get("notes", []),
             "draw_seconds": drawn["seconds"],
             "draw_samples": drawn["samples"],
+            **(self._score(method, index) or {}),
             **(self.measured(method, index) or {}),
         }
         if state.get("sets"):
@@ -550,6 +575,28 @@ class _Job:
                 row["target"] = [inlined(open_target(self.inputs.targets[index], 256, 256))]
             found[index] = row
         return found
+
+
+def memorization_score(
+    bench: Bench, method: Method, text: str, state: State, unpruned: dict[str, dict[int, Tensor]]
+) -> float | None:
+    """`verify`'s score of a prompt with a method's outputs off, on noises that no search used.
+
+    None for methods that do something else; of several sets of outputs the first is taken.
+    unpruned: the unpruned model's noise differences by prompt, which are added to.
+    """
+    engine, seeds = bench.engine, range(FRESH_SEEDS, FRESH_SEEDS + bench.options.seeds)
+    (prompt,) = engine.prompts([text])
+    samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
+    if text not in unpruned:
+        unpruned[text] = dict(zip(seeds, engine.evaluate(samples), strict=True))
+    if method.name == UNPRUNED:
+        return max(best_pairs(unpruned[text], published=engine.published).values())
+    if not state.get("sets"):
+        return None
+    with multiplied(bench.loaded.unet, state["sets"][0], state["factor"]):
+        after = dict(zip(seeds, engine.evaluate(samples), strict=True))
+    return max(engine.scores(after, unpruned[text]).values())
 
 
 class _Within(Silent):

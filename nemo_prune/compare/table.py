@@ -26,8 +26,9 @@ def table_rows(methods: Sequence[Data], prompts: Sequence[Data]) -> list[dict[st
 
     Returns:
         "method", "kind", "prompts", "errors"; "neurons" (mean, sd, median, largest; None for methods
-        without); by column and measure what `summarize` gives, under "columns"; "near": pictures near
-        what was memorized and pictures judged; "samples" and "seconds" for a prompt's search,
+        without) and "score", the same of the memorization score; by column and measure what
+        `summarize` gives, under "columns"; "near": pictures near what was memorized and pictures
+        judged; "samples" and "seconds" for a prompt's search,
         "stages", seconds of its parts; "picture_seconds" and "picture_samples" for one picture.
     """
     kinds = list(dict.fromkeys(entry.get("kind") for entry in prompts))
@@ -57,6 +58,7 @@ def _row(method: Data, kind: str, cells: Sequence[Data]) -> dict[str, Any]:
             for column in COLUMNS
         },
         "near": None,
+        "score": _spread([cell["score"] for cell in found if cell.get("score") is not None]),
     }
     judged = [cell for cell in found if "near" in cell]
     if judged:
@@ -202,6 +204,7 @@ def _flat(row: Data, effect: Data) -> dict[str, Any]:
                 flat[f"{name}_{how}"] = value
 
     spread("neurons", row["neurons"])
+    spread("score", row["score"])
     for column, measures in row["columns"].items():
         for measure, values in measures.items():
             spread(f"{column}_{measure}", values)

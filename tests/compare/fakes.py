@@ -102,6 +102,10 @@ class FakeMethod:
             return found | {"samples": 0}
         return found | {"sets": [{"a.to_v": [1, 2]}], "factor": 0.0, "stages": {"D1": 0.1, "D3": 0.4}}
 
+    @property
+    def score(self) -> float | None:
+        return None if self.name == "useless" else 0.9 * self.scale
+
     def draw(self, bench: Any, prompt: str, state: dict[str, Any], seeds: Sequence[int]) -> Any:
         assert state["samples"] in (0, 12)
         DRAWN.append((self.name, prompt))

@@ -38,9 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def faked(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {one.name: one for one in fake_methods()}
     monkeypatch.setattr(job, "Bench", FakeBench)
-    monkeypatch.setattr("nemo_prune.compare.methods.chosen", lambda names: list(dict.fromkeys(
-        ["none", *names] if "all" not in names else made)))  # fmt: skip
-    monkeypatch.setattr("nemo_prune.compare.methods.methods", lambda names: [made[n] for n in names])
+    monkeypatch.setattr(job, "memorization_score", lambda _bench, method, *_more: method.score)
+    catalogue = "nemo_prune.compare.methods."
+    monkeypatch.setattr(f"{catalogue}chosen", lambda names, *_more: [n for n in made if n in names])
+    monkeypatch.setattr(f"{catalogue}methods", lambda names, *_more: [made[n] for n in names])
 
 
 def compare(folder: Path, *more: object) -> Result:

@@ -32,6 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inputs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CompareInputs:
     monkeypatch.setattr(job, "Bench", FakeBench)
+    monkeypatch.setattr(job, "memorization_score", lambda _bench, method, *_more: method.score)
     DRAWN.clear()
     FakeBench.opened = 0
     target = tmp_path / "target.png"
@@ -72,6 +73,8 @@ def test_who_suppresses_is_told_from_who_does_not(inputs: CompareInputs, tmp_pat
     assert table["good"]["neurons"]["mean"] == 2
     assert table["union"]["samples"]["mean"] == 4, "a third of what the whole list took"
     assert table["good"]["picture_samples"] == 3
+    assert (table["none"]["score"]["mean"], table["good"]["score"]["mean"]) == (0.9, 0.45)
+    assert table["useless"]["score"] is None
     said = verdict(found.data)
     assert said.startswith("Unpruned, 9 of 9 pictures are near what was memorized.")
     assert "good" in said.partition("Not so")[0]

@@ -59,6 +59,7 @@ def test_a_subset_first_then_the_rest(
     assert "not comparable" in shown
     found = json.loads((out / "compare.json").read_text())
     assert len(found["prompts"]) == 2
+    assert found["prompts"][0]["methods"]["none"]["score"] is not None
     assert {"original", "generated", "alignment"} <= found["prompts"][0]["methods"]["somepalli-1"].keys()
     targets = list(csv.DictReader((out / "targets.csv").read_text().splitlines()))
     assert [Path(row["file"]).name for row in targets] == ["7.png", "8.png"], "by index, not position"
