@@ -191,8 +191,11 @@ def _table(*columns: str) -> Table:
     table = Table(header_style="bold", pad_edge=False)
     for name in columns:
         left = name in ("status", "memorized", "text")
-        # Folded where a terminal is narrow: a score that is cut to 0... says nothing.
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+        # Folded where a terminal is narrow: a score that is cut to 0... says nothing. Titles give way
+        # first, so that no status is broken within a word.
+        table.add_column(
+            name, justify="left" if left else "right", overflow="fold", no_wrap=name == "status"
+        )
     return table
 
 

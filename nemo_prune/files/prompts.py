@@ -1,4 +1,4 @@
-"""Prompts and their labels, from the lists that `nemo_prune.files.lists` reads."""
+"""Prompts and their labels, from the lists that `nemo_prune.files.source` reads."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record, read_list
+from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record
+from nemo_prune.files.source import read_list
 
 _MEMORIZED = frozenset(
     {"1", "true", "yes", "memorized", "verbatim", "vm", "template", "tm", "mv", "rv", "tv"}

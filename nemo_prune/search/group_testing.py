@@ -365,7 +365,7 @@ def finished(
         samples=cache.tally.samples,
         questions=cache.tally.questions,
         order=searched.schedule.name,
-        # The ladder also lists neurons that are off beside the search, of which none was taken.
+        # Of a neuron that was off already nothing was attributed.
         attribution=tuple(attribution.get(neuron, 0.0) for neuron in found) if attribution else (),
         tradeoff=_tradeoff(cache) if cache.trajectory else (),
         minimal=searched.minimal,

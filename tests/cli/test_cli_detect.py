@@ -174,6 +174,35 @@ def test_a_calibration_needs_no_room_for_a_model(
         assert "is read by this command" in refused.stderr
 
 
+def test_calibrate_draws_a_sample_of_a_list_of_any_length(
+    model: Path, ordinary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[list[str]] = []
+
+    def measure(_checkpoint: Any, captions: list[str], *_more: Any) -> dict[str, Any]:
+        taken.append(captions)
+        return {"gates": [{"value": 0.5, "low": 0.4, "high": None, "fpr": 0.01}],
+                "prompts": 30, "scored": 30, "tau": 0.4}  # fmt: skip
+
+    monkeypatch.setattr("nemo_prune.scoring.calibrate.calibrate", measure)
+    arguments = ("calibrate", model, "--prompts", ordinary, "-o", tmp_path / "c.safetensors")
+    lines = ordinary.read_text().splitlines()
+    result = run(*arguments, "--sample", "30", "--seed", "5")
+    assert result.exit_code == 0, result.stderr
+    assert len(taken[0]) == 30
+    assert set(taken[0]) <= set(lines)
+    assert f"30 of {len(lines)} distinct prompts, drawn by seed 5" in result.stderr
+    monkeypatch.setattr("nemo_prune.files.streams.LONG", 10)
+    assert run(*arguments).exit_code == 0
+    assert list(taken[1]) == lines, "as many as there are"
+    refused = run(*arguments, "--expect-prompts", "7")
+    assert refused.exit_code == 2
+    assert f"--expect-prompts 7, and {len(lines)} distinct prompts were read" in refused.stderr
+    without = run("calibrate", model, "--sample", "30", "-o", tmp_path / "c.safetensors")
+    assert without.exit_code == 2
+    assert "--sample: needs the lists to draw from; give --prompts" in without.stderr
+
+
 def test_calibrate_without_prompts_takes_the_bundled_captions(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.cli.console import console, interval_text, print_findings, print_prompts
 from nemo_prune.cli.failures import Refused, failure
 from nemo_prune.cli.progress import LineProgress
@@ -107,12 +108,13 @@ def test_a_prompt_that_is_still_drawn_is_said_to_be(capsys: pytest.CaptureFixtur
     assert "80 to draw trajectories" in words
 
 
+@pytest.mark.parametrize("status", list(Status))
 def test_no_status_is_cut_off_in_80_columns(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    status: Status, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     entry = {
-        "index": 10, "line": 12, "file": "m.txt", "status": "not removable", "score_before": 0.881,
+        "index": 10, "line": 12, "file": "m.txt", "status": status, "score_before": 0.881,
         "score_after": 0.427, "trajectory": 0.587, "neurons": [{}] * 1045, "samples": 10_000,
         "trajectory_samples": 0,
     }  # fmt: skip
@@ -125,7 +127,7 @@ def test_no_status_is_cut_off_in_80_columns(
         "statistics_from": "file",
     })  # fmt: skip
     told = capsys.readouterr().err
-    assert "removable" in told
+    assert f" {status} " in told, "in one line"
     assert "…" not in told
 
 

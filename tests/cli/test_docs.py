@@ -1,7 +1,7 @@
 """Every command and every Python example of the README and the documentation, run as it stands.
 
 On the demo checkpoint, in the order of each page, in a folder that holds the files that they name. What
-is ordinary comes from the calibration that the demo's tests share.
+is ordinary comes from the calibration that is shipped.
 """
 
 import re
@@ -46,6 +46,9 @@ def folder(
     few = Effort(4, 2, drawn=1, draw_seeds=2, styles=(Style("dpm++ 2m", 4, 5.0, 1),))
     monkeypatch.setitem(EFFORTS, "quick", few)
     monkeypatch.setattr("nemo_prune.audit.pictures.PLAIN", Style("ddim", 4, 7.0, 0))
+    # What trajectories of ordinary captions look like, from fewer of them.
+    monkeypatch.setattr("nemo_prune.scoring.detection_run.ORDINARY", 5)
+    monkeypatch.setattr("nemo_prune.localize.localize.UNRELATED", 4)
     Path("model.safetensors").symlink_to(CHECKPOINT)
     shutil.copy(demo_calibration, "calibration.safetensors")
     memorized = read_prompts(DATA / "memorized.txt").texts

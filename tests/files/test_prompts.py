@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from nemo_prune.errors import PromptFileError, rendered
-from nemo_prune.files import lists
+from nemo_prune.files import source
 from nemo_prune.files.lists import STDIN, expand
 from nemo_prune.files.prompts import check_count, prompt_id, read_prompts
 
@@ -396,7 +396,7 @@ def test_a_compressed_list_that_is_cut_off_or_damaged_is_refused(tmp_path: Path,
 def test_a_compressed_list_is_bounded_when_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "MAX_BYTES", 1000)
+    monkeypatch.setattr(source, "MAX_BYTES", 1000)
     for suffix, pack in PACKERS.items():
         with pytest.raises(PromptFileError, match="is too large, more than 1000 bytes"):
             _read(tmp_path, f"p.txt.{suffix}", pack(b"caption\n" * 100_000))
@@ -484,7 +484,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
         read_prompts(STDIN)
     given(b'["a cat, asleep", "a dog"]')
     assert read_prompts(STDIN, "json").texts == TWO
-    monkeypatch.setattr(lists, "MAX_BYTES", 10)
+    monkeypatch.setattr(source, "MAX_BYTES", 10)
     given(b"a cat, asleep")
     with pytest.raises(PromptFileError, match="is too large, more than 10 bytes"):
         read_prompts(STDIN)
@@ -503,7 +503,7 @@ def test_a_pipe_is_read_once_and_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     writer = piped("\n".join(f"a photo of {number} cats" for number in range(20_000)))
     assert len(read_prompts(path).texts) == 20_000
     writer.join()
-    monkeypatch.setattr(lists, "MAX_BYTES", 10)
+    monkeypatch.setattr(source, "MAX_BYTES", 10)
     writer = piped("a cat, asleep" * 1_000)
     with pytest.raises(PromptFileError, match="is too large"):
         read_prompts(path)

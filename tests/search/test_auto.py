@@ -373,6 +373,10 @@ def test_not_removable_goes_on_as_the_ladder_ends(wide: Ladder) -> None:
     free = run(gradient_free_search(wide, range(4), 0.428), oracle)
     assert found.status == free.status == "not removable"
     assert (set(found.neurons), found.threshold) == (needed, free.threshold)
+    # A neuron that is off already when the search begins has no attribution.
+    del attribution[Neuron("a", 3)]
+    found = run(auto_search(wide, evenly(every(wide)), range(4), 0.428), oracle, Told(attribution))
+    assert dict(zip(found.neurons, found.attribution, strict=True))[Neuron("a", 3)] == 0
 
 
 def test_one_seed_that_nothing_helps_is_not_removable_at_the_cost_of_the_ladder(wide: Ladder) -> None:
@@ -444,12 +448,3 @@ def test_a_seed_that_misses_nothing_any_more_is_not_asked_first_again_and_again(
     recorder.check(found)
     assert set(found.neurons) == wanted | {extra}
     assert sum(len(off) == len(wanted) and seed == 0 for off, seed in recorder.answers) <= 3
-
-
-def test_neurons_that_are_off_beside_the_search_have_no_attribution_and_do_not_end_it() -> None:
-    """A repair's attribution leaves out what is off already; the ladder lists it all the same."""
-    ladder = Ladder({"a": [9.0, 8.0]}, {"a": [2.0, 1.0]})
-    search = auto_search(ladder, evenly(every(ladder)), [0, 1], 0.4)
-    found = run(search, lambda _off, _seed: 0.9, lambda _asked: {Neuron("a", 0): 0.5})
-    assert found.status == "not removable"
-    assert len(found.attribution) == len(found.neurons)
