@@ -19,8 +19,8 @@ from typing import Any
 from nemo_prune.cli.console import flags
 from nemo_prune.cli.main import main as nemo_prune
 from nemo_prune.errors import NemoPruneError, OptionError
-from nemo_prune.files.lists import read_list
 from nemo_prune.files.prompts import read_prompts
+from nemo_prune.files.source import read_list
 
 COLUMNS = ("original", "generated", "diversity", "alignment")
 # SD 1.4, SSCD (and CLIP) of the columns above; arXiv 2406.02366, Table 1.
