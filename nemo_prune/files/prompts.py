@@ -248,7 +248,7 @@ def text_of(record: Record, key: str | None, path: Path, line: int) -> str:
         # A column that was asked for is not quoted.
         asked = key is not None and key not in COLUMNS
         wanted = f"the column of {option('prompt_column')}" if asked else key or ", ".join(COLUMNS)
-        but = f", but {_KINDS[type(text)]}" if type(text) in _KINDS else ""
+        but = f", but {_WORDS[type(text)]}" if type(text) in _WORDS else ""
         raise PromptFileError(f"{path}: line {line} has no string under {wanted}{but}; mend it")
     try:
         text.encode()
@@ -257,8 +257,8 @@ def text_of(record: Record, key: str | None, path: Path, line: int) -> str:
     return text.strip() if _VISIBLE.search(text) else ""
 
 
-_KINDS = {bytes: "bytes", list: "a list", dict: "an object", bool: "a truth value", int: "a number"}
-_KINDS |= {float: "a number"}
+_WORDS = {bytes: "bytes", list: "a list", dict: "an object", bool: "a truth value", int: "a number"}
+_WORDS |= {float: "a number"}
 
 
 def label_column(listing: Listing, notes: list[str]) -> str | None:
