@@ -8,6 +8,7 @@ import click
 from cloup import option_group
 
 from nemo_prune.audit.strength import Strength
+from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import (
     FILE,
     OUT,
@@ -132,7 +133,7 @@ def audit(
         for line in notes(found.data):
             click.echo(line, err=True)
         for path in (*reports, *([junit] if junit else [])):
-            click.echo(f"wrote {path}", err=True)
+            say(f"wrote {path}")
     if as_json:
         click.echo(json.dumps({**found.data, "verdict": verdict(found.data)}))
     context.exit(int(found.came_back))

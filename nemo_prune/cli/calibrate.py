@@ -8,6 +8,7 @@ from typing import Any
 import click
 from cloup import option_group
 
+from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import (
     OUT,
     Whole,
@@ -86,10 +87,9 @@ def calibrate(
     if as_json:
         click.echo(json.dumps(result))
     gate = result["gates"][0]
-    click.echo(
+    say(
         f"wrote {output}: {result['prompts']} prompts, {result['scored']} of them scored; tau "
-        f"{result['tau']:.3f}, gate {gate['value']:.3f} ({interval_text(gate)})",
-        err=True,
+        f"{result['tau']:.3f}, gate {gate['value']:.3f} ({interval_text(gate)})"
     )
 
 

@@ -96,7 +96,10 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
             kwargs.setdefault("color", False)
         if shutil.get_terminal_size().columns < _NARROWEST:
             kwargs.setdefault("terminal_width", _NARROWEST)
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError:  # nothing can be said; left to the interpreter this would be exit code 1
+            sys.exit(2)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """In sections; DefaultGroup's own would mark the default command in a plain list."""

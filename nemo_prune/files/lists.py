@@ -6,11 +6,13 @@ may be compressed with gzip, bzip2, xz or zstd, and has two suffixes then: capti
 Messages never quote the content.
 """
 
+import contextlib
 import csv
 import glob
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +100,15 @@ def expand(paths: Sequence[Path]) -> tuple[Path, ...]:
 
 
 # ---------------------------------------------------------------------------------------- content
+
+
+def nameless(path: Path) -> bool:
+    """Whether it is standard input or a pipe, whose name says nothing of its content."""
+    if path == STDIN:
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        return stat.S_ISFIFO(path.stat().st_mode)
+    return False
 
 
 def zstd_unknown(path: Path) -> PromptFileError:
@@ -231,7 +242,8 @@ def refused(path: Path, what: str, looks: Format | None) -> PromptFileError:
     if looks is None:
         cure = f"give text, CSV, TSV, JSON, JSON lines or Parquet, or {option('prompts_format')}"
     else:
-        cure = f"name it .{looks}, or give {option('prompts_format')} {looks}"
+        named = "" if nameless(path) else f"name it .{looks}, or "
+        cure = f"{named}give {option('prompts_format')} {looks}"
         if looks != "parquet":
             cure += f" ({option('prompts_format')} txt takes each line as a prompt)"
     return PromptFileError(f"{path}: {what}; {cure}")
@@ -332,13 +344,14 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _record(path: Path, number: int, value: object) -> Record:
+def _record(path: Path, number: int, value: object, where: str = "") -> Record:
     if isinstance(value, dict):
         return {key.lower(): cell for key, cell in value.items()}
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise PromptFileError(f"{path}: line {number} has no string under {', '.join(COLUMNS)}; mend it")
+        wanted = ", ".join(COLUMNS)
+        raise PromptFileError(f"{path}: line {number} has no string under {wanted}{where}; mend it")
     return value
 
 
@@ -378,7 +391,10 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
         line = getattr(error, "lineno", None)
         where = f"line {line} " if line else ""
         raise PromptFileError(f"{path}: {where}is not JSON; mend it") from None
-    records = [(number, _record(path, number, value)) for number, value in items]
+    records = [
+        (number, _record(path, number, value, f" (item {place})"))
+        for place, (number, value) in enumerate(items, start=1)
+    ]
     return Listing(path, "json", records, 0, tuple(notes))
 
 

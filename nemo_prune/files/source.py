@@ -34,6 +34,7 @@ from nemo_prune.files.lists import (
     decoded_list,
     json_line,
     json_list,
+    nameless,
     open_parquet,
     open_pipe,
     parquet_columns,
@@ -139,19 +140,20 @@ def opened(
             closing.callback(raw.close)
         first += _read(raw, 8 - len(first))
         notes: list[str] = []
-        if path == STDIN:
-            # It has no name, so what it begins with decides.
-            suffix = next((s for s, magic in COMPRESSED.items() if first.startswith(magic)), "")
+        packing = suffix if suffix in COMPRESSED else ""
+        if packing:
+            suffix = path.with_suffix("").suffix.lower()
+        elif nameless(path):
+            # Its name says nothing, so what it begins with decides.
+            packing = next((s for s, magic in COMPRESSED.items() if first.startswith(magic)), "")
         plain: io.RawIOBase = _Chained(path, first, raw)
-        packed = suffix in COMPRESSED and first.startswith(COMPRESSED[suffix])
+        packed = bool(packing) and first.startswith(COMPRESSED[packing])
         if packed:
-            plain = _Chained(path, b"", _unpacked(path, suffix, io.BufferedReader(plain, _CHUNK)))
-        elif suffix in COMPRESSED and first.strip():
+            plain = _Chained(path, b"", _unpacked(path, packing, io.BufferedReader(plain, _CHUNK)))
+        elif packing and first.strip():
             notes.append(f"{path}: is not compressed, whatever its name, and was read as it is")
-        if suffix in COMPRESSED:
-            suffix = path.with_suffix("").suffix.lower() if path != STDIN else ""
-            if format is None and suffix in FOREIGN:
-                raise refused(path, f"{suffix} files are not read as lists", None)
+        if packing and format is None and suffix in FOREIGN:
+            raise refused(path, f"{suffix} files are not read as lists", None)
         head = _read(plain, _HEAD)
         if packed and head.startswith(tuple(COMPRESSED.values())):
             raise PromptFileError(

@@ -23,7 +23,15 @@ import numpy
 
 from nemo_prune.errors import PromptFileError
 from nemo_prune.files.lists import COMPRESSED, FORMATS, STDIN, Format, Listing
-from nemo_prune.files.prompts import label_column, label_of, prompt_column, text_of, unread_columns
+from nemo_prune.files.prompts import (
+    holds_break,
+    label_column,
+    label_of,
+    prompt_column,
+    spanning_note,
+    text_of,
+    unread_columns,
+)
 from nemo_prune.files.source import Source, opened, size_of
 
 LONG = 16 * 2**20
@@ -217,10 +225,7 @@ class PromptStream:
             if at.empty:
                 raise PromptFileError(f"{path}: holds no prompts; write one per line")
             if at.spanning:
-                self._note(
-                    f"{path}: {at.spanning} prompts hold line breaks, the first at line {at.spanned}; a "
-                    f"quote left open joins lines"
-                )
+                self._note(spanning_note(path, at.spanning, at.spanned))
         if self._seen.count >= self._seen.most:
             self._note(
                 f"beyond {self._seen.most} distinct prompts repetitions are not recognized; they are "
@@ -233,7 +238,7 @@ class PromptStream:
         key, label = self._columns_of(source, self.notes)
         memorized = None
         for offset, reached, line, record in source.records:
-            text = "" if record is None else (text_of(record, key, path, line) or "").strip()
+            text = "" if record is None else text_of(record, key, path, line)
             if text and label is not None and record is not None:
                 memorized = label_of(record, label, path, line)
             hashed = Seen.key(text, memorized)
@@ -249,7 +254,7 @@ class PromptStream:
                 continue
             at.empty = False
             at.read += 1
-            if "\n" in text:
+            if holds_break(text):
                 at.spanning, at.spanned = at.spanning + 1, at.spanned or line
             if before is None:
                 yield Placed(text, name, line, memorized), hashed

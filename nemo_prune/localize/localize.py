@@ -33,7 +33,7 @@ from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
 from nemo_prune.scoring.notes import tokens_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
-from nemo_prune.scoring.ordinary import Ordinary
+from nemo_prune.scoring.ordinary import Ordinary, check_apart
 from nemo_prune.scoring.thresholds import Thresholds
 from nemo_prune.scoring.trajectory import Reference, Schedule
 from nemo_prune.search.auto import Candidates, auto_search
@@ -134,6 +134,8 @@ class _Run:
         self.progress, self.show_prompts = progress, show_prompts
         self.calibration_prompts = calibration_prompts
         self.names = [layer.name for layer in checkpoint.select(options.layers)]
+        if overlap := check_apart(prompts, calibration_prompts, options):
+            progress.note(overlap)
         progress.stage("loading the model", 1, "file")
         if ordinary is not None:
             self.source_sha256, self.engine = ordinary.fingerprint, ordinary.engine
@@ -166,7 +168,6 @@ class _Run:
         self.repaired: Repaired | None = None
         self.confirmation: Confirmation | None = None
         self.journal: Journal | None = None
-        self.per_sample = 0.0  # seconds, as measured in the search
         self.settings = {
             "tau": self.thresholds.tau,
             "tau_source": self.thresholds.tau_source,
@@ -210,7 +211,7 @@ class _Run:
         """Search every prompt that the gate calls memorized, in chunks whose embeddings fit."""
         seeds, thresholds = tuple(range(self.options.seeds)), self.thresholds
         waiting = [index for index in range(len(self.prompts)) if index not in self.finished]
-        total, began, before = len(self.prompts), time.monotonic(), self.engine.cost.samples
+        total = len(self.prompts)
         self.progress.stage("searching", total, "prompts", done=len(self.finished))
         for start in range(0, len(waiting), PROMPTS_AT_ONCE):
             chunk = waiting[start : start + PROMPTS_AT_ONCE]
@@ -227,8 +228,6 @@ class _Run:
                 on_samples=self._on_samples,
                 on_finished=partial(self._on_finished, chunk, jobs),
             )
-        samples = self.engine.cost.samples - before
-        self.per_sample = (time.monotonic() - began) / max(1, samples)
 
     def _begin(
         self,
@@ -299,7 +298,9 @@ class _Run:
             self.progress.stage("confirming by trajectories", None, "samples")
             return self.ordinary.ends[known]
 
+        began = time.monotonic()
         ends = unrelated(schedule)
+        seconds = (time.monotonic() - began) / max(1, len(ordinary) * schedule.passes)  # a sample
         worth = options.confirm_trajectories
         heard = engine.prompts(ordinary)
         self.confirmation = Confirmation(
@@ -315,7 +316,7 @@ class _Run:
         each = (SEEDS + 2) * schedule.passes
         self.progress.note(
             f"confirming {len(indices)} prompts by trajectories takes {len(indices) * each} denoiser "
-            f"samples, about {round(len(indices) * each * self.per_sample)} s; those that are still "
+            f"samples, about {round(len(indices) * each * seconds)} s; those that are still "
             f"drawn are searched further, which takes several times as many"
         )
         for index, prompt in zip(indices, prompts, strict=True):

@@ -20,7 +20,7 @@ from nemo_prune.scoring.detect import Detection, detect
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
 from nemo_prune.scoring.notes import notes_on_scores, tokens_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
-from nemo_prune.scoring.ordinary import Ordinary
+from nemo_prune.scoring.ordinary import Ordinary, check_apart
 from nemo_prune.scoring.rates import accuracy, separation
 from nemo_prune.scoring.thresholds import Thresholds
 
@@ -88,6 +88,8 @@ def find_memorized(
     Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run.
     """
     started = time.monotonic()
+    if overlap := check_apart(prompts, calibration_prompts, options):
+        progress.note(overlap)
     progress.stage("loading the model", 1, "file")
     engine = open_engine(checkpoint, options, progress, loaded)
     progress.advance()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy
@@ -113,7 +114,8 @@ class Engine:
         batch_size: samples a batch, or None to grow to what the device holds.
         published: take the similarity in the unit of the published thresholds; see `similarity`.
 
-    `note` receives, in one line, what a person should know of; a warning unless it is set.
+    `note` receives, in one line, what a person should know of; a warning unless it is set. `path` is the
+    model's, for messages; None: it has none.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Engine:
         self.published = published
         self.cost = Cost()
         self.note: Callable[[str], None] = _warn
+        self.path: Path | None = None
         self._grow = batch_size is None
         self._limit = batch_size or _LARGEST_BATCH.get(model.device.type, 16)
         self.batch_size = batch_size or min(8, self._limit)
@@ -264,7 +267,7 @@ class Engine:
             return work(self.model)
         except _NotFiniteError:
             if self.model.dtype == torch.float32:
-                raise _broken() from None
+                raise _broken(self.path) from None
         if not self._overflowed:
             self._overflowed = True
             self.note(
@@ -275,7 +278,7 @@ class Engine:
             with self.model.exact() as exact:
                 return work(exact)
         except _NotFiniteError:
-            raise _broken() from None
+            raise _broken(self.path) from None
 
     def _latents(self, batch: Sequence[Sample], model: LoadedModel) -> Tensor:
         latents = torch.stack([self.noise(sample.seed) for sample in batch])
@@ -659,9 +662,10 @@ def _check_finite(found: Tensor) -> None:
         raise _NotFiniteError
 
 
-def _broken() -> CheckpointError:
+def _broken(path: Path | None) -> CheckpointError:
+    of = f"{path}: " if path else ""
     return CheckpointError(
-        "the denoiser gave NaN or infinity in fp32 too, which says nothing about "
+        f"{of}the denoiser gave NaN or infinity in fp32 too, which says nothing about "
         "memorization; check the model's weights, or download it again"
     )
 

@@ -44,6 +44,7 @@ def open_engine(
         batch_size=options.batch_size,
         published=model.family == "sd1" and model.latent_shape[1:] == (64, 64),
     )
+    engine.path = checkpoint.path
     if progress is not None:
         engine.note = progress.note
         if model.prediction is not None and model.prediction.note:

@@ -3,7 +3,7 @@
 `prune`, `detect`, `check` and `calibrate` all ask here, so that they agree on every threshold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +83,28 @@ def check_calibration(
             f"nemo-prune calibrate"
         )
     return found
+
+
+def check_apart(prompts: Iterable[str], captions: Sequence[str] | None, options: Options) -> str | None:
+    """A note on prompts that are also among the ordinary ones, whose scores set the gate.
+
+    Raises CalibrationError if all are: a memorized one would raise the gate that judges it.
+    """
+    if captions is None or options.gate is not None:
+        return None
+    distinct = set(prompts)
+    shared = len(distinct.intersection(captions))
+    if shared and shared == len(distinct):
+        raise CalibrationError(
+            f"{option('calibration_prompts')}: every prompt is also one of them, so what is memorized "
+            f"would set the gate that judges it; calibrate with captions that are surely not memorized"
+        )
+    if shared:
+        return (
+            f"{shared} of {len(distinct)} prompts are also among the calibration prompts: what is "
+            f"memorized of them raises the gate"
+        )
+    return None
 
 
 class Ordinary:

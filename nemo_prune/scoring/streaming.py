@@ -273,6 +273,7 @@ def screen_lists(
         screen = Screening(engine, range(options.seeds), gate if early else None, thresholds.margins)
         score_stream(engine, stream, screen, options.seeds, gate, found, progress,
                      show_prompts=show_prompts, means=means, on_rows=on_rows)  # fmt: skip
+        screen.check_effect()
         found.position = stream.position
         if expected is not None and found.scored != expected:
             raise _unexpected(lists.paths, expected, f"{found.scored} distinct prompts")

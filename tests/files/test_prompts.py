@@ -625,3 +625,74 @@ def test_columns_of_numbers_do_not_look_like_labels(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("n,text\n0,a\n1,b\n")
     assert read_prompts(path, labels=True).notes == ()
+
+
+# -------------------------------------------------------------------------------- what is easily missed
+
+
+def test_lines_that_other_programs_would_end_elsewhere_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text(f"a cat\n{ODD}\n", encoding="utf-8")
+    (note,) = read_prompts(path).notes
+    assert "1 prompts hold line breaks, the first at line 2" in note
+
+
+def test_a_prompt_that_nobody_sees_is_blank(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("a cat\n\u200b\n\ufeff\u2060 \n\U0001f468\u200d\U0001f469\n", encoding="utf-8")
+    found = read_prompts(path)
+    assert found.texts == ("a cat", "\U0001f468\u200d\U0001f469")
+    assert found.blank == 2
+
+
+def test_utf_32_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(PromptFileError, match="is UTF-32, not UTF-8"):
+        _read(tmp_path, "p.txt", "a cat\n".encode("utf-32"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "what"),
+    [(b"a cat", "bytes"), (["a cat"], "a list"), ({"en": "a cat"}, "an object"), (7, "a number")],
+)
+def test_a_column_of_something_else_than_text_is_called_so(
+    tmp_path: Path, cell: object, what: str
+) -> None:
+    path = tmp_path / "p.parquet"
+    parquet.write_table(pyarrow.table({"text": [cell]}), path)
+    with pytest.raises(PromptFileError, match=f"line 1 has no string under text, but {what}; mend it"):
+        read_prompts(path)
+
+
+def test_the_fault_of_an_array_on_one_line_has_its_place(tmp_path: Path) -> None:
+    with pytest.raises(PromptFileError, match=r"line 1 has no string under .* \(item 3\)"):
+        _read(tmp_path, "p.json", b'["a cat", "a dog", 7]')
+
+
+def test_of_two_columns_of_labels_it_is_said_which_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("caption,memorized,label\na cat,1,0\na dog,0,1\n")
+    found = read_prompts(path, labels=True)
+    assert found.labels == (True, False)
+    assert "labels are those of the column memorized, not of label" in found.notes[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_told_by_its_content(tmp_path: Path) -> None:
+    """Its name says nothing, so it may be compressed, and nobody is told to rename it."""
+    path = tmp_path / "63"
+    os.mkfifo(path)
+
+    def piped(content: bytes) -> threading.Thread:
+        writer = threading.Thread(target=lambda: path.write_bytes(content))
+        writer.start()
+        return writer
+
+    writer = piped(gzip.compress("\n".join(TWO).encode()))
+    assert read_prompts(path).texts == TWO
+    writer.join()
+    writer = piped(b'{"text": "a cat"}\n{"text": "a dog"}\n')
+    with pytest.raises(PromptFileError) as caught:
+        read_prompts(path)
+    writer.join()
+    assert "holds JSON lines, not text; give prompts_format jsonl" in str(caught.value)
+    assert "name it" not in str(caught.value)
