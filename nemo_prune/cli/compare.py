@@ -149,7 +149,7 @@ def compare(
         check_compare_format(path)
     for path in (*reports, *([table] if table else [])):
         check_place(path, overwrite)
-    wanted = chosen([*_listed(names), "none"])
+    wanted = chosen([*chosen(_listed(names)), "none"])
     again = chosen(_listed(redo)) if redo else []
     if again and not resume:
         raise click.UsageError("--redo goes with --resume")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.hashing import file_sha256
-from nemo_prune.report.likeness import clip_pixels, open_clip_model
+from nemo_prune.report.likeness import clip_pixels, clip_weights, open_clip_model
 from nemo_prune.report.pictures import Picture
 
 EXTRA = "compare"
@@ -89,11 +89,13 @@ def open_extractors(
     check_package()
     found = []
     if inception is not None:
-        used = {"name": "inception", "file": inception.name}
         describe = _open_inception(inception, device)
-        found.append(Extractor("inception", describe, used | {"sha256": file_sha256(inception)}))
+        used = {"name": "inception", "file": inception.name, "sha256": file_sha256(inception)}
+        found.append(Extractor("inception", describe, used))
     if clip is not None:
-        found.append(Extractor("clip", _open_clip(clip, device), {"name": "clip", "file": clip.name}))
+        describe = _open_clip(clip, device)
+        used = {"name": "clip", "file": clip.name, "sha256": file_sha256(clip_weights(clip))}
+        found.append(Extractor("clip", describe, used))
     for one in found:
         one.describe([np.zeros((64, 64, 3), np.uint8)])
     return tuple(found)

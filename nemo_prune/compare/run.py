@@ -29,8 +29,9 @@ from nemo_prune.compare.metrics import measure, measure_same, reference_of
 from nemo_prune.compare.quality import Extractor
 from nemo_prune.compare.rows import multiplied
 from nemo_prune.compare.table import quality_rows, table_rows
-from nemo_prune.compare.work import Work
+from nemo_prune.compare.work import UNPRUNED, Work
 from nemo_prune.errors import CalibrationError, CheckpointError, OptionError, option
+from nemo_prune.files.hashing import file_sha256
 from nemo_prune.files.prompts import prompt_id, prompts_hash
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress, Silent
@@ -44,7 +45,6 @@ from nemo_prune.scoring.engine import Sample
 from nemo_prune.scoring.journal import fingerprint_of_run
 
 FORMAT = "nemo-prune-compare/1"
-UNPRUNED = "none"
 REFERENCE = "reference"
 """The unpruned model's pictures of ordinary prompts from other noises, that distances are taken to."""
 _OTHER_NOISES = "the unpruned model's from other noises"
@@ -155,6 +155,7 @@ class _Job:
         self.ordinary_ids = [prompt_id(text) for text in inputs.ordinary]
         self.list_id = prompts_hash(inputs.prompts)[:12]
         self.likeness_id = _short(inputs.likeness.used)
+        self.targets = {index: file_sha256(path) for index, path in inputs.targets.items()}
         self.failed: dict[str, str] = {}  # method -> why it did not run at all
         self.references: list[dict[str, Tensor]] = []  # of drift
         self.differences: dict[str, dict[int, Tensor]] = {}  # the unpruned model's, of prompts
@@ -415,8 +416,7 @@ class _Job:
         return found
 
     def _key(self, method: Method, index: int) -> tuple[str, str, str, str, str]:
-        target = self.inputs.targets.get(index)
-        against = _short([self.likeness_id, str(target and target.stat().st_size)])
+        against = _short([self.likeness_id, self.targets.get(index)])
         return "measured", method.name, self.scope(method, index), self.ids[index], against
 
     def _ordinary_key(self, method: Method, place: int) -> tuple[str, str, str, str, str]:

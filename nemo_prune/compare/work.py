@@ -29,6 +29,9 @@ from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.journal import Journal
 
 JOURNAL = "journal"
+UNPRUNED = "none"
+"""The method that all others are compared with."""
+_AGAINST_UNPRUNED = ("measured", "same", "drift", "score", "quality")
 
 
 def work_folder(report: Path) -> Path:
@@ -64,11 +67,13 @@ class Work:
         except OSError as error:
             raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
         self._journal = Journal.open(folder / JOURNAL, run, resume=resume)
-        # What failed is tried again.
+        # What failed is tried again, and what was compared with pictures that are drawn again.
         self._found = {
             key: value
             for key, value in self._journal.entries.items()
-            if key.split()[1] not in redo and not value.get("error")
+            if key.split()[1] not in redo
+            and not value.get("error")
+            and not (UNPRUNED in redo and key.split()[0] in _AGAINST_UNPRUNED)
         }
 
     def __enter__(self) -> "Work":
@@ -127,17 +132,9 @@ class Work:
         write_new(self.folder / "prompts.csv", content, overwrite=True)
 
     def remove(self) -> None:
-        """Remove the folder with all that this class put there, and nothing else."""
+        """Remove the folder, which was new when a run began with it."""
         self._journal.close()
-        for path in self.folder.rglob("*.png"):
-            path.unlink()
-        for path in (self.folder / JOURNAL, self.folder / "prompts.csv"):
-            path.unlink(missing_ok=True)
-        for path in sorted(self.folder.rglob("*"), reverse=True):
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        if not any(self.folder.iterdir()):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, method: str, name: str, seed: int) -> Path:
         return self.folder / re.sub(r"[^\w.+=-]", "_", method) / f"{name}-{seed}.png"

@@ -155,7 +155,7 @@ def open_likeness(
         used.append(_from_file("sscd", sscd, sscd))
     if clip is not None:
         align = _open_clip(clip)
-        used.append(_from_file("clip", clip, _weights(clip)))
+        used.append(_from_file("clip", clip, clip_weights(clip)))
     return Likeness(describe, align, used)
 
 
@@ -367,7 +367,8 @@ def _from_file(name: str, path: Path, weights: Path) -> dict[str, str]:
     return {"name": name, "meaning": MEANINGS[name], "file": path.name, "sha256": file_sha256(weights)}
 
 
-def _weights(folder: Path) -> Path:
+def clip_weights(folder: Path) -> Path:
+    """The file with a CLIP model's weights; raises OptionError where there is not one."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name

@@ -141,6 +141,10 @@ def test_a_kept_folder_takes_more_methods_and_prompts(inputs: CompareInputs, tmp
     assert rows(again_found, "verbatim")["good"]["prompts"] == 1
     done(replace(inputs, methods=inputs.methods[:3]), keep, keep=True, resume=True, redo=["good"])
     assert {name for name, prompt in DRAWN if prompt in PROMPTS} == {"good"}
+    DRAWN.clear()
+    done(replace(inputs, methods=inputs.methods[:2]), keep, keep=True, resume=True, redo=["none"])
+    assert "good" not in {name for name, prompt in DRAWN if prompt in PROMPTS}
+    assert "none" in {name for name, _ in DRAWN}
     with pytest.raises(OutputError, match="other options"):
         done(replace(inputs, images=2), keep, keep=True, resume=True)
     (keep / "good" / next(keep.glob("good/*.png")).name).unlink()
@@ -164,7 +168,7 @@ def test_distances_are_to_the_unpruned_models_other_pictures_or_to_real_ones(
     def describe(pictures: Any) -> torch.Tensor:
         return torch.tensor(np.stack([one.mean((0, 1)) for one in pictures]))
 
-    extractor = Extractor("inception", describe, {"name": "inception", "file": "i.pt"})
+    extractor = Extractor("inception", describe, {"name": "inception", "file": "i.pt", "sha256": ""})
     asked = replace(inputs, methods=inputs.methods[:2], extractors=[extractor])
     found, _ = done(asked, tmp_path / "kept", keep=True)
     assert {"fid", "kid"} <= found.data["quality"][0].keys()
