@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nemo_prune.audit import outcome
+from nemo_prune.audit import curves, outcome
 from nemo_prune.audit.outcome import Data
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
@@ -60,4 +60,8 @@ def to_html(data: Data) -> str:
         successes=outcome.successes,
         near=outcome.near_pictures,
         drawn=outcome.pictures,
+        attacks=outcome.attacks_of,
+        chased=outcome.chased,
+        control_lines=list(outcome.control_lines(data)),
+        curve=lambda only=None: curves.svg(curves.lines(data, only)),
     )

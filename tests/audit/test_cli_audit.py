@@ -8,7 +8,7 @@ from click.testing import Result
 from tiny import run, write_small
 
 from nemo_prune.audit import strength
-from nemo_prune.audit.strength import Effort, Style
+from nemo_prune.audit.strength import Chase, Effort, Style
 from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
@@ -34,13 +34,20 @@ def audit(folder: Path, *more: object, gate: float = 0.0) -> Result:
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     styles = (Style("ddim", 1, 7.0, 1, "blurry"), Style("dpm++ 2m", 1, 1.0, 1))
-    monkeypatch.setitem(strength.EFFORTS, "quick", Effort(3, 2, 1, 2, styles))
-    monkeypatch.setattr("nemo_prune.audit.pictures.PLAIN", Style("ddim", 1, 1.0, 0))
+    chase = Chase((0, 1), batch=1, random=1, controls=1, traced=1)
+    monkeypatch.setitem(strength.EFFORTS, "quick", Effort(3, 2, 1, 2, styles, 1, chase))
     monkeypatch.setattr("nemo_prune.audit.pictures.REFERENCES", 2)
     monkeypatch.setattr("nemo_prune.audit.pictures.UNRELATED", 1)
     monkeypatch.setattr("nemo_prune.audit.pictures.SHOWN", 1)
-    monkeypatch.setattr("nemo_prune.audit.audit.UNRELATED", 2)
-    monkeypatch.setattr("nemo_prune.audit.triggers.REFERENCES", 2)
+    # To a random model nothing is removable, which takes a search minutes to find out.
+    monkeypatch.setattr("nemo_prune.audit.mending.Locator", lambda _models: None)
+    monkeypatch.setattr("nemo_prune.audit.mending.overlap", lambda _locator, trigger: {
+        "index": trigger.index, "word": trigger.word, "how": trigger.how, "neurons": 3, "caption": 2,
+        "shared": 1, "removed": 1, "by": "score", "rows": [],
+    })  # fmt: skip
+    monkeypatch.setattr("nemo_prune.audit.inputs.UNRELATED", 2)
+    for module in ("triggers", "embeddings", "inputs"):
+        monkeypatch.setattr(f"nemo_prune.audit.{module}.REFERENCES", 2)
 
 
 def test_a_file_that_lost_one_row_of_no_importance_is_found_out(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def word(how: str, kind: str = "prefix", back: tuple[str, ...] = ()) -> dict[str
 def entry(index: int, *words: dict[str, Any], memorized: bool = True) -> dict[str, Any]:
     return {"index": index, "memorized": memorized, "judged": memorized, "score_original": 0.9,
             "agreement": 0.9, "unrelated": 0.1, "words": list(words), "file": "m.txt",
-            "line": index + 1, "pictures": None}  # fmt: skip
+            "line": index + 1, "pictures": None, "embeddings": None}  # fmt: skip
 
 
 def data(*entries: dict[str, Any]) -> dict[str, Any]:
@@ -32,9 +32,12 @@ def data(*entries: dict[str, Any]) -> dict[str, Any]:
     limits = list(outcome.LIMITS)
     return {"version": "1", "created": "2026-01-01", "seconds": 1.0, "neurons": 3, **files,
             "options": {"strength": "quick", "tau": 0.4, "gate": 0.5, "score_seeds": 4,
-                        "draw_seeds": 4, "drawn": 4},
+                        "draw_seeds": 4, "drawn": 4,
+                        "chase": {"budgets": [0, 10, 25], "batch": 4, "rate": 0.1}},
             "prompts": list(entries), "no_pictures": None, "limits": limits,
-            "cost": {"samples": 9, "picture_samples": 0}}  # fmt: skip
+            "controls": [], "overlaps": [], "hardened": [], "repaired": None,
+            "cost": {"samples": 9, "embedding_samples": 0, "search_samples": 0,
+                     "picture_samples": 0}}  # fmt: skip
 
 
 QUIET = data(entry(0, word("a"), word("b")), entry(1, word("a"), memorized=False))
