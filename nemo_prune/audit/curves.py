@@ -128,5 +128,6 @@ def _figure(shown: Sequence[Line]) -> "Figure":
     axes.set_ylim(_LOW, _HIGH)
     axes.set_xlabel("steps of Adam on the embedding")
     axes.set_ylabel("r (the picture is there from 0.5 on)")
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
+    if named:
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     return figure

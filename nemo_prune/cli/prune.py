@@ -192,11 +192,11 @@ def prune(
         code = code or int(not verified.all_suppressed)
     if written is not None and audit:
         whole = inputs.prompts.locate(pruning.summary(found, written))
-        told, back = audit_of_run(
+        audited, back = audit_of_run(
             found, written.path, inputs, audit, reporting.targets, audit_reports, writing.overwrite,
             as_json, quiet,
         )  # fmt: skip
         if as_json:
-            click.echo(json.dumps({**whole, "audit": told}))
+            click.echo(json.dumps({**whole, "audit": audited}))
         code = code or int(back)
     context.exit(code)
