@@ -37,6 +37,9 @@ CHASE_SEED, PICTURE_SEED = 64_000, 65_000
 """Where the seeds begin that optimizing and its pictures take: nothing else uses them."""
 CAPTION = "the caption's own embedding"
 PRUNED, ORIGINAL = "pruned", "original"
+_MILD = 2.0
+"""Guidance of the pictures that are aimed at. What guidance of 7 draws is no picture a model was trained
+on: its contrast is half as large again, and embeddings come near it far later than near a photo."""
 _SHOWN = 2  # pictures of an embedding that brought a picture back
 _DIGITS = 5
 
@@ -109,7 +112,9 @@ class Chaser:
         self.original, self.pruned, self.effort = original, pruned, effort
         self.schedule, self.unrelated, self.codec, self.advance = schedule, unrelated, codec, advance
         self.recipe = Recipe(effort.chase.budgets, effort.chase.batch, effort.chase.rate)
-        self.whole = schedule_from(schedule.timesteps[0], effort.plain_steps, schedule.guidance)
+        first, steps = schedule.timesteps[0], effort.plain_steps
+        self.whole = schedule_from(first, steps, schedule.guidance)
+        self.mild = schedule_from(first, steps, min(_MILD, schedule.guidance))
 
     @property
     def starts(self) -> list[str]:
@@ -144,7 +149,7 @@ class Chaser:
         else:
             mutual = [float(_likeness([b for b in ends if b is not a], a).mean()) for a in ends]
             best = mutual.index(max(mutual))
-            (clean,) = self.original.drawn([samples[best]], self.whole, self.advance)
+            (clean,) = self.original.drawn([samples[best]], self.mild, self.advance)
             others = [end for place, end in enumerate(ends) if place != best]
         replica = float(_likeness(others, scaled(clean[None])[0]).max())
         return self.aim(clean, replica, target)
@@ -152,7 +157,7 @@ class Chaser:
     def ordinary(self, prompt: Prompt, replica: float, number: int) -> Aim:
         """A picture that the original draws for an ordinary prompt."""
         sample = Sample(prompt, frozenset(), PICTURE_SEED + number)
-        (clean,) = self.original.drawn([sample], self.whole, self.advance)
+        (clean,) = self.original.drawn([sample], self.mild, self.advance)
         return self.aim(clean, replica)
 
     # -------------------------------------------------------------------------------------- attacks

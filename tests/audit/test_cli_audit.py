@@ -147,3 +147,41 @@ def test_bad_input_gets_one_line(
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert not list(tmp_path.glob("a.*"))
+
+
+def test_prune_audits_what_it_wrote_in_the_same_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_prune.localize.localize.auto_search", settled)
+    monkeypatch.setattr("nemo_prune.audit.audit.Mending.overlaps", lambda *_: [])
+    report, clean = tmp_path / "a.json", tmp_path / "c.safetensors"
+    result = run("prune", folder / "model.safetensors", "--prompts", folder / "prompts.txt", "-o", clean,
+                 "--tau", 0, "--gate", 0, "--confirm", "none", "--rounds", 0, "--seeds", 2,
+                 "--device", "cpu", "--audit", "quick", "--audit-report", report, "--json")  # fmt: skip
+    assert result.exit_code == 1, result.output
+    (line,) = result.stdout.splitlines()
+    found = json.loads(line)
+    assert found["audit"]["verdict"].startswith("NOT ERASED: the picture of 2 of 2 prompts came back")
+    assert found["audit"] == json.loads(report.read_text())
+    assert (found["output"]["path"], found["audit"]["neurons"]) == (str(clean), 1)
+    assert found["audit"]["options"]["timestep"] == 961
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--audit", "quick", "--dry-run"], "leave out --dry-run"),
+        (["-o", "o.safetensors", "--audit-report", "a.html"], "--audit quick"),
+        (["-o", "o.safetensors", "--audit", "quick", "--audit-report", "a.pdf"], ".html or .json"),
+        (["-o", "a.html", "--audit", "quick", "--audit-report", "a.html"], "a.html"),
+    ],
+)
+def test_prune_refuses_an_audit_that_cannot_be_before_any_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts = folder / "prompts.txt"
+    result = run("prune", folder / "model.safetensors", "--prompts", prompts, *more)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())
