@@ -51,7 +51,7 @@ class Rounds:
             memorized = sum(name.startswith("embeddings") for name in left)
             pictures = (1 if number else 2) * memorized + len(left) - memorized
             attacks = pictures * len(self.chaser.starts)
-            total = attacks * self.chaser.samples_of_attack
+            total = attacks * self.chaser.samples_of_attack + len(left) * self.chaser.samples_of_aim
             self.models.progress.note(
                 f"{attacks} embeddings of up to {self.effort.chase.budgets[-1]} steps, at most "
                 f"{total:,} denoiser samples"

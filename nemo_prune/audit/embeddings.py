@@ -128,6 +128,11 @@ class Chaser:
         drawn = len(budgets) * self.effort.draw_seeds * self.schedule.passes
         return self.recipe.samples(budgets[-1]) + drawn
 
+    @property
+    def samples_of_aim(self) -> int:
+        """Denoiser samples that aiming at a memorized picture takes at most."""
+        return REFERENCES * self.schedule.passes + self.mild.passes
+
     # ------------------------------------------------------------------------------------- pictures
 
     def aim(self, clean: Tensor, replica: float, picture: Picture | None = None) -> Aim:

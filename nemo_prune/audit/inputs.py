@@ -132,7 +132,7 @@ class Models:
             judges, prompt = self.judges, self.caption(index)
             seeds = range(REFERENCE_SEED, REFERENCE_SEED + REFERENCES)
             samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
-            ends = self.original.trajectories(samples, self.schedule, self.progress.advance)
+            ends = self.original.trajectories(samples, self.schedule)
             known = dict(zip(seeds, ends, strict=True))
             self._references[index] = reference_from(self.schedule, known, judges.unrelated)
         return self._references[index]

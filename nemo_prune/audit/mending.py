@@ -1,6 +1,6 @@
 """What is done about what came back: where it lies, hardening against embeddings, a repaired model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -84,12 +84,7 @@ class Mending:
                 break
             name = f"hardening {number}"
             if self.finished.get(name) is None:
-                self.models.progress.note(
-                    f"hardening, round {number}: searching what {len(triggers)} embeddings use"
-                )
-                more = off
-                for trigger in triggers:
-                    more |= set(self.locator.further(trigger, self.models.removed | more))
+                more = self._further(f"hardening, round {number}", triggers, "embeddings", off)
                 self.finished.add(name, [list(neuron) for neuron in union(more)])
             more = frozenset(Neuron(*neuron) for neuron in self.finished.get(name))
             if more == off:
@@ -99,6 +94,16 @@ class Mending:
             last = self.rounds.run(number, off)
             rounds.append(self._round(number, off, added, last))
         return rounds
+
+    def _further(
+        self, stage: str, triggers: Sequence[Trigger], unit: str, off: frozenset[Neuron]
+    ) -> frozenset[Neuron]:
+        """`off`, and what must go besides so that none of the triggers does its work any more."""
+        self.models.progress.stage(stage, len(triggers), unit)
+        for trigger in triggers:
+            off |= set(self.locator.further(trigger, self.models.removed | off))
+            self.models.progress.advance()
+        return off
 
     def _round(
         self, number: int, off: frozenset[Neuron], added: frozenset[Neuron], found: Round
@@ -121,9 +126,7 @@ class Mending:
         if self.finished.get(name) is None:
             off = frozenset(Neuron(**one) for one in hardened[-1]["off"]) if hardened else frozenset()
             triggers = self._worded(None) if self._came_back else []
-            self.models.progress.note(f"repairing: searching what {len(triggers)} wordings use")
-            for trigger in triggers:
-                off |= set(self.locator.further(trigger, self.models.removed | off))
+            off = self._further("searching what to repair", triggers, "wordings", off)
             self.finished.add(name, [list(neuron) for neuron in union(off)])
         return tuple(Neuron(*neuron) for neuron in self.finished.get(name))
 
