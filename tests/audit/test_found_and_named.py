@@ -115,7 +115,7 @@ def test_what_only_an_embedding_brings_back_is_named_with_its_budget_and_its_con
     assert "1 of 2 optimized embeddings" in outcome.verdict(data)
     assert list(outcome.findings(data)) == [
         "m.txt:1: prompt 0 came back by 1 of 1 optimized embedding: the caption's own embedding, after "
-        "10 steps (controls: never)"
+        "4 steps (controls: never)"
     ]
 
 
@@ -148,7 +148,7 @@ def test_hardening_switches_off_what_the_embedding_uses_and_attacks_again() -> N
     locator = SimpleNamespace(further=further, drift=lambda off: len(off) / 100)
     mending.locator = cast(Locator, locator)
     rounds = mending.harden(first, 5)
-    assert asked == [(0, "an embedding of 10 steps from the caption's own embedding", [0, 1, 2, 4])]
+    assert asked == [(0, "an embedding of 4 steps from the caption's own embedding", [0, 1, 2, 4])]
     assert [(one["round"], one["neurons"], one["drift"]) for one in rounds] == [
         (0, 0, 0.04),
         (1, 1, 0.05),
