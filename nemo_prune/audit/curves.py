@@ -127,7 +127,7 @@ def _figure(shown: Sequence[Line]) -> "Figure":
     axes.axhline(GONE, color=COLOURS["ink"], linewidth=0.8, linestyle=":")
     axes.set_ylim(_LOW, _HIGH)
     axes.set_xlabel("steps of Adam on the embedding")
-    axes.set_ylabel("r (the picture is there from 0.5 on)")
+    axes.set_ylabel(f"r (the picture is there from {GONE:g} on)")
     if named:
         figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     return figure

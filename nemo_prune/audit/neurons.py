@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from nemo_prune.audit.inputs import Models
 from nemo_prune.checkpoint.checkpoint import ValueLayer
 from nemo_prune.checkpoint.neurons import Neuron, union
-from nemo_prune.localize.confirm import Confirmation
+from nemo_prune.localize.confirm import UNRELATED, Confirmation, unrelated_ends
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.localize.repair import Scope
 from nemo_prune.options import Progress, Silent
@@ -20,6 +22,7 @@ from nemo_prune.scoring import drift
 from nemo_prune.scoring.activations import ActivationStatistics, harms, ladders
 from nemo_prune.scoring.engine import Job, Prompt
 from nemo_prune.scoring.ordinary import Ordinary
+from nemo_prune.scoring.trajectory import Schedule
 from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.protocol import Outcome, Search
 
@@ -63,6 +66,7 @@ class Locator:
         every = [layer.name for layer in inputs.original.value_layers]
         self._scopes = [self._scope(narrow)] + ([self._scope(every)] if every != narrow else [])
         self._own: dict[int, tuple[Neuron, ...]] = {}
+        self._unrelated_longer: list[Tensor] = []
 
     def _scope(self, names: Sequence[str]) -> Scope:
         layers = [
@@ -121,13 +125,20 @@ class Locator:
         models, options = self.models, self.models.inputs.options
         confirmation = Confirmation(
             self.engine, models.schedule, models.judges.unrelated, _Notes(models.progress),
-            options.confirm_trajectories, self.drift,
+            options.confirm_trajectories, self.drift, self._longer,
         )  # fmt: skip
         confirmation.references[0] = models.reference(trigger.index)
         confirmation.result.passes[0] = 0
         scopes = [(scope.layers, scope.candidates) for scope in self._scopes]
         confirmation.remove(0, trigger.prompt, off, scopes, options.rounds)
         return confirmation.result.neurons.get(0, ())
+
+    def _longer(self, schedule: Schedule) -> list[Tensor]:
+        """Ordinary prompts' trajectories of more steps, drawn once for all triggers."""
+        if not self._unrelated_longer:
+            ordinary = self.models.inputs.ordinary()[:UNRELATED]
+            self._unrelated_longer += unrelated_ends(self.engine, ordinary, schedule, Silent())
+        return self._unrelated_longer
 
     def drift(self, off: frozenset[Neuron]) -> float:
         """How far ordinary prompts move from the original with these neurons off."""

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nemo_prune.audit import curves, outcome
 from nemo_prune.audit.outcome import Data
+from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
 
@@ -57,6 +58,7 @@ def to_html(data: Data) -> str:
         notes=outcome.notes(data),
         kinds=outcome.kinds(data),
         came_back=outcome.came_back,
+        gone=GONE,
         successes=outcome.successes,
         near=outcome.near_pictures,
         drawn=outcome.pictures,
