@@ -90,16 +90,18 @@ class Locator:
             self._own[index] = self.under(trigger)[0]
         return self._own[index]
 
-    def under(self, trigger: Trigger) -> tuple[tuple[Neuron, ...], str]:
+    def under(self, trigger: Trigger) -> tuple[tuple[Neuron, ...], str | None]:
         """The search's own neurons in the unpruned model, and by what they were found.
 
-        By the score, which costs a tenth of what trajectories do, where it calls the trigger memorized.
+        By the score where it calls the trigger memorized, else by trajectories if the effort is deep.
         """
         scope, seeds = self._scopes[0], tuple(range(self.models.inputs.options.seeds))
         job = Job(trigger.prompt, scope.begin(trigger.prompt, seeds), layers=scope.layers)
         found: list[Outcome] = self.engine.run([job])
         if found[0].status != "not memorized":
             return found[0].neurons, "score"
+        if not self.models.inputs.effort.chase.deep:
+            return (), None
         return self._by_trajectory(trigger, frozenset()), "trajectory"
 
     def further(self, trigger: Trigger, off: frozenset[Neuron]) -> tuple[Neuron, ...]:
@@ -150,7 +152,8 @@ def overlap(locator: Locator, trigger: Trigger) -> dict[str, Any]:
     """How much a trigger's own neurons are the caption's, as plain JSON.
 
     "neurons", "caption": how many either has; "shared" by both; "removed": how many of the trigger's
-    the pruned model lacks; "by": what they were found by; "rows": which they are.
+    the pruned model lacks; "by": what they were found by, None where they were not searched; "rows":
+    which they are.
     """
     neurons, by = locator.under(trigger)
     own = set(locator.own(trigger.index))

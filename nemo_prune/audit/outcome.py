@@ -224,6 +224,12 @@ def _of_model(data: Data, model: str) -> list[Data]:
 def _overlap_notes(data: Data) -> Iterator[str]:
     for one in data["overlaps"]:
         what = one["how"] if one["word"] is None else f"the wording {one['how']}"
+        if one["by"] is None:
+            yield one_line(
+                f"Where: prompt {one['index']}, {what}: not seen by the score in the original, so its "
+                f"neurons were not searched; a greater strength does so by trajectories."
+            )
+            continue
         yield one_line(
             f"Where: prompt {one['index']}, {what}: {_count(one['neurons'], 'neuron')} of its own in "
             f"the original, {one['shared']} of them also among the caption's own {one['caption']}, "

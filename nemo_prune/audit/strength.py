@@ -30,7 +30,8 @@ class Chase:
     budgets: after how many steps they are looked at, rising. batch: noises and timesteps of a step.
     rate: Adam's learning rate. random: starts from random embeddings, besides the caption's own.
     controls: ordinary model-made pictures, and as many that the model never saw. traced: of how many
-        triggers of a caption the neurons are searched.
+        triggers of a caption the neurons are searched. deep: by trajectories too, where the score does
+        not see a trigger, which costs ten times as much.
     """
 
     budgets: tuple[int, ...] = (0, 10, 25, 50)
@@ -39,6 +40,7 @@ class Chase:
     random: int = 1
     controls: int = 2
     traced: int = 3
+    deep: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _styles(steps: int, seeds: int, others: int) -> tuple[Style, ...]:
 EFFORTS: dict[Strength, Effort] = {
     "quick": Effort(
         12, 3, drawn=2, draw_seeds=3, styles=_styles(10, 8, 1), plain_steps=10,
-        chase=Chase((0, 10, 25), batch=4, random=0, controls=1, traced=1),
+        chase=Chase((0, 10, 25), batch=4, random=0, controls=1, traced=1, deep=False),
     ),
     "standard": Effort(60, 6, drawn=16, draw_seeds=6, styles=_styles(30, 8, 4)),
     "thorough": Effort(
