@@ -27,6 +27,7 @@ from nemo_prune.cli import (
     audit,
     calibrate,
     check,
+    compare,
     demo,
     detect,
     diff,
@@ -171,4 +172,7 @@ def main() -> None:
 
 main.section("Prune", prune.prune, localize.localize, apply.apply, demo.demo)
 main.section("Find memorized prompts", detect.detect, check.check, calibrate.calibrate)
-main.section("Look and undo", verify.verify, audit.audit, diff.diff, inspect.inspect, restore.restore)
+main.section(
+    "Look and undo", verify.verify, audit.audit, compare.compare, diff.diff, inspect.inspect,
+    restore.restore,
+)  # fmt: skip

@@ -20,6 +20,10 @@ _ORDINARY = frozenset({"0", "false", "no", "ordinary", "not memorized", "none", 
 _CERTAIN = ("memorized", "label")  # columns of these names can only be labels
 _VISIBLE = re.compile(r"[^\s\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _BREAK = re.compile("[\n\v\f\x1c-\x1e\x85\u2028\u2029]")  # what some programs end a line with
+_KINDS = {
+    "verbatim": "verbatim", "vm": "verbatim", "mv": "verbatim", "rv": "verbatim",
+    "template": "template", "tm": "template", "tv": "template",
+}  # fmt: skip
 _REPEATED = 100  # times one prompt may stand in a list without a note
 
 
@@ -32,6 +36,7 @@ class PromptList:
         merged: repetitions left out. blank: empty lines, cells and nulls left out.
         places: of each prompt, the file and the line where it stands first.
         labels: whether each is memorized, where that was asked for and stands in the lists.
+        kinds: of each "verbatim" or "template" memorization, where a column of labels says so of any.
         notes: what its reader should know, each one line.
     """
 
@@ -41,6 +46,7 @@ class PromptList:
     places: tuple[tuple[str, int], ...] = ()
     labels: tuple[bool, ...] | None = None
     notes: tuple[str, ...] = ()
+    kinds: tuple[str | None, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -94,6 +100,7 @@ class _Merge:
         self.places: dict[str, tuple[str, int]] = {}
         self.times: dict[str, int] = {}  # of those that stand more than once
         self.labels: dict[str, bool] = {}
+        self.kinds: dict[str, str] = {}
         self.unlabelled = False
         self.blank = 0
         self.notes: list[str] = []
@@ -121,6 +128,8 @@ class _Merge:
             if text in self.places:
                 self.times[text] = self.times.get(text, 1) + 1
             self.places.setdefault(text, (name, line))
+            if kind := next(filter(None, (_KINDS.get(_word(record, one)) for one in LABELS)), None):
+                self.kinds.setdefault(text, kind)
             if label is not None:
                 memorized = label_of(record, label, path, line)
                 if self.labels.setdefault(text, memorized) != memorized:
@@ -147,6 +156,7 @@ class _Merge:
             places=tuple(self.places.values()),
             labels=tuple(self.labels[text] for text in self.places) if labelled else None,
             notes=tuple(self.notes),
+            kinds=tuple(map(self.kinds.get, self.places)) if self.kinds else (),
         )
 
 
@@ -238,7 +248,7 @@ def text_of(record: Record, key: str | None, path: Path, line: int) -> str:
         # A column that was asked for is not quoted.
         asked = key is not None and key not in COLUMNS
         wanted = f"the column of {option('prompt_column')}" if asked else key or ", ".join(COLUMNS)
-        but = f", but {_KINDS[type(text)]}" if type(text) in _KINDS else ""
+        but = f", but {_WORDS[type(text)]}" if type(text) in _WORDS else ""
         raise PromptFileError(f"{path}: line {line} has no string under {wanted}{but}; mend it")
     try:
         text.encode()
@@ -247,8 +257,8 @@ def text_of(record: Record, key: str | None, path: Path, line: int) -> str:
     return text.strip() if _VISIBLE.search(text) else ""
 
 
-_KINDS = {bytes: "bytes", list: "a list", dict: "an object", bool: "a truth value", int: "a number"}
-_KINDS |= {float: "a number"}
+_WORDS = {bytes: "bytes", list: "a list", dict: "an object", bool: "a truth value", int: "a number"}
+_WORDS |= {float: "a number"}
 
 
 def label_column(listing: Listing, notes: list[str]) -> str | None:

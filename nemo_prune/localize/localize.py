@@ -81,6 +81,7 @@ def localize(
     keep: Path | None = None,
     resume: bool = False,
     loaded: LoadedModel | None = None,
+    ordinary: Ordinary | None = None,
 ) -> Localization:
     """Find the neurons behind each prompt that the gate calls memorized; leave the others alone.
 
@@ -91,11 +92,15 @@ def localize(
     keep: a journal of finished searches, which the caller removes; `resume` takes up the one that an
         earlier run left there, and ends with the same manifest as an unbroken run.
     loaded: the model, where it is in memory already; its source's hash is then the weights' fingerprint.
+    ordinary: what is ordinary for it, where that is known; its engine then searches. Lists that follow
+        one another share all of it.
 
     Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run;
     Interrupted on Ctrl-C in the search.
     """
-    run = _Run(checkpoint, prompts, options, progress, calibration_prompts, show_prompts, loaded)
+    run = _Run(
+        checkpoint, prompts, options, progress, calibration_prompts, show_prompts, loaded, ordinary
+    )
     if keep is not None:
         run.open_journal(keep, resume)
     try:
@@ -122,6 +127,7 @@ class _Run:
         calibration_prompts: Sequence[str] | None,
         show_prompts: bool,
         loaded: LoadedModel | None = None,
+        ordinary: Ordinary | None = None,
     ) -> None:
         self.started = time.monotonic()
         self.checkpoint, self.prompts, self.options = checkpoint, prompts, options
@@ -131,8 +137,11 @@ class _Run:
         if overlap := check_apart(prompts, calibration_prompts, options):
             progress.note(overlap)
         progress.stage("loading the model", 1, "file")
-        self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
-        self.engine = open_engine(checkpoint, options, progress, loaded)
+        if ordinary is not None:
+            self.source_sha256, self.engine = ordinary.fingerprint, ordinary.engine
+        else:
+            self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
+            self.engine = open_engine(checkpoint, options, progress, loaded)
         progress.advance()
         self.counts, notes = tokens_of(self.engine.model, prompts)
         for line in notes:
@@ -141,7 +150,9 @@ class _Run:
         for index, count in enumerate(self.counts):
             if count > self.most_tokens:
                 progress.note(f"prompt {index}: {count} tokens, truncated to {self.most_tokens}")
-        self.ordinary = Ordinary(self.engine, checkpoint, options, calibration_prompts, progress)
+        self.ordinary = ordinary or Ordinary(
+            self.engine, checkpoint, options, calibration_prompts, progress
+        )
         self.statistics, self.statistics_from = self.ordinary.statistics
         if "activations" in self.ordinary.of_original:
             self.statistics_from += " of the original"
@@ -157,7 +168,6 @@ class _Run:
         self.repaired: Repaired | None = None
         self.confirmation: Confirmation | None = None
         self.journal: Journal | None = None
-        self.per_sample = 0.0  # seconds, as measured in the search
         self.settings = {
             "tau": self.thresholds.tau,
             "tau_source": self.thresholds.tau_source,
@@ -201,7 +211,7 @@ class _Run:
         """Search every prompt that the gate calls memorized, in chunks whose embeddings fit."""
         seeds, thresholds = tuple(range(self.options.seeds)), self.thresholds
         waiting = [index for index in range(len(self.prompts)) if index not in self.finished]
-        total, began, before = len(self.prompts), time.monotonic(), self.engine.cost.samples
+        total = len(self.prompts)
         self.progress.stage("searching", total, "prompts", done=len(self.finished))
         for start in range(0, len(waiting), PROMPTS_AT_ONCE):
             chunk = waiting[start : start + PROMPTS_AT_ONCE]
@@ -218,8 +228,6 @@ class _Run:
                 on_samples=self._on_samples,
                 on_finished=partial(self._on_finished, chunk, jobs),
             )
-        samples = self.engine.cost.samples - before
-        self.per_sample = (time.monotonic() - began) / max(1, samples)
 
     def _begin(
         self,
@@ -282,13 +290,17 @@ class _Run:
         ordinary = apart_from(captions, self.prompts)[:UNRELATED]
 
         def unrelated(of: Schedule) -> list[Tensor]:
-            before = engine.cost.samples
-            ends = unrelated_ends(engine, ordinary, of, self.progress)
-            self.calibration_samples += engine.cost.samples - before
+            if (known := (of, tuple(ordinary))) not in self.ordinary.ends:
+                before = engine.cost.samples
+                drawn = unrelated_ends(engine, ordinary, of, self.progress)
+                self.ordinary.ends[known] = drawn
+                self.calibration_samples += engine.cost.samples - before
             self.progress.stage("confirming by trajectories", None, "samples")
-            return ends
+            return self.ordinary.ends[known]
 
+        began = time.monotonic()
         ends = unrelated(schedule)
+        seconds = (time.monotonic() - began) / max(1, len(ordinary) * schedule.passes)  # a sample
         worth = options.confirm_trajectories
         heard = engine.prompts(ordinary)
         self.confirmation = Confirmation(
@@ -304,7 +316,7 @@ class _Run:
         each = (SEEDS + 2) * schedule.passes
         self.progress.note(
             f"confirming {len(indices)} prompts by trajectories takes {len(indices) * each} denoiser "
-            f"samples, about {round(len(indices) * each * self.per_sample)} s; those that are still "
+            f"samples, about {round(len(indices) * each * seconds)} s; those that are still "
             f"drawn are searched further, which takes several times as many"
         )
         for index, prompt in zip(indices, prompts, strict=True):

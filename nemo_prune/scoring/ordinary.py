@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.families import FAMILIES, Published
 from nemo_prune.errors import CalibrationError, OptionError, option
@@ -38,6 +40,7 @@ from nemo_prune.scoring.thresholds import (
     prompts_for,
     tau_from,
 )
+from nemo_prune.scoring.trajectory import Schedule
 
 BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as seeds
 FILE, CACHE, NOW = "file", "cache", "this run"
@@ -117,7 +120,8 @@ class Ordinary:
 
     A pruned model may take what was measured on its original, from the file or the cache, if hashes
     prove that nothing but zeroed value rows tells the two apart (`lineage`); then `of_original` has what
-    was taken ("activations", "scores"), and the sources say so.
+    was taken ("activations", "scores"), and the sources say so. `ends` keeps where trajectories of
+    ordinary prompts end, by schedule and prompts.
 
     Raises CalibrationError for a calibration file that was made for something else, unless
     `options.force`, and for fewer than 30 prompts; OptionError for both a file and prompts.
@@ -141,7 +145,12 @@ class Ordinary:
         self._progress = progress
         self._calibrating = calibrating
         self.of_original: set[str] = set()
+        self.ends: dict[tuple[Schedule, tuple[str, ...]], list[Tensor]] = {}
         self._file = self._fitting(found) if found else None
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
 
     @property
     def captions(self) -> tuple[str, ...]:

@@ -68,6 +68,9 @@ def cheaper(page: str, arguments: list[str]) -> list[str]:
     Trajectories confirm what the README's command found; what the others find is the same.
     """
     verb = arguments[0]
+    if verb == "compare":
+        few = "--ordinary few.txt --ordinary-images 1 --images 2 --picture-steps 2 --methods none,ren"
+        return [*arguments, *few.split(), "--calibration", "calibration.safetensors", "--force"]
     searching = {"prune", "localize", "model.safetensors", "diffusers-folder"}
     more: list[str] = []
     if verb in searching | {"detect", "check"} and "--calibration" not in arguments:

@@ -121,6 +121,18 @@ def test_labels_of_a_csv(tmp_path: Path) -> None:
     assert read_prompts(path, labels=True).labels == (False,)
 
 
+def test_kinds_of_memorization(tmp_path: Path) -> None:
+    """The paper's list says VM and TM; other labels, and lists without, say nothing of it."""
+    path = tmp_path / "list.csv"
+    path.write_text("Caption;URL;type\na;u;VM\nb;u;TM\nc;u;N\nd;u;Template\n")
+    assert read_prompts(path).kinds == ("verbatim", "template", None, "template")
+    path.write_text("caption,memorized\na,1\nb,0\n")
+    assert read_prompts(path, labels=True).kinds == ()
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"caption": "a", "kind": "verbatim"}\n{"caption": "b"}\n')
+    assert read_prompts(path).kinds == ("verbatim", None)
+
+
 def test_no_labels(tmp_path: Path) -> None:
     for name, text in (("p.csv", "prompt\na cat\n"), ("p.txt", "label\n")):
         (tmp_path / name).write_text(text)

@@ -622,5 +622,5 @@ def test_timesteps_are_those_of_the_papers_code(files: dict[str, Path]) -> None:
 def test_a_name_that_is_not_utf_8_is_called_so(tmp_path: Path) -> None:
     path = tmp_path / b"m\xff.safetensors".decode(errors="surrogateescape")
     path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="has a name that is not UTF-8.*; rename it"):
+    with pytest.raises(CheckpointError, match=r"has a name that is not UTF-8.*; rename it"):
         weights.read_tensors(path)
