@@ -7,6 +7,7 @@ from typing import Any
 import click
 from cloup import option_group
 
+from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import (
     FILE,
     OUT,
@@ -212,7 +213,7 @@ def compare(
         print_comparison(found.data)
     if not quiet:
         for path in (*reports, *filter(None, (table, keep))):
-            click.echo(f"wrote {path}", err=True)
+            say(f"wrote {path}")
 
 
 def _listed(names: str) -> list[str]:

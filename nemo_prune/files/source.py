@@ -442,4 +442,6 @@ def _bounded(path: Path, content: bytes) -> bytes:
 
 def _too_large(path: Path) -> PromptFileError:
     """That a list is longer than what is held in memory."""
-    return PromptFileError(f"{path}: is too large, more than {MAX_BYTES} bytes; give {WANTED}")
+    return PromptFileError(
+        f"{path}: is too large, more than {MAX_BYTES} bytes are too many; give {WANTED}"
+    )

@@ -62,6 +62,7 @@ class Confirmed:
     exhausted: set[int] = field(default_factory=set)
     rough: set[int] = field(default_factory=set)
     harmful: dict[int, float] = field(default_factory=dict)
+    ordinary: int = 0
 
     def drawn(self, index: int) -> bool:
         """Whether the prompt's picture is still drawn."""
@@ -80,8 +81,8 @@ class Confirmation:
         trajectories: how many a prompt is worth; after as many its further neurons are not shown one by
             one to be needed. 0: no end.
         drift: how far ordinary prompts move with some neurons off.
-        longer: draws ordinary prompts' trajectories of a longer schedule, once, if any prompt is
-            unclear; None: the schedule's own steps decide.
+        ordinary: captions whose longer trajectories are drawn, once, if any prompt is unclear; none: the
+            schedule's own steps decide.
     """
 
     def __init__(
@@ -92,14 +93,14 @@ class Confirmation:
         progress: Progress,
         trajectories: int = 0,
         drift: Callable[[frozenset[Neuron]], float] = lambda _off: 0.0,
-        longer: Callable[[Schedule], Sequence[Tensor]] | None = None,
+        ordinary: Sequence[str] = (),
     ) -> None:
         self.engine, self.schedule, self.progress = engine, schedule, progress
         self.trajectories, self.drift = trajectories, drift
         self.unrelated = unrelated
         self.result = Confirmed()
         self.references: dict[int, Reference] = {}
-        self._draw_longer, self._unrelated_longer = longer, list[Tensor]()
+        self.ordinary, self._unrelated_longer = ordinary, list[Tensor]()
         steps = _LONGER * len(schedule.timesteps)
         self._longer_schedule = schedule_from(schedule.timesteps[0], steps, schedule.guidance)
         self._longer: dict[int, Reference] = {}
@@ -142,7 +143,7 @@ class Confirmation:
                 break
         self._spent(index, before)
         largest = max(found.values())
-        if self._draw_longer and _UNCLEAR <= largest < GONE:
+        if self.ordinary and _UNCLEAR <= largest < GONE:
             largest = self._look_longer(index, prompt, off, found)
         self.result.remaining[index] = largest
         return found
@@ -152,8 +153,12 @@ class Confirmation:
     ) -> float:
         """The largest r of the unclear seeds in more steps, one at a time, until one is drawn."""
         if not self._unrelated_longer:
-            assert self._draw_longer
-            self._unrelated_longer += self._draw_longer(self._longer_schedule)
+            before = self.engine.cost.samples
+            self._unrelated_longer += unrelated_ends(
+                self.engine, self.ordinary, self._longer_schedule, self.progress
+            )
+            self.result.ordinary += self.engine.cost.samples - before
+            self.progress.stage("confirming by trajectories", None, "samples")
         if index not in self._longer:
             seeds = list(self.references[index].by_seed)
             self._longer[index] = self._refer(

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, model_sha256
 from nemo_prune.checkpoint.manifest import Manifest, PromptRecord
@@ -35,7 +33,7 @@ from nemo_prune.scoring.notes import tokens_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 from nemo_prune.scoring.ordinary import Ordinary, check_apart
 from nemo_prune.scoring.thresholds import Thresholds
-from nemo_prune.scoring.trajectory import Reference, Schedule
+from nemo_prune.scoring.trajectory import Reference
 from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.literal import literal_search
@@ -288,25 +286,17 @@ class _Run:
         schedule = trajectory_schedule(engine.model, options.confirm)
         captions = self.calibration_prompts or bundled_captions()
         ordinary = apart_from(captions, self.prompts)[:UNRELATED]
-
-        def unrelated(of: Schedule) -> list[Tensor]:
-            if (known := (of, tuple(ordinary))) not in self.ordinary.ends:
-                before = engine.cost.samples
-                drawn = unrelated_ends(engine, ordinary, of, self.progress)
-                self.ordinary.ends[known] = drawn
-                self.calibration_samples += engine.cost.samples - before
-            self.progress.stage("confirming by trajectories", None, "samples")
-            return self.ordinary.ends[known]
-
-        began = time.monotonic()
-        ends = unrelated(schedule)
-        seconds = (time.monotonic() - began) / max(1, len(ordinary) * schedule.passes)  # a sample
+        before, began = engine.cost.samples, time.monotonic()
+        ends = unrelated_ends(engine, ordinary, schedule, self.progress)
+        samples = engine.cost.samples - before
+        self.calibration_samples += samples
+        per_sample = (time.monotonic() - began) / max(1, samples)
         worth = options.confirm_trajectories
         heard = engine.prompts(ordinary)
         self.confirmation = Confirmation(
             engine, schedule, ends, self.progress, worth,
             lambda off: drift.moved(engine, heard, off, seed=FRESH_SEEDS),
-            None if options.confirm == "pictures" else unrelated,
+            () if options.confirm == "pictures" else ordinary,
         )  # fmt: skip
         self.confirmation.result.widened |= repaired.widened
         # The paper's procedure ends where it ends.
@@ -316,9 +306,10 @@ class _Run:
         each = (SEEDS + 2) * schedule.passes
         self.progress.note(
             f"confirming {len(indices)} prompts by trajectories takes {len(indices) * each} denoiser "
-            f"samples, about {round(len(indices) * each * seconds)} s; those that are still "
+            f"samples, about {round(len(indices) * each * per_sample)} s; those that are still "
             f"drawn are searched further, which takes several times as many"
         )
+        self.progress.stage("confirming by trajectories", None, "samples")
         for index, prompt in zip(indices, prompts, strict=True):
             scores = self.finished[index].scores_before
             seeds = sorted(scores, key=lambda seed: -scores[seed])[:2]
@@ -337,6 +328,7 @@ class _Run:
                     f"{option('confirm_trajectories')} {worth} may spare some"
                 )
             self.progress.detail(f"prompt {index} done")
+        self.calibration_samples += self.confirmation.result.ordinary
         if by_trajectory:
             self.repairing.probe()
 

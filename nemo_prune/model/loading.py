@@ -98,6 +98,15 @@ def load_model(
 
 
 @quiet()
+def load_vae(checkpoint: Checkpoint, device: torch.device, config: Path | None = None) -> Any:
+    """The checkpoint's autoencoder alone, in fp32: in half precision some overflow.
+
+    Raises CheckpointError if it holds none.
+    """
+    loader = _Loader(checkpoint, device, torch.float32, config)
+    return loader.vae()
+
+
 def load_pipeline(
     checkpoint: Checkpoint,
     *,

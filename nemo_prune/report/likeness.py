@@ -53,9 +53,10 @@ MEANINGS = {
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """What the measures look at of one picture: `[3, h, w]` in [0, 1], and descriptors."""
+    """What the measures look at of one picture: `[3, h, w]` in [0, 1], 128 pixels wide, descriptors."""
 
     tensor: Tensor
+    small: Picture
     gray: Floats
     colour: Floats
     edges: Floats
@@ -102,6 +103,7 @@ class Likeness:
         whole.thumbnail((_WHOLE, _WHOLE), Image.Resampling.LANCZOS)
         return Described(
             tensor=torch.from_numpy(np.array(whole)).permute(2, 0, 1).float() / 255,
+            small=small,
             gray=gray,
             colour=counts / counts.sum(),
             edges=hog(gray, pixels_per_cell=(16, 16), cells_per_block=(2, 2)),

@@ -16,7 +16,7 @@ import torch
 from test_readme import PAGES
 from tiny import run
 
-from nemo_prune.audit.strength import EFFORTS, Effort, Style
+from nemo_prune.audit.strength import EFFORTS, Chase, Effort, Style
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model.loading import load_pipeline
@@ -43,9 +43,11 @@ def folder(
     """What the pages take as given: a model as file and folder, prompts, a calibration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
-    few = Effort(4, 2, drawn=1, draw_seeds=2, styles=(Style("dpm++ 2m", 4, 5.0, 1),))
+    few = Effort(
+        4, 2, drawn=1, draw_seeds=2, styles=(Style("dpm++ 2m", 4, 5.0, 1),), plain_steps=4,
+        chase=Chase((0, 2), batch=1, random=0, controls=1, traced=1),
+    )  # fmt: skip
     monkeypatch.setitem(EFFORTS, "quick", few)
-    monkeypatch.setattr("nemo_prune.audit.pictures.PLAIN", Style("ddim", 4, 7.0, 0))
     # What trajectories of ordinary captions look like, from fewer of them.
     monkeypatch.setattr("nemo_prune.scoring.detection_run.ORDINARY", 5)
     monkeypatch.setattr("nemo_prune.localize.localize.UNRELATED", 4)

@@ -277,14 +277,9 @@ def test_what_is_unclear_in_five_steps_is_drawn_in_ten(
     drawn: bool, asked: list[int],
 ) -> None:  # fmt: skip
     """Pictures fade by degrees: the seeds that draw most of one decide, in twice as many steps."""
-    told, longer = Told(), list[Any]()
-
-    def unrelated(schedule: Any) -> list[Tensor]:
-        longer.append(schedule)
-        return unrelated_ends(engine, ["a"] * 2, schedule, told)
-
+    told = Told()
     ends = unrelated_ends(engine, ["a"] * 2, SCHEDULE, told)
-    confirmation = Confirmation(engine, SCHEDULE, ends, told, longer=unrelated)
+    confirmation = Confirmation(engine, SCHEDULE, ends, told, ordinary=["a"] * 2)
     one, seen = prompt(c0=2.0), list[int]()
     confirmation.refer(0, one, (0, 1))
 
@@ -299,16 +294,16 @@ def test_what_is_unclear_in_five_steps_is_drawn_in_ten(
     monkeypatch.setattr(Reference, "remaining", remaining)
     for _again in range(2):
         seen.clear()
-        before, spent = confirmation.result.passes[0], engine.cost.samples
-        ordinary = 0 if longer else 2 * 20  # what is unrelated is no prompt's cost
+        passes, samples = confirmation.result.passes[0], engine.cost.samples
+        ordinary = confirmation.result.ordinary
         found = confirmation.look(0, one, frozenset(), range(SEEDS))
         assert found == {seed: few[seed] if seed < len(few) else 0.0 for seed in found}
         assert confirmation.result.drawn(0) == drawn
         assert seen == asked
         assert confirmation.result.remaining[0] == (max(more[s] for s in asked) if asked else max(few))
-        taken = engine.cost.samples - spent - (ordinary if asked else 0)
-        assert confirmation.result.passes[0] - before == taken
-    assert len(longer) == bool(asked), "once, and only if need be"
+        taken = engine.cost.samples - samples - (confirmation.result.ordinary - ordinary)
+        assert confirmation.result.passes[0] - passes == taken, "ordinary prompts are no prompt's cost"
+    assert confirmation.result.ordinary == (2 * 20 if asked else 0), "once, and only if need be"
 
 
 def test_a_search_for_what_only_more_steps_show_goes_further_down(
