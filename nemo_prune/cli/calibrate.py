@@ -20,6 +20,7 @@ from nemo_prune.cli.options import (
     quiet_option,
     read_given,
     verb,
+    workers_options,
 )
 from nemo_prune.options import Options
 
@@ -35,6 +36,7 @@ from nemo_prune.options import Options
     quiet_option,
 )
 @model_options
+@workers_options
 def calibrate(
     model: Path, output: Path, overwrite: bool, as_json: bool, quiet: bool, **given: Any
 ) -> None:
@@ -58,7 +60,9 @@ def calibrate(
     captions = read.texts if read else None
     from nemo_prune.scoring import calibrate as measuring
     from nemo_prune.scoring.ordinary import check_calibration
+    from nemo_prune.scoring.workers import check_workers
 
+    check_workers(asked)
     check_calibration(checkpoint, asked, captions)
     with progress(quiet) as bar:
         for line in (counted(read), *read.notes) if read else ():

@@ -10,7 +10,7 @@ gate by more than scores still rise; how far that is was measured on ordinary pr
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -176,13 +176,11 @@ def _screen(
 ) -> None:
     """Screen the prompts at `indices`; `keep` gets the index, what was found, and the noise norm."""
     screened = Screening(engine, seeds, gate, margins)
-    for start in range(0, len(indices), PROMPTS_AT_ONCE):
-        chunk = indices[start : start + PROMPTS_AT_ONCE]
 
-        def kept(place: int, found: Screened, norm: float, chunk: Sequence[int] = chunk) -> None:
-            keep(chunk[place], found, norm)
+    def kept(place: int, found: tuple[Screened, float]) -> None:
+        keep(indices[place], *found)
 
-        screened([prompts[index] for index in chunk], kept)
+    engine.each(screened.each, [prompts[index] for index in indices], kept, numbers=indices)
 
 
 class Screening:
@@ -207,11 +205,24 @@ class Screening:
             ),
         )
 
-    def __call__(
-        self, texts: Sequence[str], keep: Callable[[int, Screened, float], None],
-        tokens: Tokens | None = None,
-    ) -> None:  # fmt: skip
-        """Screen a few prompts; `keep` gets the place of each, what was found, and the noise norm.
+    def each(self, texts: Sequence[str]) -> Iterator[tuple[int, tuple[Screened, float]]]:
+        """Work: of each prompt what was found, and its noise norm."""
+        for start in range(0, len(texts), PROMPTS_AT_ONCE):
+            for place, found in self.some(texts[start : start + PROMPTS_AT_ONCE]):
+                yield start + place, found
+
+    def tokenized(
+        self, blocks: Sequence[tuple[Sequence[str], Tokens]]
+    ) -> Iterator[tuple[int, list[tuple[Screened, float]]]]:
+        """Work: the same of blocks of prompts that are tokenized already."""
+        for place, block in enumerate(blocks):
+            found = dict(self.some(*block))
+            yield place, [found[place] for place in range(len(found))]
+
+    def some(
+        self, texts: Sequence[str], tokens: Tokens | None = None
+    ) -> Iterator[tuple[int, tuple[Screened, float]]]:
+        """Screen a few prompts, which are all held at once.
 
         tokens: of them, where they are known.
         """
@@ -224,9 +235,7 @@ class Screening:
             for sample, norm in zip(samples, found, strict=True):
                 norms[sample.prompt][sample.seed] = norm
 
-        def finished(place: int, found: Screened) -> None:
-            of = norms[encoded[place]]
-            keep(place, found, statistics.fmean([of[seed] for seed in found.scores]))
-
         jobs = [Job(prompt, screening(self._seeds, self._gate, self._margins)) for prompt in encoded]
-        self._engine.run(jobs, on_finished=finished, on_noise=note_norms)
+        for place, found in self._engine.finished(jobs, on_noise=note_norms):
+            of = norms[encoded[place]]
+            yield place, (found, statistics.fmean([of[seed] for seed in found.scores]))
