@@ -19,7 +19,8 @@ class _Linear(nn.Linear):
         if input.ndim != 2:
             return super().forward(input)
         parts = []
-        for some in input.split(_ROWS):
+        for start in range(0, len(input), _ROWS):
+            some = input[start : start + _ROWS]
             padded = functional.pad(some, (0, 0, 0, _ROWS - len(some)))
             parts.append(super().forward(padded)[: len(some)])
         return torch.cat(parts)

@@ -12,10 +12,11 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -243,7 +244,8 @@ class RayWorkers:
         sent, found = self._ray.put(work), dict[int, Any]()
         waiting, alone = deque(range(len(items))), deque[int]()
         deaths: Counter[int] = Counter()
-        while len(found) < len(items):
+        fatal: list[int] = []
+        while len(found) + len(fatal) < len(items):
             while self._idle and (alone or waiting):
                 source, size = alone, 1
                 if not alone:
@@ -258,12 +260,12 @@ class RayWorkers:
                 found[place] = result
                 on_done(place, result)
             if task.died:
+                deaths.update(task.items.keys())
                 for place in task.items:
-                    deaths[place] += 1
-                    if deaths[place] == DEATHS:
-                        raise _given_up(f"prompt {numbers[place]}")
-                alone += task.items
+                    (fatal if deaths[place] == DEATHS else alone).append(place)
         self._drain()
+        if fatal:  # when all others are done, so that they need not be done again
+            raise _given_up("prompt " + ", ".join(str(numbers[place]) for place in sorted(fatal)))
         return found
 
     def stream(self, work: Work, groups: Iterator[Sequence[Any]]) -> Iterator[list[Any]]:
@@ -307,7 +309,8 @@ class RayWorkers:
                 continue
             task, done = told
             group = tasks[task]
-            found[group].update(done)
+            if done:  # the last that is told of a group may come when it is given already
+                found[group].update(done)
             if task.ended or task.died:
                 del tasks[task]
             if task.died and task.items:
@@ -491,38 +494,42 @@ def _named(dtype: Any) -> str:
 
 def _connect(options: Options, device: str) -> Callable[[], None]:
     """Be connected to Ray; what undoes it. A program's own connection is used, and left as it is."""
-    folder: list[str] = []
-
-    def after() -> None:
-        if folder:
-            import ray
-
-            ray.shutdown()
-            shutil.rmtree(folder.pop(), ignore_errors=True)
+    undo = ExitStack()
+    after = undo.close
 
     with _unchanged():
         if options.ray is None:
             # For the cluster that is started here alone: no statistics are sent to Ray's makers, and
-            # nobody else on the machine may give it work.
+            # nobody else on the machine may give it work. How that is ensured Ray reads as it is
+            # imported; a program that has done so has its own way.
             os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            if "ray" not in sys.modules:
+                _token.append(secrets.token_hex(32))
+            if _token:
+                os.environ["RAY_AUTH_MODE"] = "token"
+                os.environ["RAY_AUTH_TOKEN"] = _token[0]
         import ray
+        from ray._private import worker as private
 
         if ray.is_initialized():
             return after
+        # It would print on standard output that a worker ended, where only results belong.
+        undo.callback(setattr, private, "_worker_logs_enabled", True)
+        private._worker_logs_enabled = False
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         if options.ray is None:
-            folder.append(tempfile.mkdtemp(prefix="np-"))  # short: sockets lie in it
+            folder = tempfile.mkdtemp(prefix="np-")  # short: sockets lie in it
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)  # when Ray has ended
             more: dict[str, Any] = {} if device == "cuda" else {"num_gpus": 0}
             quiet |= {
                 "num_cpus": options.workers, "include_dashboard": False,
-                "object_store_memory": _STORE, "_temp_dir": folder[0], **more,
+                "object_store_memory": _STORE, "_temp_dir": folder, **more,
                 # They do the work of this process, so they yield to others as much as it does.
                 "_system_config": {"worker_niceness": 0},
             }  # fmt: skip
         else:
             quiet["address"] = options.ray
+        undo.callback(ray.shutdown)
         try:
             ray.init(**quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
@@ -539,10 +546,10 @@ def _connect(options: Options, device: str) -> Callable[[], None]:
         except BaseException:
             after()
             raise
-        if options.ray is not None:
-            folder.clear()
-            return ray.shutdown
         return after
+
+
+_token: list[str] = []  # of the clusters that this process starts
 
 
 @contextmanager

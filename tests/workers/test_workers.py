@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from tiny import run, write_small
 
 from nemo_prune.checkpoint.open import open_checkpoint
@@ -79,6 +78,7 @@ class Engineless:
 
 @pytest.fixture
 def light(cluster: None) -> Iterator[tuple[RayWorkers, Engineless]]:
+    import ray
     import test_workers
 
     del cluster
@@ -198,6 +198,8 @@ def test_the_manifest_is_the_same_though_a_worker_is_killed_in_the_middle(
     assert "2 workers share the prompts" in both.stderr
     assert (tmp_path / "both.json").read_bytes() == expected
 
+    import ray
+
     add, added = Journal.add, list[str]()
 
     def killing(self: Journal, key: str, value: Any) -> None:
@@ -221,6 +223,8 @@ def test_the_manifest_is_the_same_though_a_worker_is_killed_in_the_middle(
 
 @pytest.mark.usefixtures("cluster")
 def test_what_is_kept_is_got_once() -> None:
+    import ray
+
     kept = Sent(ray.put([1, 2]))
     assert kept.get() == [1, 2]
     assert kept.get() is kept.get()
