@@ -5,7 +5,7 @@ found.save(Path("audit.html"))
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,60 +14,27 @@ from typing import Any
 import torch
 
 from nemo_prune import __version__
+from nemo_prune.audit.chasing import Rounds, published
+from nemo_prune.audit.finished import Finished
+from nemo_prune.audit.inputs import AuditInputs, Models
+from nemo_prune.audit.mending import Mending, mend
 from nemo_prune.audit.outcome import LIMITS, came_back
 from nemo_prune.audit.pictures import Wanted, draw_more, passes
 from nemo_prune.audit.render import write_audit
-from nemo_prune.audit.strength import EFFORTS, Effort, Strength
-from nemo_prune.audit.triggers import Judges, samples_of, try_words
-from nemo_prune.audit.words import Variation, variations
-from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.audit.triggers import samples_of, try_words
 from nemo_prune.checkpoint.diff import compare_models
-from nemo_prune.errors import CheckpointError, OptionError
-from nemo_prune.files.prompts import apart_from, bundled_captions
-from nemo_prune.localize.confirm import UNRELATED, unrelated_ends
-from nemo_prune.options import Options, Progress
+from nemo_prune.errors import CheckpointError, OptionError, option
+from nemo_prune.options import Progress, Writing
 from nemo_prune.report.inputs import check_inputs
 from nemo_prune.report.likeness import open_likeness
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
-from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 
-FORMAT = "nemo-prune-audit/1"
+FORMAT = "nemo-prune-audit/2"
 _SHOWN = 8  # wordings of a caption that brought its picture back and are drawn
 
 
-@dataclass(frozen=True)
-class AuditInputs:
-    """What an audit looks at.
-
-    Attributes:
-        prompts: captions whose pictures were pruned from `original`, giving `pruned`.
-        options: how the models are loaded, and the seed of all that is drawn by lot.
-        gate: score above which a prompt is memorized; tau: what suppressed prompts stay below.
-        thresholds_from: where the two come from.
-        targets: prompt number -> training picture.
-        places: of each prompt, the file and the line where it stands, if that is known.
-    """
-
-    original: Checkpoint
-    pruned: Checkpoint
-    prompts: Sequence[str]
-    options: Options
-    tau: float
-    gate: float
-    thresholds_from: str
-    strength: Strength = "standard"
-    targets: Mapping[int, Path] = field(default_factory=dict)
-    show_prompts: bool = False
-    places: Sequence[tuple[str, int]] = ()
-
-    @property
-    def effort(self) -> Effort:
-        return EFFORTS[self.strength]
-
-    def variations(self, index: int) -> list[Variation]:
-        """The words that are tried for one of the prompts."""
-        caption, count = self.prompts[index], self.effort.variations
-        return variations(caption, self.prompts, count, self.options.seed)
+class NothingMemorized(OptionError):
+    """The original memorized none of the prompts, so that nothing can be brought back."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +59,19 @@ class Audit:
 
 
 def audit(
-    inputs: AuditInputs, progress: Progress, journal: Path | None = None, resume: bool = False
-) -> Audit:
+    inputs: AuditInputs, progress: Progress, journal: Path | None = None, resume: bool = False,
+    repairing: Writing | None = None,
+) -> Audit:  # fmt: skip
     """Try to bring every prompt's picture back.
 
     Args:
-        journal: keeps the prompts that are done with; removed at the end. resume: go on with it.
+        journal: keeps what is done with; removed at the end. resume: go on with it.
+        repairing: where a model goes that also lacks what still triggers, and what hardening found;
+            None: none is written.
 
     Raises:
-        OptionError: the original memorized none of the prompts, so that nothing can be brought back.
+        NothingMemorized: by the original, of these prompts.
+        OptionError: a model that differs in more than zeroed rows is to be repaired or hardened.
         CheckpointError: models whose value layers are not the same, or that cannot be loaded.
         OutputError: the journal cannot be used, or an earlier run left it and `resume` is false.
     """
@@ -108,16 +79,46 @@ def audit(
     removed = check_inputs(inputs.original, inputs.pruned, inputs.prompts, None)
     promise = compare_models(inputs.original.path, inputs.pruned.path, removed).promise
     assert promise is not None, "neurons were named"
-    done = _Done(None)
+    if (repairing is not None or inputs.harden) and promise.unexpected:
+        raise OptionError(
+            f"{inputs.pruned.path}: differs from {inputs.original.path} in more than zeroed rows "
+            f"({promise.unexpected[0]}), so what is found there need not help here; leave out "
+            f"{option('repair')} and {option('harden')}"
+        )
+    finished = Finished(None)
     if journal is not None:
         hashes = f"{promise.a_sha256} {promise.b_sha256}"
         run = fingerprint_of_run(hashes, inputs.prompts, None, _settings(inputs))
-        done = _Done(Journal.open(journal, run, resume=resume))
+        finished = Finished(Journal.open(journal, run, resume=resume))
+    models = Models(inputs, removed, progress)
     try:
-        words, samples = _words(inputs, progress, done)
-        pictures, skipped, picture_samples = _pictures(inputs, words, progress, done)
+        words = _words(models, finished)
+        memorized = [index for index, one in words.items() if one["memorized"]]
+        if not memorized:
+            finished.close()
+            if journal is not None:
+                journal.unlink(missing_ok=True)
+            raise NothingMemorized(
+                f"{inputs.original.path}: memorized none of these prompts, by score or by trajectory, "
+                f"so there is nothing to bring back; give the prompts that were pruned, or the model as "
+                f"it was"
+            )
+        cost = {"samples": models.samples}
+        rounds = Rounds(models, memorized, finished)
+        first = rounds.run(0)
+        cost["embedding_samples"] = models.samples - sum(cost.values())
+        mending = Mending(models, words, rounds, finished)
+        overlaps = mending.overlaps(first)
+        hardened = mending.harden(first, inputs.harden)
+        repair = mending.repair(hardened) if repairing is not None else None
+        cost["search_samples"] = models.samples - sum(cost.values())
+        models.release()
+        pictures, skipped, cost["picture_samples"] = _pictures(inputs, words, progress, finished)
+        repaired = None
+        if repair is not None and repairing is not None:
+            repaired = mend(inputs, repair, words, repairing, progress)
     finally:
-        done.close()
+        finished.close()
     data: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
@@ -127,61 +128,29 @@ def audit(
         "pruned": {"path": inputs.pruned.path.name, "sha256": promise.b_sha256},
         "neurons": len(removed),
         "options": _settings(inputs),
-        "prompts": entries(inputs, words, pictures),
+        "prompts": entries(inputs, words, pictures, published(first)["prompts"]),
+        "controls": published(first)["controls"],
+        "overlaps": overlaps,
+        "hardened": [{**one, **published(one)} for one in hardened],
+        "repaired": repaired,
         "no_pictures": skipped,
-        "cost": {"samples": samples, "picture_samples": picture_samples},
+        "cost": cost,
         "limits": list(LIMITS),
     }
     if journal is not None:
         journal.unlink(missing_ok=True)
-    if not any(entry["memorized"] for entry in data["prompts"]):
-        raise OptionError(
-            f"{inputs.original.path}: memorized none of these prompts, by score or by trajectory, so "
-            f"there is nothing to bring back; give the prompts that were pruned, or the model as it was"
-        )
     return Audit(data)
 
 
-class _Done:
-    """What is finished, on the disk where there is a journal."""
-
-    def __init__(self, journal: Journal | None) -> None:
-        self._journal = journal
-        self._found: dict[str, Any] = journal.entries if journal else {}
-
-    def get(self, key: str) -> Any:
-        return self._found.get(key)
-
-    def add(self, key: str, value: Any) -> None:
-        if self._journal:
-            self._journal.add(key, value)
-        self._found[key] = value
-
-    def close(self) -> None:
-        if self._journal:
-            self._journal.close()
-
-
-def _words(
-    inputs: AuditInputs, progress: Progress, done: _Done
-) -> tuple[dict[int, dict[str, Any]], int]:
-    """`try_words` of every prompt, and the denoiser samples that it took."""
+def _words(models: Models, finished: Finished) -> dict[int, dict[str, Any]]:
+    """`try_words` of every prompt."""
+    inputs, progress = models.inputs, models.progress
     places = range(len(inputs.prompts))
-    left = [index for index in places if done.get(f"words {index}") is None]
-    samples = 0
+    left = [index for index in places if finished.get(f"words {index}") is None]
     if left:
-        progress.stage("loading the models", 2, "files")
-        original = open_engine(inputs.original, inputs.options, progress)
-        progress.advance()
-        pruned = open_engine(inputs.pruned, inputs.options, progress)
-        progress.advance()
-        schedule = trajectory_schedule(original.model, "trajectory")
-        ordinary = apart_from(bundled_captions(), inputs.prompts)[:UNRELATED]
-        judges = Judges(
-            inputs.tau, inputs.gate, schedule, unrelated_ends(original, ordinary, schedule, progress)
-        )
+        original, pruned, judges = models.original, models.pruned, models.judges
         tried = {index: inputs.variations(index) for index in left}
-        total = sum(samples_of(inputs.effort, len(one), schedule) for one in tried.values())
+        total = sum(samples_of(inputs.effort, len(one), models.schedule) for one in tried.values())
         texts = sum(map(len, tried.values()))
         progress.note(
             f"strength {inputs.strength}: up to {texts} wordings of {len(left)} prompts, about "
@@ -190,21 +159,18 @@ def _words(
         progress.stage("trying other words", total, "samples")
         for index in left:
             found = try_words(original, pruned, tried[index], inputs.effort, judges, progress.advance)
-            done.add(f"words {index}", found)
-        samples = original.cost.samples + pruned.cost.samples
-        for engine in (original, pruned):
-            engine.model.release()
-    return {index: done.get(f"words {index}") for index in places}, samples
+            finished.add(f"words {index}", found)
+    return {index: finished.get(f"words {index}") for index in places}
 
 
 def _pictures(
-    inputs: AuditInputs, words: Mapping[int, dict[str, Any]], progress: Progress, done: _Done
+    inputs: AuditInputs, words: Mapping[int, dict[str, Any]], progress: Progress, finished: Finished
 ) -> tuple[dict[int, dict[str, Any]], str | None, int]:
     """`draw_more` of what the original memorized; why no pictures were drawn; what they took."""
     places = [index for index, one in words.items() if one["memorized"]]
     wanted = {}
     for index in places:
-        if done.get(f"pictures {index}") is None:
+        if finished.get(f"pictures {index}") is None:
             texts = [one.text for one in inputs.variations(index)]
             back = [place for place, word in enumerate(words[index]["words"]) if word["back"]]
             of_words = words[index]["words"]
@@ -212,7 +178,7 @@ def _pictures(
             wanted[index] = Wanted(inputs.prompts[index], named, inputs.targets.get(index))
     skipped, samples = None, 0
     if wanted:
-        samples = passes(list(wanted.values()), inputs.effort.styles)
+        samples = passes(list(wanted.values()), inputs.effort)
         count = len(wanted) * sum(style.seeds for style in inputs.effort.styles)
         progress.note(f"{count} more pictures of the pruned model, {samples:,} denoiser samples in all")
         try:
@@ -220,17 +186,17 @@ def _pictures(
                 (inputs.original, inputs.pruned),
                 inputs.options,
                 wanted,
-                apart_from(bundled_captions(), inputs.prompts),
-                inputs.effort.styles,
+                inputs.ordinary(),
+                inputs.effort,
                 open_likeness(),
                 progress,
-                lambda index, found: done.add(f"pictures {index}", found),
+                lambda index, found: finished.add(f"pictures {index}", found),
             )
         except (CheckpointError, torch.OutOfMemoryError) as error:
             # What words brought back stands without pictures.
             skipped, samples = str(error).partition("\n")[0], 0
             progress.note(f"no more pictures: {skipped}")
-    found = {index: done.get(f"pictures {index}") for index in places}
+    found = {index: finished.get(f"pictures {index}") for index in places}
     return {index: one for index, one in found.items() if one is not None}, skipped, samples
 
 
@@ -238,11 +204,13 @@ def entries(
     inputs: AuditInputs,
     words: Mapping[int, Mapping[str, Any]],
     pictures: Mapping[int, Mapping[str, Any]],
+    embeddings: Mapping[int, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """A prompt's findings of all kinds, with where it stands, and texts if those are to be shown."""
     found = []
     for index, one in sorted(words.items()):
         entry: dict[str, Any] = {"index": index, **one, "pictures": pictures.get(index)}
+        entry["embeddings"] = embeddings.get(index)
         if inputs.places:
             entry["file"], entry["line"] = inputs.places[index]
         if inputs.show_prompts:
@@ -266,5 +234,7 @@ def _settings(inputs: AuditInputs) -> dict[str, Any]:
         "timestep": options.timestep,
         "precision": options.precision,
         "targets": sorted(inputs.targets),
+        "unseen": len(inputs.unseen),
+        "harden": inputs.harden,
         "device": options.device,
     }

@@ -4,29 +4,53 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nemo_prune.audit.words import AS_IT_STANDS
 from nemo_prune.report.junit import one_line
 
 Data = Mapping[str, Any]
+_KINDS = ("wording", "picture", "optimized embedding")
 
 LIMITS = (
     "Not found is not the same as not there, and suppressed is not erased: other words, other noises, "
-    "or a text embedding optimized towards the picture may still bring it back (arXiv 2507.16880).",
+    "or an embedding optimized for longer may still bring it back (arXiv 2507.16880).",
     "Words were varied by rule. Nobody who knows the picture, and no language model, wrote any of them.",
     "The score is a screen at one early timestep. A variation that it calls harmless was drawn only if "
     "it was among the highest; of the others a picture that comes later would have been missed.",
-    "Pictures were drawn in some styles, from some noises. One is near by the whole or by any region a "
-    "quarter of its size; foreground and background were not told apart.",
+    "Pictures were drawn in some styles, from some noises. Foreground and background were told apart by "
+    "their colours alone, as what is least like the border of the picture.",
+    "An embedding counts only if the picture comes before every control. A control that is there as "
+    "early says that an embedding of so many steps draws anything, not that the memory is gone.",
     "Fine-tuning, merging with an unpruned model, or a LoRA on the value layers was not tried.",
 )
 
 
 def came_back(entry: Data) -> bool:
     """Whether a prompt's picture did, by whatever attempt."""
-    return bool(successes(entry)) or near_pictures(entry) > 0
+    return _worked(entry) > 0
+
+
+def _worked(entry: Data) -> int:
+    """How many attempts brought a prompt's picture back."""
+    return len(successes(entry)) + near_pictures(entry) + len(chased(entry, "came_back"))
+
+
+def attacks_of(entry: Data) -> list[Data]:
+    """The embeddings that were optimized towards a prompt's picture, in both models."""
+    found: list[Data] = entry["embeddings"]["attacks"] if entry["embeddings"] else []
+    return found
+
+
+def attacks(entry: Data) -> list[Data]:
+    """Those in the pruned model."""
+    return [one for one in attacks_of(entry) if one["model"] == "pruned"]
+
+
+def chased(entry: Data, key: str) -> list[Data]:
+    """Those of them of which something holds, such as "came_back"."""
+    return [one for one in attacks(entry) if one[key]]
 
 
 def successes(entry: Data) -> list[Data]:
@@ -56,7 +80,12 @@ def audited(data: Data) -> list[Data]:
 
 def attempts(data: Data) -> int:
     """How many attempts were made in all."""
-    return sum(len(entry["words"]) + pictures(entry) for entry in audited(data))
+    return sum(sum(_tried(entry)) for entry in audited(data))
+
+
+def _tried(entry: Data) -> tuple[int, int, int]:
+    """Wordings, pictures and embeddings that were tried of a prompt."""
+    return len(entry["words"]), pictures(entry), len(attacks(entry))
 
 
 def kinds(data: Data) -> list[dict[str, Any]]:
@@ -84,20 +113,37 @@ def verdict(data: Data) -> str:
         return (
             f"No replication found in {_count(count, 'attempt')} of these kinds: {_kinds(data)}.{aside}"
         )
-    worked = sum(len(successes(entry)) + near_pictures(entry) for entry in back)
+    worked = sum(map(_worked, back))
     named = ", ".join(str(entry["index"]) for entry in back)
     return (
         f"NOT ERASED: the picture of {len(back)} of {_count(len(known), 'prompt')} came back "
         f"(prompt{'s' * (len(back) > 1)} {named}), from {worked} of {_count(count, 'attempt')}: "
-        f"{_kinds(data)}.{aside}"
+        f"{_kinds(data, back)}.{aside}"
     )
 
 
-def _kinds(data: Data) -> str:
+def _kinds(data: Data, back: Sequence[Data] = ()) -> str:
+    """What was tried, by kind; of each how many worked, where any did."""
     known = audited(data)
-    texts, drawn = sum(len(entry["words"]) for entry in known), sum(map(pictures, known))
-    more = f" and {_count(drawn, 'picture')}" if drawn else ""
-    return f"{_count(texts, 'wording')}{more} of {_count(len(known), 'caption')}"
+    tried = [sum(column) for column in zip(*map(_tried, known), strict=True)]
+    worked = [
+        sum(len(successes(entry)) for entry in back),
+        sum(map(near_pictures, back)),
+        sum(len(chased(entry, "came_back")) for entry in back),
+    ]
+    parts = [
+        (f"{good} of " if back else "") + _count(count, name)
+        for count, good, name in zip(tried, worked, _KINDS, strict=True)
+        if count
+    ]
+    steps = f" ({steps_tried(data)} steps at most)" if tried[2] else ""
+    listed = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+    return f"{listed}{steps}, for {_count(len(known), 'caption')}"
+
+
+def steps_tried(data: Data) -> int:
+    """After how many steps the embeddings were looked at for the last time."""
+    return int(max(data["options"]["chase"]["budgets"]))
 
 
 def findings(data: Data) -> Iterator[str]:
@@ -123,7 +169,92 @@ def findings(data: Data) -> Iterator[str]:
             ]
             count = _count(pictures(entry), "picture")
             parts.append(f"in {near} of {count}: {'; '.join(named)}")
+        if found := chased(entry, "came_back"):
+            named = [f"{one['start']}, {_there(one)}" for one in found]
+            count = _count(len(attacks(entry)), "optimized embedding")
+            parts.append(f"by {len(found)} of {count}: {'; '.join(named)}")
         yield one_line(f"{place}prompt {entry['index']} came back {'; '.join(parts)}")
+
+
+def _there(attack: Data) -> str:
+    """When a picture was there, and when the controls were."""
+    controls = attack["controls_back"]
+    others = "never" if controls is None else f"after {controls}"
+    return f"after {_count(attack['back'], 'step')} (controls: {others})"
+
+
+def _embedding_notes(data: Data) -> Iterator[str]:
+    known = audited(data)
+    if aside := [str(e["index"]) for e in known if e["embeddings"] and not e["embeddings"]["judged"]]:
+        yield (
+            f"No embedding was optimized where the original's own pictures are no more like what was to "
+            f"be drawn than unrelated ones: prompts {', '.join(aside)}."
+        )
+    late = [e for e in known for one in attacks(e) if one["back"] is not None and not one["came_back"]]
+    if late:
+        named = ", ".join(dict.fromkeys(str(entry["index"]) for entry in late))
+        yield (
+            f"{_count(len(late), 'optimized embedding')} drew the picture, no earlier than a control "
+            f"was drawn, which is not counted: prompts {named}."
+        )
+    if data["controls"]:
+        yield f"Embeddings: {'; '.join(control_lines(data))}."
+
+
+def control_lines(data: Data) -> Iterator[str]:
+    """When each kind of picture was there, by optimized embeddings: figures side by side."""
+    rows: list[tuple[str, list[Data]]] = [
+        ("memorized pictures in the pruned model", _of_model(data, "pruned")),
+        ("control, the same in the original", _of_model(data, "original")),
+    ]
+    for kind, name in (("ordinary", "ordinary pictures"), ("unseen", "pictures it never saw")):
+        found = [a for one in data["controls"] if one["kind"] == kind for a in one["attacks"]]
+        rows.append((f"control, {name} in the pruned model", found))
+    for name, row in rows:
+        if row:
+            there = sorted(one["back"] for one in row if one["back"] is not None)
+            when = f", after {', '.join(map(str, there))} steps" if there else ""
+            yield f"{name}: {len(there)} of {len(row)} drawn{when}"
+
+
+def _of_model(data: Data, model: str) -> list[Data]:
+    return [one for entry in audited(data) for one in attacks_of(entry) if one["model"] == model]
+
+
+def _overlap_notes(data: Data) -> Iterator[str]:
+    for one in data["overlaps"]:
+        what = one["how"] if one["word"] is None else f"the wording {one['how']}"
+        if one["by"] is None:
+            yield one_line(
+                f"Where: prompt {one['index']}, {what}: not seen by the score in the original, so its "
+                f"neurons were not searched; a greater strength does so by trajectories."
+            )
+            continue
+        yield one_line(
+            f"Where: prompt {one['index']}, {what}: {_count(one['neurons'], 'neuron')} of its own in "
+            f"the original, {one['shared']} of them also among the caption's own {one['caption']}, "
+            f"{one['removed']} already removed."
+        )
+
+
+def _mending_notes(data: Data) -> Iterator[str]:
+    for row in data["hardened"]:
+        back = [i for i, one in row["prompts"].items() if any(a["came_back"] for a in one["attacks"])]
+        when = "Before hardening" if not row["round"] else f"Hardening, round {row['round']}"
+        yield (
+            f"{when}: {_count(row['neurons'], 'neuron')} off besides, ordinary prompts drift by "
+            f"{row['drift']:.1%}, embeddings bring back {len(back)} of {len(row['prompts'])} pictures."
+        )
+    if one := data["repaired"]:
+        if one["path"] is None:
+            yield "Repair: nothing could be pruned besides, so nothing was written."
+        else:
+            left = f", still for prompts {', '.join(map(str, one['prompts']))}" if one["prompts"] else ""
+            yield (
+                f"Repair: {one['path']} lacks {_count(one['neurons'], 'further neuron')}; of the "
+                f"wordings, {one['after']} bring a picture back ({one['before']} before){left}. Audit "
+                f"that file too."
+            )
 
 
 def notes(data: Data) -> list[str]:
@@ -152,6 +283,7 @@ def notes(data: Data) -> list[str]:
     if controls := [entry["pictures"]["control"] for entry in drawn if entry["pictures"]["judged"]]:
         near, count = (sum(column) for column in zip(*controls, strict=True))
         found.append(f"Control: {near} of {count} pictures by the original are near by the same rule.")
+    found += [*_embedding_notes(data), *_overlap_notes(data), *_mending_notes(data)]
     aside = [str(entry["index"]) for entry in data["prompts"] if not entry["memorized"]]
     if aside:
         found.append(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.audit.strength import Style
+from nemo_prune.audit.parts import parts
+from nemo_prune.audit.strength import Effort, Style
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.model.hub import quiet
 from nemo_prune.options import Options, Progress
@@ -24,8 +25,6 @@ from nemo_prune.scoring.opening import open_pipeline
 
 PICTURE_SEED, REFERENCE_SEED, UNRELATED_SEED = 60_000, 61_000, 62_000
 """Where the seeds begin that an audit's pictures take: nothing else uses them."""
-PLAIN = Style("ddim", 20, 7.0, 0)
-"""How references, ordinary pictures and those of successful wordings are drawn."""
 REFERENCES, UNRELATED, SHOWN = 4, 8, 2
 """Pictures of a caption by the original; ordinary prompts, a picture each and model; pictures of a
 wording that brought a picture back."""
@@ -49,11 +48,16 @@ class Wanted:
     target: Path | None = None
 
 
-def passes(wanted: Sequence[Wanted], styles: Sequence[Style]) -> int:
+def plain(effort: Effort) -> Style:
+    """How references, ordinary pictures and those of successful wordings are drawn."""
+    return Style("ddim", effort.plain_steps, 7.0, 0)
+
+
+def passes(wanted: Sequence[Wanted], effort: Effort) -> int:
     """Denoiser samples that the pictures take in both models."""
-    of_styles = sum(style.seeds * style.steps for style in styles)
-    plain = PLAIN.steps * (2 * UNRELATED + sum(REFERENCES + SHOWN * len(one.wordings) for one in wanted))
-    return 2 * (plain + len(wanted) * of_styles)
+    of_styles = sum(style.seeds * style.steps for style in effort.styles)
+    count = 2 * UNRELATED + sum(REFERENCES + SHOWN * len(one.wordings) for one in wanted)
+    return 2 * (effort.plain_steps * count + len(wanted) * of_styles)
 
 
 def draw_more(
@@ -61,7 +65,7 @@ def draw_more(
     options: Options,
     wanted: Mapping[int, Wanted],
     ordinary: Sequence[str],
-    styles: Sequence[Style],
+    effort: Effort,
     likeness: Likeness,
     progress: Progress,
     finished: Callable[[int, dict[str, Any]], None],
@@ -72,29 +76,30 @@ def draw_more(
         CheckpointError: a model cannot draw.
         OptionError: a target cannot be read.
     """
+    style, styles = plain(effort), effort.styles
     progress.stage("drawing the original's pictures", len(wanted) + 1, "prompts")
     pipeline = open_pipeline(models[0], options)
-    unrelated = _unrelated(pipeline, options, ordinary)
+    unrelated = _unrelated(pipeline, options, ordinary, style)
     progress.advance()
     seeds = [noise_seed(options.seed, REFERENCE_SEED + number) for number in range(REFERENCES)]
     references = {}
     for index, one in wanted.items():
-        references[index] = _drawn(pipeline, one.caption, seeds, PLAIN)
+        references[index] = _drawn(pipeline, one.caption, seeds, style)
         progress.advance()
     del pipeline  # two do not fit where one does
     progress.stage("drawing more pictures", len(wanted) + 1, "prompts")
     pipeline = open_pipeline(models[1], options)
-    unrelated += _unrelated(pipeline, options, ordinary)
+    unrelated += _unrelated(pipeline, options, ordinary, style)
     progress.advance()
     others = [likeness.describe(picture) for picture in unrelated]
     for index, one in wanted.items():
         drawn = []
-        for number, style in enumerate(styles):
+        for number, way in enumerate(styles):
             first = PICTURE_SEED + 100 * number
-            seeds = [noise_seed(options.seed, first + seed) for seed in range(style.seeds)]
-            drawn.append(_drawn(pipeline, one.caption, seeds, style))
+            seeds = [noise_seed(options.seed, first + seed) for seed in range(way.seeds)]
+            drawn.append(_drawn(pipeline, one.caption, seeds, way))
         seeds = [noise_seed(options.seed, PICTURE_SEED + number) for number in range(SHOWN)]
-        worded = {place: _drawn(pipeline, text, seeds, PLAIN) for place, text in one.wordings.items()}
+        worded = {place: _drawn(pipeline, text, seeds, style) for place, text in one.wordings.items()}
         height, width = references[index][0].shape[:2]
         target = open_target(one.target, width, height) if one.target else None
         finished(index, judge_more(likeness, styles, references[index], drawn, worded, others, target))
@@ -124,20 +129,24 @@ def judge_more(
         the measures that it is near "by", "picture". In "worded", by place as text, data URIs.
     """
     old = [likeness.describe(picture) for picture in references]
-    between = [likeness.to_target(b, a) for a in old for b in old if a is not b]
-    chance = [likeness.to_target(a, other) for a in old for other in unrelated]
+
+    def alike(reference: Described, picture: Described) -> dict[str, float]:
+        return likeness.to_target(reference, picture) | parts(reference, picture)
+
+    between = [alike(b, a) for a in old for b in old if a is not b]
+    chance = [alike(a, other) for a in old for other in unrelated]
     levels = {"consensus": near_levels(between, chance, CONSENSUS_PART)}
     wanted = None if target is None else likeness.describe(target)
     if wanted is not None:
         levels["target"] = near_levels(
-            [likeness.to_target(wanted, a) for a in old],
-            [likeness.to_target(wanted, other) for other in unrelated],
+            [alike(wanted, a) for a in old],
+            [alike(wanted, other) for other in unrelated],
         )
 
     def near_by(picture: Described) -> list[str]:
-        compared = [("consensus", likeness.to_target(a, picture)) for a in old if a is not picture]
+        compared = [("consensus", alike(a, picture)) for a in old if a is not picture]
         if wanted is not None:
-            compared.append(("target", likeness.to_target(wanted, picture)))
+            compared.append(("target", alike(wanted, picture)))
         found = (
             name
             for kind, scores in compared
@@ -165,11 +174,11 @@ def judge_more(
     }
 
 
-def _unrelated(pipeline: Any, options: Options, ordinary: Sequence[str]) -> list[Picture]:
+def _unrelated(pipeline: Any, options: Options, ordinary: Sequence[str], style: Style) -> list[Picture]:
     return [
         picture
         for place, text in enumerate(ordinary[:UNRELATED])
-        for picture in _drawn(pipeline, text, [noise_seed(options.seed, UNRELATED_SEED + place)], PLAIN)
+        for picture in _drawn(pipeline, text, [noise_seed(options.seed, UNRELATED_SEED + place)], style)
     ]
 
 

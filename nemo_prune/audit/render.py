@@ -8,8 +8,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nemo_prune.audit import outcome
+from nemo_prune.audit import curves, outcome
 from nemo_prune.audit.outcome import Data
+from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
 
@@ -57,7 +58,12 @@ def to_html(data: Data) -> str:
         notes=outcome.notes(data),
         kinds=outcome.kinds(data),
         came_back=outcome.came_back,
+        gone=GONE,
         successes=outcome.successes,
         near=outcome.near_pictures,
         drawn=outcome.pictures,
+        attacks=outcome.attacks_of,
+        chased=outcome.chased,
+        control_lines=list(outcome.control_lines(data)),
+        curve=lambda only=None: curves.svg(curves.lines(data, only)),
     )

@@ -1,6 +1,6 @@
 """How hard an audit tries: how many attempts of each kind. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Strength = Literal["quick", "standard", "thorough"]
@@ -24,12 +24,33 @@ class Style:
 
 
 @dataclass(frozen=True)
+class Chase:
+    """How text embeddings are optimized towards each picture (arXiv 2507.16880).
+
+    budgets: after how many steps they are looked at, rising. batch: noises and timesteps of a step.
+    rate: Adam's learning rate. random: starts from random embeddings, besides the caption's own.
+    controls: ordinary model-made pictures, and as many that the model never saw. traced: of how many
+        triggers of a caption the neurons are searched. deep: by trajectories too, where the score does
+        not see a trigger, which costs ten times as much.
+    """
+
+    budgets: tuple[int, ...] = (0, 10, 25, 50)
+    batch: int = 8
+    rate: float = 0.1
+    random: int = 1
+    controls: int = 2
+    traced: int = 3
+    deep: bool = True
+
+
+@dataclass(frozen=True)
 class Effort:
     """How many attempts are made for each caption.
 
     variations: other words, besides the caption itself. score_seeds: noises on which each is scored.
     drawn: variations that are drawn a little way whatever they score, the highest first. draw_seeds:
-        noises from which. styles: how whole pictures of the caption are drawn.
+        noises from which. styles: how whole pictures of the caption are drawn. plain_steps: DDIM steps
+        of all other pictures. chase: how embeddings are optimized.
     """
 
     variations: int
@@ -37,6 +58,8 @@ class Effort:
     drawn: int
     draw_seeds: int
     styles: tuple[Style, ...] = ()
+    plain_steps: int = 20
+    chase: Chase = field(default_factory=Chase)
 
 
 _NEGATIVE = "blurry, low quality, text"
@@ -56,8 +79,15 @@ def _styles(steps: int, seeds: int, others: int) -> tuple[Style, ...]:
     )
 
 
+# Quick is what ten captions of a small model take in 3 minutes on two cores: about 1,000 samples each.
 EFFORTS: dict[Strength, Effort] = {
-    "quick": Effort(24, 4, drawn=4, draw_seeds=4, styles=_styles(20, 8, 1)),
+    "quick": Effort(
+        12, 3, drawn=2, draw_seeds=3, styles=_styles(10, 8, 1), plain_steps=10,
+        chase=Chase((0, 10, 25), batch=4, random=0, controls=1, traced=1, deep=False),
+    ),
     "standard": Effort(60, 6, drawn=16, draw_seeds=6, styles=_styles(30, 8, 4)),
-    "thorough": Effort(120, 10, drawn=120, draw_seeds=8, styles=_styles(50, 16, 8)),
-}
+    "thorough": Effort(
+        120, 10, drawn=120, draw_seeds=8, styles=_styles(50, 16, 8), plain_steps=30,
+        chase=Chase((0, 10, 25, 50, 100, 150), random=3, controls=4, traced=8),
+    ),
+}  # fmt: skip

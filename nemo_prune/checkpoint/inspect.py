@@ -7,7 +7,7 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.provenance import MODELSPEC_HASH, earlier_neurons, provenance_of
 from nemo_prune.checkpoint.zeros import Zeros, model_zeros, zeros_in
-from nemo_prune.errors import CheckpointError
+from nemo_prune.errors import CheckpointError, rendered
 from nemo_prune.files.hashing import file_hashes
 
 
@@ -37,6 +37,7 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
         "layout": checkpoint.layout,
         "prediction_type": checkpoint.prediction_type,
         "prediction_type_told_by": checkpoint.told_by or None,
+        "prediction_type_unclear": None if checkpoint.unclear is None else rendered(checkpoint.unclear),
         "text_encoder": checkpoint.text_encoder,
         "vae": checkpoint.vae,
         "ema": checkpoint.ema,

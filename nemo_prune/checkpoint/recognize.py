@@ -360,9 +360,9 @@ _KINDS = tuple(
          f"is a Kandinsky model, which {_PIXELS}; {_GIVE}"),
         (r"(^|\.)add_embedding\.pool\.", f"is a DeepFloyd IF model, which {_PIXELS}; {_GIVE}"),
         (r"(^|\.)(transformer_blocks\.\d+\.attn2\.to_v|blocks\.\d+\.cross_attn\.kv_linear)\.",
-         "is a transformer with cross-attention (PixArt and the like): it has value layers, but no "
-         "down and mid blocks to search and a T5 text encoder, which nobody has tried the method "
-         "on; use a Stable Diffusion 1, 2 or XL file"),
+         "is a transformer with cross-attention: of these PixArt-alpha and -sigma are read, from "
+         "diffusers folders, and the method was never tried on others (Sana, ...); give such a folder, "
+         "or a Stable Diffusion 1, 2 or XL checkpoint"),
     )
 )  # fmt: skip
 # diffusers calls an embedding's tensor as the word that it stands for.

@@ -46,11 +46,11 @@ def read_sidecar(model: Path) -> tuple[Path, Sidecar] | None:
 
     try:
         text = read_text(path, CheckpointError, "a model's settings", "the YAML file of the model")
-        found = yaml.safe_load(text)
+        found = yaml.load(text, _unique_keys(yaml.SafeLoader))
     except CheckpointError as error:
         return path, Sidecar(fault=error.message)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(getattr(error, "problem", None) or type(error).__name__)
+        reason = str(getattr(error, "problem", None) or error or type(error).__name__)
         return path, Sidecar(
             fault=f"{path}: cannot be read as YAML ({reason}); mend or remove it, or give "
             f"{option('prediction_type')}"
@@ -64,10 +64,28 @@ def read_sidecar(model: Path) -> tuple[Path, Sidecar] | None:
             fault=f"{path}: says that the model predicts {str(stated)[:40]!a}; only eps and v are "
             f"known: say which with {option('prediction_type')}"
         )
+    if stated and (scaled := _SCALINGS.get(kind)) and scaled != _PARAMETERIZATIONS[stated]:
+        return path, Sidecar(
+            fault=f"{path}: contradicts itself: its parameterization is {stated}, its scaling {kind}; "
+            f"mend it, or say which with {option('prediction_type')}"
+        )
     return path, Sidecar(
         prediction_type=_PARAMETERIZATIONS.get(stated) if stated else _SCALINGS.get(kind),
         zero_snr=any(params.get(name) is True for name in _ZERO_SNR),
     )
+
+
+def _unique_keys(loader: Any) -> Any:
+    """The YAML loader, refusing a key that stands twice in a mapping, where the last would win."""
+
+    class Loader(loader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [self.construct_object(key, deep) for key, _ in node.value]
+            if len(set(map(str, keys))) < len(keys):
+                raise ValueError("a key stands twice")
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _section(document: object, *keys: str) -> Mapping[str, Any]:

@@ -2,8 +2,9 @@
 
 from enum import StrEnum
 
-GONE = 0.5
-"""A picture is gone if less than this part of it is left, as trajectories or pictures tell."""
+GONE = 0.4
+"""A picture is gone if less than this part of it is left, as trajectories tell. At one half, pictures
+that are recognizably drawn would pass (docs/method.md)."""
 
 
 class Status(StrEnum):

@@ -18,6 +18,7 @@ from nemo_prune.cli.failures import (
     own_name,
     refuse_one_name,
     refuse_twice,
+    say,
 )
 from nemo_prune.cli.options import (
     FILE,
@@ -187,16 +188,15 @@ def apply(
             stack.enter_context(folder_for_several(None if alone else folder))
         jobs = each(models, prepare)
         if import_csv is not None:
-            click.echo(f"note: {import_csv} does not say for which model it was made", err=True)
+            say(f"note: {import_csv} does not say for which model it was made")
         _check_together(jobs, [manifest, import_csv], how["link"])
         for model, job in zip(models, jobs, strict=True):
             with going_on(model, alone, told):
                 result = _write(job, lora_names, overwrite, hashed, how)
                 if wanted is not None and job.choice.source_sha256 != result["source"]["sha256"]:
-                    click.echo(
+                    say(
                         f"warning: {model} is not the file that {manifest} was made for "
-                        f"({wanted.source['path']}); the neurons may mean something else in it",
-                        err=True,
+                        f"({wanted.source['path']}); the neurons may mean something else in it"
                     )
                 told.append(result)
                 _say(job, result, hashed, sidecars, how["drop_pickles"])
@@ -280,18 +280,14 @@ def _write(
 def _say(job: _Job, result: Mapping[str, Any], hashed: bool, sidecars: bool, dropped: bool) -> None:
     """Say what was written, on standard error."""
     if job.output is not None:
-        click.echo(
-            f"wrote {job.output}: {result['neurons']} neurons, {result['rows_zeroed']} rows zeroed",
-            err=True,
-        )
+        say(f"wrote {job.output}: {result['neurons']} neurons, {result['rows_zeroed']} rows zeroed")
         if hashed:
             click.echo(f"sha256 {result['output']['sha256']}", err=True)
         say_sidecars(sidecars, job.checkpoint.path, job.sidecars)
     if job.lora is not None:
-        click.echo(
+        say(
             f"wrote {job.lora}: a LoRA that zeroes {result['neurons']} neurons at weight 1; it holds "
-            f"the removed rows, so who has it can undo the edit",
-            err=True,
+            f"the removed rows, so who has it can undo the edit"
         )
     if job.undo is not None:
         say_undo(job.undo, dropped)

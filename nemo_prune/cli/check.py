@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from cloup import option_group
 
-from nemo_prune.cli.failures import Refused, each, failure, going_on, refuse_twice
+from nemo_prune.cli.failures import Refused, each, failure, going_on, refuse_twice, say
 from nemo_prune.cli.options import (
     OUT,
     Inputs,
@@ -35,17 +35,39 @@ if TYPE_CHECKING:
 
 
 class _Check(Verb):
-    """A command whose errors of usage leave a step summary, like all other errors."""
+    """A command whose errors of usage leave a JUnit file and a step summary, like all other errors."""
 
     def make_context(self, *given: Any, **more: Any) -> click.Context:
+        words = list(more["args"] if "args" in more else given[1])  # click takes what it has parsed
         try:
             return super().make_context(*given, **more)
         except click.UsageError as error:
-            if step_summary := _step_summary():
-                from nemo_prune.report.junit import append_step_summary, no_verdict
+            from nemo_prune.report.junit import (
+                append_step_summary,
+                error_suite,
+                is_own,
+                no_verdict,
+                write_junit,
+            )  # fmt: skip
 
-                append_step_summary(no_verdict("", error.format_message()), step_summary)
+            message = error.format_message()
+            if step_summary := _step_summary():
+                append_step_summary(no_verdict("", message), step_summary)
+            if junit := _junit_of(words):
+                with contextlib.suppress(OutputError):
+                    write_junit([error_suite(Path("usage"), message)], junit, is_own(junit))
             raise
+
+
+def _junit_of(words: Sequence[str]) -> Path | None:
+    """The file that `--junit` names on a command line that could not be parsed."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--":
+            break
+        name, _, value = word.partition("=")
+        if name == "--junit" and (value or following):
+            return Path(value or following)
+    return None
 
 
 @verb(_Check)
@@ -179,12 +201,11 @@ def _say(inputs: Inputs, result: dict[str, Any], confirm: str, alone: bool) -> N
             err=True,
         )
     of = "" if alone else f"{inputs.checkpoint.path}: "
-    click.echo(
+    say(
         f"{of}{result['memorized']} of {result.get('scored', len(result['prompts']))} prompts are "
         f"memorized: gate "
         f"{result['gate']['value']:.3f} ({result['gate_source']}), tau {result['tau']:.3f} "
-        f"({result['tau_source']})",
-        err=True,
+        f"({result['tau_source']})"
     )
 
 
@@ -249,4 +270,4 @@ class _Verdicts:
         from nemo_prune.report.junit import append_step_summary
 
         if self._step_summary and (trouble := append_step_summary(text, self._step_summary)):
-            click.echo(f"warning: {trouble}", err=True)
+            say(f"warning: {trouble}")

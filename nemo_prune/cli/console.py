@@ -66,6 +66,34 @@ def print_prompts(result: dict[str, Any]) -> None:
     )
 
 
+def print_comparison(data: dict[str, Any]) -> None:
+    """The table of a `Comparison`, as its reports begin with it."""
+    from nemo_prune.compare.render import near, spread
+    from nemo_prune.compare.summary import COLUMNS
+    from nemo_prune.compare.table import headline
+
+    measure = headline(data)
+    columns = [name for name in COLUMNS if any(row["columns"][name] for row in data["table"])]
+    table = Table(header_style="bold", pad_edge=False)
+    for name in ("method", "kind"):
+        table.add_column(name, no_wrap=True)
+    for name in ("near", *columns, "neurons", "seconds a prompt"):
+        table.add_column(name, justify="right")
+    for row in data["table"]:
+        found = [
+            row["columns"][name].get("clip" if name == "alignment" else measure) for name in columns
+        ]
+        table.add_row(
+            row["method"],
+            row["kind"],
+            near(row["near"]),
+            *("–" if one is None else f"{one['median']:.2f}" for one in found),
+            spread(row["neurons"], 1),
+            spread(row["seconds"], 1),
+        )
+    console().print(table)
+
+
 def print_verification(data: dict[str, Any]) -> None:
     """The table of prompts, the verdict and the notes of a `Report`."""
     from nemo_prune.report.verdict import near_text, target_lines, verdict
@@ -163,8 +191,11 @@ def _table(*columns: str) -> Table:
     table = Table(header_style="bold", pad_edge=False)
     for name in columns:
         left = name in ("status", "memorized", "text")
-        # Folded where a terminal is narrow: a score that is cut to 0... says nothing.
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+        # Folded where a terminal is narrow: a score that is cut to 0... says nothing. Titles give way
+        # first, so that no status is broken within a word.
+        table.add_column(
+            name, justify="left" if left else "right", overflow="fold", no_wrap=name == "status"
+        )
     return table
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 from cloup import option_group
 
+from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import (
     OUT,
     all_seeds_option,
@@ -113,7 +114,7 @@ def detect(
     elif not quiet:
         print_findings(result)
     if table:
-        click.echo(f"wrote {table}", err=True)
+        say(f"wrote {table}")
     if plots:
         save_plots(of_findings(found), plots)
 
@@ -156,4 +157,4 @@ def _streamed(
     elif not quiet:
         print_streamed(screen)
     if output:
-        click.echo(f"wrote {output}", err=True)
+        say(f"wrote {output}")

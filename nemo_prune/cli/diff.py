@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import cloup
 
+from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import FILE, json_option, verb
 
 
@@ -32,7 +33,7 @@ def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
     found = compare_models(a, b, wanted.neurons if wanted is not None else None)
     promise = found.promise
     if wanted is not None and promise is not None and promise.a_sha256 != wanted.source["sha256"]:
-        click.echo(f"warning: {manifest} was made for another model than {a}", err=True)
+        say(f"warning: {manifest} was made for another model than {a}")
     if as_json:
         result = {"a": str(a), "b": str(b), **found.difference.to_json()}
         click.echo(json.dumps(result | ({"expected": promise.to_json()} if promise else {})))

@@ -1,5 +1,6 @@
 """What went wrong, in one line; and several models in one run, of which one may fail."""
 
+import contextlib
 import errno
 import os
 import re
@@ -15,7 +16,8 @@ from nemo_prune.errors import NemoPruneError
 
 DEBUG = "NEMO_PRUNE_DEBUG"  # set: the traceback of an internal error is shown
 T = TypeVar("T")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Surrogates stand for bytes of a file's name that are not UTF-8.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CANNOT_SAY = frozenset({errno.EBADF, errno.EFBIG, errno.EIO, errno.ENOSPC})
 
 
@@ -30,6 +32,11 @@ class Refused(NemoPruneError):
 def one_line(text: str) -> str:
     """Text with its control characters escaped: a file's name may hold line breaks."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def say(text: str) -> None:
+    """Print one line on standard error, whatever the names in it hold."""
+    click.echo(one_line(text), err=True)
 
 
 def failure(error: Exception) -> str:
@@ -51,9 +58,12 @@ def failure(error: Exception) -> str:
 def say_failure(error: Exception) -> str:
     """Print that line; return it."""
     if not isinstance(error, NemoPruneError) and os.environ.get(DEBUG):
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        with contextlib.suppress(OSError):
+            click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     line = failure(error)
-    click.echo(f"nemo-prune: {line}", err=True)
+    # Where it cannot be said, the exit code still tells: left to the interpreter this would be 1.
+    with contextlib.suppress(OSError):
+        click.echo(f"nemo-prune: {line}", err=True)
     return line
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from nemo_prune.cli.failures import one_line
 from nemo_prune.cli.options import json_option, model_argument, verb
 
 _FACTS = ("path", "family", "layout", "prediction_type", "text_encoder", "vae", "ema", "in_channels",
@@ -51,7 +52,7 @@ def _print(found: dict[str, Any]) -> None:
 
     def line(text: str) -> None:
         # A hash or a path is one word, to be copied as a whole.
-        shown.print(text, markup=False, soft_wrap=" " not in text.partition(": ")[2])
+        shown.print(one_line(text), markup=False, soft_wrap=" " not in text.partition(": ")[2])
 
     for key in _FACTS:
         if key in found:
@@ -59,6 +60,8 @@ def _print(found: dict[str, Any]) -> None:
             text = ", ".join(value) if isinstance(value, list) else value
             if key == "prediction_type" and (told_by := found["prediction_type_told_by"]):
                 text = f"{value} ({told_by})"
+            if key == "prediction_type" and (unclear := found["prediction_type_unclear"]):
+                text = f"unclear: {unclear}"
             line(f"{key.replace('_', ' ')}: {'unknown' if text is None else text}")
     layers = found["value_layers"]
     line(f"text channels: {layers[0]['columns']}")

@@ -9,6 +9,7 @@ import click
 from cloup import option_group
 
 from nemo_prune.checkpoint.statuses import Status
+from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import (
     OUT,
     Inputs,
@@ -156,7 +157,7 @@ def conclude(
     if not quiet:
         print_prompts(result)
         for path in filter(None, (written and written.path, writing.manifest, writing.neurons_csv)):
-            click.echo(f"wrote {path}", err=True)
+            say(f"wrote {path}")
     if as_json:
         click.echo(json.dumps(result))
     if writing.plots:

@@ -27,6 +27,7 @@ from nemo_prune.cli import (
     audit,
     calibrate,
     check,
+    compare,
     demo,
     detect,
     diff,
@@ -95,7 +96,10 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
             kwargs.setdefault("color", False)
         if shutil.get_terminal_size().columns < _NARROWEST:
             kwargs.setdefault("terminal_width", _NARROWEST)
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError:  # nothing can be said; left to the interpreter this would be exit code 1
+            sys.exit(2)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """In sections; DefaultGroup's own would mark the default command in a plain list."""
@@ -168,4 +172,7 @@ def main() -> None:
 
 main.section("Prune", prune.prune, localize.localize, apply.apply, demo.demo)
 main.section("Find memorized prompts", detect.detect, check.check, calibrate.calibrate)
-main.section("Look and undo", verify.verify, audit.audit, diff.diff, inspect.inspect, restore.restore)
+main.section(
+    "Look and undo", verify.verify, audit.audit, compare.compare, diff.diff, inspect.inspect,
+    restore.restore,
+)  # fmt: skip

@@ -10,6 +10,7 @@ import cloup
 from click.core import ParameterSource
 from cloup import option_group
 
+from nemo_prune.cli.failures import say
 from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind
 
 if TYPE_CHECKING:
@@ -17,9 +18,19 @@ if TYPE_CHECKING:
     from nemo_prune.files.prompts import PromptList
     from nemo_prune.report.plots import Plotted
 
-FILE = click.Path(path_type=Path)
+
+class _Named(click.Path):
+    """A path; not an empty text, as of a variable that is not set, which would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("is empty; give a path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = _Named(path_type=Path)
 """A file or folder that is read."""
-OUT = click.Path(path_type=Path)
+OUT = _Named(path_type=Path)
 """A file or folder that is written; see `check_files`."""
 FILE.name, OUT.name = "file", "out"  # as the help shows them
 F = TypeVar("F", bound=Callable[..., Any])
@@ -263,7 +274,7 @@ def save_plots(plotted: "Plotted", folder: Path) -> None:
     from nemo_prune.report.plots import write_plots
 
     written = write_plots(plotted, folder)
-    click.echo(f"wrote {folder}: {', '.join(path.name for path in written)}", err=True)
+    say(f"wrote {folder}: {', '.join(path.name for path in written)}")
 
 
 def build(kind: type[T], given: Mapping[str, Any], **more: Any) -> T:
@@ -321,13 +332,14 @@ class Inputs:
         """
         from nemo_prune.model.devices import pick_device
         from nemo_prune.scoring.opening import scored_timestep
-        from nemo_prune.scoring.ordinary import check_calibration
+        from nemo_prune.scoring.ordinary import check_apart, check_calibration
         from nemo_prune.scoring.workers import check_workers
 
         check_workers(self.options)
         pick_device(self.options.device)
         scored_timestep(self.checkpoint, self.options)
         check_calibration(self.checkpoint, self.options, self.calibration_prompts)
+        check_apart(self.prompts.texts, self.calibration_prompts, self.options)
 
 
 def wanted_sidecars(asked: bool, model: Path, output: Path | None) -> dict[Path, Path]:
@@ -349,9 +361,9 @@ def wanted_sidecars(asked: bool, model: Path, output: Path | None) -> dict[Path,
 def say_sidecars(asked: bool, model: Path, sidecars: Mapping[Path, Path]) -> None:
     """Say what was copied along."""
     for place in sidecars.values():
-        click.echo(f"wrote {place}", err=True)
+        say(f"wrote {place}")
     if asked and not sidecars:
-        click.echo(f"note: no sidecars lie beside {model}", err=True)
+        say(f"note: no sidecars lie beside {model}")
 
 
 def counted(prompts: "PromptList") -> str:

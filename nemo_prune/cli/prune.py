@@ -4,11 +4,13 @@ import json
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from cloup import option_group
 
+from nemo_prune.audit.strength import Strength
+from nemo_prune.cli.audit import audit_of_run, check_audit_reports
 from nemo_prune.cli.localize import (
     check_manifest,
     check_search,
@@ -59,6 +61,18 @@ from nemo_prune.options import Reporting, Writing
     undo_option,
     click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint."),
     click.option(
+        "--audit",
+        type=click.Choice(get_args(Strength)),
+        help="Then try to bring the pictures back, as the verb audit does; exit 1 if one comes.",
+    ),
+    click.option(
+        "--audit-report",
+        "audit_reports",
+        type=OUT,
+        multiple=True,
+        help="Write what --audit found: .html or .json; may be given several times.",
+    ),
+    click.option(
         "--max-drift",
         type=Number(0),
         help="Write no checkpoint, exit 1, if cross-attention outputs of ordinary prompts "
@@ -79,12 +93,13 @@ from nemo_prune.options import Reporting, Writing
 @workers_options
 @report_options
 def prune(
-    model: Path, dry_run: bool, max_drift: float | None, show_prompts: bool, as_json: bool, quiet: bool,
-    **given: Any,
+    model: Path, dry_run: bool, audit: Strength | None, audit_reports: tuple[Path, ...],
+    max_drift: float | None, show_prompts: bool, as_json: bool, quiet: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Localize, rewrite and check in one go (the default command).
 
-    Exit code 0: all is suppressed or not memorized; 1: something is still memorized or drawn.
+    Exit code 0: all is suppressed or not memorized; 1: something is still memorized or drawn, or came
+    back in --audit.
 
     \b
     Examples:
@@ -104,6 +119,11 @@ def prune(
         raise click.UsageError("--resume: the journal lies beside the manifest; give --manifest")
     if dry_run and reporting.outputs:
         raise click.UsageError("--report and --card look at the written file; leave out --dry-run")
+    if dry_run and audit:
+        raise click.UsageError("--audit looks at the written file; leave out --dry-run")
+    if audit_reports and not audit:
+        raise click.UsageError("--audit-report: say how hard to try: --audit quick")
+    check_audit_reports(audit_reports, writing.overwrite)
     checkpoint = open_checkpoint(model)
     sidecars = wanted_sidecars(given["sidecars"], model, writing.output)
     writing = replace(writing, sidecars=sidecars)
@@ -148,7 +168,7 @@ def prune(
             written = pruning.write(found, writing)
             found = pruning.check(found, written.path, inputs.prompts.texts, bar)
     # The manifest and the table come before pictures, which may take hours.
-    conclude(found, written, writing, inputs, as_json, quiet)
+    conclude(found, written, writing, inputs, as_json and not audit, quiet)
     if written is not None and writing.undo is not None and not quiet:
         say_undo(writing.undo, writing.drop_pickles)
     if written is not None and not quiet:
@@ -174,4 +194,13 @@ def prune(
         report.list_outputs(quiet)
         # Pictures may show what scores and short trajectories do not.
         code = code or int(not verified.all_suppressed)
+    if written is not None and audit:
+        whole = inputs.prompts.locate(pruning.summary(found, written))
+        audited, back = audit_of_run(
+            found, written.path, inputs, audit, reporting.targets, audit_reports, writing.overwrite,
+            as_json, quiet,
+        )  # fmt: skip
+        if as_json:
+            click.echo(json.dumps({**whole, "audit": audited}))
+        code = code or int(back)
     context.exit(code)

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 from cloup import option_group
 
+from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import FILE, OUT, Number, Whole
 from nemo_prune.options import BUNDLED_ORDINARY, Progress, Reporting, TargetsMatch
 
@@ -74,7 +75,7 @@ class Prepared:
         """Say what was written."""
         if not quiet:
             for path in self.asked.outputs:
-                click.echo(f"wrote {path}", err=True)
+                say(f"wrote {path}")
 
 
 def check_reports(reporting: Reporting) -> None:

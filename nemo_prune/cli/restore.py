@@ -5,14 +5,15 @@ from pathlib import Path
 
 import click
 
+from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import FILE, OUT, json_option, model_argument, overwrite_option, verb
 
 
 def say_undo(undo: Path, dropped: bool) -> None:
     """Say what was written and is to be kept private; `dropped`: whether pickles were left out."""
     but = ", but for what --drop-pickles left out" if dropped else ""
-    click.echo(f"wrote {undo}: with it, restore brings the source back{but}", err=True)
-    click.echo(f"do not publish {undo}: it holds the removed rows", err=True)
+    say(f"wrote {undo}: with it, restore brings the source back{but}")
+    say(f"do not publish {undo}: it holds the removed rows")
 
 
 @verb()
@@ -43,7 +44,5 @@ def restore(model: Path, undo: Path, output: Path, overwrite: bool, as_json: boo
     if as_json:
         click.echo(json.dumps(result))
     for place in restored.left_out or ():
-        click.echo(
-            f"note: {shown(place)} was left out by --drop-pickles and is not brought back", err=True
-        )
-    click.echo(f"wrote {output}: {restored.rows} rows restored, sha256 {restored.sha256}", err=True)
+        say(f"note: {shown(place)} was left out by --drop-pickles and is not brought back")
+    say(f"wrote {output}: {restored.rows} rows restored, sha256 {restored.sha256}")

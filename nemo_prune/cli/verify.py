@@ -8,6 +8,7 @@ from typing import Any
 import click
 from cloup import option_group
 
+from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import (
     FILE,
     OUT,
@@ -135,8 +136,7 @@ def _write_template(
     from nemo_prune.report.targets import write_template
 
     write_template(path, prompts, pictures, reporting.overwrite)
-    click.echo(
+    say(
         f"wrote {path}: {len(pictures)} of {len(prompts)} prompts have a picture; fill in the column "
-        f"file and give it as --targets. It holds the prompts' texts.",
-        err=True,
+        f"file and give it as --targets. It holds the prompts' texts."
     )

@@ -130,6 +130,15 @@ def _comparable(path: Path) -> Path:
     return Path(unicodedata.normalize("NFC", real.casefold()))
 
 
+def _is_stream(link: Path) -> bool:
+    """Whether a link is one of the system's own to what a process has open, such as /dev/stdout."""
+    place = link.absolute()
+    return any(
+        where in ("/dev", "/dev/fd") or where.startswith("/proc/")
+        for where in map(str, (place.parent, Path(os.path.realpath(place.parent))))
+    )
+
+
 def check_place(out: Path, overwrite: bool) -> None:
     """Raise OutputError if no new file could be put at `out`; see `check_output`."""
     if str(out) == "-":
@@ -141,6 +150,8 @@ def check_place(out: Path, overwrite: bool) -> None:
         # Renaming over a device would replace the device.
         if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
             raise OutputError(f"{out}: is not a regular file; choose another name")
+        if stat.S_ISLNK(mode) and _is_stream(out):
+            raise OutputError(f"{out}: is a stream of a process, not a file; choose another name")
         if not overwrite:
             raise OutputError(
                 f"{out}: exists already; choose another name, or pass {option('overwrite')}"

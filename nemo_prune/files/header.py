@@ -66,6 +66,7 @@ _TRAINING_STATE = re.compile(
 )
 _PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle, in the second byte
 _JSON = re.compile(rb"\{\s*\"")
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{16,}")  # the length of a real header has zeros
 _DOWNLOAD = "download or copy it again"
 
 
@@ -225,6 +226,8 @@ def _name_other_formats(start: bytes) -> None:
             "is JSON, not a model: a server's answer instead of the file, or an index of shards; "
             "download the model, or give the folder that holds it"
         )
+    if _TEXT.fullmatch(start):
+        raise _Fault(f"is text, not safetensors; {_DOWNLOAD}")
 
 
 def _unsound() -> str:

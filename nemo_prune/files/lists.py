@@ -6,20 +6,14 @@ may be compressed with gzip, bzip2, xz or zstd, and has two suffixes then: capti
 Messages never quote the content.
 """
 
-import bz2
 import contextlib
 import csv
 import glob
-import gzip
-import io
 import json
-import lzma
 import os
 import re
 import stat
-import sys
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -27,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.text import MAX_BYTES, decoded, read_bytes
+from nemo_prune.files.text import MAX_BYTES, decoded
 
 Format = Literal["txt", "csv", "tsv", "jsonl", "json", "parquet"]
 FORMATS: dict[str, Format] = {
@@ -105,89 +99,16 @@ def expand(paths: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def read_list(path: Path, format: Format | None = None, column: str | None = None) -> Listing:
-    """The records of the list at `path`; `-` is standard input, and a pipe is read to its end.
-
-    Args:
-        path: a file of at most 256 MiB.
-        format: what it is, whatever its name and content look like; None: by both.
-        column: the column that holds the texts, if it is named otherwise than `COLUMNS`.
-
-    Raises:
-        PromptFileError: one line, for a list that cannot be read, or that its content contradicts.
-    """
-    content, suffix, notes = _decompressed(path, _content(path))
-    column = None if column is None else column.strip().lower()
-    if format is None:
-        if suffix in FOREIGN:
-            raise refused(path, f"{suffix} files are not read as lists", None)
-        format = FORMATS.get(suffix, "txt")
-        check_magic(path, content, format)
-        if format == "parquet":
-            return parquet_list(path, content, column)
-        text = decoded_list(path, content)
-        if not text.strip():
-            return Listing(path, format, [])
-        format, said = agreed(path, text, format)
-        notes += said
-        if suffix not in FORMATS:
-            notes.append(f"{path}: read as text, one prompt a line")
-    elif format == "parquet":
-        return parquet_list(path, content, column)
-    else:
-        text = decoded_list(path, content)
-    if format == "txt":
-        if column is not None:
-            raise PromptFileError(
-                f"{path}: is text without columns, so {option('prompt_column')} names none"
-            )
-        return _text(path, text, notes)
-    if format == "json":
-        return json_list(path, text, column, notes)
-    if format == "jsonl":
-        return _json_lines(path, text, notes)
-    return _table(path, text, format, notes)
-
-
 # ---------------------------------------------------------------------------------------- content
 
 
-def _content(path: Path) -> bytes:
-    """The bytes of a file, of a pipe, or of standard input, each read once and bounded."""
+def nameless(path: Path) -> bool:
+    """Whether it is standard input or a pipe, whose name says nothing of its content."""
     if path == STDIN:
-        if sys.stdin is None:
-            raise PromptFileError(f"{path}: standard input is closed; give a file")
-        return bounded(path, sys.stdin.buffer.read(MAX_BYTES + 1))
-    with contextlib.suppress(OSError, ValueError):  # of which `read_bytes` says more
-        if stat.S_ISFIFO(path.stat().st_mode):
-            return bounded(path, _piped(path))
-    return read_bytes(path, PromptFileError, "prompts", WANTED)
-
-
-def _decompressed(path: Path, content: bytes) -> tuple[bytes, str, list[str]]:
-    """The content without compression, the suffix that says what it is, and notes."""
-    suffix = path.suffix.lower() if path != STDIN else ""
-    if path == STDIN:
-        # It has no name, so what it begins with decides.
-        suffix = next((s for s, magic in COMPRESSED.items() if content.startswith(magic)), "")
-    if suffix not in COMPRESSED:
-        return content, suffix, []
-    inner = path.with_suffix("").suffix.lower() if path != STDIN else ""
-    if not content.startswith(COMPRESSED[suffix]):
-        if not content.strip():
-            return content, inner, []
-        return content, inner, [f"{path}: is not compressed, whatever its name, and was read as it is"]
-    try:
-        plain = bounded(path, _plain(content, suffix))
-    except ImportError:
-        raise zstd_unknown(path) from None
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
-        raise PromptFileError(
-            f"{path}: is damaged or cut off, so it cannot be decompressed; make it anew"
-        ) from None
-    if plain.startswith(tuple(COMPRESSED.values())):
-        raise PromptFileError(f"{path}: is compressed more than once; decompress it, and give the list")
-    return plain, inner, []
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        return stat.S_ISFIFO(path.stat().st_mode)
+    return False
 
 
 def zstd_unknown(path: Path) -> PromptFileError:
@@ -196,29 +117,6 @@ def zstd_unknown(path: Path) -> PromptFileError:
         f"{path}: zstd is read with pyarrow, which is not installed; "
         f"pip install 'nemo-prune[parquet]', or decompress it first"
     )
-
-
-def _plain(content: bytes, suffix: str) -> bytes:
-    """The decompressed content, or its first bytes, one more than a list may have."""
-    if suffix == ".gz":
-        with gzip.open(io.BytesIO(content)) as file:
-            return file.read(MAX_BYTES + 1)
-    if suffix == ".zst":
-        import pyarrow as arrow
-
-        with arrow.CompressedInputStream(arrow.py_buffer(content), "zstd") as stream:
-            return bytes(stream.read(MAX_BYTES + 1))
-    pieces: list[bytes] = []
-    size = 0
-    # Not bz2.open and lzma.open: they end at a second stream that is damaged, without a word.
-    while content and size <= MAX_BYTES:
-        stream = bz2.BZ2Decompressor() if suffix == ".bz2" else lzma.LZMADecompressor()
-        pieces.append(stream.decompress(content, MAX_BYTES + 1 - size))
-        size += len(pieces[-1])
-        if not stream.eof and size <= MAX_BYTES:
-            raise EOFError
-        content = stream.unused_data.lstrip(b"\0")
-    return b"".join(pieces)
 
 
 def open_pipe(path: Path) -> tuple[bytes, FileIO]:
@@ -239,23 +137,6 @@ def open_pipe(path: Path) -> tuple[bytes, FileIO]:
         pipe.close()
         raise
     return first or b"", pipe
-
-
-def _piped(path: Path) -> bytes:
-    """What is written to a pipe until it is closed, or a byte more than a list may have."""
-    first, pipe = open_pipe(path)
-    with pipe:
-        pieces, size = [first], 0
-        while size <= MAX_BYTES and (piece := pipe.read(2**20)):
-            pieces.append(piece)
-            size += len(piece)
-    return b"".join(pieces)
-
-
-def bounded(path: Path, content: bytes) -> bytes:
-    if len(content) > MAX_BYTES:
-        raise PromptFileError(f"{path}: is too large, more than {MAX_BYTES} bytes; give {WANTED}")
-    return content
 
 
 def decoded_list(path: Path, content: bytes) -> str:
@@ -361,7 +242,8 @@ def refused(path: Path, what: str, looks: Format | None) -> PromptFileError:
     if looks is None:
         cure = f"give text, CSV, TSV, JSON, JSON lines or Parquet, or {option('prompts_format')}"
     else:
-        cure = f"name it .{looks}, or give {option('prompts_format')} {looks}"
+        named = "" if nameless(path) else f"name it .{looks}, or "
+        cure = f"{named}give {option('prompts_format')} {looks}"
         if looks != "parquet":
             cure += f" ({option('prompts_format')} txt takes each line as a prompt)"
     return PromptFileError(f"{path}: {what}; {cure}")
@@ -379,42 +261,14 @@ def _names(cells: Sequence[str]) -> list[str]:
     return [cell.strip().strip('"').strip().lower() for cell in cells]
 
 
-def _text(path: Path, text: str, notes: list[str]) -> Listing:
-    # Files that were joined bring their byte order marks with them.
-    lines = [line.removeprefix("\ufeff") for line in _lines(text)]
-    if not lines[-1].strip():
-        lines.pop()  # what follows the last line's end
-    if alone := next((n for n, line in enumerate(lines, start=1) if "\r" in line.strip()), None):
+def text_line(path: Path, number: int, line: str) -> str:
+    """The line; PromptFileError for one that may be several, ended as on old Macs."""
+    if "\r" in line.strip():
         raise PromptFileError(
-            f"{path}: line {alone} holds carriage returns that end no line, so several prompts may be "
+            f"{path}: line {number} holds carriage returns that end no line, so several prompts may be "
             f"one; end lines with a line feed"
         )
-    records: list[tuple[int, Record]] = [
-        (number, line) for number, line in enumerate(lines, start=1) if line.strip()
-    ]
-    if len(records) > 1 and str(records[0][1]).strip().lower() in COLUMNS:
-        notes.append(
-            f"{path}: its first line is a column's name and was taken as a prompt; name the file .csv"
-        )
-    return Listing(path, "txt", records, len(lines) - len(records), tuple(notes))
-
-
-def _table(path: Path, text: str, format: Format, notes: list[str]) -> Listing:
-    """A CSV or TSV: every row has as many cells as the header, and every quote is closed."""
-    body = text.lstrip("\r\n")
-    skipped = text[: len(text) - len(body)].count("\n")
-    separator = separator_of(path, body.partition("\n")[0], format, notes)
-    names: tuple[str, ...] = ()
-    records: list[tuple[int, Record]] = []
-    blank = 0
-    for number, row in table_rows(path, io.StringIO(body, newline=""), separator, skipped):
-        if row is None:
-            blank += 1
-        elif not names:
-            names = tuple(row)
-        else:
-            records.append((number, dict(zip(names, row, strict=True))))
-    return Listing(path, format, records, blank, tuple(notes), names)
+    return line
 
 
 def table_rows(
@@ -468,17 +322,6 @@ def separator_of(path: Path, header: str, format: Format, notes: list[str]) -> s
     return separator
 
 
-def _json_lines(path: Path, text: str, notes: list[str]) -> Listing:
-    lines = _lines(text)
-    if not lines[-1].strip():
-        lines.pop()
-    records: list[tuple[int, Record]] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            records.append((number, json_line(path, number, line)))
-    return Listing(path, "jsonl", records, len(lines) - len(records), tuple(notes))
-
-
 def json_line(path: Path, number: int, line: str) -> Record:
     """The record of one of JSON lines; PromptFileError for what is none."""
     try:
@@ -501,13 +344,14 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _record(path: Path, number: int, value: object) -> Record:
+def _record(path: Path, number: int, value: object, where: str = "") -> Record:
     if isinstance(value, dict):
         return {key.lower(): cell for key, cell in value.items()}
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise PromptFileError(f"{path}: line {number} has no string under {', '.join(COLUMNS)}; mend it")
+        wanted = ", ".join(COLUMNS)
+        raise PromptFileError(f"{path}: line {number} has no string under {wanted}{where}; mend it")
     return value
 
 
@@ -547,7 +391,10 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
         line = getattr(error, "lineno", None)
         where = f"line {line} " if line else ""
         raise PromptFileError(f"{path}: {where}is not JSON; mend it") from None
-    records = [(number, _record(path, number, value)) for number, value in items]
+    records = [
+        (number, _record(path, number, value, f" (item {place})"))
+        for place, (number, value) in enumerate(items, start=1)
+    ]
     return Listing(path, "json", records, 0, tuple(notes))
 
 

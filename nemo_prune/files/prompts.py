@@ -1,7 +1,8 @@
-"""Prompts and their labels, from the lists that `nemo_prune.files.lists` reads."""
+"""Prompts and their labels, from the lists that `nemo_prune.files.source` reads."""
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -9,13 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record, read_list
+from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record
+from nemo_prune.files.source import read_list
 
 _MEMORIZED = frozenset(
     {"1", "true", "yes", "memorized", "verbatim", "vm", "template", "tm", "mv", "rv", "tv"}
 )
 _ORDINARY = frozenset({"0", "false", "no", "ordinary", "not memorized", "none", "n"})
 _CERTAIN = ("memorized", "label")  # columns of these names can only be labels
+_VISIBLE = re.compile(r"[^\s\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+_BREAK = re.compile("[\n\v\f\x1c-\x1e\x85\u2028\u2029]")  # what some programs end a line with
+_KINDS = {
+    "verbatim": "verbatim", "vm": "verbatim", "mv": "verbatim", "rv": "verbatim",
+    "template": "template", "tm": "template", "tv": "template",
+}  # fmt: skip
 _REPEATED = 100  # times one prompt may stand in a list without a note
 
 
@@ -28,6 +36,7 @@ class PromptList:
         merged: repetitions left out. blank: empty lines, cells and nulls left out.
         places: of each prompt, the file and the line where it stands first.
         labels: whether each is memorized, where that was asked for and stands in the lists.
+        kinds: of each "verbatim" or "template" memorization, where a column of labels says so of any.
         notes: what its reader should know, each one line.
     """
 
@@ -37,6 +46,7 @@ class PromptList:
     places: tuple[tuple[str, int], ...] = ()
     labels: tuple[bool, ...] | None = None
     notes: tuple[str, ...] = ()
+    kinds: tuple[str | None, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -90,6 +100,7 @@ class _Merge:
         self.places: dict[str, tuple[str, int]] = {}
         self.times: dict[str, int] = {}  # of those that stand more than once
         self.labels: dict[str, bool] = {}
+        self.kinds: dict[str, str] = {}
         self.unlabelled = False
         self.blank = 0
         self.notes: list[str] = []
@@ -107,16 +118,18 @@ class _Merge:
         spanning: list[int] = []
         empty = True
         for line, record in listing.records:
-            text = (text_of(record, key, path, line) or "").strip()
+            text = text_of(record, key, path, line)
             if not text:
                 self.blank += 1
                 continue
             empty = False
-            if "\n" in text:
+            if holds_break(text):
                 spanning.append(line)
             if text in self.places:
                 self.times[text] = self.times.get(text, 1) + 1
             self.places.setdefault(text, (name, line))
+            if kind := next(filter(None, (_KINDS.get(_word(record, one)) for one in LABELS)), None):
+                self.kinds.setdefault(text, kind)
             if label is not None:
                 memorized = label_of(record, label, path, line)
                 if self.labels.setdefault(text, memorized) != memorized:
@@ -126,10 +139,7 @@ class _Merge:
         if empty:
             raise PromptFileError(f"{path}: holds no prompts; write one per line")
         if spanning:
-            self.notes.append(
-                f"{path}: {len(spanning)} prompts hold line breaks, the first at line {spanning[0]}; a "
-                f"quote left open joins lines"
-            )
+            self.notes.append(spanning_note(path, len(spanning), spanning[0]))
 
     def result(self, labels: bool) -> PromptList:
         if self.labels and self.unlabelled:
@@ -146,6 +156,7 @@ class _Merge:
             places=tuple(self.places.values()),
             labels=tuple(self.labels[text] for text in self.places) if labelled else None,
             notes=tuple(self.notes),
+            kinds=tuple(map(self.kinds.get, self.places)) if self.kinds else (),
         )
 
 
@@ -212,22 +223,42 @@ def prompt_column(listing: Listing, wanted: str | None) -> str:
     )
 
 
-def text_of(record: Record, key: str | None, path: Path, line: int) -> str | None:
-    """The prompt of a record; None for a null."""
+def holds_break(text: str) -> bool:
+    """Whether a prompt holds what some program ends lines with, so that it may be several."""
+    return _BREAK.search(text) is not None
+
+
+def spanning_note(path: Path, count: int, first: int) -> str:
+    """A note on prompts of which `holds_break` is true."""
+    return (
+        f"{path}: {count} prompts hold line breaks, the first at line {first}; a quote left open joins "
+        f"lines, and nothing but LF or CR LF ends one (not U+2028 and the like)"
+    )
+
+
+def text_of(record: Record, key: str | None, path: Path, line: int) -> str:
+    """The prompt of a record without white space around it; "" for a null and what nobody sees."""
     text: object = record
     if not isinstance(record, str):
         names: Iterable[str] = COLUMNS if key is None else (key,)
         text = next((record[name] for name in names if name in record), ...)
     if text is None:
-        return None
+        return ""
     if not isinstance(text, str):
-        wanted = ", ".join(COLUMNS) if key is None else f"the column of {option('prompt_column')}"
-        raise PromptFileError(f"{path}: line {line} has no string under {wanted}; mend it")
+        # A column that was asked for is not quoted.
+        asked = key is not None and key not in COLUMNS
+        wanted = f"the column of {option('prompt_column')}" if asked else key or ", ".join(COLUMNS)
+        but = f", but {_WORDS[type(text)]}" if type(text) in _WORDS else ""
+        raise PromptFileError(f"{path}: line {line} has no string under {wanted}{but}; mend it")
     try:
         text.encode()
     except UnicodeEncodeError:
         raise PromptFileError(f"{path}: line {line} is not Unicode; mend it") from None
-    return text
+    return text.strip() if _VISIBLE.search(text) else ""
+
+
+_WORDS = {bytes: "bytes", list: "a list", dict: "an object", bool: "a truth value", int: "a number"}
+_WORDS |= {float: "a number"}
 
 
 def label_column(listing: Listing, notes: list[str]) -> str | None:
@@ -239,6 +270,12 @@ def label_column(listing: Listing, notes: list[str]) -> str | None:
         if name not in columns:
             continue
         if name in _CERTAIN:
+            others = [other for other in LABELS[LABELS.index(name) + 1 :] if other in columns]
+            if others:
+                notes.append(
+                    f"{listing.path}: the labels are those of the column {name}, not of "
+                    f"{' and '.join(others)}"
+                )
             return name
         other = [line for line, record in listing.records if _word(record, name) not in _KNOWN]
         if not other:

@@ -52,6 +52,8 @@ def decoded(content: bytes, path: Path, error: type[NemoPruneError], wanted: str
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
+        if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # UTF-16's begins the first
+            raise error(f"{path}: is UTF-32, not UTF-8; save it as UTF-8") from None
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise error(
                 f"{path}: is UTF-16, not UTF-8, as Excel and PowerShell write text; save it as UTF-8"

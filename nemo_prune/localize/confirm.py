@@ -1,8 +1,9 @@
 """Whether a prompt's picture is really gone: trajectories with the union off, and more neurons if not.
 
 The score at one early timestep is a screen. Here every prompt that it calls suppressed is drawn a little
-way from fresh seeds (`trajectory`); of one that is still drawn the search goes on from what is off
-already, with an attribution taken through the trajectory, first in the searched layers, then in all.
+way from fresh seeds (`trajectory`), in more steps where few leave it unclear; of one that is still drawn
+the search goes on from what is off already, with an attribution taken through the trajectory, first in
+the searched layers, then in all.
 Prompts are taken one after the other, so that each profits from what is off for those before it.
 """
 
@@ -17,32 +18,35 @@ from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.options import Progress, Recorded
 from nemo_prune.scoring.engine import Engine, Job, Kept, Prompt, Sample
-from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from
+from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from, schedule_from
 from nemo_prune.search.auto import Candidates, trajectory_search
 from nemo_prune.search.protocol import Outcome
 
 FIRST_SEED = 20_000
 """Trajectories are drawn from seeds from here on: no score ever uses them."""
 SEEDS = 8
-"""Seeds that a verdict is about, twice as many where it is near: a picture may come back from two of
-eight, or from one of sixteen."""
+"""Seeds that a verdict is about."""
 UNRELATED = 16
 """Ordinary prompts whose trajectories say how alike unrelated pictures are; ten passes each."""
 _UNRELATED_SEED = 30_000
-_GOAL = 0.4  # what a search must reach, so that other seeds stay below GONE
-_WIDTHS = (1, 2, 5, 8)  # seeds asked at once: mostly the first tells that a picture is drawn
+_WIDTHS = (1, 2, 5)  # seeds asked at once: mostly the first tells that a picture is drawn
 MOST_DRIFT = 0.5
 """Of ordinary prompts' cross-attention outputs: neurons for one picture that move them further with the
 rest are not taken, since little of the model would be left."""
-_NEAR = 0.25  # r from which on eight seeds have not settled it: pictures fade by degrees
+_UNCLEAR = 0.2
+"""r from which on a few steps have not settled it: pictures fade by degrees. Of the noises between this
+and GONE some draw the picture in the end; in twice as many steps r tells which (docs/method.md)."""
+_LONGER, _UNCLEAR_SEEDS = 2, 3  # times as many steps, for so many seeds of the largest r
+_GOAL = 0.3  # what a search must reach, so that other seeds stay below GONE
 
 
 @dataclass
 class Confirmed:
     """What became of the prompts, by number.
 
-    remaining: the largest r over the seeds that were last asked, with the union off; below GONE the
-        picture is gone. None where the unpruned model's own trajectories do not agree.
+    remaining: the largest r over the seeds that were last asked, with the union off, in more steps
+        where few left it unclear; below GONE the picture is gone. None where the unpruned model's own
+        trajectories do not agree.
     neurons: what was added for a prompt. outcomes: of the searches that added it. passes: denoiser
         samples spent on a prompt, backward passes counted. widened: prompts that needed all layers.
     exhausted: prompts that are drawn though every neuron that may be searched is off. rough: prompts
@@ -59,12 +63,14 @@ class Confirmed:
     exhausted: set[int] = field(default_factory=set)
     rough: set[int] = field(default_factory=set)
     harmful: dict[int, float] = field(default_factory=dict)
+    ordinary: int = 0
     in_vain: int = 0
 
     def add(self, one: "Confirmed") -> None:
         """Take in what became of a prompt."""
         for name in ("remaining", "neurons", "outcomes", "harmful"):
             getattr(self, name).update(getattr(one, name))
+        self.ordinary += one.ordinary
         for index, passes in one.passes.items():
             self.passes[index] = self.passes.get(index, 0) + passes
         for name in ("widened", "exhausted", "rough"):
@@ -87,6 +93,8 @@ class Confirmation:
         trajectories: how many a prompt is worth; after as many its further neurons are not shown one by
             one to be needed. 0: no end.
         drift: how far ordinary prompts move with some neurons off.
+        ordinary: captions whose longer trajectories are drawn, once, if any prompt is unclear; none: the
+            schedule's own steps decide.
     """
 
     def __init__(
@@ -97,12 +105,17 @@ class Confirmation:
         progress: Progress,
         trajectories: int = 0,
         drift: Callable[[frozenset[Neuron]], float] = lambda _off: 0.0,
+        ordinary: Sequence[str] = (),
     ) -> None:
         self.engine, self.schedule, self.progress = engine, schedule, progress
         self.trajectories, self.drift = trajectories, drift
         self.unrelated = unrelated
         self.result = Confirmed()
         self.references: dict[int, Reference] = {}
+        self.ordinary, self._unrelated_longer = ordinary, list[Tensor]()
+        steps = _LONGER * len(schedule.timesteps)
+        self._longer_schedule = schedule_from(schedule.timesteps[0], steps, schedule.guidance)
+        self._longer: dict[int, Reference] = {}
 
     def refer_all(
         self, indices: Sequence[int], prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]
@@ -147,9 +160,12 @@ class Confirmation:
 
     def apart(self) -> "Confirmation":
         """The same without what was found."""
-        return Confirmation(
-            self.engine, self.schedule, self.unrelated, self.progress, self.trajectories, self.drift
-        )
+        one = Confirmation(
+            self.engine, self.schedule, self.unrelated, self.progress, self.trajectories, self.drift,
+            self.ordinary,
+        )  # fmt: skip
+        one._unrelated_longer = self._unrelated_longer  # drawn once, by whoever needs it first
+        return one
 
     def part(self, off: frozenset[Neuron] = frozenset()) -> "_Part":
         """What was found."""
@@ -168,20 +184,26 @@ class Confirmation:
 
     def refer(self, index: int, prompt: Prompt, seeds: Sequence[int]) -> Reference:
         """Draw the unpruned model's trajectories of a prompt from the seeds; two are enough."""
+        reference = self._refer(index, prompt, seeds, self.schedule, self.unrelated)
+        self.references[index] = reference
+        return reference
+
+    def _refer(
+        self, index: int, prompt: Prompt, seeds: Sequence[int], schedule: Schedule,
+        unrelated: Sequence[Tensor],
+    ) -> Reference:  # fmt: skip
         before = self.engine.cost.samples
         samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
-        ends = self.engine.trajectories(samples, self.schedule, self.progress.advance)
-        reference = reference_from(self.schedule, dict(zip(seeds, ends, strict=True)), self.unrelated)
-        self.references[index] = reference
+        ends = self.engine.trajectories(samples, schedule, self.progress.advance)
         self._spent(index, before)
-        return reference
+        return reference_from(schedule, dict(zip(seeds, ends, strict=True)), unrelated)
 
     def look(
         self, index: int, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int]
     ) -> dict[int, float]:
-        """r of the seeds, a few at a time, until one is drawn or all are gone; notes the largest.
+        """r of the seeds, a few at a time, until one is drawn or all are gone; notes what remains.
 
-        The first eight are enough where nothing near the picture comes from any of them.
+        Where that is unclear, the seeds of the largest r are drawn in more steps, which decide.
         """
         before, found = self.engine.cost.samples, dict[int, float]()
         reference = self.references[index]
@@ -191,17 +213,45 @@ class Confirmation:
         left = list(seeds)
         for width in _WIDTHS:
             some, left = left[:width], left[width:]
-            if not some:
-                break
             samples = [Sample(prompt, off, seed) for seed in some]
             ends = self.engine.trajectories(samples, self.schedule, self.progress.advance)
             found |= reference.remaining(dict(zip(some, ends, strict=True)))
-            largest = max(found.values())
-            if largest >= GONE or (len(found) >= SEEDS and largest < _NEAR):
+            if max(found.values()) >= GONE:
                 break
-        self.result.remaining[index] = max(found.values())
         self._spent(index, before)
+        largest = max(found.values())
+        if self.ordinary and _UNCLEAR <= largest < GONE:
+            largest = self._look_longer(index, prompt, off, found)
+        self.result.remaining[index] = largest
         return found
+
+    def _look_longer(
+        self, index: int, prompt: Prompt, off: frozenset[Neuron], found: Mapping[int, float]
+    ) -> float:
+        """The largest r of the unclear seeds in more steps, one at a time, until one is drawn."""
+        if not self._unrelated_longer:
+            before = self.engine.cost.samples
+            self._unrelated_longer += unrelated_ends(
+                self.engine, self.ordinary, self._longer_schedule, self.progress
+            )
+            self.result.ordinary += self.engine.cost.samples - before
+            self.progress.stage("confirming by trajectories", None, "samples")
+        if index not in self._longer:
+            seeds = list(self.references[index].by_seed)
+            self._longer[index] = self._refer(
+                index, prompt, seeds, self._longer_schedule, self._unrelated_longer
+            )
+        before, largest = self.engine.cost.samples, -math.inf
+        unclear = [seed for seed in found if found[seed] >= _UNCLEAR]
+        for seed in sorted(unclear, key=lambda seed: -found[seed])[:_UNCLEAR_SEEDS]:
+            (end,) = self.engine.trajectories(
+                [Sample(prompt, off, seed)], self._longer_schedule, self.progress.advance
+            )
+            largest = max(largest, self._longer[index].remaining({seed: end})[seed])
+            if largest >= GONE:
+                break
+        self._spent(index, before)
+        return largest
 
     def remove(
         self,
@@ -220,17 +270,20 @@ class Confirmation:
         scope = 0
         known: list[dict[Neuron, float]] = [{} for _ in scopes]
         for round_ in range(rounds + 1):
-            first = FIRST_SEED + round_ * 2 * SEEDS
-            seeds = range(first, first + 2 * SEEDS)
+            first = FIRST_SEED + round_ * SEEDS
+            seeds = range(first, first + SEEDS)
             seen = self.look(index, prompt, everything, seeds)
             if not self.result.drawn(index) or round_ == rounds:
                 break
-            asked = [*seen, *(seed for seed in seeds[:SEEDS] if seed not in seen)]
-            remaining = {seed: seen.get(seed, max(seen.values())) for seed in asked}
+            largest = max(seen.values())
+            asked = [*seen, *(seed for seed in seeds if seed not in seen)]
+            remaining = {seed: seen.get(seed, largest) for seed in asked}
+            # What only more steps show to be drawn must go further down in a few.
+            goal = _GOAL if largest >= GONE else _UNCLEAR
             while scope < len(scopes):
                 layers, candidates = scopes[scope]
                 found = self._search(
-                    index, prompt, everything, remaining, layers, candidates, known[scope]
+                    index, prompt, everything, remaining, goal, layers, candidates, known[scope]
                 )
                 if found.status == "localized":
                     break
@@ -265,6 +318,7 @@ class Confirmation:
         prompt: Prompt,
         off: frozenset[Neuron],
         remaining: Mapping[int, float],
+        goal: float,
         layers: Sequence[str],
         candidates: Candidates,
         known: dict[Neuron, float],
@@ -275,7 +329,7 @@ class Confirmation:
         if self.trajectories:
             spent = self.result.passes[index] // self.schedule.passes + SEEDS  # the last look
             enough = max(0, self.trajectories - spent)
-        search = trajectory_search(left, remaining, _GOAL, known, enough)
+        search = trajectory_search(left, remaining, goal, known, enough)
         job = Job(prompt, search, base=off, reference=self.references[index], layers=layers)
         found: list[Outcome] = self.engine.run([job], on_samples=self.progress.advance)
         self._spent(index, before)

@@ -31,7 +31,7 @@ from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
 from nemo_prune.scoring.notes import tokens_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
-from nemo_prune.scoring.ordinary import Ordinary
+from nemo_prune.scoring.ordinary import Ordinary, check_apart
 from nemo_prune.scoring.thresholds import Thresholds
 from nemo_prune.scoring.trajectory import Reference
 from nemo_prune.search.auto import Candidates, auto_search
@@ -79,6 +79,7 @@ def localize(
     keep: Path | None = None,
     resume: bool = False,
     loaded: LoadedModel | None = None,
+    ordinary: Ordinary | None = None,
 ) -> Localization:
     """Find the neurons behind each prompt that the gate calls memorized; leave the others alone.
 
@@ -89,13 +90,17 @@ def localize(
     keep: a journal of finished searches, which the caller removes; `resume` takes up the one that an
         earlier run left there, and ends with the same manifest as an unbroken run.
     loaded: the model, where it is in memory already; its source's hash is then the weights' fingerprint.
+    ordinary: what is ordinary for it, where that is known; its engine then searches. Lists that follow
+        one another share all of it.
 
     If workers were asked for, the caller closes the `engine` of what is returned.
 
     Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run;
     Interrupted on Ctrl-C in the search; WorkerError.
     """
-    run = _Run(checkpoint, prompts, options, progress, calibration_prompts, show_prompts, loaded)
+    run = _Run(
+        checkpoint, prompts, options, progress, calibration_prompts, show_prompts, loaded, ordinary
+    )
     try:
         if keep is not None:
             run.open_journal(keep, resume)
@@ -126,22 +131,28 @@ class _Run:
         calibration_prompts: Sequence[str] | None,
         show_prompts: bool,
         loaded: LoadedModel | None = None,
+        ordinary: Ordinary | None = None,
     ) -> None:
         self.started = time.monotonic()
         self.checkpoint, self.prompts, self.options = checkpoint, prompts, options
         self.progress, self.show_prompts = progress, show_prompts
         self.calibration_prompts = calibration_prompts
         self.names = [layer.name for layer in checkpoint.select(options.layers)]
+        if overlap := check_apart(prompts, calibration_prompts, options):
+            progress.note(overlap)
         progress.stage("loading the model", 1, "file")
-        self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
-        self.engine = open_engine(checkpoint, options, progress, loaded, workers=True)
+        if ordinary is not None:
+            self.source_sha256, self.engine = ordinary.fingerprint, ordinary.engine
+        else:
+            self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
+            self.engine = open_engine(checkpoint, options, progress, loaded, workers=True)
         try:
-            self._prepare()
+            self._prepare(ordinary)
         except BaseException:
             self.engine.close()
             raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, ordinary: Ordinary | None) -> None:
         """Everything that is known before the search."""
         checkpoint, prompts, options, progress = (
             self.checkpoint, self.prompts, self.options, self.progress,
@@ -154,7 +165,9 @@ class _Run:
         for index, count in enumerate(self.counts):
             if count > self.most_tokens:
                 progress.note(f"prompt {index}: {count} tokens, truncated to {self.most_tokens}")
-        self.ordinary = Ordinary(self.engine, checkpoint, options, self.calibration_prompts, progress)
+        self.ordinary = ordinary or Ordinary(
+            self.engine, checkpoint, options, self.calibration_prompts, progress
+        )
         self.statistics, self.statistics_from = self.ordinary.statistics
         if "activations" in self.ordinary.of_original:
             self.statistics_from += " of the original"
@@ -170,7 +183,6 @@ class _Run:
         self.repaired: Repaired | None = None
         self.confirmation: Confirmation | None = None
         self.journal: Journal | None = None
-        self.per_sample = 0.0  # seconds, as measured in the search
         self.settings = {
             "tau": self.thresholds.tau,
             "tau_source": self.thresholds.tau_source,
@@ -216,7 +228,7 @@ class _Run:
     def search(self) -> None:
         """Search every prompt that the gate calls memorized, in chunks whose embeddings fit."""
         waiting = [index for index in range(len(self.prompts)) if index not in self.finished]
-        total, began, before = len(self.prompts), time.monotonic(), self.engine.cost.samples
+        total = len(self.prompts)
         self.progress.stage("searching", total, "prompts", done=len(self.finished))
         gate = self.thresholds.gate.value
         searching = Searching(self.engine, self.scopes[0], self.options, self.thresholds.tau, gate)
@@ -228,8 +240,6 @@ class _Run:
 
         texts = [self.prompts[index] for index in waiting]
         self.engine.each(searching, texts, on_found, numbers=waiting)
-        samples = self.engine.cost.samples - before
-        self.per_sample = (time.monotonic() - began) / max(1, samples)
 
     def _on_samples(self, _count: int) -> None:
         spent = self.engine.cost.samples - self.calibration_samples
@@ -273,14 +283,17 @@ class _Run:
         schedule = trajectory_schedule(engine.model, options.confirm)
         captions = self.calibration_prompts or bundled_captions()
         ordinary = apart_from(captions, self.prompts)[:UNRELATED]
-        before = engine.cost.samples
+        before, began = engine.cost.samples, time.monotonic()
         ends = unrelated_ends(engine, ordinary, schedule, self.progress)
-        self.calibration_samples += engine.cost.samples - before
+        samples = engine.cost.samples - before
+        self.calibration_samples += samples
+        per_sample = (time.monotonic() - began) / max(1, samples)
         worth = options.confirm_trajectories
         heard = engine.prompts(ordinary)
         self.confirmation = Confirmation(
-            engine, schedule, ends, self.progress, worth, Moved(engine, heard)
-        )
+            engine, schedule, ends, self.progress, worth, Moved(engine, heard),
+            () if options.confirm == "pictures" else ordinary,
+        )  # fmt: skip
         self.confirmation.result.widened |= repaired.widened
         # The paper's procedure ends where it ends.
         scopes = [] if options.search == "literal" else [(s.layers, s.candidates) for s in self.scopes]
@@ -289,7 +302,7 @@ class _Run:
         each = (SEEDS + 2) * schedule.passes
         self.progress.note(
             f"confirming {len(indices)} prompts by trajectories takes {len(indices) * each} denoiser "
-            f"samples, about {round(len(indices) * each * self.per_sample)} s; those that are still "
+            f"samples, about {round(len(indices) * each * per_sample)} s; those that are still "
             f"drawn are searched further, which takes several times as many"
         )
         self.progress.stage("confirming by trajectories", None, "samples")
@@ -311,6 +324,7 @@ class _Run:
                     f"{option('confirm_trajectories')} {worth} may spare some"
                 )
             self.progress.detail(f"prompt {index} done")
+        self.calibration_samples += self.confirmation.result.ordinary
         if by_trajectory:
             self.repairing.probe()
 

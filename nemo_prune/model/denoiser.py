@@ -235,7 +235,7 @@ class LoadedModel:
         return torch.cat(states)[:count], torch.cat(masks)[:count]
 
     def predict_noise(
-        self, latents: Tensor, timestep: int, text: Tensor, pooled: Tensor | None = None
+        self, latents: Tensor, timestep: int | Tensor, text: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
         """One denoiser pass without guidance: the noise epsilon that it sees in the latents.
 
@@ -243,7 +243,7 @@ class LoadedModel:
 
         Args:
             latents: `[n, *latent_shape]`.
-            timestep: training timestep, 0 to 999.
+            timestep: training timestep, 0 to 999, of all latents or int64 `[n]`.
             text: `[n, max_tokens, text_dim]` from `encode`.
             pooled: from `encode_pooled`; SDXL and PixArt need it, others ignore it.
 
@@ -253,13 +253,13 @@ class LoadedModel:
         latents = latents.to(self.device, self.dtype)
         output = self.output(latents, timestep, text, pooled)
         if self.prediction_type == "v_prediction":
-            alpha = self.alphas_cumprod[timestep]
+            alpha = self.alphas_cumprod[timestep].reshape(-1, 1, 1, 1)
             noise = alpha.sqrt() * output.float() + (1 - alpha).sqrt() * latents.float()
             return noise.to(self.dtype)
         return output
 
     def output(
-        self, latents: Tensor, timestep: int, text: Tensor, pooled: Tensor | None = None
+        self, latents: Tensor, timestep: int | Tensor, text: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
         """What the UNet itself puts out, `[n, *latent_shape]`; the arguments are `predict_noise`'s."""
         latents = latents.to(self.device, self.dtype)
@@ -289,7 +289,9 @@ class LoadedModel:
         )[0]
         return output
 
-    def _transformed(self, latents: Tensor, timestep: int, text: Tensor, mask: Tensor | None) -> Tensor:
+    def _transformed(
+        self, latents: Tensor, timestep: int | Tensor, text: Tensor, mask: Tensor | None
+    ) -> Tensor:
         if mask is None:
             raise ValueError("PixArt needs the mask of the text's tokens")
         count = len(latents)
@@ -303,7 +305,7 @@ class LoadedModel:
             latents,
             encoder_hidden_states=text,
             encoder_attention_mask=mask,
-            timestep=torch.full((count,), timestep, device=self.device),
+            timestep=torch.as_tensor(timestep, device=self.device).expand(count),
             added_cond_kwargs=added,
             return_dict=False,
         )[0]

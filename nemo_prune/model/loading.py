@@ -99,6 +99,15 @@ def load_model(
 
 
 @quiet()
+def load_vae(checkpoint: Checkpoint, device: torch.device, config: Path | None = None) -> Any:
+    """The checkpoint's autoencoder alone, in fp32: in half precision some overflow.
+
+    Raises CheckpointError if it holds none.
+    """
+    loader = _Loader(checkpoint, device, torch.float32, config)
+    return loader.vae()
+
+
 def load_pipeline(
     checkpoint: Checkpoint,
     *,
@@ -125,6 +134,16 @@ def load_pipeline(
         prediction_type=prediction_type,
         text_encoder=text_encoder,
     )
+    return pipeline_of(model, checkpoint, config)
+
+
+def pipeline_of(model: LoadedModel, checkpoint: Checkpoint, config: Path | None = None) -> Any:
+    """`load_pipeline` of a model that was loaded from `checkpoint`, with its denoiser and text encoders.
+
+    A denoiser with further input channels gets them from the pipeline then: `model` itself predicts with
+    `blank` None from now on. Raises CheckpointError as `load_pipeline`.
+    """
+    device, dtype = model.device, model.dtype
     if model.blank is not None and model.blank.shape[1] > model.latent_shape[0]:
         raise CheckpointError(f"{checkpoint.path}: an inpainting model draws only into a given picture")
     loader = _Loader(checkpoint, device, dtype, config)

@@ -58,6 +58,13 @@ def read_tensors(
             names = {plain_name(name, wrapper): name for name in file.keys()}  # noqa: SIM118
             return {plain: file.get_tensor(name) for plain, name in names.items() if wanted(plain)}
     except (OSError, SafetensorError) as error:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise CheckpointError(
+                f"{path}: has a name that is not UTF-8, which the safetensors library cannot open; "
+                f"rename it"
+            ) from None
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
@@ -302,7 +309,10 @@ def fill(
                 f"asks for {list(slot.shape)}; give the right configs with {option('config')} DIR"
             )
     for name in sorted(tensors.keys() - expected.keys()):
-        raise CheckpointError(f"{path}: {label}.{name} has no place in a model of this kind")
+        raise CheckpointError(
+            f"{path}: {label}.{name} has no place in a model of this kind, so what "
+            f"it does would be left out (an adapter or extension such as GLIGEN?); give the plain model"
+        )
     ready = {
         name: tensors[name].to(device, dtype if slot.is_floating_point() else slot.dtype, copy=True)
         for name, slot in expected.items()

@@ -66,9 +66,11 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
 
     checkpoint = recognize(CHECKPOINT)
     prompts = read_prompts(DATA / "memorized.txt").texts
-    ordinary = read_prompts(DATA / "ordinary.txt").texts
     heldout = read_prompts(DATA / "ordinary-heldout.txt").texts[:_ORDINARY_PROMPTS]
-    found = localize(checkpoint, prompts, Options(), progress, calibration_prompts=ordinary)
+    calibration = _calibration()
+    ordinary = None if calibration else read_prompts(DATA / "ordinary.txt").texts
+    options = Options(calibration=calibration)
+    found = localize(checkpoint, prompts, options, progress, calibration_prompts=ordinary)
     pruned = folder / "clean.safetensors"
     written = pruning.write(found, Writing(pruned))
     found = pruning.check(found, pruned, prompts, progress)
@@ -84,6 +86,17 @@ def run_demo(folder: Path, progress: "Progress") -> dict[str, Any]:
         if (rate := precision(caption, record.neurons)) is not None
     ]
     return pruning.summary(found, written) | {"demo": demo_part(rates, verified.data)}
+
+
+def _calibration() -> Path | None:
+    """What `nemo-prune calibrate` says of the captions of ordinary.txt, where fp32 is what runs."""
+    import torch
+
+    from nemo_prune.model.devices import pick_device, pick_dtype
+
+    path = DATA / "calibration.safetensors"
+    fits = pick_dtype(pick_device("auto"), "auto") == torch.float32
+    return path if fits and path.is_file() else None
 
 
 def demo_part(rates: Sequence[float], data: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ _WHOLE = 256  # pixels at most at which whole pictures are: more cost much and s
 _LAB_BINS, _LAB_RANGE = (8, 10, 10), ((0, 100), (-80, 80), (-80, 80))
 _FLAT = 0.04  # a tile that varies less than this (of white) matches any sky
 _SSCD_SIDE = 288  # pixels, as SSCD was trained
+_SQUASHED_SIDE = 320  # as the paper's tables were made
 _Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 _IMAGENET: _Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP: _Statistics = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -52,9 +53,10 @@ MEANINGS = {
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """What the measures look at of one picture: `[3, h, w]` in [0, 1], and descriptors."""
+    """What the measures look at of one picture: `[3, h, w]` in [0, 1], 128 pixels wide, descriptors."""
 
     tensor: Tensor
+    small: Picture
     gray: Floats
     colour: Floats
     edges: Floats
@@ -101,11 +103,19 @@ class Likeness:
         whole.thumbnail((_WHOLE, _WHOLE), Image.Resampling.LANCZOS)
         return Described(
             tensor=torch.from_numpy(np.array(whole)).permute(2, 0, 1).float() / 255,
+            small=small,
             gray=gray,
             colour=counts / counts.sum(),
             edges=hog(gray, pixels_per_cell=(16, 16), cells_per_block=(2, 2)),
             sscd=self.sscd(picture) if self.sscd else None,
         )
+
+    def try_out(self) -> None:
+        """Describe and align a blank picture: raises OptionError for files that cannot do it."""
+        blank = np.zeros((64, 64, 3), np.uint8)
+        self.describe(blank)
+        if self.alignment is not None:
+            self.alignment(blank, "a picture")
 
     def compare(self, a: Described, b: Described) -> dict[str, float]:
         """Measure -> similarity of two pictures of one size; 1 for a picture and itself."""
@@ -127,10 +137,14 @@ class Likeness:
         return self.compare(target, picture) | {"region": round(_region(target, picture), 4)}
 
 
-def open_likeness(sscd: Path | None = None, clip: Path | None = None) -> Likeness:
+def open_likeness(
+    sscd: Path | None = None, clip: Path | None = None, *, as_published: bool = False
+) -> Likeness:
     """The measures without weights, and SSCD (a TorchScript file) and CLIP (a folder) if given.
 
     `used` says which measures these are and from which file (SHA-256).
+
+    as_published: SSCD sees pictures squashed to 320 x 320, as in the paper's tables.
 
     Raises OptionError for a file or folder that cannot be used.
     """
@@ -139,11 +153,11 @@ def open_likeness(sscd: Path | None = None, clip: Path | None = None) -> Likenes
     ]
     describe = align = None
     if sscd is not None:
-        describe = _open_sscd(sscd)
+        describe = _open_sscd(sscd, as_published)
         used.append(_from_file("sscd", sscd, sscd))
     if clip is not None:
         align = _open_clip(clip)
-        used.append(_from_file("clip", clip, _weights(clip)))
+        used.append(_from_file("clip", clip, clip_weights(clip)))
     return Likeness(describe, align, used)
 
 
@@ -272,7 +286,7 @@ def _sliding_sums(values: Floats, side: int) -> Floats:
 # ------------------------------------------------------------------------------ local weights
 
 
-def _open_sscd(path: Path) -> Callable[[Picture], Floats]:
+def _open_sscd(path: Path, squashed: bool) -> Callable[[Picture], Floats]:
     load: Any = torch.jit.load
     try:
         with warnings.catch_warnings():
@@ -285,9 +299,10 @@ def _open_sscd(path: Path) -> Callable[[Picture], Floats]:
         ) from None
 
     def describe(picture: Picture) -> Floats:
+        side = _SQUASHED_SIDE if squashed else _SSCD_SIDE
         try:
             with torch.inference_mode():
-                output = model(_normalized(picture, _SSCD_SIDE, _IMAGENET))
+                output = model(_normalized(picture, side, _IMAGENET, squashed))
             found: Floats = output[0].double().numpy()
         except (RuntimeError, TypeError, IndexError, AttributeError):
             raise OptionError(
@@ -298,7 +313,8 @@ def _open_sscd(path: Path) -> Callable[[Picture], Floats]:
     return describe
 
 
-def _open_clip(folder: Path) -> Callable[[Picture, str], float]:
+def open_clip_model(folder: Path) -> tuple[Any, Any]:
+    """A CLIP model of transformers and its tokenizer, from a folder; raises OptionError."""
     from nemo_prune.model.hub import CLIPModel, CLIPTokenizer, quiet
 
     if not folder.is_dir():
@@ -311,11 +327,21 @@ def _open_clip(folder: Path) -> Callable[[Picture, str], float]:
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError):
         raise OptionError(f"{option('clip')} {folder}: holds no CLIP model with its tokenizer") from None
+    return model, tokenizer
+
+
+def clip_pixels(picture: Picture, side: int) -> Tensor:
+    """A picture as CLIP takes it, `[1, 3, side, side]`."""
+    return _normalized(picture, side, _CLIP)
+
+
+def _open_clip(folder: Path) -> Callable[[Picture, str], float]:
+    model, tokenizer = open_clip_model(folder)
     side = model.config.vision_config.image_size
     length = model.config.text_config.max_position_embeddings
 
     def align(picture: Picture, prompt: str) -> float:
-        pixels = _normalized(picture, side, _CLIP)
+        pixels = clip_pixels(picture, side)
         tokens = tokenizer(prompt, return_tensors="pt", truncation=True, max_length=length)
         with torch.inference_mode():
             found = model(
@@ -327,9 +353,13 @@ def _open_clip(folder: Path) -> Callable[[Picture, str], float]:
     return align
 
 
-def _normalized(picture: Picture, side: int, statistics: _Statistics) -> Tensor:
+def _normalized(picture: Picture, side: int, statistics: _Statistics, squashed: bool = False) -> Tensor:
     """The picture as a network takes it, `[1, 3, side, side]`; generated ones are near square."""
-    image = ImageOps.fit(Image.fromarray(picture), (side, side), Image.Resampling.BICUBIC)
+    image = Image.fromarray(picture)
+    if squashed:
+        image = image.resize((side, side), Image.Resampling.BILINEAR)
+    else:
+        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
     mean_, std = (torch.tensor(values)[:, None, None] for values in statistics)
     return ((pixels - mean_) / std)[None]
@@ -339,7 +369,8 @@ def _from_file(name: str, path: Path, weights: Path) -> dict[str, str]:
     return {"name": name, "meaning": MEANINGS[name], "file": path.name, "sha256": file_sha256(weights)}
 
 
-def _weights(folder: Path) -> Path:
+def clip_weights(folder: Path) -> Path:
+    """The file with a CLIP model's weights; raises OptionError where there is not one."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name

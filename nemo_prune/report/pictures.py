@@ -1,12 +1,13 @@
 """Draw pictures with a checkpoint, compare them, and lay them out on a sheet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from nemo_prune.model.hub import quiet
 from nemo_prune.scoring.similarity import ms_ssim
@@ -24,20 +25,25 @@ def draw(
     steps: int = 30,
     guidance: float = 7.0,
     negative: str = "",
+    embeddings: Mapping[str, Tensor] | None = None,
     advance: Callable[[int], None] = lambda _count: None,
 ) -> list[list[Picture]]:
     """One row of pictures per prompt, one picture per seed; a seed's noise is always the same.
 
-    negative: a negative prompt.
+    negative: a negative prompt. embeddings: instead of the text of the one prompt, by the pipeline's own
+    names of such arguments, `[1, ...]` each.
 
     All seeds of a prompt at once, or in as many parts as the device's memory asks for; raises
     torch.OutOfMemoryError where it does not hold one.
     """
 
     def some(prompt: str, part: Sequence[int]) -> list[Picture]:
-        more = {"negative_prompt": [negative] * len(part)} if negative else {}
+        more: dict[str, Any] = {"negative_prompt": [negative] * len(part)} if negative else {}
+        for name, one in (embeddings or {}).items():
+            more[name] = one.expand(len(part), *one.shape[1:])
         drawn = pipeline(
-            [prompt] * len(part), generator=[torch.Generator().manual_seed(seed) for seed in part],
+            None if embeddings else [prompt] * len(part),
+            generator=[torch.Generator().manual_seed(seed) for seed in part],
             num_inference_steps=steps, guidance_scale=guidance, output_type="np", **more,
         ).images  # fmt: skip
         return [(picture * 255).round().astype(np.uint8) for picture in drawn]

@@ -31,7 +31,7 @@ _FORMATS = ("svg", "png")
 _BINS = 20
 _WIDTH, _LINE, _TALLEST = 7.0, 0.22, 30.0  # inches: of a figure, of a bar, and at most
 _NAMED = 80  # prompts from which on their numbers would overlap
-_COLOURS = {"before": "#b4541a", "after": "#1f6fb2", "plain": "#7c8794", "ink": "#1d2126"}
+COLOURS = {"before": "#b4541a", "after": "#1f6fb2", "plain": "#7c8794", "ink": "#1d2126"}
 _DPI = 150
 
 
@@ -80,10 +80,14 @@ def write_plots(plotted: Plotted, folder: Path) -> list[Path]:
         drawn["neurons"] = _neurons
     if plotted.pairs:
         drawn["before-after"] = _before_after
-    names = [f"{name}.{kind}" for name in drawn for kind in _FORMATS]
+    return write_figures({name: draw(plotted) for name, draw in drawn.items()}, folder)
+
+
+def write_figures(figures: "Mapping[str, Figure]", folder: Path) -> list[Path]:
+    """Write a new folder with figures, each as SVG and PNG; raises OutputError."""
+    names = [f"{name}.{kind}" for name in figures for kind in _FORMATS]
     with new_folder(folder) as place:
-        for name, draw in drawn.items():
-            figure = draw(plotted)
+        for name, figure in figures.items():
             for kind in _FORMATS:
                 write_new(place / f"{name}.{kind}", _rendered(figure, kind), False)
     return [folder / name for name in names]
@@ -158,7 +162,8 @@ def _groups(
 # ---------------------------------------------------------------------------------- drawing
 
 
-def _figure(height: float) -> "tuple[Figure, Axes]":
+def new_figure(height: float) -> "tuple[Figure, Axes]":
+    """An empty figure of the usual width."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, min(_TALLEST, height)), layout="constrained")
@@ -170,18 +175,18 @@ def _figure(height: float) -> "tuple[Figure, Axes]":
 def _thresholds(axes: "Axes", plotted: Plotted) -> None:
     for name, value, style in (("tau", plotted.tau, "--"), ("gate", plotted.gate, "-")):
         label = f"{name} {value:.3f}"
-        axes.axvline(value, color=_COLOURS["ink"], linestyle=style, linewidth=1, label=label)
+        axes.axvline(value, color=COLOURS["ink"], linestyle=style, linewidth=1, label=label)
 
 
 def _scores(plotted: Plotted) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(3.6)
+    figure, axes = new_figure(3.6)
     for name, colour, scores in plotted.scores:
         if scores:
             # What lies outside [0, 1] counts at its ends, as in the report.
             inside = [min(1.0, max(0.0, score)) for score in scores]
-            axes.hist(inside, bins=_BINS, range=(0, 1), alpha=0.6, color=_COLOURS[colour],
+            axes.hist(inside, bins=_BINS, range=(0, 1), alpha=0.6, color=COLOURS[colour],
                       label=f"{name} ({len(scores)})")  # fmt: skip
     _thresholds(axes, plotted)
     axes.set_xlim(0, 1)
@@ -196,9 +201,9 @@ def _scores(plotted: Plotted) -> "Figure":
 def _neurons(plotted: Plotted) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(1.2 + _LINE * len(plotted.layers))
+    figure, axes = new_figure(1.2 + _LINE * len(plotted.layers))
     names = [short_name(layer) for layer, _, _ in plotted.layers]
-    bars = axes.barh(names, [removed for _, removed, _ in plotted.layers], color=_COLOURS["after"])
+    bars = axes.barh(names, [removed for _, removed, _ in plotted.layers], color=COLOURS["after"])
     texts = [f"{removed} of {rows}" if removed else "" for _, removed, rows in plotted.layers]
     axes.bar_label(bars, texts, padding=3, fontsize="small")
     axes.margins(x=0.15)
@@ -210,12 +215,12 @@ def _neurons(plotted: Plotted) -> "Figure":
 
 def _before_after(plotted: Plotted) -> "Figure":
     pairs = sorted(plotted.pairs, key=lambda pair: (-pair[1], pair[0]))
-    figure, axes = _figure(1.4 + _LINE * len(pairs))
+    figure, axes = new_figure(1.4 + _LINE * len(pairs))
     places = range(len(pairs))
     before, after = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
-    axes.hlines(places, before, after, color=_COLOURS["plain"], linewidth=1)
-    axes.scatter(before, places, color=_COLOURS["before"], s=20, label="before", zorder=3)
-    axes.scatter(after, places, color=_COLOURS["after"], s=20, label="after", zorder=3)
+    axes.hlines(places, before, after, color=COLOURS["plain"], linewidth=1)
+    axes.scatter(before, places, color=COLOURS["before"], s=20, label="before", zorder=3)
+    axes.scatter(after, places, color=COLOURS["after"], s=20, label="after", zorder=3)
     _thresholds(axes, plotted)
     shown = list(places) if len(pairs) <= _NAMED else []
     axes.set_yticks(shown, [str(pairs[place][0]) for place in shown])

@@ -120,7 +120,7 @@ def _render(template: str, data: Data, album: Album) -> str:
         "percent": says.percent,
         "near": lambda entry: says.near_text(entry, data),
         "layer": short_name,
-        "line": _markdown_line,
+        "line": markdown_line,
     }
     environment.filters |= filters
     memorized = says.memorized_prompts(data)
@@ -149,7 +149,7 @@ def _render(template: str, data: Data, album: Album) -> str:
     )
 
 
-def _markdown_line(text: str) -> str:
+def markdown_line(text: str) -> str:
     """Any text as one cell of a Markdown table that cannot leave it, nor bring in HTML or links."""
 
     def harmless(mark: re.Match[str]) -> str:

@@ -150,10 +150,28 @@ def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
     return found
 
 
-def open_target(path: Path, width: int, height: int) -> Picture:
+def read_pictures(places: Sequence[Path]) -> tuple[Path, ...]:
+    """The pictures that files are, and that folders hold; by `unseen`, which names no prompt.
+
+    Raises OptionError for a place that is not there, holds none, or holds one that cannot be read.
+    """
+    found: list[Path] = []
+    for place in places:
+        if not place.exists():
+            raise OptionError(f"{option('unseen')} {place}: no such file or folder; check the path")
+        some = _pictures(place) if place.is_dir() else [place]
+        if not some:
+            raise OptionError(f"{option('unseen')} {place}: holds no picture (.png, .jpg, .webp, ...)")
+        found += some
+    for path in found:
+        open_target(path, 64, 64, "unseen")
+    return tuple(found)
+
+
+def open_target(path: Path, width: int, height: int, given_by: str = "targets") -> Picture:
     """The picture cropped and scaled to `width` x `height`, uint8 `[height, width, 3]`.
 
-    Raises OptionError if it cannot be read.
+    Raises OptionError, of the option that it was `given_by`, if it cannot be read.
     """
     try:
         with Image.open(path) as image:
@@ -161,7 +179,7 @@ def open_target(path: Path, width: int, height: int) -> Picture:
             return np.asarray(ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "is not a readable picture"
-        raise OptionError(f"{option('targets')}: {path}: {reason}; mend or remove it") from None
+        raise OptionError(f"{option(given_by)}: {path}: {reason}; mend or remove it") from None
 
 
 def _by_name(folder: Path, prompts: Sequence[str]) -> dict[int, Path]:

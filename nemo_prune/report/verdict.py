@@ -16,6 +16,10 @@ from nemo_prune.checkpoint.statuses import Status
 Data = Mapping[str, Any]
 ENOUGH_SEEDS = 8
 """Pictures a prompt that a verdict takes: what comes back from two of eight is not in fewer."""
+ENOUGH_ORDINARY = 9
+"""Ordinary pictures that a level of nearness takes: the largest of n likenesses is exceeded by a further
+unrelated one, of as many alike, in 1 of n + 1 cases, so by fewer than one in ten from nine on. The level
+lies above that largest one, so this is what can be said without knowing how likenesses are spread."""
 _DRIFT, _RATIO = 0.05, 1.5
 _TOLD_BY = {"name": "by name", "order": "by order", "alike": "by likeness"}
 _NAMED = 10  # training pictures that a note names
@@ -101,6 +105,14 @@ def notes(data: Data) -> list[str]:
             f"Training pictures that were not used, as it is doubtful whose they are: "
             f"{', '.join(doubtful[:_NAMED])}"
             + (f" and {len(doubtful) - _NAMED} more." if len(doubtful) > _NAMED else ".")
+        )
+    told_from = data["pictures"].get("level_from", {}).get("pictures", 0)
+    if pictures_near(data) is not None and 0 < told_from < ENOUGH_ORDINARY:
+        found.append(
+            f"What is near was told by {_count(told_from, 'picture')} of "
+            f"{_count(data['pictures']['level_from']['prompts'], 'ordinary prompt')}: an unrelated "
+            f"picture may exceed the nearest of so few in 1 of {told_from + 1} cases, so some called "
+            f"near may not be; {ENOUGH_ORDINARY} or more make it less than 1 in 10."
         )
     if data["pictures"]["images"] and "skipped" not in data["pictures"] and (unseen := not_judged(data)):
         found.append(

@@ -141,6 +141,11 @@ def verify(
         )
     pictures, measures, album = _draw(inputs, likeness, settings, memorized, ordinary, progress)
     _add_pictures(inputs.tau, measured, measures, album)
+    # Both models draw these from the same noises, and much alike: they count once.
+    drawn_of = len(measures["ordinary"])
+    pictures["level_from"] = {
+        "prompts": drawn_of, "pictures": drawn_of * pictures["ordinary_images"],
+    }  # fmt: skip
 
     matched = list(measures.get("targets", {}).values())
     matched = matched or [one.as_json() for one in told_targets(settings)]

@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from nemo_prune.errors import CheckpointError
 from nemo_prune.model.denoiser import Tokens
 from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt, Sample
 from nemo_prune.scoring.thresholds import decided
@@ -30,6 +31,10 @@ from nemo_prune.search.protocol import (
     not_memorized,
     usable,
 )
+
+# Norm of what a prompt changes, as a part of the noise's own, below which it is rounding: the same text
+# in batches of two sizes gives some 1e-6 in fp32; captions give 1e-2 and more.
+_NO_EFFECT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -178,9 +183,11 @@ def _screen(
     screened = Screening(engine, seeds, gate, margins)
 
     def kept(place: int, found: tuple[Screened, float]) -> None:
+        screened.saw(found[1])
         keep(indices[place], *found)
 
     engine.each(screened.each, [prompts[index] for index in indices], kept, numbers=indices)
+    screened.check_effect()
 
 
 class Screening:
@@ -198,12 +205,31 @@ class Screening:
         self._engine, self._seeds, self._gate, self._margins = engine, seeds, gate, margins
         (nothing,) = engine.prompts([""])
         self._empty: dict[int, Tensor] = {}
+        self._effect: float | None = None  # the largest norm, as a part of that of all noise
         engine.evaluate(
             [Sample(nothing, frozenset(), seed) for seed in seeds],
             on_noise=lambda samples, noise: self._empty.update(
                 zip([sample.seed for sample in samples], noise.clone(), strict=True)
             ),
         )
+        # NaN is found, and refused, where it is compared.
+        self._whole = statistics.fmean(float(noise.norm()) for noise in self._empty.values())
+
+    def saw(self, norm: float) -> None:
+        """A prompt's noise norm, for `check_effect`: workers each see some of them."""
+        self._effect = max(self._effect or 0.0, norm / self._whole if self._whole else 0.0)
+
+    def check_effect(self) -> None:
+        """Raise CheckpointError if no prompt of all that were screened changed the noise at all.
+
+        Then nothing could be told memorized, whatever was.
+        """
+        if self._effect is not None and self._effect < _NO_EFFECT:
+            of = f"{self._engine.path}: " if self._engine.path else ""
+            raise CheckpointError(
+                f"{of}no prompt changes what the denoiser predicts, which says nothing about "
+                f"memorization; check the weights, and whether the text encoder is the model's own"
+            )
 
     def each(self, texts: Sequence[str]) -> Iterator[tuple[int, tuple[Screened, float]]]:
         """Work: of each prompt what was found, and its noise norm."""

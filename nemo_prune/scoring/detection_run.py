@@ -22,7 +22,7 @@ from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
 from nemo_prune.scoring.notes import notes_on_scores, tokens_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
-from nemo_prune.scoring.ordinary import Ordinary
+from nemo_prune.scoring.ordinary import Ordinary, check_apart
 from nemo_prune.scoring.rates import accuracy, separation
 from nemo_prune.scoring.thresholds import Thresholds
 
@@ -90,6 +90,8 @@ def find_memorized(
     Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run.
     """
     started = time.monotonic()
+    if overlap := check_apart(prompts, calibration_prompts, options):
+        progress.note(overlap)
     progress.stage("loading the model", 1, "file")
     engine = open_engine(checkpoint, options, progress, loaded, workers=True)
     with closing(engine):

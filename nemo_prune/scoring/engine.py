@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy
@@ -31,7 +32,7 @@ from nemo_prune.scoring.criterion import (
     scores_of_each,
 )
 from nemo_prune.scoring.similarity import noise_difference
-from nemo_prune.scoring.trajectory import Reference, Schedule, denoise
+from nemo_prune.scoring.trajectory import Reference, Schedule, clean_latents, denoise, scaled
 from nemo_prune.search.protocol import Attribute, Attribution, Question, Reply, Steps
 from nemo_prune.search.union import UnionSearch
 
@@ -125,6 +126,20 @@ class Sample:
     seed: int
 
 
+@dataclass(frozen=True)
+class Noised:
+    """A sample of the training loss: a clean latent with noise in it, to be told under a prompt.
+
+    clean, noise: float32 `[c, h, w]`. timestep: how much noise, 0 to 999.
+    """
+
+    prompt: Prompt
+    off: frozenset[Neuron]
+    clean: Tensor
+    noise: Tensor
+    timestep: int
+
+
 @dataclass(eq=False)
 class Job:
     """A search of one prompt, and what its questions are answered with.
@@ -158,8 +173,9 @@ class Engine:
         batch_size: samples a batch, or None to grow to what the device holds.
         published: take the similarity in the unit of the published thresholds; see `similarity`.
 
-    `note` receives, in one line, what a person should know of; a warning unless it is set. `workers`
-    hold the same model and do part of the work, see `each`.
+    `note` receives, in one line, what a person should know of; a warning unless it is set. `path` is the
+    model's, for messages; None: it has none. `workers` hold the same model and do part of the work, see
+    `each`.
     """
 
     workers: Workers | None = None
@@ -181,6 +197,7 @@ class Engine:
         self.published = published
         self.cost = Cost()
         self.note: Callable[[str], None] = _warn
+        self.path: Path | None = None
         self._grow = batch_size is None
         self._limit = batch_size or _LARGEST_BATCH.get(model.device.type, 16)
         self.batch_size = batch_size or min(8, self._limit)
@@ -302,11 +319,20 @@ class Engine:
         Two denoiser samples a step, one with the prompt and one with the empty prompt; the neurons are
         off in both, as in a file.
         """
+        return [scaled(one[None])[0] for one in self.drawn(samples, schedule, on_samples)]
+
+    def drawn(
+        self,
+        samples: Sequence[Sample],
+        schedule: Schedule,
+        on_samples: Callable[[int], None] = lambda _count: None,
+    ) -> list[Tensor]:
+        """`trajectories` as the latents that they are, which an autoencoder makes pictures of."""
         empty = self._empty
 
         def forward(batch: Sequence[Sample], model: LoadedModel) -> list[Tensor]:
             both = [*(replace(sample, prompt=empty) for sample in batch), *batch]
-            found = denoise(
+            found = clean_latents(
                 self._latents(batch, model).float(),
                 schedule,
                 model.alphas_cumprod,
@@ -363,7 +389,7 @@ class Engine:
             return work(self.model)
         except _NotFiniteError:
             if self.model.dtype == torch.float32:
-                raise _broken() from None
+                raise _broken(self.path) from None
         if not self._overflowed:
             self._overflowed = True
             self.note(
@@ -374,7 +400,7 @@ class Engine:
             with self.model.exact() as exact:
                 return work(exact)
         except _NotFiniteError:
-            raise _broken() from None
+            raise _broken(self.path) from None
 
     def _latents(self, batch: Sequence[Sample], model: LoadedModel) -> Tensor:
         latents = torch.stack([self.noise(sample.seed) for sample in batch])
@@ -492,18 +518,16 @@ class Engine:
                 raise _NotFiniteError from None
             return list(found)
 
-        def spare() -> bool:
-            known = trajectory in self._tight
-            self._tight.add(trajectory)
-            return not known
-
         samples = [
             (job, Sample(job.prompt, off, seed))
             for (job, wanted), off in zip(asked, offs, strict=True)
             for seed in wanted.seeds
         ]
-        width = 3 if self.model.device.type == "cpu" else max(3, self.batch_size // _GRADIENTS)
-        parts = iter(self._in_batches(samples, width, backward, lambda _n: None, spare))
+        parts = iter(
+            self._in_batches(
+                samples, self._gradient_width, backward, lambda _n: None, self._spare(trajectory)
+            )
+        )
         values = self.model.value_layers
         neurons = [Neuron(name, row) for name in layers for row in range(values[name].out_features)]
         found: list[Attribution] = []
@@ -511,6 +535,62 @@ class Engine:
             total = torch.stack([next(parts) for _ in wanted.seeds]).sum(dim=0).tolist()
             found.append({n: value for n, value in zip(neurons, total, strict=True) if n not in off})
         return found
+
+    def text_gradients(
+        self, samples: Sequence[Noised], on_samples: Callable[[int], None] = lambda _count: None
+    ) -> list[Tensor]:
+        """The gradient of each sample's squared error by its text embedding, float32 `[tokens, d]`.
+
+        The error is that of the predicted noise, summed over the latent: what training makes small.
+        Three denoiser samples each, since a backward pass counts as two.
+        """
+
+        def backward(batch: Sequence[Noised], model: LoadedModel) -> list[Tensor]:
+            device = model.device
+            timesteps = torch.tensor([one.timestep for one in batch], device=device)
+            noise = torch.stack([one.noise for one in batch]).to(device)
+            alpha = model.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+            clean = torch.stack([one.clean for one in batch]).to(device)
+            latents = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+            # A leaf of its own: the error flows back to here and no further.
+            text = torch.stack([one.prompt.text for one in batch]).to(device, model.dtype, copy=True)
+            pooled = [
+                one.prompt.pooled.to(model.dtype) for one in batch if one.prompt.pooled is not None
+            ]
+            with (
+                torch.enable_grad(),
+                self._checkpointed(model, True),
+                masked_layers(model.value_layers, masks_of(model, [one.off for one in batch])),
+            ):
+                predicted = model.predict_noise(
+                    latents, timesteps, text.requires_grad_(), torch.stack(pooled) if pooled else None
+                )
+                self.cost.forward += len(batch)
+                self.cost.batches += 1
+                self._count_backward(len(batch))
+                error = (predicted.float() - noise).square().sum()
+                (found,) = torch.autograd.grad(error, text)
+            _check_finite(found)
+            return list(found.float())
+
+        return self._in_batches(
+            samples, self._gradient_width, backward, lambda n: on_samples(3 * n), self._spare(True)
+        )
+
+    @property
+    def _gradient_width(self) -> int:
+        """The room that a backward pass takes in a batch, in samples."""
+        return 3 if self.model.device.type == "cpu" else max(3, self.batch_size // _GRADIENTS)
+
+    def _spare(self, trajectory: bool) -> Callable[[], bool]:
+        """For `_in_batches`: where memory is full, gradient checkpointing is taken from now on."""
+
+        def spare() -> bool:
+            known = trajectory in self._tight
+            self._tight.add(trajectory)
+            return not known
+
+        return spare
 
     @contextmanager
     def _checkpointed(self, model: LoadedModel, trajectory: bool) -> Iterator[None]:
@@ -807,9 +887,10 @@ def _check_finite(found: Tensor) -> None:
         raise _NotFiniteError
 
 
-def _broken() -> CheckpointError:
+def _broken(path: Path | None) -> CheckpointError:
+    of = f"{path}: " if path else ""
     return CheckpointError(
-        "the denoiser gave NaN or infinity in fp32 too, which says nothing about "
+        f"{of}the denoiser gave NaN or infinity in fp32 too, which says nothing about "
         "memorization; check the model's weights, or download it again"
     )
 

@@ -23,7 +23,8 @@ try:
 except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = "nemo-prune-journal/1"
+FORMAT = "nemo-prune-journal/2"
+"""Of the entries too: another number for any change in what callers put in them."""
 _MAX_BYTES = 2**30
 
 
@@ -196,7 +197,13 @@ def _line(path: Path, line: bytes, number: int) -> dict[str, Any]:
 
 
 def _check_header(path: Path, header: dict[str, Any], fingerprint: dict[str, str]) -> None:
-    if header.pop("format", None) != FORMAT:
+    format = header.pop("format", None)
+    if format != FORMAT and str(format).startswith("nemo-prune-journal/"):
+        raise OutputError(
+            f"{path}: is a journal of another build of this tool, which wrote its entries differently; "
+            f"go on with that one, or remove the file and start again"
+        )
+    if format != FORMAT:
         raise OutputError(f"{path}: is not a journal of this tool; choose another manifest name")
     if header != fingerprint:
         names = sorted(header.keys() | fingerprint.keys())

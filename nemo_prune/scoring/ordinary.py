@@ -3,11 +3,13 @@
 `prune`, `detect`, `check` and `calibrate` all ask here, so that they agree on every threshold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.families import FAMILIES, Published
@@ -38,6 +40,7 @@ from nemo_prune.scoring.thresholds import (
     prompts_for,
     tau_from,
 )
+from nemo_prune.scoring.trajectory import Schedule
 
 BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as seeds
 FILE, CACHE, NOW = "file", "cache", "this run"
@@ -82,6 +85,28 @@ def check_calibration(
     return found
 
 
+def check_apart(prompts: Iterable[str], captions: Sequence[str] | None, options: Options) -> str | None:
+    """A note on prompts that are also among the ordinary ones, whose scores set the gate.
+
+    Raises CalibrationError if all are: a memorized one would raise the gate that judges it.
+    """
+    if captions is None or options.gate is not None:
+        return None
+    distinct = set(prompts)
+    shared = len(distinct.intersection(captions))
+    if shared and shared == len(distinct):
+        raise CalibrationError(
+            f"{option('calibration_prompts')}: every prompt is also one of them, so what is memorized "
+            f"would set the gate that judges it; calibrate with captions that are surely not memorized"
+        )
+    if shared:
+        return (
+            f"{shared} of {len(distinct)} prompts are also among the calibration prompts: what is "
+            f"memorized of them raises the gate"
+        )
+    return None
+
+
 class Ordinary:
     """What is ordinary for one model, each part found once and only if asked for.
 
@@ -95,7 +120,8 @@ class Ordinary:
 
     A pruned model may take what was measured on its original, from the file or the cache, if hashes
     prove that nothing but zeroed value rows tells the two apart (`lineage`); then `of_original` has what
-    was taken ("activations", "scores"), and the sources say so.
+    was taken ("activations", "scores"), and the sources say so. `ends` keeps where trajectories of
+    ordinary prompts end, by schedule and prompts.
 
     Raises CalibrationError for a calibration file that was made for something else, unless
     `options.force`, and for fewer than 30 prompts; OptionError for both a file and prompts.
@@ -119,7 +145,12 @@ class Ordinary:
         self._progress = progress
         self._calibrating = calibrating
         self.of_original: set[str] = set()
+        self.ends: dict[tuple[Schedule, tuple[str, ...]], list[Tensor]] = {}
         self._file = self._fitting(found) if found else None
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
 
     @property
     def captions(self) -> tuple[str, ...]:

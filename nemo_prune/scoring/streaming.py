@@ -69,6 +69,8 @@ def score_stream(
 
         for (screened,) in engine.stream(screen.tokenized, groups()):
             block, tokens = read.popleft()
+            for _, norm in screened:
+                screen.saw(norm)
             rows = [
                 _row(block.prompts[place], one, norm, found.scored + place, gate, seeds,
                      len(tokens.ids[place]) > most, stream.labelled, show_prompts)
@@ -292,6 +294,7 @@ def _screen(
         screen = Screening(engine, range(options.seeds), gate if early else None, thresholds.margins)
         score_stream(engine, stream, screen, options.seeds, gate, found, progress,
                      show_prompts=show_prompts, means=means, on_rows=on_rows)  # fmt: skip
+        screen.check_effect()
         found.position = stream.position
         if expected is not None and found.scored != expected:
             raise _unexpected(lists.paths, expected, f"{found.scored} distinct prompts")

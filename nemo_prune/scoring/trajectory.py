@@ -16,7 +16,7 @@ from nemo_prune.scoring.criterion import largest_by
 from nemo_prune.scoring.similarity import ms_ssim_pairs, noise_difference
 
 STEPS, GUIDANCE = 5, 7.0
-_LEAST_SCALE = 0.1  # of unpruned over unrelated similarity, below which nothing can be told
+LEAST_SCALE = 0.1  # of unpruned over unrelated similarity, below which nothing can be told
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,23 @@ def schedule_from(first: int, steps: int = STEPS, guidance: float = GUIDANCE) ->
     return Schedule(tuple(round(first - i * first / steps) for i in range(steps)), guidance)
 
 
-def denoise(
-    latents: Tensor,
-    schedule: Schedule,
-    alphas_cumprod: Tensor,
-    predict: Callable[[Tensor, int], Tensor],
+Predict = Callable[[Tensor, int], Tensor]
+
+
+def denoise(latents: Tensor, schedule: Schedule, alphas_cumprod: Tensor, predict: Predict) -> Tensor:
+    """`clean_latents`, scaled to [0, 1] as differences are."""
+    return scaled(clean_latents(latents, schedule, alphas_cumprod, predict))
+
+
+def scaled(clean: Tensor) -> Tensor:
+    """Clean latents `[n, c, h, w]` scaled to [0, 1] as differences are, so that they can be compared."""
+    return noise_difference(clean, torch.zeros_like(clean))
+
+
+def clean_latents(
+    latents: Tensor, schedule: Schedule, alphas_cumprod: Tensor, predict: Predict
 ) -> Tensor:
-    """DDIM from `latents` `[n, c, h, w]`; the last predicted x0, scaled to [0, 1] as differences are.
+    """DDIM from `latents` `[n, c, h, w]`: the last predicted x0.
 
     Args:
         predict: latents, timestep -> noise `[2n, c, h, w]`: without the prompt, then with it.
@@ -58,7 +68,7 @@ def denoise(
         if place + 1 < len(schedule.timesteps):
             following = alphas_cumprod[schedule.timesteps[place + 1]]
             x = following.sqrt() * clean + (1 - following).sqrt() * noise
-    return noise_difference(clean, torch.zeros_like(clean))
+    return clean
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +91,7 @@ class Reference:
     @property
     def judged(self) -> bool:
         """Whether the unpruned model's own trajectories agree clearly more than unrelated ones do."""
-        return self.unpruned - self.unrelated >= _LEAST_SCALE
+        return self.unpruned - self.unrelated >= LEAST_SCALE
 
     def remaining(self, ends: Mapping[int, Tensor]) -> dict[int, float]:
         """Seed -> r: 1 as alike to the consensus as the unpruned model's, 0 as an unrelated picture."""

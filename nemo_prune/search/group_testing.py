@@ -365,7 +365,8 @@ def finished(
         samples=cache.tally.samples,
         questions=cache.tally.questions,
         order=searched.schedule.name,
-        attribution=tuple(attribution[neuron] for neuron in found) if attribution else (),
+        # Of a neuron that was off already nothing was attributed.
+        attribution=tuple(attribution.get(neuron, 0.0) for neuron in found) if attribution else (),
         tradeoff=_tradeoff(cache) if cache.trajectory else (),
         minimal=searched.minimal,
     )

@@ -22,12 +22,14 @@ class Ladder:
         the mean over tokens of |value layer output| (the statistics come from ordinary prompts).
         NaN (a neuron without spread) never exceeds a bound.
     activation: layer name -> a itself, same layers and lengths.
+    top_k: whether the k largest of each layer belong to it, as in the paper, or unusual ones alone.
 
     Raises ValueError if the two do not describe the same layers.
     """
 
     z: Mapping[str, Sequence[float]]
     activation: Mapping[str, Sequence[float]]
+    top_k: bool = True
     order: tuple[Neuron, ...] = field(init=False, repr=False, compare=False)
     """The neurons of the last rung in network order: layer by layer, row by row."""
     _entry: dict[Neuron, int] = field(init=False, repr=False, compare=False)
@@ -44,7 +46,7 @@ class Ladder:
             largest = sorted(range(len(scores)), key=smallness.__getitem__)
             rank = {row: place for place, row in enumerate(largest, start=1)}
             for row, score in enumerate(scores):
-                rung = min(_first_rung_below(abs(score)), rank[row])
+                rung = min(_first_rung_below(abs(score)), rank[row] if self.top_k else LAST_RUNG + 1)
                 if rung <= LAST_RUNG:
                     entry[Neuron(layer, row)] = rung
         object.__setattr__(self, "_entry", entry)
@@ -72,7 +74,8 @@ class Ladder:
         """
         unusual = [row for row, z in enumerate(self.z[layer]) if abs(z) > self.theta(i)]
         activation = self.activation[layer]
-        largest = sorted(range(len(activation)), key=lambda row: -abs(activation[row]))[:i]
+        largest = sorted(range(len(activation)), key=lambda row: -abs(activation[row]))
+        largest = largest[: i if self.top_k else 0]
         return [Neuron(layer, row) for row in (*unusual, *largest)]
 
     def theta(self, i: int) -> float:

@@ -12,7 +12,12 @@ from nemo_prune.search.protocol import Outcome, Search, Tally, check_seeds, not_
 
 
 def literal_search(
-    ladder: Ladder, seeds: Sequence[int], tau: float, *, as_published: bool = False
+    ladder: Ladder,
+    seeds: Sequence[int],
+    tau: float,
+    *,
+    as_published: bool = False,
+    refine: bool = True,
 ) -> Search:
     """D1 to D4 to the letter: every evaluation on all seeds, one candidate at a time.
 
@@ -24,6 +29,8 @@ def literal_search(
     as_published: as the authors' code does where it differs from the paper: the ladder ends before
         theta = 1, and each layer's candidates are its unusual rows followed by its largest ones, so
         that a row which is both is tested twice, and dropped at its second place if at all.
+
+    refine: whether D4 follows; without it the neurons are the rung's.
 
     tau: the score above which a seed counts as memorized. Raises ValueError as `Tally.ask` does.
     """
@@ -51,14 +58,14 @@ def literal_search(
         for entry in (ladder.listed(rung, layer) if as_published else sorted(ladder.of(rung, layer)))
     ]
     kept = list(listed)
-    for layer in dict.fromkeys(neuron.layer for neuron in listed):
+    for layer in dict.fromkeys(neuron.layer for neuron in listed if refine):
         left = [neuron for neuron in kept if neuron.layer != layer]
         if not left:
             continue
         scores = yield from tally.ask(frozenset(left), seeds)
         if max(scores[seed] for seed in memorized) <= threshold:
             kept, after = left, {seed: scores[seed] for seed in memorized}
-    for neuron in list(kept):
+    for neuron in list(kept) if refine else ():
         left = list(kept)
         left.remove(neuron)  # of two entries of one row the first
         if not left:
@@ -78,4 +85,5 @@ def literal_search(
         candidates=len(set(listed)),
         samples=tally.samples,
         questions=tally.questions,
+        minimal=refine,
     )

@@ -30,9 +30,9 @@ class Planted(torch.nn.Module):
         self.value = torch.nn.Linear(CHANNELS, CHANNELS, bias=False)
         torch.nn.init.eye_(self.value.weight)
 
-    def forward(self, inputs: Tensor, timestep: int, text: Tensor, **_options: Any) -> Any:
+    def forward(self, inputs: Tensor, timestep: int | Tensor, text: Tensor, **_options: Any) -> Any:
         drive = self.value(text).mean(dim=1)
-        alpha = self.alphas[timestep]
+        alpha = self.alphas[timestep].reshape(-1, 1, 1, 1)
         clean = torch.einsum("nc,cdhw->ndhw", drive, self.pictures)
         clean = clean + 0.6 * inputs.flip(-1)
         return ((inputs - alpha.sqrt() * clean) / (1 - alpha).sqrt(),)

@@ -60,9 +60,10 @@ def test_what_the_original_draws_differently_each_time_is_not_judged() -> None:
 
 @pytest.mark.parametrize("strength", EFFORTS)
 def test_every_strength_tries_at_least_eight_noises_and_several_ways(strength: str) -> None:
-    styles = EFFORTS[strength].styles  # type: ignore[index]
+    effort = EFFORTS[strength]  # type: ignore[index]
+    styles = effort.styles
     assert styles[0].seeds >= 8
     assert len({style.sampler for style in styles}) >= 3
     assert len({style.guidance for style in styles}) >= 3
     assert len({style.steps for style in styles}) >= 3
-    assert passes([Wanted("a", {})], styles) > 2 * sum(style.seeds * style.steps for style in styles)
+    assert passes([Wanted("a", {})], effort) > 2 * sum(style.seeds * style.steps for style in styles)

@@ -22,7 +22,7 @@ def word(how: str, kind: str = "prefix", back: tuple[str, ...] = ()) -> dict[str
 def entry(index: int, *words: dict[str, Any], memorized: bool = True) -> dict[str, Any]:
     return {"index": index, "memorized": memorized, "judged": memorized, "score_original": 0.9,
             "agreement": 0.9, "unrelated": 0.1, "words": list(words), "file": "m.txt",
-            "line": index + 1, "pictures": None}  # fmt: skip
+            "line": index + 1, "pictures": None, "embeddings": None}  # fmt: skip
 
 
 def data(*entries: dict[str, Any]) -> dict[str, Any]:
@@ -32,9 +32,12 @@ def data(*entries: dict[str, Any]) -> dict[str, Any]:
     limits = list(outcome.LIMITS)
     return {"version": "1", "created": "2026-01-01", "seconds": 1.0, "neurons": 3, **files,
             "options": {"strength": "quick", "tau": 0.4, "gate": 0.5, "score_seeds": 4,
-                        "draw_seeds": 4, "drawn": 4},
+                        "draw_seeds": 4, "drawn": 4,
+                        "chase": {"budgets": [0, 10, 25], "batch": 4, "rate": 0.1}},
             "prompts": list(entries), "no_pictures": None, "limits": limits,
-            "cost": {"samples": 9, "picture_samples": 0}}  # fmt: skip
+            "controls": [], "overlaps": [], "hardened": [], "repaired": None,
+            "cost": {"samples": 9, "embedding_samples": 0, "search_samples": 0,
+                     "picture_samples": 0}}  # fmt: skip
 
 
 QUIET = data(entry(0, word("a"), word("b")), entry(1, word("a"), memorized=False))
@@ -102,3 +105,41 @@ def test_junit_fails_for_what_came_back_and_skips_what_was_not_memorized() -> No
     assert "came back from 2 of 3 wordings" in (failure.text or "")
     assert len(list(audit_suite(QUIET, ["x", "y"]).iter("skipped"))) == 1
     assert "NOT ERASED" in xml.tostring(suite, encoding="unicode")
+
+
+def attack(model: str, back: int | None, start: str = "the caption's own embedding") -> dict[str, Any]:
+    steps = [steps for steps in (0, 10, 25) if steps <= (25 if back is None else back)]
+    curve = [{"steps": s, "remaining": 0.9 if s == back else 0.1, "mean": 0.1} for s in steps]
+    return {"model": model, "start": start, "curve": curve, "back": back, "controls_back": None,
+            "came_back": model == "pruned" and back is not None,
+            "pictures": ["data:image/webp;base64,CCCC"]}  # fmt: skip
+
+
+def test_embeddings_are_told_with_their_curves_and_controls(tmp_path: Path) -> None:
+    attacks = [attack("pruned", 10), attack("original", 0)]
+    one = {**entry(0, word("a")), "embeddings": {"judged": True, "target": "training picture",
+           "picture": None, "chance": 0.1, "replica": 0.9, "attacks": attacks}}  # fmt: skip
+    controls = [{"kind": "unseen", "number": 0, "given": True, "picture": None,
+                 "attacks": [attack("pruned", None)]}]  # fmt: skip
+    overlap = {"index": 0, "word": None, "how": "an embedding <i>", "neurons": 7, "caption": 3,
+               "shared": 2, "removed": 1, "by": "score", "rows": []}  # fmt: skip
+    found = {**data(one), "controls": controls, "overlaps": [overlap]}
+    assert outcome.verdict(found) == (
+        "NOT ERASED: the picture of 1 of 1 prompt came back (prompt 0), from 1 of 2 attempts: 0 of 1 "
+        "wording and 1 of 1 optimized embedding (25 steps at most), for 1 caption."
+    )
+    assert list(outcome.findings(found)) == [
+        "m.txt:1: prompt 0 came back by 1 of 1 optimized embedding: the caption's own embedding, after "
+        "10 steps (controls: never)"
+    ]
+    write_audit(found, tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text()
+    assert page.count("<polyline") == 2 * 3, "of all prompts, and of this one"
+    assert "control, pictures it never saw in the pruned model: 0 of 1 drawn" in page
+    assert "2 of them also among the caption" in page
+    assert "<i>" not in page
+    assert page.count("base64,CCCC") == 3
+    controls[0]["attacks"] = [attack("pruned", 10)]
+    attacks[0] |= {"controls_back": 10, "came_back": False}
+    assert outcome.verdict(found).startswith("No replication found in 2 attempts")
+    assert any("no earlier than a control was drawn" in note for note in outcome.notes(found))

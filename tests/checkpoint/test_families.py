@@ -277,9 +277,9 @@ JOINT = (
     "method does not apply as it stands; use a Stable Diffusion 1, 2 or XL file"
 )
 PIXART = (
-    "is a transformer with cross-attention (PixArt and the like): it has value layers, but no down and "
-    "mid blocks to search and a T5 text encoder, which nobody has tried the method on; use a Stable "
-    "Diffusion 1, 2 or XL file"
+    "is a transformer with cross-attention: of these PixArt-alpha and -sigma are read, from diffusers "
+    "folders, and the method was never tried on others (Sana, ...); give such a folder, or a Stable "
+    "Diffusion 1, 2 or XL checkpoint"
 )
 NO_VALUES = (
     "is of an unknown family: it has no cross-attention value layers (attn2.to_v); give a Stable "

@@ -174,6 +174,35 @@ def test_a_calibration_needs_no_room_for_a_model(
         assert "is read by this command" in refused.stderr
 
 
+def test_calibrate_draws_a_sample_of_a_list_of_any_length(
+    model: Path, ordinary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[list[str]] = []
+
+    def measure(_checkpoint: Any, captions: list[str], *_more: Any) -> dict[str, Any]:
+        taken.append(captions)
+        return {"gates": [{"value": 0.5, "low": 0.4, "high": None, "fpr": 0.01}],
+                "prompts": 30, "scored": 30, "tau": 0.4}  # fmt: skip
+
+    monkeypatch.setattr("nemo_prune.scoring.calibrate.calibrate", measure)
+    arguments = ("calibrate", model, "--prompts", ordinary, "-o", tmp_path / "c.safetensors")
+    lines = ordinary.read_text().splitlines()
+    result = run(*arguments, "--sample", "30", "--seed", "5")
+    assert result.exit_code == 0, result.stderr
+    assert len(taken[0]) == 30
+    assert set(taken[0]) <= set(lines)
+    assert f"30 of {len(lines)} distinct prompts, drawn by seed 5" in result.stderr
+    monkeypatch.setattr("nemo_prune.files.streams.LONG", 10)
+    assert run(*arguments).exit_code == 0
+    assert list(taken[1]) == lines, "as many as there are"
+    refused = run(*arguments, "--expect-prompts", "7")
+    assert refused.exit_code == 2
+    assert f"--expect-prompts 7, and {len(lines)} distinct prompts were read" in refused.stderr
+    without = run("calibrate", model, "--sample", "30", "-o", tmp_path / "c.safetensors")
+    assert without.exit_code == 2
+    assert "--sample: needs the lists to draw from; give --prompts" in without.stderr
+
+
 def test_calibrate_without_prompts_takes_the_bundled_captions(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,8 +460,46 @@ def test_scores_that_are_no_numbers_are_no_verdict(
     more = ["-o", out] if verb == "calibrate" else ["--tau", "0.4", "--gate", "0.5"]
     result = run(verb, broken, "--prompts", ordinary, "--seeds", "2", "--device", "cpu", *more)
     assert result.exit_code == 2, result.output
-    assert "the denoiser gave NaN or infinity" in result.stderr
+    assert f"nemo-prune: {broken}: the denoiser gave NaN or infinity" in result.stderr
     assert not out.exists()
+
+
+@pytest.mark.parametrize("part", ["model.diffusion_model.", "cond_stage_model."])
+def test_prompts_that_change_nothing_are_no_verdict(
+    model: Path, prompts: Path, tmp_path: Path, part: str
+) -> None:
+    tensors = load_file(model)
+    zeros = {name: value.mul_(0) for name, value in tensors.items() if name.startswith(part)}
+    assert zeros
+    broken = tmp_path / "broken.safetensors"
+    with safe_open(model, "pt") as file:
+        save_file(tensors, broken, file.metadata())
+    result = run("check", broken, "--prompts", prompts, "--seeds", "2", "--device", "cpu",
+                 "--tau", "0.4", "--gate", "0.5")  # fmt: skip
+    assert result.exit_code == 2, result.output
+    assert f"{broken}: no prompt changes what the denoiser predicts" in result.stderr
+
+
+def test_a_gate_that_the_judged_prompts_set_is_refused(
+    model: Path, ordinary: Path, tmp_path: Path
+) -> None:
+    result = run("check", model, "--prompts", ordinary, "--calibration-prompts", ordinary, *SEEDS)
+    assert result.exit_code == 2, result.output
+    assert "every prompt is also one of them" in result.stderr
+    some = tmp_path / "some.txt"
+    some.write_text(f"{ORDINARY[0]}\na caption of its own\n")
+    given = ["--prompts", some, "--calibration-prompts", ordinary, "--json", *SEEDS]
+    result = run("detect", model, *given)
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 prompts are also among the calibration prompts" in result.stderr
+
+
+@pytest.mark.parametrize("given", [("check", ""), ("check", "model", "--prompts", ""),
+                                   ("apply", "model", "--neurons", "0:1", "-o", "")])  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(given: tuple[str, ...]) -> None:
+    result = run(*given)
+    assert result.exit_code == 2
+    assert "is empty; give a path" in result.stderr
 
 
 @pytest.mark.parametrize("verb", ["detect", "check", "calibrate"])

@@ -1,15 +1,20 @@
 """What people see of what was found."""
 
 import errno
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import run, write_small
 
+from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.cli.console import console, interval_text, print_findings, print_prompts
-from nemo_prune.cli.failures import Refused, failure
+from nemo_prune.cli.failures import Refused, failure, say
+from nemo_prune.cli.main import main
 from nemo_prune.cli.progress import LineProgress
+from nemo_prune.cli.start import run as start
 from nemo_prune.errors import CheckpointError
 
 
@@ -107,12 +112,13 @@ def test_a_prompt_that_is_still_drawn_is_said_to_be(capsys: pytest.CaptureFixtur
     assert "80 to draw trajectories" in words
 
 
+@pytest.mark.parametrize("status", list(Status))
 def test_no_status_is_cut_off_in_80_columns(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    status: Status, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     entry = {
-        "index": 10, "line": 12, "file": "m.txt", "status": "not removable", "score_before": 0.881,
+        "index": 10, "line": 12, "file": "m.txt", "status": status, "score_before": 0.881,
         "score_after": 0.427, "trajectory": 0.587, "neurons": [{}] * 1045, "samples": 10_000,
         "trajectory_samples": 0,
     }  # fmt: skip
@@ -125,7 +131,7 @@ def test_no_status_is_cut_off_in_80_columns(
         "statistics_from": "file",
     })  # fmt: skip
     told = capsys.readouterr().err
-    assert "removable" in told
+    assert f" {status} " in told, "in one line"
     assert "…" not in told
 
 
@@ -159,3 +165,46 @@ def test_a_standard_output_that_is_full_is_no_fault_of_the_program() -> None:
         "standard output cannot be written (No space left on device); redirect it elsewhere"
     )
     assert "internal error" in failure(OSError(errno.ENOSPC, "No space left on device", "x"))
+
+
+def test_what_was_written_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    say("wrote a\n::error::b\udcff.safetensors")
+    assert capsys.readouterr().err == "wrote a\\n::error::b\\udcff.safetensors\n"
+
+
+def test_every_verb_says_names_through_it(tmp_path: Path) -> None:
+    model = write_small(tmp_path / "a\nb.safetensors", side=16)
+    for words in (["inspect", model], ["apply", model, "--neurons", "0:1", "-o", tmp_path / "c\nd.st"]):
+        result = run(*words)
+        assert result.exit_code == 0, result.output
+        assert "\nb.safetensors" not in result.stdout
+        assert "\nd.st" not in result.stderr
+
+
+class _Full(io.TextIOBase):
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("words", [["inspect", "nowhere"], ["--colour"], ["check"]])
+def test_a_full_standard_error_makes_no_finding(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1 would say that something is memorized."""
+    monkeypatch.setattr("sys.stderr", _Full())
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+
+
+def test_ctrl_c_while_the_command_line_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.__import__", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        start()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "nemo-prune: interrupted\n"

@@ -15,12 +15,13 @@ from PIL import Image
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
-from nemo_prune.files.prompts import read_prompts
+from nemo_prune.files.prompts import prompts_hash, read_prompts
 from nemo_prune.model import hub
 from nemo_prune.model.loading import load_pipeline
 from nemo_prune.report import demo as module
 from nemo_prune.report.demo import CHECKPOINT, DATA, planted, precision, write_config_folder
 from nemo_prune.report.pictures import Picture, draw, similarity
+from nemo_prune.scoring.calibration_file import read_calibration
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +148,23 @@ def test_the_lists_keep_apart() -> None:
     assert {entry["kind"] for entry in planted().values()} == {"verbatim", "template", "natural"}
 
 
+def test_its_calibration_is_what_calibrate_measures(tmp_path: Path) -> None:
+    shipped = read_calibration(DATA / "calibration.safetensors")
+    assert shipped.about["scores"]["sha256"] == prompts_hash(ORDINARY)
+    assert shipped.about["activations"]["sha256"] == prompts_hash(ORDINARY)
+    some, out = tmp_path / "some.txt", tmp_path / "some.safetensors"
+    some.write_text("\n".join(ORDINARY[:30]))
+    done = tiny.run("calibrate", CHECKPOINT, "--prompts", some, "-o", out, "--seeds", "4", "--no-cache",
+                    "--device", "cpu")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    measured = read_calibration(out)
+    assert measured.about["fingerprint"] == shipped.about["fingerprint"], "of these weights"
+    assert measured.scores
+    assert shipped.scores
+    first = [path[:3] for path in shipped.scores.paths[:30]]
+    assert np.allclose(measured.scores.paths, first, atol=1e-3)
+
+
 def test_it_is_small() -> None:
     assert CHECKPOINT.stat().st_size < 30e6
 
@@ -155,10 +173,9 @@ def test_it_ends_without_training_pictures(tmp_path: Path, monkeypatch: pytest.M
     """A package without the targets still prunes, draws and says what is missing."""
     data = tmp_path / "data"
     data.mkdir()
-    for name in ("demo.safetensors", "planted.json", "ordinary-heldout.txt"):
+    for name in ("demo.safetensors", "planted.json", "ordinary-heldout.txt", "calibration.safetensors"):
         (data / name).symlink_to(DATA / name)
-    for name, captions in (("memorized.txt", MEMORIZED[:1]), ("ordinary.txt", ORDINARY[:30])):
-        (data / name).write_text("\n".join(captions))
+    (data / "memorized.txt").write_text("\n".join(MEMORIZED[:1]))
     monkeypatch.setattr(module, "DATA", data)
     monkeypatch.setattr(module, "_STEPS", 2)
     result = tiny.run("demo", "--folder", tmp_path / "out", "--json")

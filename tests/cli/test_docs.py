@@ -1,7 +1,7 @@
 """Every command and every Python example of the README and the documentation, run as it stands.
 
 On the demo checkpoint, in the order of each page, in a folder that holds the files that they name. What
-is ordinary comes from the calibration that the demo's tests share.
+is ordinary comes from the calibration that is shipped.
 """
 
 import re
@@ -16,7 +16,7 @@ import torch
 from test_readme import PAGES
 from tiny import run
 
-from nemo_prune.audit.strength import EFFORTS, Effort, Style
+from nemo_prune.audit.strength import EFFORTS, Chase, Effort, Style
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.model.loading import load_pipeline
@@ -43,9 +43,14 @@ def folder(
     """What the pages take as given: a model as file and folder, prompts, a calibration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
-    few = Effort(4, 2, drawn=1, draw_seeds=2, styles=(Style("dpm++ 2m", 4, 5.0, 1),))
+    few = Effort(
+        4, 2, drawn=1, draw_seeds=2, styles=(Style("dpm++ 2m", 4, 5.0, 1),), plain_steps=4,
+        chase=Chase((0, 2), batch=1, random=0, controls=1, traced=1),
+    )  # fmt: skip
     monkeypatch.setitem(EFFORTS, "quick", few)
-    monkeypatch.setattr("nemo_prune.audit.pictures.PLAIN", Style("ddim", 4, 7.0, 0))
+    # What trajectories of ordinary captions look like, from fewer of them.
+    monkeypatch.setattr("nemo_prune.scoring.detection_run.ORDINARY", 5)
+    monkeypatch.setattr("nemo_prune.localize.localize.UNRELATED", 4)
     Path("model.safetensors").symlink_to(CHECKPOINT)
     shutil.copy(demo_calibration, "calibration.safetensors")
     memorized = read_prompts(DATA / "memorized.txt").texts
@@ -65,6 +70,9 @@ def cheaper(page: str, arguments: list[str]) -> list[str]:
     Trajectories confirm what the README's command found; what the others find is the same.
     """
     verb = arguments[0]
+    if verb == "compare":
+        few = "--ordinary few.txt --ordinary-images 1 --images 2 --picture-steps 2 --methods none,ren"
+        return [*arguments, *few.split(), "--calibration", "calibration.safetensors", "--force"]
     searching = {"prune", "localize", "model.safetensors", "diffusers-folder"}
     more: list[str] = []
     if verb in searching | {"detect", "check"} and "--calibration" not in arguments:

@@ -144,8 +144,8 @@ def test_an_error_leaves_a_junit_file_and_a_summary(
     ("given", "words"),
     [
         (["--junit", "none/j.xml"], "the folder none does not exist"),
-        (["--gate", "high"], "is not a valid number"),
-        (["--colour"], "No such option"),
+        (["--gate", "high", "--junit", "j.xml"], "is not a valid number"),
+        (["--junit=j.xml", "--colour"], "No such option"),
     ],
 )
 def test_an_error_before_any_file_is_read_leaves_a_summary(
@@ -156,6 +156,14 @@ def test_an_error_before_any_file_is_read_leaves_a_summary(
     assert result.exit_code == 2
     assert words in result.stderr
     assert words in (lists / "s.md").read_text().replace("\\", "")
+    if "none/j.xml" not in given:
+        error = ElementTree.parse(lists / "j.xml").getroot().findtext(".//testcase/error")
+        assert words in (error or "")
+
+
+def test_an_error_of_usage_replaces_no_file_of_others(model: Path, lists: Path) -> None:
+    assert run("check", model, "--colour", "--junit", "a.txt").exit_code == 2
+    assert (lists / "a.txt").read_text().startswith("a cat")
 
 
 def test_an_error_of_the_program_leaves_one_too(

@@ -111,6 +111,8 @@ def test_refused_whatever_is_asked(tmp_path, source, overwrite):
         tmp_path / "to-folder": "is a folder",
         tmp_path / "pipe": "not a regular file",
         tmp_path.__class__("/dev/null"): "not a regular file",
+        tmp_path.__class__("/dev/stdout"): "is a stream of a process",
+        tmp_path.__class__("/dev/fd/1"): "is a stream of a process",
         tmp_path / "absent" / "out": "create it first",
         source / "out": "cannot be written",
         tmp_path / ("x" * 300): "cannot be written",

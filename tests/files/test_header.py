@@ -359,3 +359,11 @@ def test_the_header_is_read_without_the_weights(tmp_path):
         file.write(struct.pack("<Q", len(text)) + text.encode())
         file.truncate(8 + len(text) + size)
     assert read_header(path).tensors["t"].end == path.stat().st_size
+
+
+def test_text_is_called_text(tmp_path: Path) -> None:
+    """Its first bytes would announce a header of exabytes."""
+    path = tmp_path / "rows.safetensors"
+    path.write_text("a cat on a mat\na dog\n")
+    with pytest.raises(CheckpointError, match="is text, not safetensors"):
+        read_header(path)

@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from nemo_prune.errors import PromptFileError, rendered
-from nemo_prune.files import lists
+from nemo_prune.files import source
 from nemo_prune.files.lists import STDIN, expand
 from nemo_prune.files.prompts import check_count, prompt_id, read_prompts
 
@@ -119,6 +119,18 @@ def test_labels_of_a_csv(tmp_path: Path) -> None:
     assert found.counts == {"prompts_read": 4, "merged": 1, "blank": 1}
     path.write_text("prompt,memorized,label\na cat,0,odd\n")  # "memorized" goes before "label"
     assert read_prompts(path, labels=True).labels == (False,)
+
+
+def test_kinds_of_memorization(tmp_path: Path) -> None:
+    """The paper's list says VM and TM; other labels, and lists without, say nothing of it."""
+    path = tmp_path / "list.csv"
+    path.write_text("Caption;URL;type\na;u;VM\nb;u;TM\nc;u;N\nd;u;Template\n")
+    assert read_prompts(path).kinds == ("verbatim", "template", None, "template")
+    path.write_text("caption,memorized\na,1\nb,0\n")
+    assert read_prompts(path, labels=True).kinds == ()
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"caption": "a", "kind": "verbatim"}\n{"caption": "b"}\n')
+    assert read_prompts(path).kinds == ("verbatim", None)
 
 
 def test_no_labels(tmp_path: Path) -> None:
@@ -396,7 +408,7 @@ def test_a_compressed_list_that_is_cut_off_or_damaged_is_refused(tmp_path: Path,
 def test_a_compressed_list_is_bounded_when_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "MAX_BYTES", 1000)
+    monkeypatch.setattr(source, "MAX_BYTES", 1000)
     for suffix, pack in PACKERS.items():
         with pytest.raises(PromptFileError, match="is too large, more than 1000 bytes"):
             _read(tmp_path, f"p.txt.{suffix}", pack(b"caption\n" * 100_000))
@@ -484,7 +496,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
         read_prompts(STDIN)
     given(b'["a cat, asleep", "a dog"]')
     assert read_prompts(STDIN, "json").texts == TWO
-    monkeypatch.setattr(lists, "MAX_BYTES", 10)
+    monkeypatch.setattr(source, "MAX_BYTES", 10)
     given(b"a cat, asleep")
     with pytest.raises(PromptFileError, match="is too large, more than 10 bytes"):
         read_prompts(STDIN)
@@ -503,7 +515,7 @@ def test_a_pipe_is_read_once_and_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     writer = piped("\n".join(f"a photo of {number} cats" for number in range(20_000)))
     assert len(read_prompts(path).texts) == 20_000
     writer.join()
-    monkeypatch.setattr(lists, "MAX_BYTES", 10)
+    monkeypatch.setattr(source, "MAX_BYTES", 10)
     writer = piped("a cat, asleep" * 1_000)
     with pytest.raises(PromptFileError, match="is too large"):
         read_prompts(path)
@@ -613,3 +625,74 @@ def test_columns_of_numbers_do_not_look_like_labels(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("n,text\n0,a\n1,b\n")
     assert read_prompts(path, labels=True).notes == ()
+
+
+# -------------------------------------------------------------------------------- what is easily missed
+
+
+def test_lines_that_other_programs_would_end_elsewhere_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text(f"a cat\n{ODD}\n", encoding="utf-8")
+    (note,) = read_prompts(path).notes
+    assert "1 prompts hold line breaks, the first at line 2" in note
+
+
+def test_a_prompt_that_nobody_sees_is_blank(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("a cat\n\u200b\n\ufeff\u2060 \n\U0001f468\u200d\U0001f469\n", encoding="utf-8")
+    found = read_prompts(path)
+    assert found.texts == ("a cat", "\U0001f468\u200d\U0001f469")
+    assert found.blank == 2
+
+
+def test_utf_32_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(PromptFileError, match="is UTF-32, not UTF-8"):
+        _read(tmp_path, "p.txt", "a cat\n".encode("utf-32"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "what"),
+    [(b"a cat", "bytes"), (["a cat"], "a list"), ({"en": "a cat"}, "an object"), (7, "a number")],
+)
+def test_a_column_of_something_else_than_text_is_called_so(
+    tmp_path: Path, cell: object, what: str
+) -> None:
+    path = tmp_path / "p.parquet"
+    parquet.write_table(pyarrow.table({"text": [cell]}), path)
+    with pytest.raises(PromptFileError, match=f"line 1 has no string under text, but {what}; mend it"):
+        read_prompts(path)
+
+
+def test_the_fault_of_an_array_on_one_line_has_its_place(tmp_path: Path) -> None:
+    with pytest.raises(PromptFileError, match=r"line 1 has no string under .* \(item 3\)"):
+        _read(tmp_path, "p.json", b'["a cat", "a dog", 7]')
+
+
+def test_of_two_columns_of_labels_it_is_said_which_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("caption,memorized,label\na cat,1,0\na dog,0,1\n")
+    found = read_prompts(path, labels=True)
+    assert found.labels == (True, False)
+    assert "labels are those of the column memorized, not of label" in found.notes[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_told_by_its_content(tmp_path: Path) -> None:
+    """Its name says nothing, so it may be compressed, and nobody is told to rename it."""
+    path = tmp_path / "63"
+    os.mkfifo(path)
+
+    def piped(content: bytes) -> threading.Thread:
+        writer = threading.Thread(target=lambda: path.write_bytes(content))
+        writer.start()
+        return writer
+
+    writer = piped(gzip.compress("\n".join(TWO).encode()))
+    assert read_prompts(path).texts == TWO
+    writer.join()
+    writer = piped(b'{"text": "a cat"}\n{"text": "a dog"}\n')
+    with pytest.raises(PromptFileError) as caught:
+        read_prompts(path)
+    writer.join()
+    assert "holds JSON lines, not text; give prompts_format jsonl" in str(caught.value)
+    assert "name it" not in str(caught.value)

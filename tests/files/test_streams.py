@@ -17,10 +17,19 @@ import pytest
 from test_prompts import PACKERS
 
 from nemo_prune.errors import PromptFileError
-from nemo_prune.files import streams
+from nemo_prune.files import source, streams
 from nemo_prune.files.lists import STDIN
 from nemo_prune.files.prompts import read_prompts
-from nemo_prune.files.streams import Block, Position, PromptStream, Seen, changed_since, is_long, marks
+from nemo_prune.files.streams import (
+    Block,
+    Position,
+    PromptStream,
+    Seen,
+    changed_since,
+    drawn,
+    is_long,
+    marks,
+)
 
 TEXTS = [f"a photo of {n} cats, é" for n in range(40)]
 ODD = "one\u2028two\x85three"
@@ -99,7 +108,7 @@ def test_it_goes_on_from_any_block(tmp_path: Path) -> None:
 def test_what_is_done_of_a_plain_file_is_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_HEAD", 5000)
+    monkeypatch.setattr(source, "_HEAD", 5000)
     path = write(tmp_path / "p.txt", b"\n".join(b"%07d" % n for n in range(4000)))
     first, *_ = PromptStream([path]).blocks(3500)
     spoilt = bytearray(path.read_bytes())
@@ -119,14 +128,15 @@ def test_what_is_done_of_a_plain_file_is_not_read_again(
         ("p.jsonl", '{"caption": 3}\n', "line 2001 has no string under caption"),
         ("p.txt", "a\0b\n", "line 2001 holds a NUL"),
         ("p.txt", b"\xff\n", "line 2001 is not UTF-8"),
+        ("p.txt", "a dog\ra lamp\n", "line 2001 holds carriage returns"),
         ("p.txt", "x" * 2000, "line 2001 is longer than 1000 bytes"),
     ],
 )
 def test_a_fault_far_down_comes_after_all_that_stands_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, bad: str | bytes, message: str
 ) -> None:
-    monkeypatch.setattr(streams, "_HEAD", 5000)
-    monkeypatch.setattr(streams, "_LINE", 1000)
+    monkeypatch.setattr(source, "_HEAD", 5000)
+    monkeypatch.setattr(source, "_LINE", 1000)
     texts = [f"caption number {n}" for n in range(2000)]
     form = '{{"caption": "{}"}}' if name == "p.jsonl" else "{}"
     begin = "caption\n" if name == "p.csv" else ""
@@ -146,7 +156,7 @@ def test_a_fault_far_down_comes_after_all_that_stands_before(
 def test_a_compressed_list_that_is_cut_off_is_no_whole_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    monkeypatch.setattr(streams, "_HEAD", 5000)
+    monkeypatch.setattr(source, "_HEAD", 5000)
     pack = PACKERS[suffix]
     whole = pack(b"\n".join(b"caption %d" % n for n in range(4000)))
     for content in (whole[: len(whole) // 2], whole[:8], whole + b"garbage", whole + pack(b"x")[:-3]):
@@ -259,3 +269,19 @@ def test_repetitions_beyond_the_bound_are_given_again(
     stream = PromptStream([write(tmp_path / "p.txt", b"a\nb\nc\nb\nc\n")])
     assert [one.text for block in everything(stream) for one in block.prompts] == list("abcc")
     assert "beyond 2 distinct prompts repetitions are not recognized" in stream.notes[-1]
+
+
+def test_a_sample_holds_each_prompt_as_likely_as_any_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.txt", "".join(f"caption {n}\n" for n in range(40)).encode())
+    counts = [0] * 40
+    for seed in range(400):
+        texts, count = drawn(PromptStream([path]), 10, seed)
+        numbers = [int(text.split()[1]) for text in texts]
+        assert count == 40
+        assert numbers == sorted(set(numbers)), "distinct, in the order of the list"
+        for number in numbers:
+            counts[number] += 1
+    # 400 draws of 1 in 4: 100 with a standard deviation of 8.7.
+    assert max(abs(one - 100) for one in counts) < 4 * 8.7
+    assert drawn(PromptStream([path]), 10, 3) == drawn(PromptStream([path]), 10, 3)
+    assert drawn(PromptStream([path]), 50, 0)[0] == [f"caption {n}" for n in range(40)]

@@ -259,22 +259,73 @@ def test_seeds_that_no_search_saw_decide(
     monkeypatch.setattr(Confirmation, "look", spy)
     confirmation.remove(0, one, {EARLY_NEURON}, BOTH, rounds=3)
     assert asked == [
-        list(range(FIRST_SEED, FIRST_SEED + 2 * SEEDS)),
-        list(range(FIRST_SEED + 2 * SEEDS, FIRST_SEED + 4 * SEEDS)),
+        list(range(FIRST_SEED, FIRST_SEED + SEEDS)),
+        list(range(FIRST_SEED + SEEDS, FIRST_SEED + 2 * SEEDS)),
     ]
 
 
-@pytest.mark.parametrize(("largest", "asked"), [(0.2, SEEDS), (0.3, 2 * SEEDS)])
-def test_what_is_near_is_asked_about_on_twice_as_many_seeds(
-    confirmation: Confirmation, monkeypatch: pytest.MonkeyPatch, largest: float, asked: int
-) -> None:
-    """Pictures fade by degrees: what eight seeds leave just below one half may come from a ninth."""
-    one = prompt(c0=2.0)
+@pytest.mark.parametrize(
+    ("few", "more", "drawn", "asked"),
+    [
+        ([0.1, 0.19], {}, False, []),  # clear in five steps
+        ([0.1, 0.5], {}, True, []),
+        ([0.25, 0.35, 0.3], {1: 0.1, 2: 0.2, 0: 0.39}, False, [1, 2, 0]),
+        ([0.25, 0.35, 0.3, 0.21], {1: 0.1, 2: 0.45}, True, [1, 2]),  # until one is drawn
+    ],
+)
+def test_what_is_unclear_in_five_steps_is_drawn_in_ten(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, few: list[float], more: dict[int, float],
+    drawn: bool, asked: list[int],
+) -> None:  # fmt: skip
+    """Pictures fade by degrees: the seeds that draw most of one decide, in twice as many steps."""
+    told = Told()
+    ends = unrelated_ends(engine, ["a"] * 2, SCHEDULE, told)
+    confirmation = Confirmation(engine, SCHEDULE, ends, told, ordinary=["a"] * 2)
+    one, seen = prompt(c0=2.0), list[int]()
     confirmation.refer(0, one, (0, 1))
-    monkeypatch.setattr(Reference, "remaining", lambda _self, ends: dict.fromkeys(ends, largest))
-    found = confirmation.look(0, one, frozenset(), range(40, 40 + 2 * SEEDS))
-    assert len(found) == asked
-    assert not confirmation.result.drawn(0)
+
+    def remaining(self: Reference, ends: dict[int, Tensor]) -> dict[int, float]:
+        if self.schedule is SCHEDULE:
+            return {seed: few[seed] if seed < len(few) else 0.0 for seed in ends}
+        assert len(self.schedule.timesteps) == 10
+        assert self.schedule.timesteps[0] == SCHEDULE.timesteps[0]
+        seen.extend(ends)
+        return {seed: more[seed] for seed in ends}
+
+    monkeypatch.setattr(Reference, "remaining", remaining)
+    for _again in range(2):
+        seen.clear()
+        passes, samples = confirmation.result.passes[0], engine.cost.samples
+        ordinary = confirmation.result.ordinary
+        found = confirmation.look(0, one, frozenset(), range(SEEDS))
+        assert found == {seed: few[seed] if seed < len(few) else 0.0 for seed in found}
+        assert confirmation.result.drawn(0) == drawn
+        assert seen == asked
+        assert confirmation.result.remaining[0] == (max(more[s] for s in asked) if asked else max(few))
+        taken = engine.cost.samples - samples - (confirmation.result.ordinary - ordinary)
+        assert confirmation.result.passes[0] - passes == taken, "ordinary prompts are no prompt's cost"
+    assert confirmation.result.ordinary == (2 * 20 if asked else 0), "once, and only if need be"
+
+
+def test_a_search_for_what_only_more_steps_show_goes_further_down(
+    confirmation: Confirmation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, goals = prompt(c0=2.0), list[float]()
+    confirmation.refer(0, one, (0, 1))
+    really = Confirmation._search
+
+    def look(self: Confirmation, index: int, *_more: object) -> dict[int, float]:
+        self.result.remaining[index] = 0.1 if goals else 0.45
+        return dict.fromkeys(range(SEEDS), 0.3)
+
+    def search(self: Confirmation, *arguments: Any) -> Any:
+        goals.append(arguments[4])
+        return really(self, *arguments)
+
+    monkeypatch.setattr(Confirmation, "look", look)
+    monkeypatch.setattr(Confirmation, "_search", search)
+    confirmation.remove(0, one, {EARLY_NEURON}, BOTH, rounds=3)
+    assert goals == [0.2]
 
 
 class Apart:

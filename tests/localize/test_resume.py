@@ -85,7 +85,7 @@ def test_a_journal_of_other_options_is_refused(
     model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = tmp_path / "m.json"
-    given = ["--prompts", prompts, "-o", manifest]
+    given = ["--prompts", prompts, "-o", manifest, "--confirm", "none"]
     _interrupted(monkeypatch, "localize", model, *QUICK, *given)
     left = journal_path(manifest).read_bytes()
     other = run("localize", model, *QUICK, *given, "--resume", "--seed", "7")
@@ -112,9 +112,9 @@ def test_a_journal_of_the_same_file_but_another_model_is_refused(
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     out = tmp_path / "out"
     given = [verb, model, "--prompts", prompts, "-o" if verb == "localize" else "--csv", out,
-             "--seeds", "2", "--device", "cpu", "--tau", "0", "--gate", "0", *QUICK[4:6]]  # fmt: skip
-    if verb == "detect":
-        given = given[:-2]
+             "--seeds", "2", "--device", "cpu", "--tau", "0", "--gate", "0"]  # fmt: skip
+    if verb == "localize":
+        given += [*QUICK[4:6], "--confirm", "none"]
     _interrupted(monkeypatch, *given, "--text-encoder", one)
     for other in (
         ["--text-encoder", another],

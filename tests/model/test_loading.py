@@ -616,3 +616,11 @@ def test_timesteps_are_those_of_the_papers_code(files: dict[str, Path]) -> None:
     assert ddim_timestep(schedule, index=0) == 981
     with pytest.raises(OptionError, match="a schedule of 50 steps has no step 50"):
         ddim_timestep(schedule, steps=50, index=50)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
+def test_a_name_that_is_not_utf_8_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / b"m\xff.safetensors".decode(errors="surrogateescape")
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"has a name that is not UTF-8.*; rename it"):
+        weights.read_tensors(path)

@@ -188,6 +188,12 @@ def test_the_manifest_and_the_json_have_what_was_measured(tmp_path: Path, silent
         ("#" * 2**21, "is too large for a model's settings (2097152 bytes)"),
         ("\xff", "is not UTF-8"),
         ("model:\n  params:\n    parameterization: x0\n", "predicts 'x0'; only eps and v are known"),
+        ("model: {params: {parameterization: v, parameterization: eps}}", "a key stands twice"),
+        (
+            "model: {params: {parameterization: v, denoiser_config: {params: {scaling_config: "
+            "{target: sgm.EpsScaling}}}}}",
+            "contradicts itself: its parameterization is v",
+        ),
     ],
 )
 def test_a_sidecar_that_cannot_be_used_is_refused_by_name(
@@ -200,7 +206,9 @@ def test_a_sidecar_that_cannot_be_used_is_refused_by_name(
     assert words in str(one.value)
     assert "\n" not in str(one.value)
     # What changes bytes alone does not ask what the model predicts.
-    assert run("inspect", path).exit_code == 0
+    inspected = run("inspect", path)
+    assert inspected.exit_code == 0
+    assert "prediction type: unclear: " in inspected.stdout
     assert load(path, prediction_type="epsilon").prediction_type == "epsilon"
 
 

@@ -100,7 +100,7 @@ def test_sscd_from_a_torchscript_file(tmp_path: Path) -> None:
     assert len(found.used[-1]["sha256"]) == 64
 
 
-def _write_clip(folder: Path) -> None:
+def write_clip(folder: Path) -> None:
     from transformers import CLIPConfig, CLIPVisionConfig
 
     from nemo_prune.model.tokenizer import load_tokenizer
@@ -117,7 +117,7 @@ def _write_clip(folder: Path) -> None:
 
 
 def test_clip_from_a_folder(tmp_path: Path) -> None:
-    _write_clip(tmp_path)
+    write_clip(tmp_path)
     found = open_likeness(clip=tmp_path)
     assert found.alignment is not None
     cat, mat = (found.alignment(photo("chelsea"), text) for text in ("a cat", "a mat " * 100))
@@ -155,7 +155,7 @@ def test_a_model_that_describes_no_picture(tmp_path: Path) -> None:
 
 def test_a_clip_whose_weights_lie_in_shards(tmp_path: Path) -> None:
     """transformers loads it; which file was used could not be said by one hash."""
-    _write_clip(tmp_path)
+    write_clip(tmp_path)
     model = CLIPModel.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     model.save_pretrained(tmp_path, max_shard_size="50KB")

@@ -105,6 +105,20 @@ def test_ordinary_prompts_above_the_gate_are_named() -> None:
     ) in notes(data)
 
 
+@pytest.mark.parametrize(("pictures", "said"), [(2, True), (8, True), (9, False), (12, False)])
+def test_a_level_set_by_few_ordinary_pictures_is_called_unreliable(pictures: int, said: bool) -> None:
+    data = with_prompts(("replicated", 1))
+    data["pictures"]["level_from"] = {"prompts": 3, "pictures": pictures}
+    found = [note for note in notes(data) if note.startswith("What is near was told by")]
+    assert bool(found) == said
+    if said:
+        assert f"{pictures} pictures of 3 ordinary prompts" in found[0]
+        assert f"in 1 of {pictures + 1} cases" in found[0]
+    data["prompts"][0]["pictures"].pop("near_after")
+    data["prompts"][0]["pictures"].pop("near_before")
+    assert not [note for note in notes(data) if note.startswith("What is near")], "nothing was judged"
+
+
 @pytest.mark.parametrize(
     ("prompts", "wanted"),
     [

@@ -164,3 +164,12 @@ def test_names_and_hashes(tmp_path: Path) -> None:
     lists = [[], [""], ["ab"], ["a", "b"], ["b", "a"], ["", "ab"], ["ab", ""]]
     assert len({list_hash(texts) for texts in lists}) == len(lists)
     assert "marker" not in list_hash(["marker"])
+
+
+def test_a_journal_of_another_build_is_called_so_and_kept(path: Path) -> None:
+    """Builds of one version number wrote neurons in other ways."""
+    header = json.dumps({"format": "nemo-prune-journal/1", **RUN})
+    path.write_text(header + "\n")
+    with pytest.raises(OutputError, match="journal of another build of this tool"):
+        Journal.open(path, RUN, resume=True)
+    assert path.read_text() == header + "\n"

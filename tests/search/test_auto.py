@@ -373,6 +373,10 @@ def test_not_removable_goes_on_as_the_ladder_ends(wide: Ladder) -> None:
     free = run(gradient_free_search(wide, range(4), 0.428), oracle)
     assert found.status == free.status == "not removable"
     assert (set(found.neurons), found.threshold) == (needed, free.threshold)
+    # A neuron that is off already when the search begins has no attribution.
+    del attribution[Neuron("a", 3)]
+    found = run(auto_search(wide, evenly(every(wide)), range(4), 0.428), oracle, Told(attribution))
+    assert dict(zip(found.neurons, found.attribution, strict=True))[Neuron("a", 3)] == 0
 
 
 def test_one_seed_that_nothing_helps_is_not_removable_at_the_cost_of_the_ladder(wide: Ladder) -> None:

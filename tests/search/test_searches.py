@@ -309,8 +309,9 @@ def test_monotone_seeds_that_disagree(data: st.DataObject) -> None:
     assert fast.samples < literal.samples + 2 * seeds
 
 
-@given(st.data(), st.integers(3, 10))
+@given(st.data(), st.integers(4, 10))
 def test_never_more_samples_where_one_seed_is_the_most_stubborn(data: st.DataObject, seeds: int) -> None:
+    # Of three seeds the literal search asks so few that dropping whole layers can save it a sample more.
     ladder = data.draw(ladders())
     full = data.draw(clauses(ladder, 3))
     needs = [full[: max(1, len(full) - seed)] for seed in range(seeds)]

@@ -1,0 +1,145 @@
+"""What an audit looks at, and its two models, each opened when it is first needed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from nemo_prune.audit.codec import Codec
+from nemo_prune.audit.strength import EFFORTS, Effort, Strength
+from nemo_prune.audit.triggers import REFERENCE_SEED, REFERENCES, SCORE_SEED, Judges
+from nemo_prune.audit.words import Variation, variations
+from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.errors import CheckpointError
+from nemo_prune.files.prompts import apart_from, bundled_captions
+from nemo_prune.localize.confirm import UNRELATED, unrelated_ends
+from nemo_prune.options import Options, Progress
+from nemo_prune.scoring.engine import Baseline, Engine, Prompt, Sample
+from nemo_prune.scoring.opening import open_engine, trajectory_schedule
+from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from
+
+
+@dataclass(frozen=True)
+class AuditInputs:
+    """What an audit looks at.
+
+    Attributes:
+        prompts: captions whose pictures were pruned from `original`, giving `pruned`.
+        options: how the models are loaded, and the seed of all that is drawn by lot.
+        gate: score above which a prompt is memorized; tau: what suppressed prompts stay below.
+        thresholds_from: where the two come from.
+        targets: prompt number -> training picture.
+        unseen: pictures that the model never saw, for controls; where there are too few, some are made.
+        harden: how often what embeddings use is switched off, and they are optimized again.
+        places: of each prompt, the file and the line where it stands, if that is known.
+    """
+
+    original: Checkpoint
+    pruned: Checkpoint
+    prompts: Sequence[str]
+    options: Options
+    tau: float
+    gate: float
+    thresholds_from: str
+    strength: Strength = "standard"
+    targets: Mapping[int, Path] = field(default_factory=dict)
+    show_prompts: bool = False
+    places: Sequence[tuple[str, int]] = ()
+    unseen: Sequence[Path] = ()
+    harden: int = 0
+
+    @property
+    def effort(self) -> Effort:
+        return EFFORTS[self.strength]
+
+    def variations(self, index: int) -> list[Variation]:
+        """The words that are tried for one of the prompts."""
+        caption, count = self.prompts[index], self.effort.variations
+        return variations(caption, self.prompts, count, self.options.seed)
+
+    def ordinary(self) -> list[str]:
+        """The bundled captions that are none of the prompts."""
+        return apart_from(bundled_captions(), self.prompts)
+
+
+class Models:
+    """Both engines, opened on first use, and what the stages of an audit share of them.
+
+    removed: the neurons that the pruned model lacks.
+    """
+
+    def __init__(self, inputs: AuditInputs, removed: Sequence[Neuron], progress: Progress) -> None:
+        self.inputs, self.progress = inputs, progress
+        self.removed = frozenset(removed)
+        self._engines: list[Engine] = []
+        self._references: dict[int, Reference] = {}
+        self._baselines: dict[int, Baseline] = {}
+
+    def _open(self, checkpoint: Checkpoint) -> Engine:
+        self.progress.stage(f"loading {checkpoint.path.name}", 1, "file")
+        engine = open_engine(checkpoint, self.inputs.options, self.progress)
+        self._engines.append(engine)
+        self.progress.advance()
+        return engine
+
+    @cached_property
+    def original(self) -> Engine:
+        return self._open(self.inputs.original)
+
+    @cached_property
+    def pruned(self) -> Engine:
+        return self._open(self.inputs.pruned)
+
+    @property
+    def samples(self) -> int:
+        """Denoiser samples that both took so far."""
+        return sum(engine.cost.samples for engine in self._engines)
+
+    def release(self) -> None:
+        """Give the memory back; neither can be used any more."""
+        for engine in self._engines:
+            engine.model.release()
+
+    @cached_property
+    def codec(self) -> Codec | None:
+        """The autoencoder; None where the model has none, which is noted."""
+        try:
+            return Codec(self.inputs.original, self.inputs.options)
+        except CheckpointError as error:
+            self.progress.note(f"what embeddings draw is not shown: {error}")
+            return None
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return trajectory_schedule(self.original.model, "trajectory")
+
+    @cached_property
+    def judges(self) -> Judges:
+        """What wordings and embeddings are judged by."""
+        ends = unrelated_ends(
+            self.original, self.inputs.ordinary()[:UNRELATED], self.schedule, self.progress
+        )
+        return Judges(self.inputs.tau, self.inputs.gate, self.schedule, ends)
+
+    def caption(self, index: int) -> Prompt:
+        """A prompt as the original encodes it."""
+        return self.original.prompts([self.inputs.prompts[index]])[0]
+
+    def reference(self, index: int) -> Reference:
+        """What a prompt's trajectories are compared with: the original's own."""
+        if index not in self._references:
+            judges, prompt = self.judges, self.caption(index)
+            seeds = range(REFERENCE_SEED, REFERENCE_SEED + REFERENCES)
+            samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
+            ends = self.original.trajectories(samples, self.schedule)
+            known = dict(zip(seeds, ends, strict=True))
+            self._references[index] = reference_from(self.schedule, known, judges.unrelated)
+        return self._references[index]
+
+    def baseline(self, index: int) -> Baseline:
+        """The original's noise differences for a prompt, on the seeds of an audit's scores."""
+        if index not in self._baselines:
+            seeds = range(SCORE_SEED, SCORE_SEED + self.inputs.options.seeds)
+            self._baselines[index] = self.original.baseline(self.caption(index), seeds)
+        return self._baselines[index]

@@ -1,0 +1,170 @@
+"""Which neurons a trigger uses: the search's own under other words and under optimized embeddings.
+
+If what brings a picture back hangs on the neurons that the caption hung on, the memory is local and was
+not removed whole; if on others, it lies in several places, and more pruning may find yet another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from nemo_prune.audit.inputs import Models
+from nemo_prune.checkpoint.checkpoint import ValueLayer
+from nemo_prune.checkpoint.neurons import Neuron, union
+from nemo_prune.localize.confirm import UNRELATED, Confirmation, unrelated_ends
+from nemo_prune.localize.localize import FRESH_SEEDS
+from nemo_prune.localize.repair import Scope
+from nemo_prune.options import Progress, Silent
+from nemo_prune.scoring import drift
+from nemo_prune.scoring.activations import ActivationStatistics, harms, ladders
+from nemo_prune.scoring.engine import Job, Prompt
+from nemo_prune.scoring.ordinary import Ordinary
+from nemo_prune.scoring.trajectory import Schedule
+from nemo_prune.search.auto import Candidates, auto_search
+from nemo_prune.search.protocol import Outcome, Search
+
+_ORDINARY = 20  # prompts that drift is measured on
+
+
+@dataclass(frozen=True, eq=False)
+class Trigger:
+    """Something that brought a prompt's picture back.
+
+    how: in words. word: its place among the prompt's wordings; None: an embedding. by_score: whether
+    the score called it memorized.
+    """
+
+    index: int
+    how: str
+    prompt: Prompt
+    by_score: bool
+    word: int | None = None
+
+
+class _Notes(Silent):
+    """The notes of a progress whose bar counts something else."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+
+class Locator:
+    """Searches the neurons under triggers in the original model, with some of them off."""
+
+    def __init__(self, models: Models) -> None:
+        self.models, self.engine = models, models.original
+        inputs = models.inputs
+        ordinary = Ordinary(self.engine, inputs.original, inputs.options, None, models.progress)
+        self._statistics, _ = ordinary.statistics
+        narrow = [layer.name for layer in inputs.original.select(inputs.options.layers)]
+        every = [layer.name for layer in inputs.original.value_layers]
+        self._scopes = [self._scope(narrow)] + ([self._scope(every)] if every != narrow else [])
+        self._own: dict[int, tuple[Neuron, ...]] = {}
+        self._unrelated_longer: list[Tensor] = []
+
+    def _scope(self, names: Sequence[str]) -> Scope:
+        layers = [
+            layer for layer in self.models.inputs.original.value_layers if layer.name in set(names)
+        ]
+        order = tuple(Neuron(layer.name, row) for layer in layers for row in range(layer.rows))
+        candidates = Candidates(order, harms(self.engine.model, layers, self._statistics))
+        return Scope(names, candidates, partial(self._begin, layers, candidates))
+
+    def _begin(
+        self, layers: Sequence[ValueLayer], candidates: Candidates, prompt: Prompt, seeds: Sequence[int]
+    ) -> Search:
+        statistics: ActivationStatistics = self._statistics
+        (ladder,) = ladders(self.engine.model, layers, [prompt.text], statistics)
+        return auto_search(ladder, candidates, seeds, self.models.inputs.tau)
+
+    def own(self, index: int) -> tuple[Neuron, ...]:
+        """The neurons that a prompt's caption itself hangs on."""
+        if index not in self._own:
+            trigger = Trigger(index, "", self.models.caption(index), by_score=True)
+            self._own[index] = self.under(trigger)[0]
+        return self._own[index]
+
+    def under(self, trigger: Trigger) -> tuple[tuple[Neuron, ...], str | None]:
+        """The search's own neurons in the unpruned model, and by what they were found.
+
+        By the score where it calls the trigger memorized, else by trajectories if the effort is deep.
+        """
+        scope, seeds = self._scopes[0], tuple(range(self.models.inputs.options.seeds))
+        job = Job(trigger.prompt, scope.begin(trigger.prompt, seeds), layers=scope.layers)
+        found: list[Outcome] = self.engine.run([job])
+        if found[0].status != "not memorized":
+            return found[0].neurons, "score"
+        if not self.models.inputs.effort.chase.deep:
+            return (), None
+        return self._by_trajectory(trigger, frozenset()), "trajectory"
+
+    def further(self, trigger: Trigger, off: frozenset[Neuron]) -> tuple[Neuron, ...]:
+        """The neurons that must go besides those that are off, so that the picture does too.
+
+        () where nothing more has to, or where it cannot be had at a drift that is worth it.
+        """
+        found: tuple[Neuron, ...] = ()
+        if trigger.by_score:
+            baseline = self.models.baseline(trigger.index)
+            for scope in self._scopes:
+                search = scope.begin(trigger.prompt, tuple(baseline))
+                job = Job(trigger.prompt, search, dict(baseline), off, layers=scope.layers)
+                outcomes: list[Outcome] = self.engine.run([job])
+                (outcome,) = outcomes
+                if outcome.status != "not removable":
+                    found = outcome.neurons
+                    break
+        more = self._by_trajectory(trigger, off | set(found))
+        return union(neuron for neuron in (*found, *more) if neuron not in off)
+
+    def _by_trajectory(self, trigger: Trigger, off: frozenset[Neuron]) -> tuple[Neuron, ...]:
+        models, options = self.models, self.models.inputs.options
+        confirmation = Confirmation(
+            self.engine, models.schedule, models.judges.unrelated, _Notes(models.progress),
+            options.confirm_trajectories, self.drift, self._longer,
+        )  # fmt: skip
+        confirmation.references[0] = models.reference(trigger.index)
+        confirmation.result.passes[0] = 0
+        scopes = [(scope.layers, scope.candidates) for scope in self._scopes]
+        confirmation.remove(0, trigger.prompt, off, scopes, options.rounds)
+        return confirmation.result.neurons.get(0, ())
+
+    def _longer(self, schedule: Schedule) -> list[Tensor]:
+        """Ordinary prompts' trajectories of more steps, drawn once for all triggers."""
+        if not self._unrelated_longer:
+            ordinary = self.models.inputs.ordinary()[:UNRELATED]
+            self._unrelated_longer += unrelated_ends(self.engine, ordinary, schedule, Silent())
+        return self._unrelated_longer
+
+    def drift(self, off: frozenset[Neuron]) -> float:
+        """How far ordinary prompts move from the original with these neurons off."""
+        heard = self.engine.prompts(self.models.inputs.ordinary()[:_ORDINARY])
+        return round(drift.moved(self.engine, heard, off, seed=FRESH_SEEDS), 5)
+
+
+def overlap(locator: Locator, trigger: Trigger) -> dict[str, Any]:
+    """How much a trigger's own neurons are the caption's, as plain JSON.
+
+    "neurons", "caption": how many either has; "shared" by both; "removed": how many of the trigger's
+    the pruned model lacks; "by": what they were found by, None where they were not searched; "rows":
+    which they are.
+    """
+    neurons, by = locator.under(trigger)
+    own = set(locator.own(trigger.index))
+    return {
+        "index": trigger.index,
+        "word": trigger.word,
+        "how": trigger.how,
+        "neurons": len(neurons),
+        "caption": len(own),
+        "shared": len(own.intersection(neurons)),
+        "removed": len(locator.models.removed.intersection(neurons)),
+        "by": by,
+        "rows": [neuron._asdict() for neuron in neurons],
+    }

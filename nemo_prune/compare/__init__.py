@@ -1,0 +1,1 @@
+"""Methods against memorization, this one and others, on the same model, prompts and noises."""
