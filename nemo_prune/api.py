@@ -78,6 +78,8 @@ class OptionFields(TypedDict, total=False):
     batch_size: int | None
     rounds: int
     confirm_trajectories: int
+    workers: int | None
+    ray: str | None
     config: AnyPath | None
     prediction_type: Literal["epsilon", "v"] | None
     text_encoder: AnyPath | Sequence[AnyPath]
@@ -187,10 +189,12 @@ def localize(
 
     asked, texts = _options(options), _prompts(prompts)
     with _loaded(model, options) as (checkpoint, loaded):
-        return run(
+        found = run(
             checkpoint, texts, asked, progress or Silent(),
             calibration_prompts=calibration_prompts, show_prompts=show_prompts, loaded=loaded,
-        ).manifest  # fmt: skip
+        )  # fmt: skip
+        found.engine.close()
+        return found.manifest
 
 
 @contextmanager

@@ -8,6 +8,7 @@
     ├── UndoError          the undo file: damaged, or not the one of this model
     ├── CalibrationError   the calibration prompts or file
     ├── OutputError        the place to write to: exists, missing folder, read-only, no space
+    ├── WorkerError        workers that ended again and again
     └── Interrupted        the user stopped the search; carries the prompts that were finished
 
 Every message is one line that names the file and says what to do. Messages speak of options by their
@@ -77,6 +78,10 @@ class CalibrationError(NemoPruneError):
 
 class OutputError(NemoPruneError):
     """An output that cannot be written, or would overwrite something."""
+
+
+class WorkerError(NemoPruneError):
+    """Workers, processes that share the prompts, that ended again and again."""
 
 
 class Interrupted(NemoPruneError):

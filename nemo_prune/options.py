@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from nemo_prune.errors import OptionError, option
 
@@ -51,6 +51,31 @@ class Silent:
     def detail(self, text: str) -> None: ...
     def pace(self, text: str) -> None: ...
     def note(self, text: str) -> None: ...
+
+
+class Recorded:
+    """`Progress` that is told to another one later; `detail` and `pace` are of the moment."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
+        self._calls.append(("stage", (name, total, unit, done)))
+
+    def advance(self, count: int = 1) -> None:
+        self._calls.append(("advance", (count,)))
+
+    def detail(self, text: str) -> None: ...
+    def pace(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None:
+        self._calls.append(("note", (text,)))
+
+    def replay(self, progress: Progress) -> None:
+        """Tell it all, once."""
+        for name, arguments in self._calls:
+            getattr(progress, name)(*arguments)
+        self._calls.clear()
 
 
 @dataclass(frozen=True)
@@ -105,6 +130,8 @@ class Options:
     batch_size: int | None = None
     rounds: int = 3
     confirm_trajectories: int = 80
+    workers: int | None = None
+    ray: str | None = None
     config: Path | None = None
     prediction_type: Literal["epsilon", "v"] | None = None
     text_encoder: tuple[Path, ...] = ()
@@ -119,6 +146,8 @@ class Options:
                 )
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError(f"{option('batch_size')} {self.batch_size}: give at least 1")
+        if self.workers is not None and self.workers < 1:
+            raise OptionError(f"{option('workers')} {self.workers}: give at least 1")
         if not 0 < self.fpr < 1:
             raise OptionError(f"{option('fpr')} {self.fpr}: is a rate between 0 and 1, such as 0.01")
         if self.fpr < SMALLEST_FPR:

@@ -23,6 +23,7 @@ from nemo_prune.cli.options import (
     quiet_option,
     read_given,
     verb,
+    workers_options,
 )
 from nemo_prune.errors import OptionError, PromptFileError, option
 from nemo_prune.options import Options
@@ -50,6 +51,7 @@ _OF_LONG = 10_000  # prompts of a list that may be too long for memory, and is f
     quiet_option,
 )
 @model_options
+@workers_options
 def calibrate(
     model: Path,
     sample: int | None,
@@ -78,7 +80,9 @@ def calibrate(
     captions, told = _captions(sample, asked.seed, given)
     from nemo_prune.scoring import calibrate as measuring
     from nemo_prune.scoring.ordinary import check_calibration
+    from nemo_prune.scoring.workers import check_workers
 
+    check_workers(asked)
     check_calibration(checkpoint, asked, captions)
     with progress(quiet) as bar:
         for line in told:

@@ -26,6 +26,7 @@ from nemo_prune.cli.options import (
     read_for_several,
     several_threshold_options,
     verb,
+    workers_options,
 )
 from nemo_prune.errors import OutputError
 
@@ -92,6 +93,7 @@ def _junit_of(words: Sequence[str]) -> Path | None:
     all_seeds_option,
 )
 @model_options
+@workers_options
 def check(
     models: tuple[Path, ...], calibrations: tuple[Path, ...], junit: Path | None, confirm: str,
     all_seeds: bool, show_prompts: bool, overwrite: bool, as_json: bool, quiet: bool, **given: Any,

@@ -24,6 +24,7 @@ from nemo_prune.cli.options import (
     save_plots,
     threshold_options,
     verb,
+    workers_options,
 )
 
 
@@ -49,6 +50,7 @@ from nemo_prune.cli.options import (
 @threshold_options
 @option_group("Scoring", all_seeds_option)
 @model_options
+@workers_options
 def detect(
     model: Path, table: Path | None, output: Path | None, plots: Path | None, resume: bool,
     all_seeds: bool, show_prompts: bool, overwrite: bool, as_json: bool, quiet: bool, **given: Any,

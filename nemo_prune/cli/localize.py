@@ -29,6 +29,7 @@ from nemo_prune.cli.options import (
     search_options,
     threshold_options,
     verb,
+    workers_options,
 )
 from nemo_prune.errors import Interrupted
 from nemo_prune.options import Progress, Writing
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @threshold_options
 @search_options
 @model_options
+@workers_options
 def localize(model: Path, show_prompts: bool, as_json: bool, quiet: bool, **given: Any) -> None:
     """Find the neurons and write the manifest; the model stays as it is.
 
@@ -72,6 +74,7 @@ def localize(model: Path, show_prompts: bool, as_json: bool, quiet: bool, **give
     check_search(inputs, writing)
     with progress(quiet) as bar:
         found = search(inputs, writing, show_prompts, bar)
+        found.engine.close()
     conclude(found, None, writing, inputs, as_json, quiet)
     click.get_current_context().exit(exit_code(record.status for record in found.manifest.prompts))
 

@@ -197,6 +197,16 @@ model_options = option_group(
                       "the text encoder's file or folder (SDXL: give the option twice)."),
 )  # fmt: skip
 
+workers_options = option_group(
+    "Workers",
+    click.option("--workers", type=Whole(1, 4096), metavar="N",
+                 help="Share the prompts among N processes, each with the model (on its own GPU if the "
+                      "device is cuda); needs Ray (the extra ray)."),
+    click.option("--ray", metavar="ADDRESS",
+                 help="The workers are on this Ray cluster (HOST:PORT, or auto), one a GPU or machine "
+                      "unless --workers says how many; the model lies at the same path everywhere."),
+)  # fmt: skip
+
 # Where the verbs that decide by thresholds take them from.
 _calibration_option = click.option("--calibration", type=FILE, help="A file of nemo-prune calibrate.")
 _thresholds = options(
@@ -323,7 +333,9 @@ class Inputs:
         from nemo_prune.model.devices import pick_device
         from nemo_prune.scoring.opening import scored_timestep
         from nemo_prune.scoring.ordinary import check_apart, check_calibration
+        from nemo_prune.scoring.workers import check_workers
 
+        check_workers(self.options)
         pick_device(self.options.device)
         scored_timestep(self.checkpoint, self.options)
         check_calibration(self.checkpoint, self.options, self.calibration_prompts)

@@ -1,6 +1,7 @@
 """The verb prune."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -42,6 +43,7 @@ from nemo_prune.cli.options import (
     undo_option,
     verb,
     wanted_sidecars,
+    workers_options,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
 from nemo_prune.cli.restore import say_undo
@@ -88,6 +90,7 @@ from nemo_prune.options import Reporting, Writing
 @threshold_options
 @search_options
 @model_options
+@workers_options
 @report_options
 def prune(
     model: Path, dry_run: bool, audit: Strength | None, audit_reports: tuple[Path, ...],
@@ -142,8 +145,9 @@ def prune(
     report = prepare(reporting, inputs.prompts.texts)
     from nemo_prune.localize import prune as pruning
 
-    with progress(quiet) as bar:
+    with progress(quiet) as bar, ExitStack() as stack:
         found = search(inputs, writing, show_prompts, bar)
+        stack.callback(found.engine.close)
         if max_drift is not None:
             drift = pruning.expected_drift(found, report.ordinary, bar)
             if not drift <= max_drift:

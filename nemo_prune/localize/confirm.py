@@ -8,15 +8,16 @@ Prompts are taken one after the other, so that each profits from what is off for
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.statuses import GONE
-from nemo_prune.options import Progress
-from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
+from nemo_prune.options import Progress, Recorded
+from nemo_prune.scoring.engine import Engine, Job, Kept, Prompt, Sample
 from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from, schedule_from
 from nemo_prune.search.auto import Candidates, trajectory_search
 from nemo_prune.search.protocol import Outcome
@@ -63,6 +64,17 @@ class Confirmed:
     rough: set[int] = field(default_factory=set)
     harmful: dict[int, float] = field(default_factory=dict)
     ordinary: int = 0
+    in_vain: int = 0
+
+    def add(self, one: "Confirmed") -> None:
+        """Take in what became of a prompt."""
+        for name in ("remaining", "neurons", "outcomes", "harmful"):
+            getattr(self, name).update(getattr(one, name))
+        self.ordinary += one.ordinary
+        for index, passes in one.passes.items():
+            self.passes[index] = self.passes.get(index, 0) + passes
+        for name in ("widened", "exhausted", "rough"):
+            getattr(self, name).update(getattr(one, name))
 
     def drawn(self, index: int) -> bool:
         """Whether the prompt's picture is still drawn."""
@@ -104,6 +116,71 @@ class Confirmation:
         steps = _LONGER * len(schedule.timesteps)
         self._longer_schedule = schedule_from(schedule.timesteps[0], steps, schedule.guidance)
         self._longer: dict[int, Reference] = {}
+
+    def refer_all(
+        self, indices: Sequence[int], prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]
+    ) -> None:
+        """`refer` for many prompts."""
+        items = list(zip(indices, prompts, seeds, strict=True))
+        self.engine.each(Referring(self), items, lambda _place, part: self._take(part), numbers=indices)
+
+    def remove_all(
+        self,
+        indices: Sequence[int],
+        prompts: Sequence[Prompt],
+        off: Collection[Neuron],
+        scopes: Sequence[tuple[Sequence[str], Candidates]],
+        rounds: int,
+    ) -> Iterator[int]:
+        """`remove` for one prompt after the other; gives each as it is done.
+
+        Workers look at several with the same neurons off. That counts up to the first for which more
+        went off; the others are looked at again, so that it ends as if there were no workers.
+        """
+        off = frozenset(off)
+        left = list(zip(indices, prompts, strict=True))
+        kept = self.engine.keep((self, scopes, rounds))
+        while left:
+            some = left[: self.engine.width]
+            items = [
+                (index, prompt, self.references[index], self.result.passes[index])
+                for index, prompt in some
+            ]
+            numbers = [index for index, _ in some]
+            parts: list[_Part] = self.engine.each(Removing(kept, off), items, numbers=numbers)
+            for place, part in enumerate(parts):
+                if part.off != off or place == len(parts) - 1:
+                    break
+            done = place + 1
+            self.result.in_vain += sum(sum(part.result.passes.values()) for part in parts[done:])
+            for (index, _), part in zip(some, parts[:done], strict=False):
+                self._take(part)
+                yield index
+            off, left = parts[place].off, left[done:]
+
+    def apart(self) -> "Confirmation":
+        """The same without what was found."""
+        one = Confirmation(
+            self.engine, self.schedule, self.unrelated, self.progress, self.trajectories, self.drift,
+            self.ordinary,
+        )  # fmt: skip
+        one._unrelated_longer = self._unrelated_longer  # drawn once, by whoever needs it first
+        return one
+
+    def part(self, off: frozenset[Neuron] = frozenset()) -> "_Part":
+        """What was found."""
+        told = self.progress if isinstance(self.progress, Recorded) else None
+        return _Part(self.result, self.references, off, told)
+
+    def _take(self, part: "_Part") -> None:
+        self.result.add(part.result)
+        self.references |= part.references
+        if part.told:
+            part.told.replay(self.progress)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Elsewhere nobody sees the progress.
+        return {**self.__dict__, "progress": Recorded(), "result": Confirmed(), "references": {}}
 
     def refer(self, index: int, prompt: Prompt, seeds: Sequence[int]) -> Reference:
         """Draw the unpruned model's trajectories of a prompt from the seeds; two are enough."""
@@ -262,6 +339,51 @@ class Confirmation:
 
     def _spent(self, index: int, before: int) -> None:
         self.result.passes[index] = self.result.passes.get(index, 0) + self.engine.cost.samples - before
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was found of some prompts, what is off then, and what was told of it elsewhere."""
+
+    result: Confirmed
+    references: dict[int, Reference]
+    off: frozenset[Neuron]
+    told: Recorded | None
+
+
+@dataclass(frozen=True)
+class Referring:
+    """Work: draw the unpruned model's trajectories of prompts from their seeds."""
+
+    confirmation: Confirmation
+
+    def __call__(
+        self, items: Sequence[tuple[int, Prompt, Sequence[int]]]
+    ) -> Iterator[tuple[int, _Part]]:
+        for place, item in enumerate(items):
+            one = self.confirmation.apart()
+            one.refer(*item)
+            yield place, one.part()
+
+
+@dataclass(frozen=True)
+class Removing:
+    """Work: look at prompts with neurons off, and search further for each that is drawn."""
+
+    kept: Kept[tuple[Confirmation, Sequence[tuple[Sequence[str], Candidates]], int]]
+    off: frozenset[Neuron]
+
+    def __call__(
+        self, items: Sequence[tuple[int, Prompt, Reference, int]]
+    ) -> Iterator[tuple[int, _Part]]:
+        confirmation, scopes, rounds = self.kept.get()
+        for place, (index, prompt, reference, passes) in enumerate(items):
+            one = confirmation.apart()
+            one.references[index] = reference
+            one.result.passes[index] = passes  # as many were spent on it before
+            off = one.remove(index, prompt, self.off, scopes, rounds)
+            one.result.passes[index] -= passes
+            yield place, one.part(off)
 
 
 def unrelated_ends(

@@ -1,8 +1,8 @@
 """Find the neurons behind each prompt of a checkpoint: load, calibrate, search, probe, confirm."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from nemo_prune.localize.repair import Repair, Repaired, Scope
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring import drift
-from nemo_prune.scoring.activations import harms, ladders
+from nemo_prune.scoring.activations import ActivationStatistics, harms, ladders
 from nemo_prune.scoring.calibration_file import fingerprint
 from nemo_prune.scoring.detect import gated
 from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt
@@ -93,21 +93,27 @@ def localize(
     ordinary: what is ordinary for it, where that is known; its engine then searches. Lists that follow
         one another share all of it.
 
+    If workers were asked for, the caller closes the `engine` of what is returned.
+
     Raises OptionError, CheckpointError, CalibrationError; OutputError for a journal of another run;
-    Interrupted on Ctrl-C in the search.
+    Interrupted on Ctrl-C in the search; WorkerError.
     """
     run = _Run(
         checkpoint, prompts, options, progress, calibration_prompts, show_prompts, loaded, ordinary
     )
-    if keep is not None:
-        run.open_journal(keep, resume)
     try:
+        if keep is not None:
+            run.open_journal(keep, resume)
         run.search()
         run.repair()
         run.confirm()
         run.complete = True
     except KeyboardInterrupt:
+        run.engine.close()
         raise Interrupted(run.manifest(), len(run.finished)) from None
+    except BaseException:
+        run.engine.close()
+        raise
     finally:
         run.close()
     return run.localization()
@@ -139,7 +145,18 @@ class _Run:
             self.source_sha256, self.engine = ordinary.fingerprint, ordinary.engine
         else:
             self.source_sha256 = fingerprint(loaded) if loaded else model_sha256(checkpoint)
-            self.engine = open_engine(checkpoint, options, progress, loaded)
+            self.engine = open_engine(checkpoint, options, progress, loaded, workers=True)
+        try:
+            self._prepare(ordinary)
+        except BaseException:
+            self.engine.close()
+            raise
+
+    def _prepare(self, ordinary: Ordinary | None) -> None:
+        """Everything that is known before the search."""
+        checkpoint, prompts, options, progress = (
+            self.checkpoint, self.prompts, self.options, self.progress,
+        )  # fmt: skip
         progress.advance()
         self.counts, notes = tokens_of(self.engine.model, prompts)
         for line in notes:
@@ -149,7 +166,7 @@ class _Run:
             if count > self.most_tokens:
                 progress.note(f"prompt {index}: {count} tokens, truncated to {self.most_tokens}")
         self.ordinary = ordinary or Ordinary(
-            self.engine, checkpoint, options, calibration_prompts, progress
+            self.engine, checkpoint, options, self.calibration_prompts, progress
         )
         self.statistics, self.statistics_from = self.ordinary.statistics
         if "activations" in self.ordinary.of_original:
@@ -187,7 +204,10 @@ class _Run:
         layers = [layer for layer in self.checkpoint.value_layers if layer.name in set(names)]
         order = tuple(Neuron(layer.name, row) for layer in layers for row in range(layer.rows))
         candidates = Candidates(order, harms(self.engine.model, layers, self.statistics))
-        return Scope(names, candidates, partial(self._begin, layers, candidates))
+        begin = Beginning(
+            self.engine, layers, candidates, self.statistics, self.options, self.thresholds.tau
+        )
+        return Scope(names, candidates, begin)
 
     def open_journal(self, path: Path, resume: bool) -> None:
         settings = self.settings | {"scored by": self.ordinary.scored_by}
@@ -207,53 +227,30 @@ class _Run:
 
     def search(self) -> None:
         """Search every prompt that the gate calls memorized, in chunks whose embeddings fit."""
-        seeds, thresholds = tuple(range(self.options.seeds)), self.thresholds
         waiting = [index for index in range(len(self.prompts)) if index not in self.finished]
         total = len(self.prompts)
         self.progress.stage("searching", total, "prompts", done=len(self.finished))
-        for start in range(0, len(waiting), PROMPTS_AT_ONCE):
-            chunk = waiting[start : start + PROMPTS_AT_ONCE]
-            jobs = []
-            for prompt in self.engine.prompts([self.prompts[i] for i in chunk]):
-                inner: Callable[[], Search] = partial(self.scopes[0].begin, prompt, seeds)
-                if self.options.criterion == "trajectory":
-                    inner = partial(left_alone, seeds, thresholds.tau)
-                search = gated(inner, seeds, thresholds.tau, thresholds.gate.value)
-                jobs.append(Job(prompt, search, layers=self.names))
-            self.engine.run(
-                jobs,
-                in_flight=1 if self.options.search == "literal" else None,
-                on_samples=self._on_samples,
-                on_finished=partial(self._on_finished, chunk, jobs),
-            )
+        gate = self.thresholds.gate.value
+        searching = Searching(self.engine, self.scopes[0], self.options, self.thresholds.tau, gate)
+        if not self.engine.workers:  # who would not see the progress
+            searching = replace(searching, on_samples=self._on_samples)
 
-    def _begin(
-        self,
-        layers: Sequence[ValueLayer],
-        candidates: Candidates,
-        prompt: Prompt,
-        seeds: Sequence[int],
-    ) -> Search:
-        """A search of one prompt in some layers on these seeds, as the options say."""
-        (ladder,) = ladders(self.engine.model, layers, [prompt.text], self.statistics)
-        tau = self.thresholds.tau
-        if self.options.search == "literal":
-            return literal_search(ladder, seeds, tau, as_published=self.options.as_published)
-        if self.options.search == "gradient-free":
-            return gradient_free_search(ladder, seeds, tau)
-        return auto_search(ladder, candidates, seeds, tau)
+        def on_found(place: int, found: tuple[Outcome, int]) -> None:
+            self._on_finished(waiting[place], *found)
+
+        texts = [self.prompts[index] for index in waiting]
+        self.engine.each(searching, texts, on_found, numbers=waiting)
 
     def _on_samples(self, _count: int) -> None:
         spent = self.engine.cost.samples - self.calibration_samples
         self.progress.detail(f"{spent} samples")
 
-    def _on_finished(
-        self, indices: Sequence[int], jobs: Sequence[Job], place: int, outcome: Outcome
-    ) -> None:
-        index = indices[place]
-        self.finished[index], self.spent[index] = outcome, jobs[place].samples
+    def _on_finished(self, index: int, outcome: Outcome, samples: int) -> None:
+        self.finished[index], self.spent[index] = outcome, samples
         if self.journal:
-            self.journal.add(str(index), {**asdict(outcome), "spent": jobs[place].samples})
+            self.journal.add(str(index), {**asdict(outcome), "spent": samples})
+        if self.engine.workers:
+            self._on_samples(samples)
         self.progress.advance()
 
     @property
@@ -294,8 +291,7 @@ class _Run:
         worth = options.confirm_trajectories
         heard = engine.prompts(ordinary)
         self.confirmation = Confirmation(
-            engine, schedule, ends, self.progress, worth,
-            lambda off: drift.moved(engine, heard, off, seed=FRESH_SEEDS),
+            engine, schedule, ends, self.progress, worth, Moved(engine, heard),
             () if options.confirm == "pictures" else ordinary,
         )  # fmt: skip
         self.confirmation.result.widened |= repaired.widened
@@ -310,15 +306,15 @@ class _Run:
             f"drawn are searched further, which takes several times as many"
         )
         self.progress.stage("confirming by trajectories", None, "samples")
-        for index, prompt in zip(indices, prompts, strict=True):
-            scores = self.finished[index].scores_before
-            seeds = sorted(scores, key=lambda seed: -scores[seed])[:2]
-            if not self.confirmation.refer(index, prompt, seeds).judged:
+        best = [_highest(self.finished[index].scores_before) for index in indices]
+        self.confirmation.refer_all(indices, prompts, best)
+        for index in indices:
+            if not self.confirmation.references[index].judged:
                 self.progress.note(
                     f"prompt {index}: the unpruned model's own trajectories do not agree, so they "
                     f"cannot tell whether its picture is gone"
                 )
-            off = self.confirmation.remove(index, prompt, off, scopes, options.rounds)
+        for index in self.confirmation.remove_all(indices, prompts, off, scopes, options.rounds):
             # At once, so that the manifest of an interrupted run has them.
             added = self.confirmation.result.neurons.get(index, ())
             repaired.neurons[index] = union(repaired.neurons[index], added)
@@ -399,7 +395,7 @@ class _Run:
         repaired = self.repaired
         assert repaired is not None
         confirmed = self.confirmation.result if self.confirmation else Confirmed()
-        confirming = sum(confirmed.passes.values())
+        confirming = sum(confirmed.passes.values()) + confirmed.in_vain
         spent = self.engine.cost.samples - self.calibration_samples
         cost: dict[str, float] = {
             "samples": spent - repaired.confirming - confirming,
@@ -416,6 +412,76 @@ class _Run:
             self.statistics_from, outcomes, cost, confirmed,
             self.confirmation.references if self.confirmation else {},
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Begins a search of one prompt in some layers on some seeds, as the options say."""
+
+    engine: Engine
+    layers: Sequence[ValueLayer]
+    candidates: Candidates
+    statistics: ActivationStatistics
+    options: Options
+    tau: float
+
+    def __call__(self, prompt: Prompt, seeds: Sequence[int]) -> Search:
+        (ladder,) = ladders(self.engine.model, self.layers, [prompt.text], self.statistics)
+        if self.options.search == "literal":
+            return literal_search(ladder, seeds, self.tau, as_published=self.options.as_published)
+        if self.options.search == "gradient-free":
+            return gradient_free_search(ladder, seeds, self.tau)
+        return auto_search(ladder, self.candidates, seeds, self.tau)
+
+
+@dataclass(frozen=True)
+class Searching:
+    """Work: search prompts that the gate calls memorized; the outcome of each, and its samples."""
+
+    engine: Engine
+    scope: Scope
+    options: Options
+    tau: float
+    gate: float
+    on_samples: Callable[[int], None] | None = None
+
+    def __call__(self, texts: Sequence[str]) -> Iterator[tuple[int, tuple[Outcome, int]]]:
+        for start in range(0, len(texts), PROMPTS_AT_ONCE):
+            encoded = self.engine.prompts(texts[start : start + PROMPTS_AT_ONCE])
+            jobs = [self._job(one) for one in encoded]
+            finished = self.engine.finished(
+                jobs,
+                in_flight=1 if self.options.search == "literal" else None,
+                on_samples=self.on_samples or _ignore,
+            )
+            for place, outcome in finished:
+                yield start + place, (outcome, jobs[place].samples)
+
+    def _job(self, prompt: Prompt) -> Job:
+        seeds = tuple(range(self.options.seeds))
+        inner: Callable[[], Search] = partial(self.scope.begin, prompt, seeds)
+        if self.options.criterion == "trajectory":
+            inner = partial(left_alone, seeds, self.tau)
+        return Job(prompt, gated(inner, seeds, self.tau, self.gate), layers=self.scope.layers)
+
+
+def _ignore(_count: int) -> None: ...
+
+
+def _highest(scores: Mapping[int, float]) -> list[int]:
+    """The two seeds of the highest scores."""
+    return sorted(scores, key=lambda seed: -scores[seed])[:2]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far ordinary prompts move with some neurons off."""
+
+    engine: Engine
+    ordinary: Sequence[Prompt]
+
+    def __call__(self, off: frozenset[Neuron]) -> float:
+        return drift.moved(self.engine, self.ordinary, off, seed=FRESH_SEEDS)
 
 
 def left_alone(seeds: Sequence[int], tau: float) -> Search:

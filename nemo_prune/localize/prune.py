@@ -4,8 +4,8 @@ Imports torch; everything that a torch-free verb needs lies in `surgery` and `ma
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.localize.localize import FRESH_SEEDS, Localization
 from nemo_prune.options import Progress, Writing
 from nemo_prune.scoring import drift
+from nemo_prune.scoring.engine import Baseline, Engine, Prompt
 from nemo_prune.scoring.memory import peak_memory
 from nemo_prune.scoring.opening import open_engine
 
@@ -64,7 +65,8 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
     searched = [record.index for record in records if record.status != Status.NOT_MEMORIZED]
     progress.stage("checking the written file", len(searched), "prompts")
     texts = [prompts[index] for index in searched]
-    baselines = [original.baseline(prompt, fresh) for prompt in original.prompts(texts)]
+    baselines = original.each(Baselines(original, fresh), original.prompts(texts), numbers=searched)
+    original.close()
     original.model.release()
     other = open_engine(open_checkpoint(pruned), found.options, progress)
     for index, baseline, prompt in zip(searched, baselines, other.prompts(texts), strict=True):
@@ -84,6 +86,18 @@ def check(found: Localization, pruned: Path, prompts: Sequence[str], progress: P
         manifest=replace(found.manifest, prompts=tuple(records)),
         cost={**found.cost, "seconds": seconds, "check_samples": samples},
     )
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Work: the noise differences of prompts on some seeds."""
+
+    engine: Engine
+    seeds: Sequence[int]
+
+    def __call__(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Baseline]]:
+        for place, prompt in enumerate(prompts):
+            yield place, self.engine.baseline(prompt, self.seeds)
 
 
 def expected_drift(found: Localization, ordinary: Sequence[str], progress: Progress) -> float:

@@ -10,7 +10,7 @@ and searched again on those that hold on longest. One that stays above tau with 
 searched layers off is searched in the next wider scope, on top of what is off already.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import count
@@ -120,33 +120,34 @@ class Repair:
         indices = list(self.prompts) if only is None else only
         self.progress.stage("probing on more seeds", len(indices), "prompts")
         spent, off = self.engine.cost.samples, result.off
-        for index in indices:
-            prompt = self.prompts[index]
-            some = fresh[: len(fresh) // _LOOKS]
-            scores, baseline = self.engine.probe(prompt, off, some)
-            if _NEAR * self.tau < max(scores.values()) <= self.tau:
-                scores, baseline = self.engine.probe(prompt, off, fresh, baseline)
-            self.known[index], self.baselines[index] = scores, baseline
-            result.scores[index] = max(scores.values())
+
+        def on_found(place: int, found: tuple[dict[int, float], Baseline]) -> None:
+            index = indices[place]
+            self.known[index], self.baselines[index] = found
+            result.scores[index] = max(found[0].values())
             self.progress.advance()
+
+        probing = Probing(self.engine, off, fresh, self.tau)
+        encoded = [self.prompts[index] for index in indices]
+        self.engine.each(probing, encoded, on_found, numbers=indices)
         result.confirming += self.engine.cost.samples - spent
 
     def search_again(self, again: Sequence[int]) -> None:
         """Search prompts on the model as pruned so far, on the seeds that hold on longest."""
         self.progress.stage("searching the pruned model", len(again), "prompts")
-        result, jobs = self.result, []
+        result, items = self.result, []
+        (number,) = {self.scope[index] for index in again}
+        scope = self.scopes[number]
         for index in again:
             known = self.known[index]
             seeds = sorted(nlargest(self.seeds, known, key=known.__getitem__))
-            scope = self.scopes[self.scope[index]]
-            search = scope.begin(self.prompts[index], seeds)
-            baseline = dict(self.baselines[index])
-            jobs.append(Job(self.prompts[index], search, baseline, result.off, layers=scope.layers))
-        spent = self.engine.cost.samples
-        found: list[Outcome] = self.engine.run(
-            jobs, on_finished=lambda _index, _outcome: self.progress.advance()
-        )
-        shared = (self.engine.cost.samples - spent) // len(again)
+            items.append((self.prompts[index], seeds, self.baselines[index]))
+        made: list[tuple[Outcome, int]] = self.engine.each(
+            SearchingAgain(self.engine, scope, result.off), items,
+            lambda _place, _found: self.progress.advance(), numbers=again,
+        )  # fmt: skip
+        found = [outcome for outcome, _ in made]
+        shared = sum(samples for _, samples in made) // len(again)
         for index, outcome in zip(again, found, strict=True):
             result.samples[index] = result.samples.get(index, 0) + shared
             if outcome.status == "not removable":
@@ -191,3 +192,44 @@ class Repair:
         if len(kept) == len(whole):
             result.neurons, result.scores = before, scores
         result.dropped = tuple(n for n in union(*before.values()) if n not in kept)
+
+
+@dataclass(frozen=True)
+class Probing:
+    """Work: the scores of prompts with neurons off, on a third of the seeds or on all, and the
+    baselines."""
+
+    engine: Engine
+    off: frozenset[Neuron]
+    fresh: Sequence[int]
+    tau: float
+
+    def __call__(
+        self, prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[int, tuple[dict[int, float], Baseline]]]:
+        some = self.fresh[: len(self.fresh) // _LOOKS]
+        for place, prompt in enumerate(prompts):
+            scores, baseline = self.engine.probe(prompt, self.off, some)
+            if _NEAR * self.tau < max(scores.values()) <= self.tau:
+                scores, baseline = self.engine.probe(prompt, self.off, self.fresh, baseline)
+            yield place, (scores, baseline)
+
+
+@dataclass(frozen=True)
+class SearchingAgain:
+    """Work: search prompts on the model as pruned so far; the outcome of each, and its samples."""
+
+    engine: Engine
+    scope: Scope
+    off: frozenset[Neuron]
+
+    def __call__(
+        self, items: Sequence[tuple[Prompt, Sequence[int], Baseline]]
+    ) -> Iterator[tuple[int, tuple[Outcome, int]]]:
+        layers = self.scope.layers
+        jobs = [
+            Job(one, self.scope.begin(one, seeds), dict(baseline), self.off, layers=layers)
+            for one, seeds, baseline in items
+        ]
+        for place, outcome in self.engine.finished(jobs):
+            yield place, (outcome, jobs[place].samples)

@@ -1,6 +1,7 @@
 """The job of `calibrate`: load a model, measure what is ordinary for it, write that down."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,24 +32,25 @@ def calibrate(
     Raises OptionError, CheckpointError, CalibrationError (too few prompts), OutputError.
     """
     progress.stage("loading the model", 1, "file")
-    engine = open_engine(checkpoint, options, progress)
-    progress.advance()
-    ordinary = Ordinary(engine, checkpoint, options, captions, progress, calibrating=True)
-    calibration = ordinary.calibration()
-    thresholds = ordinary.from_scores()
-    scores = [path[-1] for path in ordinary.scores[0].paths]
-    gates = [asdict(gate_from(scores, rate, thresholds.tau)) for rate in _RATES]
-    told = {"tau": thresholds.tau, "gates": gates}
-    write_calibration(calibration, out, overwrite, told)
-    return {
-        "output": {"path": str(out)},
-        "fingerprint": calibration.about["fingerprint"],
-        "precision": calibration.about["precision"],
-        "prompts": calibration.about["activations"]["prompts"],
-        "scored": calibration.about["scores"]["prompts"],
-        "seeds": options.seeds,
-        "timestep": engine.timestep,
-        "prediction": engine.model.prediction.as_json() if engine.model.prediction else None,
-        **told,
-        "samples": engine.cost.samples,
-    }
+    engine = open_engine(checkpoint, options, progress, workers=True)
+    with closing(engine):
+        progress.advance()
+        ordinary = Ordinary(engine, checkpoint, options, captions, progress, calibrating=True)
+        calibration = ordinary.calibration()
+        thresholds = ordinary.from_scores()
+        scores = [path[-1] for path in ordinary.scores[0].paths]
+        gates = [asdict(gate_from(scores, rate, thresholds.tau)) for rate in _RATES]
+        told = {"tau": thresholds.tau, "gates": gates}
+        write_calibration(calibration, out, overwrite, told)
+        return {
+            "output": {"path": str(out)},
+            "fingerprint": calibration.about["fingerprint"],
+            "precision": calibration.about["precision"],
+            "prompts": calibration.about["activations"]["prompts"],
+            "scored": calibration.about["scores"]["prompts"],
+            "seeds": options.seeds,
+            "timestep": engine.timestep,
+            "prediction": engine.model.prediction.as_json() if engine.model.prediction else None,
+            **told,
+            "samples": engine.cost.samples,
+        }

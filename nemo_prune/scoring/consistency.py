@@ -6,7 +6,8 @@ seeds are compared with each other, and with how alike those of an ordinary capt
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -30,15 +31,26 @@ def consistencies(
 
     Takes as many denoiser samples a prompt as four trajectories have passes.
     """
-    first, second = torch.triu_indices(len(SEEDS), len(SEEDS), offset=1)
-    found = []
-    for text in prompts:
-        (prompt,) = engine.prompts([text])
-        samples = [Sample(prompt, frozenset(), seed) for seed in SEEDS]
-        ends = torch.stack(engine.trajectories(samples, schedule))
-        found.append(statistics.median(ms_ssim_pairs(ends, ends, first, second).tolist()))
-        advance(1)
+    found: list[float] = engine.each(
+        Consistencies(engine, schedule), prompts, lambda _place, _value: advance(1)
+    )
     return found
+
+
+@dataclass(frozen=True)
+class Consistencies:
+    """Work: the consistency of each prompt."""
+
+    engine: Engine
+    schedule: Schedule
+
+    def __call__(self, prompts: Sequence[str]) -> Iterator[tuple[int, float]]:
+        first, second = torch.triu_indices(len(SEEDS), len(SEEDS), offset=1)
+        for place, text in enumerate(prompts):
+            (prompt,) = self.engine.prompts([text])
+            samples = [Sample(prompt, frozenset(), seed) for seed in SEEDS]
+            ends = torch.stack(self.engine.trajectories(samples, self.schedule))
+            yield place, statistics.median(ms_ssim_pairs(ends, ends, first, second).tolist())
 
 
 def consistency_gate(ordinary: Sequence[float], fpr: float) -> float:

@@ -10,7 +10,7 @@ gate by more than scores still rise; how far that is was measured on ordinary pr
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -181,13 +181,12 @@ def _screen(
 ) -> None:
     """Screen the prompts at `indices`; `keep` gets the index, what was found, and the noise norm."""
     screened = Screening(engine, seeds, gate, margins)
-    for start in range(0, len(indices), PROMPTS_AT_ONCE):
-        chunk = indices[start : start + PROMPTS_AT_ONCE]
 
-        def kept(place: int, found: Screened, norm: float, chunk: Sequence[int] = chunk) -> None:
-            keep(chunk[place], found, norm)
+    def kept(place: int, found: tuple[Screened, float]) -> None:
+        screened.saw(found[1])
+        keep(indices[place], *found)
 
-        screened([prompts[index] for index in chunk], kept)
+    engine.each(screened.each, [prompts[index] for index in indices], kept, numbers=indices)
     screened.check_effect()
 
 
@@ -216,6 +215,10 @@ class Screening:
         # NaN is found, and refused, where it is compared.
         self._whole = statistics.fmean(float(noise.norm()) for noise in self._empty.values())
 
+    def saw(self, norm: float) -> None:
+        """A prompt's noise norm, for `check_effect`: workers each see some of them."""
+        self._effect = max(self._effect or 0.0, norm / self._whole if self._whole else 0.0)
+
     def check_effect(self) -> None:
         """Raise CheckpointError if no prompt of all that were screened changed the noise at all.
 
@@ -228,11 +231,24 @@ class Screening:
                 f"memorization; check the weights, and whether the text encoder is the model's own"
             )
 
-    def __call__(
-        self, texts: Sequence[str], keep: Callable[[int, Screened, float], None],
-        tokens: Tokens | None = None,
-    ) -> None:  # fmt: skip
-        """Screen a few prompts; `keep` gets the place of each, what was found, and the noise norm.
+    def each(self, texts: Sequence[str]) -> Iterator[tuple[int, tuple[Screened, float]]]:
+        """Work: of each prompt what was found, and its noise norm."""
+        for start in range(0, len(texts), PROMPTS_AT_ONCE):
+            for place, found in self.some(texts[start : start + PROMPTS_AT_ONCE]):
+                yield start + place, found
+
+    def tokenized(
+        self, blocks: Sequence[tuple[Sequence[str], Tokens]]
+    ) -> Iterator[tuple[int, list[tuple[Screened, float]]]]:
+        """Work: the same of blocks of prompts that are tokenized already."""
+        for place, block in enumerate(blocks):
+            found = dict(self.some(*block))
+            yield place, [found[place] for place in range(len(found))]
+
+    def some(
+        self, texts: Sequence[str], tokens: Tokens | None = None
+    ) -> Iterator[tuple[int, tuple[Screened, float]]]:
+        """Screen a few prompts, which are all held at once.
 
         tokens: of them, where they are known.
         """
@@ -245,11 +261,7 @@ class Screening:
             for sample, norm in zip(samples, found, strict=True):
                 norms[sample.prompt][sample.seed] = norm
 
-        def finished(place: int, found: Screened) -> None:
-            of = norms[encoded[place]]
-            norm = statistics.fmean([of[seed] for seed in found.scores])
-            self._effect = max(self._effect or 0.0, norm / self._whole if self._whole else 0.0)
-            keep(place, found, norm)
-
         jobs = [Job(prompt, screening(self._seeds, self._gate, self._margins)) for prompt in encoded]
-        self._engine.run(jobs, on_finished=finished, on_noise=note_norms)
+        for place, found in self._engine.finished(jobs, on_noise=note_norms):
+            of = norms[encoded[place]]
+            yield place, (found, statistics.fmean([of[seed] for seed in found.scores]))

@@ -4,6 +4,7 @@ import csv
 import io
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nemo_prune.model.prediction import Prediction
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.consistency import ORDINARY, consistencies, consistency_gate
 from nemo_prune.scoring.detect import Detection, detect
+from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
 from nemo_prune.scoring.notes import notes_on_scores, tokens_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
@@ -91,7 +93,19 @@ def find_memorized(
     if overlap := check_apart(prompts, calibration_prompts, options):
         progress.note(overlap)
     progress.stage("loading the model", 1, "file")
-    engine = open_engine(checkpoint, options, progress, loaded)
+    engine = open_engine(checkpoint, options, progress, loaded, workers=True)
+    with closing(engine):
+        return _found(
+            engine, checkpoint, prompts, options, progress, calibration_prompts, labels, early, keep,
+            resume, trajectories, started,
+        )  # fmt: skip
+
+
+def _found(
+    engine: Engine, checkpoint: Checkpoint, prompts: Sequence[str], options: Options, progress: Progress,
+    calibration_prompts: Sequence[str] | None, labels: tuple[bool, ...] | None, early: bool,
+    keep: Path | None, resume: bool, trajectories: bool, started: float,
+) -> Findings:  # fmt: skip
     progress.advance()
     counts, notes = tokens_of(engine.model, prompts)
     for line in notes:

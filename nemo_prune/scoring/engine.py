@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy
 import torch
@@ -39,6 +39,7 @@ from nemo_prune.search.union import UnionSearch
 T = TypeVar("T")
 R = TypeVar("R")
 S = TypeVar("S")
+T_co = TypeVar("T_co", covariant=True)
 PROMPTS_AT_ONCE = 256
 """Prompts whose embeddings are held at once, however long a list is."""
 _IN_FLIGHT = 64
@@ -48,6 +49,50 @@ _LARGEST_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}  # a larger one gains nothi
 
 Baseline = dict[int, Tensor]
 """Seed -> noise difference of the unpruned model, float32 `[c, h, w]`."""
+Work = Callable[[Sequence[Any]], Iterator[tuple[int, Any]]]
+"""Items -> the place and the result of each, as it is finished. It may hold an engine, which in another
+process is that one's own, and then all else that it holds must be picklable."""
+
+
+class Workers(Protocol):
+    """Others who hold the same model, see `Engine.each`."""
+
+    count: int
+
+    def each(
+        self,
+        work: Work,
+        items: Sequence[Any],
+        on_done: Callable[[int, Any], None],
+        numbers: Sequence[int],
+    ) -> dict[int, Any]:
+        """`work` on all items, prompts of these numbers; the results by place."""
+
+    def stream(self, work: Work, groups: Iterator[Sequence[Any]]) -> Iterator[list[Any]]:
+        """`work` on groups of items, some ahead; the results of each group, in order."""
+
+    def keep(self, value: T) -> "Kept[T]":
+        """A value that is sent once, however often work needs it."""
+
+    def close(self) -> None:
+        """End them."""
+
+
+class Kept(Protocol[T_co]):
+    """What was kept, for whoever works with it."""
+
+    def get(self) -> T_co:
+        """The value."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Here(Generic[T]):
+    """A value of this process."""
+
+    value: T
+
+    def get(self) -> T:
+        return self.value
 
 
 @dataclass
@@ -129,8 +174,11 @@ class Engine:
         published: take the similarity in the unit of the published thresholds; see `similarity`.
 
     `note` receives, in one line, what a person should know of; a warning unless it is set. `path` is the
-    model's, for messages; None: it has none.
+    model's, for messages; None: it has none. `workers` hold the same model and do part of the work, see
+    `each`.
     """
+
+    workers: Workers | None = None
 
     def __init__(
         self,
@@ -162,6 +210,57 @@ class Engine:
         # Kinds of attributions (of trajectories or not) that are known to need checkpointing. A GPU
         # says when its memory is full, and is twice as fast without; a processor would begin to swap.
         self._tight = {False, True} if model.device.type == "cpu" else set[bool]()
+
+    # ------------------------------------------------------------------------------------ workers
+
+    def __reduce__(self) -> tuple[Callable[[], "Engine"], tuple[()]]:
+        """An engine is sent as a word: where it arrives it is the engine of that process."""
+        return engine_here, ()
+
+    @property
+    def width(self) -> int:
+        """How many do the work."""
+        return self.workers.count if self.workers else 1
+
+    def each(
+        self,
+        work: Work,
+        items: Sequence[Any],
+        on_done: Callable[[int, Any], None] = lambda _place, _result: None,
+        numbers: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """`work` on every item, by the workers if there are any; the results in order.
+
+        numbers: of the prompts that the items are of, for what is said of them.
+        on_done: told of the place and the result of each item as it is finished, in any order.
+        """
+        found: dict[int, Any] = {}
+        if self.workers:
+            found = self.workers.each(work, items, on_done, numbers or range(len(items)))
+        else:
+            for place, result in work(items):
+                found[place] = result
+                on_done(place, result)
+        return [found[place] for place in range(len(items))]
+
+    def stream(self, work: Work, groups: Iterator[Sequence[Any]]) -> Iterator[list[Any]]:
+        """`work` on one group of items after the other, by the workers if there are any."""
+        if self.workers:
+            yield from self.workers.stream(work, groups)
+            return
+        for items in groups:
+            found = dict(work(items))
+            yield [found[place] for place in range(len(items))]
+
+    def keep(self, value: T) -> Kept[T]:
+        """A value for work that is asked for again and again; workers are sent it once."""
+        return self.workers.keep(value) if self.workers else _Here(value)
+
+    def close(self) -> None:
+        """End the workers; this engine goes on alone."""
+        workers, self.workers = self.workers, None
+        if workers:
+            workers.close()
 
     # ------------------------------------------------------------------------------------ samples
 
@@ -570,6 +669,22 @@ class Engine:
         on_noise: as `evaluate` takes it, for the samples of questions with nothing off.
         """
         outcomes: dict[int, T] = {}
+        for index, outcome in self.finished(
+            jobs, in_flight=in_flight, on_samples=on_samples, on_noise=on_noise
+        ):
+            outcomes[index] = outcome
+            on_finished(index, outcome)
+        return [outcomes[index] for index in range(len(jobs))]
+
+    def finished(
+        self,
+        jobs: Sequence[Job],
+        *,
+        in_flight: int | None = None,
+        on_samples: Callable[[int], None] = lambda _count: None,
+        on_noise: Callable[[Sequence[Sample], Tensor], None] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
+        """`run`, that gives each search's place and outcome as it ends."""
         waiting = deque(enumerate(jobs))
         open_: dict[int, Question | Attribute] = {}
         while waiting or open_:
@@ -582,11 +697,9 @@ class Engine:
                 try:
                     open_[index] = jobs[index].search.send(reply)
                 except StopIteration as end:
-                    outcomes[index] = end.value
                     del open_[index]
                     jobs[index].baseline = {}
-                    on_finished(index, end.value)
-        return [outcomes[index] for index in range(len(jobs))]
+                    yield index, end.value
 
     def _answer(
         self,
@@ -661,6 +774,8 @@ class Engine:
 
         prompts, baselines: by number, with the baseline of each seed that may be asked about.
         """
+        work = Pairs(self)
+        known = {index: self.keep((prompts[index], baseline)) for index, baseline in baselines.items()}
         answer: Any = None  # starts it; a union of one neuron ends without a question
         while True:
             try:
@@ -668,17 +783,50 @@ class Engine:
             except StopIteration as end:
                 kept: tuple[Neuron, ...] = end.value
                 return kept
-            samples = [Sample(prompts[index], question.off, seed) for index, seed in question.pairs]
-            found = self.evaluate(samples, on_samples)
-            scores = scores_of_each(
-                [
-                    ({seed: one}, baselines[index])
-                    for (index, seed), one in zip(question.pairs, found, strict=True)
-                ],
-                self.criterion,
-                published=self.published,
-            )
-            answer = {pair: score[pair[1]] for pair, score in zip(question.pairs, scores, strict=True)}
+            items = [(known[index], question.off, seed) for index, seed in question.pairs]
+            numbers = [index for index, _ in question.pairs]
+            scores = self.each(work, items, lambda _place, _score: on_samples(1), numbers)
+            answer = dict(zip(question.pairs, scores, strict=True))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Work: scores of prompts, each with its baseline, neurons off and seed."""
+
+    engine: Engine
+
+    def __call__(
+        self, items: Sequence[tuple[Kept[tuple[Prompt, Baseline]], frozenset[Neuron], int]]
+    ) -> Iterator[tuple[int, float]]:
+        engine = self.engine
+        kept = [one.get() for one, _, _ in items]
+        samples = [
+            Sample(prompt, off, seed) for (prompt, _), (_, off, seed) in zip(kept, items, strict=True)
+        ]
+        found = engine.evaluate(samples)
+        scores = scores_of_each(
+            [
+                ({sample.seed: one}, baseline)
+                for sample, one, (_, baseline) in zip(samples, found, kept, strict=True)
+            ],
+            engine.criterion,
+            published=engine.published,
+        )
+        for place, score in enumerate(scores):
+            yield place, score[items[place][2]]
+
+
+_of_process: list[Engine] = []
+
+
+def engine_here() -> Engine:
+    """The engine of a process that works for another."""
+    return _of_process[0]
+
+
+def work_for_another(engine: Engine) -> None:
+    """Make this the engine of the process."""
+    _of_process[:] = [engine]
 
 
 def noise_seed(base: int, seed: int) -> int:

@@ -13,6 +13,7 @@ from nemo_prune.model.schedule import alphas_cumprod, ddim_timestep
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.trajectory import GUIDANCE, STEPS, Schedule, schedule_from
+from nemo_prune.scoring.workers import open_workers, start_workers, wants_workers
 
 PICTURE_STEPS = 25
 
@@ -22,13 +23,38 @@ def open_engine(
     options: Options,
     progress: Progress | None = None,
     loaded: LoadedModel | None = None,
+    *,
+    workers: bool = False,
 ) -> Engine:
     """Load the model as the options say; what it has to tell, now or later, goes to `progress`.
 
     loaded: the model, where it is in memory already; then the options that say how to load are not read.
+    workers: start those that the options ask for; `Engine.close` ends them.
 
-    Raises OptionError for a device or timestep that does not exist, CheckpointError.
+    Raises OptionError for a device or timestep that does not exist, CheckpointError; WorkerError.
     """
+    started = None
+    if workers and wants_workers(options):
+        if loaded is not None:
+            raise OptionError(
+                f"{option('workers')}: a live pipeline lies in this process alone; give a model's file"
+            )
+        scored_timestep(checkpoint, options)
+        started = start_workers(checkpoint, options)
+    try:
+        engine = _engine(checkpoint, options, progress, loaded)
+        if started:
+            open_workers(started, engine, progress)
+    except BaseException:
+        if started:
+            started.close()
+        raise
+    return engine
+
+
+def _engine(
+    checkpoint: Checkpoint, options: Options, progress: Progress | None, loaded: LoadedModel | None
+) -> Engine:
     if loaded is None:
         loading = _loading(options)
         scored_timestep(checkpoint, options)  # raises before anything is read

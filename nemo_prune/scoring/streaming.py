@@ -8,8 +8,9 @@ scored, and the result says that it is incomplete.
 import statistics
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.errors import NemoPruneError, PromptFileError, option
 from nemo_prune.files.streams import Block, Lists, Placed, PromptStream
-from nemo_prune.model.denoiser import LoadedModel
+from nemo_prune.model.denoiser import LoadedModel, Tokens
 from nemo_prune.model.prediction import Prediction
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.detect import Screened, Screening
@@ -59,17 +60,22 @@ def score_stream(
     began, before, told, share = time.monotonic(), found.scored, 0.0, stream.done_bytes
     first: list[int] | None = None
     with _ahead(stream, engine.model.token_reader()) as blocks:
-        for block, tokens in blocks:
-            rows: list[dict[str, Any]] = [{}] * len(block.prompts)
+        read: deque[tuple[Block, Tokens]] = deque()
 
-            def keep(
-                place: int, one: Screened, norm: float, block: Block = block,
-                rows: list[dict[str, Any]] = rows, ids: Sequence[Sequence[int]] = tokens.ids,
-            ) -> None:  # fmt: skip
-                rows[place] = _row(block.prompts[place], one, norm, found.scored + place, gate, seeds,
-                                   len(ids[place]) > most, stream.labelled, show_prompts)  # fmt: skip
+        def groups() -> Iterator[list[tuple[list[str], Tokens]]]:
+            for block, tokens in blocks:
+                read.append((block, tokens))
+                yield [([one.text for one in block.prompts], tokens)]
 
-            screen([one.text for one in block.prompts], keep, tokens)
+        for (screened,) in engine.stream(screen.tokenized, groups()):
+            block, tokens = read.popleft()
+            for _, norm in screened:
+                screen.saw(norm)
+            rows = [
+                _row(block.prompts[place], one, norm, found.scored + place, gate, seeds,
+                     len(tokens.ids[place]) > most, stream.labelled, show_prompts)
+                for place, (one, norm) in enumerate(screened)
+            ]  # fmt: skip
             if found.alike:
                 first = first or tokens.ids[0][: most - 1]
                 found.alike = all(one[: most - 1] == first for one in tokens.ids)
@@ -217,7 +223,19 @@ def screen_lists(
     """
     started = time.monotonic()
     progress.stage("loading the model", 1, "file")
-    engine = open_engine(checkpoint, options, progress, loaded)
+    engine = open_engine(checkpoint, options, progress, loaded, workers=True)
+    with closing(engine):
+        return _screen(
+            engine, checkpoint, lists, options, progress, calibration_prompts, early, table,
+            show_prompts, expected, on_memorized, started,
+        )  # fmt: skip
+
+
+def _screen(
+    engine: Engine, checkpoint: Checkpoint, lists: Lists, options: Options, progress: Progress,
+    calibration_prompts: Sequence[str] | None, early: bool, table: Table | None, show_prompts: bool,
+    expected: int | None, on_memorized: Callable[[dict[str, Any]], None], started: float,
+) -> Screen:  # fmt: skip
     progress.advance()
     ordinary = Ordinary(engine, checkpoint, options, calibration_prompts, progress)
     thresholds, norm_gate = ordinary.thresholds, ordinary.norm_gate(options.fpr)
@@ -241,7 +259,10 @@ def screen_lists(
             "labels": lists.labels,
         }  # fmt: skip
         run = fingerprint_of_run(
-            model_sha256(checkpoint), [str(path) for path in lists.paths], calibration_prompts, settings
+            model_sha256(checkpoint),
+            [str(path) for path in lists.paths],
+            calibration_prompts,
+            settings,
         )
         rows = Rows(table, options.seeds, run, lists.paths)
         found, keys = rows.found, rows.keys

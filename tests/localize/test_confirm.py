@@ -1,6 +1,7 @@
 """Pictures that come back after the score's timestep, on a denoiser that is known to draw them."""
 
 import dataclasses
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from nemo_prune.localize.confirm import (
     Confirmation,
     unrelated_ends,
 )
-from nemo_prune.scoring.engine import Engine, Prompt, Sample
+from nemo_prune.scoring.engine import Engine, Prompt, Sample, work_for_another
 from nemo_prune.scoring.trajectory import Reference, schedule_from
 from nemo_prune.search.auto import Candidates
 
@@ -325,3 +326,64 @@ def test_a_search_for_what_only_more_steps_show_goes_further_down(
     monkeypatch.setattr(Confirmation, "_search", search)
     confirmation.remove(0, one, {EARLY_NEURON}, BOTH, rounds=3)
     assert goals == [0.2]
+
+
+class Apart:
+    """Workers in this process: what they get and give is pickled, as between processes."""
+
+    count = 3
+
+    def __init__(self, engine: Engine) -> None:
+        work_for_another(engine)
+
+    def each(self, work: Any, items: Any, on_done: Any, numbers: Any) -> dict[int, Any]:
+        del numbers
+        work, items = pickle.loads(pickle.dumps((work, items)))
+        found = {place: pickle.loads(pickle.dumps(result)) for place, result in work(items)}
+        for place in reversed(found):  # as they come
+            on_done(place, found[place])
+        return found
+
+    def keep(self, value: Any) -> Any:
+        kept = pickle.dumps(value)
+        return Loaded(kept)
+
+
+def no_drift(_off: frozenset[Neuron]) -> float:
+    return 0.0
+
+
+@dataclasses.dataclass
+class Loaded:
+    kept: bytes
+
+    def get(self) -> Any:
+        return pickle.loads(self.kept)
+
+
+def test_workers_confirm_prompts_as_one_after_the_other_would(engine: Engine) -> None:
+    """What the second prompt needs, the fourth profits from; looks that came too early do not count."""
+    prompts = [prompt(c0=2.0), prompt(c1=2.0), prompt(c0=2.0), prompt(c1=2.0, c2=2.0), prompt(c2=2.0)]
+    indices, seeds = [0, 2, 3, 5, 7], [(0, 1)] * 5
+    off = frozenset(Neuron("first", row) for row in range(3)) | {LATE_NEURON}
+    ends = unrelated_ends(engine, ["a"] * UNRELATED, SCHEDULE, Told())
+
+    def confirmed() -> tuple[Confirmation, list[int], Told]:
+        told = Told()
+        one = Confirmation(engine, SCHEDULE, ends, told, drift=no_drift)
+        one.refer_all(indices, prompts, seeds)
+        scopes = [scope("first"), scope(*LAYERS)]
+        return one, list(one.remove_all(indices, prompts, off, scopes, 3)), told
+
+    alone, order, told = confirmed()
+    assert order == indices
+    assert alone.result.in_vain == 0
+    assert set(alone.result.neurons) == {2, 5}
+    engine.workers = Apart(engine)  # type: ignore[assignment]
+    shared, order, told_by_workers = confirmed()
+    assert order == indices
+    assert shared.result.in_vain > 0
+    assert dataclasses.replace(shared.result, in_vain=0) == alone.result
+    assert told_by_workers.notes == told.notes
+    for index in indices:
+        assert torch.equal(*(torch.stack(c.references[index].latents) for c in (alone, shared)))

@@ -1,0 +1,230 @@
+"""Prompts shared among workers on Ray: the same results, whoever ends in the middle."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import run, write_small
+
+from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.errors import CheckpointError, OptionError, WorkerError
+from nemo_prune.options import Options
+from nemo_prune.scoring import opening, workers
+from nemo_prune.scoring.engine import Cost
+from nemo_prune.scoring.journal import Journal, journal_path
+from nemo_prune.scoring.workers import RayWorkers, Sent, check_workers, identity, start_workers
+
+pytestmark = pytest.mark.slow
+
+QUICK = ["--seeds", "3", "--device", "cpu", "--tau", "0", "--gate", "0"]
+SHARED = ["--workers", "2"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One cluster for all: it takes seconds to start. Ray needs a loopback device."""
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        other.settimeout(2)
+        try:
+            other.connect(one.getsockname())
+        except OSError:
+            pytest.skip("the loopback device is down, without which Ray does not start")
+    before = dict(os.environ)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "_STORE", 80 * 2**20)
+        after = workers._connect(Options(workers=3), "cpu")
+    assert dict(os.environ) == before, "the caller's environment is as it was"
+    assert not (Path.home() / ".ray").exists() or os.environ.get("RAY_AUTH_MODE")
+    yield
+    after()
+
+
+# ------------------------------------------------------------------------------- workers that idle
+
+
+class Light:
+    """A worker without a model, in a process without torch: an item is slept, ends it, or fails it."""
+
+    def load(self, _opened: Any) -> str:
+        return "weights"
+
+    def work(self, work: str, items: Sequence[Any]) -> Iterator[Any]:
+        for place, item in enumerate(items):
+            if item == "end":
+                os._exit(1)
+            if item == "fail":
+                raise ValueError("of the work")
+            time.sleep(0.01)
+            yield place, f"{work} {item}", (1, 0, 1), [f"did {item}"] if item == 3 else []
+        yield None, None, (10, 1, 1), []
+
+
+class Engineless:
+    """As much of an engine as workers need."""
+
+    def __init__(self) -> None:
+        self.cost, self.notes, self.workers = Cost(), list[str](), None
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def light(cluster: None) -> Iterator[tuple[RayWorkers, Engineless]]:
+    import ray
+    import test_workers
+
+    del cluster
+    ray.cloudpickle.register_pickle_by_value(test_workers)
+    actor = ray.remote(Light).options(num_cpus=1)
+    engine = Engineless()
+    shared = RayWorkers(2, actor.remote, None)  # type: ignore[arg-type]
+    ray.cloudpickle.unregister_pickle_by_value(test_workers)
+    shared.load()
+    shared.serve(engine, "weights")  # type: ignore[arg-type]
+    yield shared, engine
+    shared.close()
+
+
+def test_work_costs_and_notes_come_back_by_place(light: tuple[RayWorkers, Engineless]) -> None:
+    shared, engine = light
+    told: dict[int, str] = {}
+    found = shared.each("item", list(range(9)), told.__setitem__, range(9))  # type: ignore[arg-type]
+    assert found == told == {place: f"item {place}" for place in range(9)}
+    groups = engine.cost.backward
+    assert 2 <= groups <= 9
+    assert engine.cost.forward == 9 + 10 * groups
+    assert engine.notes == ["did 3"]
+    blocks = shared.stream("in order", iter([[1, 2], [3], [], [4]]))  # type: ignore[arg-type]
+    assert list(blocks) == [["in order 1", "in order 2"], ["in order 3"], [], ["in order 4"]]
+    with pytest.raises(ValueError, match="of the work"):
+        shared.each("item", ["fail"], told.__setitem__, [0])  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_ends_three_workers_is_named(light: tuple[RayWorkers, Engineless]) -> None:
+    shared, _ = light
+    told: dict[int, str] = {}
+    with pytest.raises(WorkerError, match=r"prompt 14 ended 3 workers") as error:
+        shared.each("item", [1, 2, "end", 4, 5, 6], told.__setitem__, range(12, 18))  # type: ignore[arg-type]
+    assert "batch_size" in str(error.value)
+    assert told.keys() == {0, 1, 3, 4, 5}, "those that were given with it are done all the same"
+
+
+def test_what_is_missing_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "find_spec", lambda _name: None)
+    check_workers(Options())
+    with pytest.raises(OptionError, match=r"nemo-prune\[ray\]"):
+        check_workers(Options(ray="auto"))
+    model = write_small(tmp_path / "m.safetensors", side=16)
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a dog\n")
+    for verb in (["localize", "-o", tmp_path / "out"], ["detect"], ["check"]):
+        refused = run(*verb, model, "--prompts", prompts, "--device", "cpu", *SHARED)
+        assert refused.exit_code == 2
+        assert refused.stderr.splitlines()[-1].startswith("nemo-prune: --workers: workers run on Ray")
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------- workers with the model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small(tmp_path_factory.mktemp("model") / "tiny.safetensors", side=16)
+
+
+@pytest.fixture(scope="module")
+def crew(cluster: None, model: Path) -> Iterator[RayWorkers]:
+    """Two workers that hold the model, for all commands here: each imports torch and diffusers."""
+    del cluster
+    made = start_workers(open_checkpoint(model), Options(workers=2, device="cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RayWorkers, "close", lambda _self: None)
+        patch.setattr(opening, "start_workers", lambda *_given: made)
+        yield made
+    made.close()
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"marker caption {number}\n" for number in range(5)))
+    return path
+
+
+def test_another_file_is_refused_by_name(crew: RayWorkers, model: Path, tmp_path: Path) -> None:
+    other = write_small(tmp_path / "other.safetensors", side=16, seed=1)
+    own = identity(open_checkpoint(model))
+    crew.compare(model.absolute(), own)
+    with pytest.raises(CheckpointError, match=rf"node {socket.gethostname()} has another file there"):
+        crew.compare(other, own)
+    with pytest.raises(CheckpointError, match=r"a worker cannot open it: .*missing"):
+        crew.compare(tmp_path / "missing.safetensors", own)
+
+
+@pytest.mark.usefixtures("crew")
+def test_a_list_of_any_length_gives_the_same_table(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_prune.scoring.streaming.PROMPTS_AT_ONCE", 2)
+    told = []
+    for name, more in (("alone.csv", []), ("shared.csv", SHARED)):
+        table = tmp_path / name
+        done = run("detect", model, "--prompts", prompts, *QUICK, "-o", table, "--json", *more)
+        assert done.exit_code == 0, done.stderr
+        told.append((table.read_bytes(), json.loads(done.stdout)["cost"]["samples"]))
+    assert told[0] == told[1]
+
+
+def test_the_manifest_is_the_same_though_a_worker_is_killed_in_the_middle(
+    crew: RayWorkers, model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the journal lies here, so that the other prompts may be searched by any number of workers."""
+    given = ["localize", model, "--prompts", prompts, *QUICK, "--layers", "mid_block*"]
+    alone = run(*given, "-o", tmp_path / "alone.json")
+    expected = (tmp_path / "alone.json").read_bytes()
+    assert "attribution" in expected.decode()
+    both = run(*given, "-o", tmp_path / "both.json", *SHARED)
+    assert both.exit_code == alone.exit_code == 1, both.stderr
+    assert "2 workers share the prompts" in both.stderr
+    assert (tmp_path / "both.json").read_bytes() == expected
+
+    import ray
+
+    add, added = Journal.add, list[str]()
+
+    def killing(self: Journal, key: str, value: Any) -> None:
+        add(self, key, value)
+        added.append(key)
+        if len(added) == 1:
+            ray.kill(crew.actors[0])
+        if len(added) == 4:
+            raise KeyboardInterrupt
+
+    actors = list(crew.actors)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", killing)
+        stopped = run(*given, "-o", tmp_path / "killed.json", *SHARED)
+    assert stopped.exit_code == 130
+    assert len(set(crew.actors) - set(actors)) == 1, "another one was started"
+    assert len(journal_path(tmp_path / "killed.json").read_text().splitlines()) == 1 + 4
+    run(*given, "-o", tmp_path / "killed.json", "--resume")
+    assert (tmp_path / "killed.json").read_bytes() == expected
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_is_kept_is_got_once() -> None:
+    import ray
+
+    kept = Sent(ray.put([1, 2]))
+    assert kept.get() == [1, 2]
+    assert kept.get() is kept.get()
