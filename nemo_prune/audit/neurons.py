@@ -6,15 +6,13 @@ not removed whole; if on others, it lies in several places, and more pruning may
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
-
-from torch import Tensor
 
 from nemo_prune.audit.inputs import Models
 from nemo_prune.checkpoint.checkpoint import ValueLayer
 from nemo_prune.checkpoint.neurons import Neuron, union
-from nemo_prune.localize.confirm import UNRELATED, Confirmation, unrelated_ends
+from nemo_prune.localize.confirm import UNRELATED, Confirmation
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.localize.repair import Scope
 from nemo_prune.options import Progress, Silent
@@ -22,7 +20,6 @@ from nemo_prune.scoring import drift
 from nemo_prune.scoring.activations import ActivationStatistics, harms, ladders
 from nemo_prune.scoring.engine import Job, Prompt
 from nemo_prune.scoring.ordinary import Ordinary
-from nemo_prune.scoring.trajectory import Schedule
 from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.protocol import Outcome, Search
 
@@ -66,7 +63,6 @@ class Locator:
         every = [layer.name for layer in inputs.original.value_layers]
         self._scopes = [self._scope(narrow)] + ([self._scope(every)] if every != narrow else [])
         self._own: dict[int, tuple[Neuron, ...]] = {}
-        self._unrelated_longer: list[Tensor] = []
 
     def _scope(self, names: Sequence[str]) -> Scope:
         layers = [
@@ -124,23 +120,21 @@ class Locator:
         return union(neuron for neuron in (*found, *more) if neuron not in off)
 
     def _by_trajectory(self, trigger: Trigger, off: frozenset[Neuron]) -> tuple[Neuron, ...]:
-        models, options = self.models, self.models.inputs.options
-        confirmation = Confirmation(
-            self.engine, models.schedule, models.judges.unrelated, _Notes(models.progress),
-            options.confirm_trajectories, self.drift, self._longer,
-        )  # fmt: skip
-        confirmation.references[0] = models.reference(trigger.index)
+        confirmation = self._confirmation.apart()
+        confirmation.references[0] = self.models.reference(trigger.index)
         confirmation.result.passes[0] = 0
         scopes = [(scope.layers, scope.candidates) for scope in self._scopes]
-        confirmation.remove(0, trigger.prompt, off, scopes, options.rounds)
+        confirmation.remove(0, trigger.prompt, off, scopes, self.models.inputs.options.rounds)
         return confirmation.result.neurons.get(0, ())
 
-    def _longer(self, schedule: Schedule) -> list[Tensor]:
-        """Ordinary prompts' trajectories of more steps, drawn once for all triggers."""
-        if not self._unrelated_longer:
-            ordinary = self.models.inputs.ordinary()[:UNRELATED]
-            self._unrelated_longer += unrelated_ends(self.engine, ordinary, schedule, Silent())
-        return self._unrelated_longer
+    @cached_property
+    def _confirmation(self) -> Confirmation:
+        """Without references; what it draws of ordinary prompts serves all triggers."""
+        models, inputs = self.models, self.models.inputs
+        return Confirmation(
+            self.engine, models.schedule, models.judges.unrelated, _Notes(models.progress),
+            inputs.options.confirm_trajectories, self.drift, inputs.ordinary()[:UNRELATED],
+        )  # fmt: skip
 
     def drift(self, off: frozenset[Neuron]) -> float:
         """How far ordinary prompts move from the original with these neurons off."""
