@@ -182,7 +182,7 @@ def tell(data: dict[str, Any], written: Sequence[Path], as_json: bool, quiet: bo
             click.echo(line)
     if not quiet:
         for line in notes(data):
-            click.echo(line, err=True)
+            say(line)
         for path in written:
             say(f"wrote {path}")
 
@@ -230,10 +230,10 @@ def audit_of_run(
         with progress(quiet) as bar:
             result = run_audit(inputs, bar)
     except NothingMemorized:
-        click.echo("note: nothing was memorized, so there is nothing to audit", err=True)
+        say("note: nothing was memorized, so there is nothing to audit")
         return None, False
     except KeyboardInterrupt:
-        click.echo(f"nemo-prune: interrupted, no audit; {pruned} is written and checked", err=True)
+        say(f"nemo-prune: interrupted, no audit; {pruned} is written and checked")
         click.get_current_context().exit(130)
     for path in reports:
         result.save(path, overwrite)
