@@ -202,7 +202,12 @@ class RayWorkers:
 
         Raises CheckpointError, one line that names them.
         """
-        found = self._got(self._ray.get, [actor.identity.remote(path) for actor in self.actors])
+        try:
+            found = self._got(self._ray.get, [actor.identity.remote(path) for actor in self.actors])
+        except _DiedError as error:
+            raise WorkerError(
+                f"a worker did not start ({error}); is nemo-prune installed on every node?"
+            ) from None
         wrong: dict[str, None] = {}
         for one in found:
             if isinstance(one, str):
