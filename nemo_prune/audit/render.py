@@ -6,13 +6,12 @@ The HTML is one file: styles and pictures are inlined, there is no script and no
 import json
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from nemo_prune.audit import curves, outcome
 from nemo_prune.audit.outcome import Data
 from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
+from nemo_prune.report.render import from_template
 
 _SUFFIXES = (".html", ".htm", ".json")
 
@@ -40,17 +39,10 @@ def to_json(data: Data) -> str:
 
 def to_html(data: Data) -> str:
     """The audit as one self-contained HTML page."""
-    environment = Environment(
-        loader=PackageLoader("nemo_prune", "data/audit"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
     back = any(outcome.came_back(entry) for entry in data["prompts"])
-    return environment.get_template("audit.html.j2").render(
+    return from_template(
+        "audit/audit.html.j2",
+        {"score": lambda value: "–" if value is None else f"{value:.3f}"},
         data=data,
         verdict=outcome.verdict(data),
         back=back,

@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from nemo_prune.compare import table
 from nemo_prune.compare.summary import COLUMNS, MEANINGS
 from nemo_prune.compare.table import Data
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
-from nemo_prune.report.render import histogram, markdown_line
+from nemo_prune.report.render import from_template, histogram, markdown_line
 from nemo_prune.report.verdict import percent
 
 Album = Mapping[int, Mapping[str, Sequence[str]]]
@@ -61,21 +59,14 @@ _FORMATS: dict[str, Callable[[Data, Album], str]] = {
 
 
 def _render(template: str, data: Data, album: Album) -> str:
-    environment = Environment(
-        loader=PackageLoader("nemo_prune", "data"),
-        autoescape=template.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     filters: dict[str, Callable[..., str]] = {
         "score": score, "spread": spread, "line": markdown_line, "percent": percent, "near": near,
         "number": _number,
     }  # fmt: skip
-    environment.filters |= filters
     headline = table.headline(data)
-    return environment.get_template(f"compare/{template}").render(
+    return from_template(
+        f"compare/{template}",
+        filters,
         data=data,
         album=album,
         headline=headline,

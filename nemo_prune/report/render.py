@@ -106,15 +106,21 @@ _COMPARISONS = (
 # ---------------------------------------------------------------------------------- rendering
 
 
-def _render(template: str, data: Data, album: Album) -> str:
+def from_template(template: str, filters: Mapping[str, Callable[..., str]], **values: object) -> str:
+    """A template of `data/`, filled in; HTML is escaped."""
     environment = Environment(
-        loader=PackageLoader("nemo_prune", "data/report"),
+        loader=PackageLoader("nemo_prune", "data"),
         autoescape=template.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= filters
+    return environment.get_template(template).render(**values)
+
+
+def _render(template: str, data: Data, album: Album) -> str:
     filters: dict[str, Callable[..., str]] = {
         "score": lambda value: "–" if value is None else f"{value:.3f}",
         "percent": says.percent,
@@ -122,7 +128,6 @@ def _render(template: str, data: Data, album: Album) -> str:
         "layer": short_name,
         "line": markdown_line,
     }
-    environment.filters |= filters
     memorized = says.memorized_prompts(data)
     charts = [
         ("ordinary prompts", "ordinary", [entry["score_before"] for entry in data["ordinary"]]),
@@ -131,7 +136,9 @@ def _render(template: str, data: Data, album: Album) -> str:
             for when, key in (("before", "score_before"), ("after", "score_after"))
         ),
     ]  # fmt: skip
-    return environment.get_template(template).render(
+    return from_template(
+        f"report/{template}",
+        filters,
         data=data,
         album=album,
         verdict=says.verdict(data),
