@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup, escape
 
 from nemo_prune.audit.outcome import Data, attacks_of, audited
-from nemo_prune.checkpoint.statuses import GONE
+from nemo_prune.audit.strength import THERE
 from nemo_prune.report.plots import COLOURS, new_figure, write_figures
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def svg(shown: Sequence[Line]) -> Markup:
         return _LEFT + wide * steps / most, _TOP + high * (_HIGH - inside) / (_HIGH - _LOW)
 
     parts = []
-    for r in (0.0, GONE, 1.0):
+    for r in (0.0, THERE, 1.0):
         x, y = place(0, r)
-        dash = ' stroke-dasharray="3 3"' if r == GONE else ""
+        dash = ' stroke-dasharray="3 3"' if r == THERE else ""
         parts.append(
             f'<line x1="{x:.0f}" y1="{y:.1f}" x2="{_WIDTH - 10}" y2="{y:.1f}" class="grid"{dash}/>'
         )
@@ -95,7 +95,7 @@ def svg(shown: Sequence[Line]) -> Markup:
         f'<figure class="curve"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="r by steps of optimization">{"".join(parts)}</svg>'
         f"<figcaption>{legend}. r: 0 as alike as unrelated pictures, 1 as the original's own; from "
-        f"{GONE:g} on the picture is there.</figcaption></figure>"
+        f"{THERE:g} on the picture is there.</figcaption></figure>"
     )
 
 
@@ -124,10 +124,10 @@ def _figure(shown: Sequence[Line]) -> "Figure":
                     linestyle="--" if dash else "-", label=None if kind in named else name,
                 )  # fmt: skip
                 named.add(kind)
-    axes.axhline(GONE, color=COLOURS["ink"], linewidth=0.8, linestyle=":")
+    axes.axhline(THERE, color=COLOURS["ink"], linewidth=0.8, linestyle=":")
     axes.set_ylim(_LOW, _HIGH)
     axes.set_xlabel("steps of Adam on the embedding")
-    axes.set_ylabel(f"r (the picture is there from {GONE:g} on)")
+    axes.set_ylabel(f"r (the picture is there from {THERE:g} on)")
     if named:
         figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     return figure

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from nemo_prune.audit.codec import Codec
-from nemo_prune.audit.strength import Effort
+from nemo_prune.audit.strength import THERE, Effort
 from nemo_prune.audit.triggers import DRAW_SEED, REFERENCE_SEED, REFERENCES
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.report.gallery import inlined
 from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.embedding import Recipe, pursue, random_start
@@ -180,7 +179,7 @@ class Chaser:
             found = aim.remaining(engine.trajectories(samples, self.schedule, self.advance))
             mean = round(sum(found) / len(found), _DIGITS)
             curve.append({"steps": steps, "remaining": max(found), "mean": mean})
-            if max(found) >= GONE:
+            if max(found) >= THERE:
                 back = steps
                 break
         # What was not needed is done too, so that the time left stays true.

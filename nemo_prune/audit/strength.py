@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Strength = Literal["quick", "standard", "thorough"]
+THERE = 0.5
+"""r from which on an optimized embedding has drawn its picture: more than is left of a picture that is
+gone, since an ordinary one, which is nobody's memory, may come as near as that."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from enum import StrEnum
 
-GONE = 0.4
-"""A picture is gone if less than this part of it is left, as trajectories tell. At one half, pictures
+GONE = 0.33
+"""A picture is gone if less than this part of it is left, as trajectories tell: a third of the way from
+unrelated pictures to the memorized one, as for whole pictures. At one half, and at two fifths, pictures
 that are recognizably drawn would pass (docs/method.md)."""
 
 

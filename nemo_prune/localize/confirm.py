@@ -37,7 +37,7 @@ _UNCLEAR = 0.2
 """r from which on a few steps have not settled it: pictures fade by degrees. Of the noises between this
 and GONE some draw the picture in the end; in twice as many steps r tells which (docs/method.md)."""
 _LONGER, _UNCLEAR_SEEDS = 2, 3  # times as many steps, for so many seeds of the largest r
-_GOAL = 0.3  # what a search must reach, so that other seeds stay below GONE
+_GOAL = 0.25  # what a search must reach, so that other seeds stay below GONE
 
 
 @dataclass

@@ -11,8 +11,7 @@ from tiny import Told
 
 from nemo_prune.audit.codec import dead_leaves
 from nemo_prune.audit.embeddings import CAPTION, ORIGINAL, PRUNED, Chaser, packed, unpacked
-from nemo_prune.audit.strength import EFFORTS, Chase
-from nemo_prune.checkpoint.statuses import GONE
+from nemo_prune.audit.strength import EFFORTS, THERE, Chase
 from nemo_prune.localize.confirm import unrelated_ends
 from nemo_prune.scoring.embedding import Recipe, pursue, random_start
 from nemo_prune.scoring.engine import Noised
@@ -41,7 +40,7 @@ def test_a_picture_that_only_an_embedding_brings_back_comes_before_what_was_neve
     assert by_caption[PRUNED]["back"] == 4
     curve = by_caption[PRUNED]["curve"]
     assert [row["steps"] for row in curve] == [0, 4]
-    assert curve[0]["remaining"] < 0.1 < GONE <= curve[-1]["remaining"]
+    assert curve[0]["remaining"] < 0.1 < THERE <= curve[-1]["remaining"]
     kept = unpacked(by_caption[PRUNED]["embedding"], cat)
     assert packed(kept) == by_caption[PRUNED]["embedding"]
     again = one.attack(one.pruned, aim, kept, 1)
@@ -56,7 +55,7 @@ def test_where_all_its_rows_are_gone_no_embedding_brings_it_back() -> None:
     (cat,) = one.original.prompts([CAT])
     (row, *_) = one.chase(one.memorized(cat, None), [(PRUNED, one.pruned, cat)])
     assert row["back"] is None
-    assert row["curve"][-1]["remaining"] < GONE
+    assert row["curve"][-1]["remaining"] < THERE
 
 
 def test_the_budget_is_what_is_spent_and_a_step_can_be_repeated() -> None:

@@ -269,8 +269,8 @@ def test_seeds_that_no_search_saw_decide(
     [
         ([0.1, 0.19], {}, False, []),  # clear in five steps
         ([0.1, 0.5], {}, True, []),
-        ([0.25, 0.35, 0.3], {1: 0.1, 2: 0.2, 0: 0.39}, False, [1, 2, 0]),
-        ([0.25, 0.35, 0.3, 0.21], {1: 0.1, 2: 0.45}, True, [1, 2]),  # until one is drawn
+        ([0.25, 0.32, 0.3], {1: 0.1, 2: 0.2, 0: 0.32}, False, [1, 2, 0]),
+        ([0.25, 0.32, 0.3, 0.21], {1: 0.1, 2: 0.36}, True, [1, 2]),  # until one is drawn
     ],
 )
 def test_what_is_unclear_in_five_steps_is_drawn_in_ten(
