@@ -292,10 +292,10 @@ def search(at: Setting) -> Iterator[Row]:
     """Detection and searches of many prompts at once, and what the time outside the denoiser went to."""
     family = "sd1"
     model = at.model(family, at.precision)
-    prompts = random_prompts(model, 4 if at.tiny else 256)
+    prompts = random_prompts(model, 5 if at.tiny else 257)  # the last one stands for the empty prompt
     engine = Engine(model, timestep=TIMESTEP, published=not at.tiny)
     engine.prompts = lambda texts, tokens=None: [  # type: ignore[method-assign] # noqa: ARG005
-        prompts[int(text or 0)] for text in texts
+        prompts[int(text or -1)] for text in texts
     ]
     passing(model, 2)()  # what is loaded lazily is no overhead of the search
     watch = Watch(at, engine)

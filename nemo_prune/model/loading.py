@@ -41,7 +41,6 @@ from nemo_prune.model.hub import (
 from nemo_prune.model.inference import Config, NotDescribed
 from nemo_prune.model.prediction import measure
 from nemo_prune.model.schedule import alphas_cumprod, read_schedule, told_prediction
-from nemo_prune.model.steady import make_steady
 from nemo_prune.model.text_sources import TextSource, text_sources
 from nemo_prune.model.tokenizer import load_tokenizer, read_t5_tokenizer, read_tokenizer
 
@@ -306,8 +305,6 @@ class _Loader:
         if self.checkpoint.record.denoiser == "transformer":
             return self._component("transformer", tensors, self._pixart).to(self.device)
         unet = self._component("unet", tensors, UNet2DConditionModel.from_config)
-        if self.device.type == "cpu" and self.dtype == torch.float32:
-            make_steady(unet)
         return unet.to(memory_format=memory_format(self.device))
 
     def _pixart(self, config: Config) -> nn.Module:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.errors import OptionError, option
 from nemo_prune.model.denoiser import LoadedModel
@@ -10,6 +12,7 @@ from nemo_prune.model.devices import pick_device, pick_dtype
 from nemo_prune.model.inference import Config
 from nemo_prune.model.loading import load_model, load_pipeline, model_schedule, pipeline_of
 from nemo_prune.model.schedule import alphas_cumprod, ddim_timestep
+from nemo_prune.model.steady import make_steady
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.trajectory import GUIDANCE, STEPS, Schedule, schedule_from
@@ -59,6 +62,8 @@ def _engine(
         loading = _loading(options)
         scored_timestep(checkpoint, options)  # raises before anything is read
         model = load_model(checkpoint, **loading)
+        if model.device.type == "cpu" and model.dtype == torch.float32 and not model.is_transformer:
+            make_steady(model.unet)
     else:
         model = loaded
     timestep = _timestep(model.scheduler_config, len(model.alphas_cumprod), options)

@@ -23,7 +23,7 @@ STEPS = ACTION["runs"]["steps"]
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
 BASH = shutil.which("bash")
 # Options of check that a job has no use for: what it prints is for the outputs, its files are new.
-NO_INPUTS = {"overwrite", "json", "quiet", "no-cache"}
+NO_INPUTS = {"overwrite", "json", "quiet", "no-cache", "workers", "ray"}
 
 pytestmark = pytest.mark.skipif(BASH is None, reason="GitHub's runners have bash")
 
