@@ -151,7 +151,7 @@ def compare(
     for path in (*reports, *([table] if table else [])):
         check_place(path, overwrite)
     wanted = chosen([*chosen(_listed(names)), "none"])
-    again = chosen(_listed(redo)) if redo else []
+    again = chosen(_listed(redo), "redo") if redo else []
     if again and not resume:
         raise click.UsageError("--redo goes with --resume")
     checkpoint = open_checkpoint(model)

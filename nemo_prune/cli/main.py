@@ -114,8 +114,10 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
         """The first word is a verb, else the model that `prune` is to prune."""
         word = args[0]
         if word not in self.commands and not os.path.lexists(word):
-            alike = difflib.get_close_matches(word, self.commands, n=1, cutoff=_ALIKE)
-            if alike:
+            known = {name for one in self.commands["prune"].params for name in one.opts}
+            words = [*self.commands, "--help", "--version"]
+            alike = difflib.get_close_matches(word, words, n=1, cutoff=_ALIKE)
+            if alike and word.partition("=")[0] not in known:
                 raise click.UsageError(
                     f"No such command or file '{word}'. Did you mean '{alike[0]}'?", ctx
                 )

@@ -1,5 +1,6 @@
 """Arguments and options that several verbs share, and the option objects that they become."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -44,13 +45,32 @@ class Whole(click.IntRange):
 
 
 class Number(click.FloatRange):
-    """A number in a range."""
+    """A number in a range, which nan is in none of."""
 
     name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("nan is no number", param, ctx)
+        return number
+
+
+_DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # what word processors make of --
 
 
 class Verb(cloup.Command):
     """A command that the list of commands shows with its whole first sentence."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse -output, which would be -o of a file `utput`, and --output with dashes of a text."""
+        known = {name for parameter in self.params for name in parameter.opts if name[:2] == "--"}
+        for word in args[: args.index("--")] if "--" in args else args:
+            name = word.partition("=")[0]
+            meant = f"--{name.lstrip(_DASHES)}"
+            if name[:1] in (*_DASHES,) and name != meant and meant in known:
+                raise click.UsageError(f"No such option '{name}'. Did you mean '{meant}'?", ctx)
+        return super().parse_args(ctx, args)
 
     def get_short_help_str(self, limit: int = 0) -> str:
         del limit  # where click would cut it off; what is too long is wrapped

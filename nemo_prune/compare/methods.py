@@ -141,11 +141,11 @@ GROUPS = ("all", *dict.fromkeys(group for entry in ENTRIES.values() for group in
 """Names that stand for several methods."""
 
 
-def chosen(names: Iterable[str] | None) -> list[str]:
+def chosen(names: Iterable[str] | None, asked: str = "methods") -> list[str]:
     """The names of methods that `names`, of methods and groups, stand for, in the order of tables.
 
-    None: the default, which is "all". Raises OptionError for a name that there is not, with the
-    nearest.
+    None: the default, which is "all". asked: the option that names them. Raises OptionError for a
+    name that there is not, with the nearest.
     """
     wanted: set[str] = set()
     for name in ("all",) if names is None else names:
@@ -160,11 +160,10 @@ def chosen(names: Iterable[str] | None) -> list[str]:
             alike = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             nearest = f"did you mean {alike[0]}? " if alike else ""
             raise OptionError(
-                f"{option('methods')} {ascii(name)[1:-1]}: unknown; {nearest}"
-                f"there are {', '.join(known)}"
+                f"{option(asked)} {ascii(name)[1:-1]}: unknown; {nearest}there are {', '.join(known)}"
             )
     if not wanted:
-        raise OptionError(f"{option('methods')}: names none; there are {', '.join([*ENTRIES, *GROUPS])}")
+        raise OptionError(f"{option(asked)}: names none; there are {', '.join([*ENTRIES, *GROUPS])}")
     return [name for name in ENTRIES if name in wanted]
 
 

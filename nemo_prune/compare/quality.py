@@ -108,8 +108,9 @@ def _open_inception(path: Path, device: torch.device) -> Callable[[Sequence[Pict
             warnings.simplefilter("ignore", DeprecationWarning)
             model = load(str(path), map_location=device).eval()
     except (OSError, ValueError, RuntimeError):
+        what = "is not a TorchScript file" if path.exists() else "no such file"
         raise OptionError(
-            f"{option('inception')} {path}: is not a TorchScript file; give inception-2015-12-05.pt"
+            f"{option('inception')} {path}: {what}; give inception-2015-12-05.pt"
         ) from None
     # Without this the published file gives classes.
     arguments = {one.name for one in model.forward.schema.arguments}

@@ -57,6 +57,8 @@ _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
 # A web page (such as an error), YAML, or a program's list: no captions begin so.
 _FOREIGN_BEGINS = re.compile(r"<(!doctype|html|\?xml)|---\r?\n|\w+ ?= ?[\[({]|\w+: *\r?\n *- ", re.I)
 _QUOTED_CELLS = re.compile(r'"[^"]*"([,;\t|]("[^"]*"|[^",;]*))+$')
+# A line of a script for A1111's "prompts from file": --prompt "..." --steps 20.
+_OPTIONS_BEGIN = re.compile(r"--(negative_)?prompt[ =]")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
 
@@ -181,6 +183,8 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             raise refused(path, f"begins as JSON ({begins[1]}) that is cut or broken, not as text", None)
         if _FOREIGN_BEGINS.match(text.lstrip()):
             raise refused(path, "begins as a web page, YAML or a program, not as text", None)
+        if _OPTIONS_BEGIN.match(text.lstrip()):
+            raise refused(path, "begins with options (--prompt ...), not with a prompt", None)
         if separator := _table_separator(text):
             what = f"is a table separated by {SEPARATORS[separator]}, not text"
             raise refused(path, what, "tsv" if separator == "\t" else "csv")
@@ -306,6 +310,10 @@ def table_rows(
             raise PromptFileError(
                 f"{path}: line {number} has {len(row)} cells, the header {len(names)}; put texts "
                 f'with separators in quotes ("), double quotes within them, and mend the line'
+            )
+        if len(row) > 1 and row[0].strip().lower() == names[0] and _names(row) == list(names):
+            raise PromptFileError(
+                f"{path}: line {number} is the header again, as of files that were joined; remove it"
             )
         yield number, row
 

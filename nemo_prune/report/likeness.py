@@ -294,9 +294,8 @@ def _open_sscd(path: Path, squashed: bool) -> Callable[[Picture], Floats]:
             warnings.simplefilter("ignore", DeprecationWarning)
             model = load(str(path), map_location="cpu").eval()
     except (OSError, ValueError, RuntimeError):
-        raise OptionError(
-            f"{option('sscd')} {path}: is not a TorchScript file; give SSCD's .torchscript.pt"
-        ) from None
+        what = "is not a TorchScript file" if path.exists() else "no such file"
+        raise OptionError(f"{option('sscd')} {path}: {what}; give SSCD's .torchscript.pt") from None
 
     def describe(picture: Picture) -> Floats:
         side = _SQUASHED_SIDE if squashed else _SSCD_SIDE

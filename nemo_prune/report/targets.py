@@ -205,7 +205,7 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
         separator = ";" if head.count(";") > head.count(",") else ","
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
     except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or "is not a readable CSV; save it as UTF-8"
+        reason = getattr(error, "strerror", None) or "is no folder and no readable CSV (UTF-8)"
         raise OptionError(f"{option('targets')} {path}: {reason}") from None
     found = {}
     for row in rows:

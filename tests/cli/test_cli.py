@@ -318,3 +318,42 @@ def test_a_model_may_be_named_almost_like_a_verb(
     result = run("checks", "--prompts", "none.txt", "--dry-run")
     assert result.exit_code == 2
     assert "none.txt: no such file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("help", "--help"), ("--verison", "--version"), ("--hlep", "--help")]
+)
+def test_a_mistyped_option_of_the_whole_is_not_taken_for_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, meant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(word)
+    assert result.exit_code == 2
+    assert f"Did you mean '{meant}'?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("-overwrite", "--overwrite"), ("-output=x", "--output"), ("\u2013\u2013neurons", "--neurons"),
+        ("\u2014neurons", "--neurons"), ("-\u2013lora", "--lora"),
+    ],
+)  # fmt: skip
+def test_an_option_with_too_few_or_other_dashes_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, meant: str
+) -> None:
+    # -overwrite would be -o of a file "verwrite".
+    monkeypatch.chdir(tmp_path)
+    result = run("apply", model, "--neurons", "0:1", word)
+    assert result.exit_code == 2
+    assert f"Did you mean '{meant}'?" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"), [("prune", "--max-drift"), ("verify", "--guidance"), ("check", "--gate")]
+)
+def test_nan_is_in_no_range(verb: str, option: str) -> None:
+    result = run(verb, "a", *(["b"] if verb == "verify" else []), "--prompts", "p", option, "nan")
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}': nan is no number" in result.stderr

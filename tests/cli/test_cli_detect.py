@@ -232,7 +232,7 @@ def test_the_rate_chooses_the_gate(
 def test_a_threshold_that_is_no_number_is_refused(model: Path, prompts: Path, name: str) -> None:
     result = run("check", model, "--prompts", prompts, name, "nan")
     assert result.exit_code == 2
-    assert f"{name} nan: is no number" in result.stderr
+    assert f"Invalid value for '{name}': nan is no number" in result.stderr
 
 
 def test_all_seeds_are_taken_if_asked_for(model: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_cmmd_is_as_published() -> None:
 def test_what_is_no_inception_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.pt"
     other.write_bytes(b"not a model")
-    for path, said in ((other, "is not a TorchScript file"), (tmp_path / "none", "is not a TorchScript"),
+    for path, said in ((other, "is not a TorchScript file"), (tmp_path / "none", "no such file"),
                        (script(Flat(), tmp_path / "f.pt"), "does not describe pictures")):  # fmt: skip
         with pytest.raises(OptionError) as caught:
             open_extractors(path, None, CPU)

@@ -696,3 +696,20 @@ def test_a_pipe_is_told_by_its_content(tmp_path: Path) -> None:
     writer.join()
     assert "holds JSON lines, not text; give prompts_format jsonl" in str(caught.value)
     assert "name it" not in str(caught.value)
+
+
+def test_lines_of_options_are_no_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text('--prompt "a red fox" --steps 20\n--prompt "b"\n')
+    with pytest.raises(PromptFileError, match="begins with options"):
+        read_prompts(path)
+    assert len(read_prompts(path, "txt").texts) == 2
+
+
+def test_the_header_of_a_joined_file_is_no_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text('caption,url\na,x\n"Caption",URL\nb,y\n')
+    with pytest.raises(PromptFileError, match="line 3 is the header again"):
+        read_prompts(path)
+    path.write_text("caption,url\ncaption,x\nb,url\n")
+    assert read_prompts(path).texts == ("caption", "b")

@@ -129,7 +129,8 @@ def test_clip_from_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("sscd", ["is not a TorchScript file; give SSCD's .torchscript.pt"] * 3),
+        ("sscd", [f"{what}; give SSCD's .torchscript.pt" for what in
+                  ("is not a TorchScript file", "no such file", "is not a TorchScript file")]),
         ("clip", ["is not a folder; give one with a CLIP model of transformers"] * 2
          + ["holds no CLIP model with its tokenizer"]),
     ],
@@ -230,4 +231,4 @@ def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
     table.write_bytes(b"prompt,file\nA caf\xe9,a.png\n")
     with pytest.raises(OptionError) as caught:
         read_targets(table, PROMPTS)
-    assert str(caught.value) == f"targets {table}: is not a readable CSV; save it as UTF-8"
+    assert str(caught.value) == f"targets {table}: is no folder and no readable CSV (UTF-8)"

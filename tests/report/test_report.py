@@ -231,3 +231,23 @@ def test_names_that_are_no_text_do_not_break_it(tmp_path: Path) -> None:
     for name in ("r.html", "r.md", "r.json"):
         write_report(data, ALBUM, tmp_path / name)
         assert "<b>" not in (tmp_path / name).read_bytes().decode() or name == "r.json"
+
+
+@pytest.mark.parametrize("text", [None, "a red fox"])
+def test_the_page_shows_where_each_prompt_stands(text: str | None) -> None:
+    data = make_data(text)
+    for entry, line in zip(data["prompts"], (7, 12), strict=True):
+        entry |= {"file": "lists/mem.txt", "line": line}
+    html = to_html(data, ALBUM)
+    table = html[html.index('<h2 id="prompts">') :]
+    rows = re.findall("<tr>.*?</tr>", table[: table.index("</table>")], re.S)[1:]
+    places = [re.findall(r"lists/mem\.txt:\d+", row) for row in rows]
+    assert places == [["lists/mem.txt:7"], ["lists/mem.txt:12"]]
+
+
+def test_no_table_is_cut_off_at_a_height() -> None:
+    html = to_html(make_data(), ALBUM)
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert ".wide { overflow-x: auto; }" in style  # the only frame around a table
+    assert not re.search(r"max-height|overflow-y|overflow: (hidden|auto|scroll|clip)", html)
+    assert not re.search(r"(?<![-\w])height: (?!auto|\.65rem)", style)  # but for pictures and bars
