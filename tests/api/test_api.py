@@ -7,7 +7,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +247,10 @@ def test_a_live_pipeline_scores_as_its_file(family: str, tmp_path: Path) -> None
     given: dict[str, Any] = {"seeds": 3, "tau": 0.0, "gate": 0.0, "timestep": 900}
     of_file = nemo_prune.detect(path, PROMPTS, device="cpu", **given)
     of_pipe = nemo_prune.detect(load(path), PROMPTS, **given)
-    assert of_pipe.detections == of_file.detections
+    # Its layers are left as they are, so that the last digit may differ (`model/steady.py`).
+    for one, other in zip(of_pipe.detections, of_file.detections, strict=True):
+        assert replace(one, noise_norm=0.0) == replace(other, noise_norm=0.0)
+        assert one.noise_norm == pytest.approx(other.noise_norm, rel=1e-5)
     assert str(of_pipe.checkpoint) == "live pipeline"
 
 
