@@ -85,6 +85,11 @@ def audit(
             f"({promise.unexpected[0]}), so what is found there need not help here; leave out "
             f"{option('repair')} and {option('harden')}"
         )
+    if promise.unexpected:
+        progress.note(
+            f"{inputs.pruned.path}: differs from the original in more than zeroed rows, so what is "
+            f"found is not of the pruning alone (nemo-prune diff shows what)"
+        )
     finished = Finished(None)
     if journal is not None:
         hashes = f"{promise.a_sha256} {promise.b_sha256}"

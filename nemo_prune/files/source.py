@@ -178,9 +178,7 @@ def opened(
             yield _whole(path, kind, content, column, notes, offset)
             return
         if kind == "txt" and column is not None:
-            raise PromptFileError(
-                f"{path}: is text without columns, so {option('prompt_column')} names none"
-            )
+            raise _no_columns(path)
         lines = _Lines(path, io.BufferedReader(_Chained(path, head, plain), _CHUNK))
         done = raw.tell if size_of(path) is not None else lambda: 0
         columns, records = _of_lines(path, kind, text, lines, notes, offset, line)
@@ -244,6 +242,9 @@ def _whole(
         text = decoded_list(path, content)
         listing = json_list(path, text, column, notes) if text.strip() else Listing(path, kind, [])
     records = listing.records
+    array = kind == "json" and content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    if array and column is not None and records and all(isinstance(one, str) for _, one in records):
+        raise _no_columns(path)
     left = ((n, n, line, record) for n, (line, record) in enumerate(records[offset:], start=offset + 1))
     return Source(path, kind, notes, listing.columns, left, lambda: size_of(path) or 0)
 
@@ -445,3 +446,8 @@ def _too_large(path: Path) -> PromptFileError:
     return PromptFileError(
         f"{path}: is too large, more than {MAX_BYTES} bytes are too many; give {WANTED}"
     )
+
+
+def _no_columns(path: Path) -> PromptFileError:
+    """That a list holds texts alone, so that no column of them can be asked for."""
+    return PromptFileError(f"{path}: is text without columns, so {option('prompt_column')} names none")

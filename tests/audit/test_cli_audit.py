@@ -1,6 +1,7 @@
 """The verb audit: on files, from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,17 @@ def test_bad_input_gets_one_line(
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert not list(tmp_path.glob("a.*"))
+
+
+def test_another_model_is_taken_for_a_pruned_one_with_a_word(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = write_small(tmp_path / "other.safetensors", side=16, seed=1)
+    write_model(recognize(other), [Neuron(LAYER, 3)], tmp_path / "clean.safetensors", {})
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    shutil.copy(folder / "prompts.txt", tmp_path)
+    result = audit(tmp_path, "--report", tmp_path / "a.html", gate=1.0)
+    assert "differs from the original in more than zeroed rows" in result.stderr
 
 
 def test_prune_audits_what_it_wrote_in_the_same_run(

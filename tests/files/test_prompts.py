@@ -473,9 +473,10 @@ def test_a_column_by_name(tmp_path: Path, name: str, content: str) -> None:
             read_prompts(path, column="none")
 
 
-def test_text_has_no_columns(tmp_path: Path) -> None:
-    path = tmp_path / "p.txt"
-    path.write_text("a cat\n")
+@pytest.mark.parametrize(("name", "content"), [("p.txt", "a cat\n"), ("p.json", '["a cat", "a dog"]')])
+def test_text_has_no_columns(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
     with pytest.raises(PromptFileError, match="text without columns, so prompt_column names none"):
         read_prompts(path, column="words")
 
