@@ -150,9 +150,7 @@ def test_bad_input_gets_one_line(
     assert not list(tmp_path.glob("a.*"))
 
 
-def test_another_model_is_taken_for_a_pruned_one_with_a_word(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_another_model_is_taken_for_a_pruned_one_with_a_word(folder: Path, tmp_path: Path) -> None:
     other = write_small(tmp_path / "other.safetensors", side=16, seed=1)
     write_model(recognize(other), [Neuron(LAYER, 3)], tmp_path / "clean.safetensors", {})
     shutil.copy(folder / "model.safetensors", tmp_path)
