@@ -24,6 +24,7 @@ from nemo_prune.audit.render import write_audit
 from nemo_prune.audit.triggers import samples_of, try_words
 from nemo_prune.checkpoint.diff import compare_models
 from nemo_prune.errors import CheckpointError, OptionError, option
+from nemo_prune.files.prompts import told_of
 from nemo_prune.options import Progress, Writing
 from nemo_prune.report.inputs import check_inputs
 from nemo_prune.report.likeness import open_likeness
@@ -216,10 +217,8 @@ def entries(
     for index, one in sorted(words.items()):
         entry: dict[str, Any] = {"index": index, **one, "pictures": pictures.get(index)}
         entry["embeddings"] = embeddings.get(index)
-        if inputs.places:
-            entry["file"], entry["line"] = inputs.places[index]
+        entry |= told_of(index, inputs.prompts, inputs.places, inputs.show_prompts)
         if inputs.show_prompts:
-            entry["text"] = inputs.prompts[index]
             tried = inputs.variations(index)
             entry["words"] = [{**word, "text": tried[word["place"]].text} for word in one["words"]]
         found.append(entry)

@@ -1,10 +1,12 @@
 """One round of optimized embeddings: every memorized picture, and the controls, as plain JSON."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from statistics import median
 from typing import Any
 
 from nemo_prune.audit.codec import unseen_pictures
-from nemo_prune.audit.embeddings import ORIGINAL, PRUNED, Aim, Chaser, typical, unpacked
+from nemo_prune.audit.embeddings import ORIGINAL, PRUNED, Aim, Chaser, unpacked
 from nemo_prune.audit.finished import Finished
 from nemo_prune.audit.inputs import Models
 from nemo_prune.audit.neurons import Trigger
@@ -26,18 +28,15 @@ class Rounds:
     def __init__(self, models: Models, memorized: Sequence[int], finished: Finished) -> None:
         self.models, self.memorized, self.finished = models, memorized, finished
         self.effort = models.inputs.effort
-        self._chaser: Chaser | None = None
         self._aims: dict[int, Aim] = {}
 
-    @property
+    @cached_property
     def chaser(self) -> Chaser:
-        if self._chaser is None:
-            models = self.models
-            self._chaser = Chaser(
-                models.original, models.pruned, self.effort, models.schedule, models.judges.unrelated,
-                models.codec, models.progress.advance,
-            )  # fmt: skip
-        return self._chaser
+        models = self.models
+        return Chaser(
+            models.original, models.pruned, self.effort, models.schedule, models.judges.unrelated,
+            models.codec, models.progress.advance,
+        )  # fmt: skip
 
     def run(self, number: int, off: frozenset[Neuron] = frozenset()) -> Round:
         """The attacks of a round with these neurons off in the pruned model; what is kept is not done
@@ -57,18 +56,17 @@ class Rounds:
                 f"{total:,} denoiser samples"
             )
             self.models.progress.stage("optimizing embeddings", total, "samples")
-        for index in self.memorized:
-            name = f"embeddings {number} {index}"
-            if self.finished.get(name) is None:
-                self.finished.add(name, self._memorized(index, number, off))
-        prompts = {index: self.finished.get(f"embeddings {number} {index}") for index in self.memorized}
+        once = self.finished.once
+        prompts = {
+            index: once(f"embeddings {number} {index}", partial(self._memorized, index, number, off))
+            for index in self.memorized
+        }
         replicas = [one["replica"] for one in prompts.values() if one["judged"]]
         rows = []
         for place, (kind, nth) in enumerate(controls if replicas else ()):
-            name = f"control {number} {kind} {nth}"
-            if self.finished.get(name) is None:
-                self.finished.add(name, self._control(kind, nth, place, typical(replicas), off))
-            rows.append(self.finished.get(name))
+            # The yardstick of pictures that nothing replicates is the memorized ones' median.
+            attack = partial(self._control, kind, nth, place, median(replicas), off)
+            rows.append(once(f"control {number} {kind} {nth}", attack))
         return judged(prompts, rows)
 
     def _controls(self) -> list[tuple[str, int]]:

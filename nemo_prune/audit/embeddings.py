@@ -14,7 +14,6 @@ on the same yardstick, the median of the memorized pictures'.
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -243,8 +242,3 @@ def unpacked(text: str, like: Prompt) -> Prompt:
     """The embedding that was `packed`, with what stands beside it in `like`."""
     flat = np.frombuffer(base64.b64decode(text), dtype=np.float32).copy()
     return replace(like, text=torch.from_numpy(flat).reshape(like.text.shape).to(like.text.device))
-
-
-def typical(replicas: Sequence[float]) -> float:
-    """The yardstick of pictures that nothing replicates."""
-    return median(replicas)

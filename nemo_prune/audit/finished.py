@@ -1,5 +1,6 @@
 """What of an audit is finished, kept on the disk where there is a journal."""
 
+from collections.abc import Callable
 from typing import Any
 
 from nemo_prune.scoring.journal import Journal
@@ -21,6 +22,12 @@ class Finished:
         if self._journal:
             self._journal.add(key, value)
         self._found[key] = value
+
+    def once(self, key: str, find: Callable[[], Any]) -> Any:
+        """What was found under this name, or is now, and is kept."""
+        if key not in self._found:
+            self.add(key, find())
+        return self._found[key]
 
     def close(self) -> None:
         if self._journal:

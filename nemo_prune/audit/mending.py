@@ -1,7 +1,8 @@
 """What is done about what came back: where it lies, hardening against embeddings, a repaired model."""
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 from nemo_prune.audit.chasing import Round, Rounds
@@ -49,18 +50,14 @@ class Mending:
 
     def overlaps(self, first: Round) -> list[dict[str, Any]]:
         """`overlap` of the triggers that were found."""
-        if not any(word["back"] for one in self.words.values() for word in one["words"]) and not any(
-            attack["came_back"] for one in first["prompts"].values() for attack in one["attacks"]
-        ):
-            return []
         triggers = [*self._worded(self.rounds.effort.chase.traced), *self.rounds.triggers(first)]
+        if not triggers:
+            return []
         self.models.progress.stage("searching the neurons of what came back", len(triggers), "triggers")
         found = []
         for number, trigger in enumerate(triggers):
-            name = f"where {number}"
-            if self.finished.get(name) is None:
-                self.finished.add(name, overlap(self.locator, trigger))
-            found.append(self.finished.get(name))
+            search = partial(overlap, self.locator, trigger)
+            found.append(self.finished.once(f"where {number}", search))
             self.models.progress.advance()
         return found
 
@@ -82,11 +79,9 @@ class Mending:
             triggers = self.rounds.triggers(last)
             if not triggers:
                 break
-            name = f"hardening {number}"
-            if self.finished.get(name) is None:
-                more = self._further(f"hardening, round {number}", triggers, "embeddings", off)
-                self.finished.add(name, [list(neuron) for neuron in union(more)])
-            more = frozenset(Neuron(*neuron) for neuron in self.finished.get(name))
+            stage = f"hardening, round {number}"
+            search = partial(self._further, stage, triggers, "embeddings", off)
+            more = frozenset(self._neurons(f"hardening {number}", search))
             if more == off:
                 self.models.progress.note(f"hardening ends: round {number} found nothing more to prune")
                 break
@@ -108,31 +103,30 @@ class Mending:
     def _round(
         self, number: int, off: frozenset[Neuron], added: frozenset[Neuron], found: Round
     ) -> dict[str, Any]:
-        name = f"drift {number}"
-        if self.finished.get(name) is None:
-            self.finished.add(name, self.locator.drift(self.models.removed | off))
         return {
             **found,
             "round": number,
             "off": [neuron._asdict() for neuron in union(off)],
             "neurons": len(off),
             "added": len(added),
-            "drift": self.finished.get(name),
+            "drift": self.finished.once(
+                f"drift {number}", lambda: self.locator.drift(self.models.removed | off)
+            ),
         }
 
     def repair(self, hardened: list[dict[str, Any]]) -> tuple[Neuron, ...]:
         """What must go besides what is removed, so that no wording that was found triggers any more."""
-        name = "repair"
-        if self.finished.get(name) is None:
-            off = frozenset(Neuron(**one) for one in hardened[-1]["off"]) if hardened else frozenset()
-            triggers = self._worded(None) if self._came_back else []
-            off = self._further("searching what to repair", triggers, "wordings", off)
-            self.finished.add(name, [list(neuron) for neuron in union(off)])
-        return tuple(Neuron(*neuron) for neuron in self.finished.get(name))
 
-    @property
-    def _came_back(self) -> bool:
-        return any(word["back"] for one in self.words.values() for word in one["words"])
+        def search() -> frozenset[Neuron]:
+            off = frozenset(Neuron(**one) for one in hardened[-1]["off"]) if hardened else frozenset()
+            return self._further("searching what to repair", self._worded(None), "wordings", off)
+
+        return self._neurons("repair", search)
+
+    def _neurons(self, name: str, search: Callable[[], Collection[Neuron]]) -> tuple[Neuron, ...]:
+        """What a search found, once."""
+        kept = self.finished.once(name, lambda: [list(neuron) for neuron in union(search())])
+        return tuple(Neuron(*neuron) for neuron in kept)
 
 
 def mend(
@@ -179,8 +173,6 @@ def _again(
     inputs: AuditInputs, repaired: Any, indices: list[int], progress: Progress
 ) -> dict[int, dict[str, Any]]:
     """`try_words` of some prompts on the repaired model."""
-    from dataclasses import replace
-
     if not indices:
         return {}
     models = Models(replace(inputs, pruned=open_checkpoint(repaired)), (), progress)

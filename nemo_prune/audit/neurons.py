@@ -4,24 +4,18 @@ If what brings a picture back hangs on the neurons that the caption hung on, the
 not removed whole; if on others, it lies in several places, and more pruning may find yet another.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from nemo_prune.audit.inputs import Models
-from nemo_prune.checkpoint.checkpoint import ValueLayer
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.localize.confirm import UNRELATED, Confirmation
-from nemo_prune.localize.localize import FRESH_SEEDS
-from nemo_prune.localize.repair import Scope
+from nemo_prune.localize.localize import Moved, scope_of
 from nemo_prune.options import Progress, Silent
-from nemo_prune.scoring import drift
-from nemo_prune.scoring.activations import ActivationStatistics, harms, ladders
 from nemo_prune.scoring.engine import Job, Prompt
 from nemo_prune.scoring.ordinary import Ordinary
-from nemo_prune.search.auto import Candidates, auto_search
-from nemo_prune.search.protocol import Outcome, Search
+from nemo_prune.search.protocol import Outcome
 
 _ORDINARY = 20  # prompts that drift is measured on
 
@@ -58,26 +52,16 @@ class Locator:
         self.models, self.engine = models, models.original
         inputs = models.inputs
         ordinary = Ordinary(self.engine, inputs.original, inputs.options, None, models.progress)
-        self._statistics, _ = ordinary.statistics
+        statistics, _ = ordinary.statistics
         narrow = [layer.name for layer in inputs.original.select(inputs.options.layers)]
         every = [layer.name for layer in inputs.original.value_layers]
-        self._scopes = [self._scope(narrow)] + ([self._scope(every)] if every != narrow else [])
-        self._own: dict[int, tuple[Neuron, ...]] = {}
-
-    def _scope(self, names: Sequence[str]) -> Scope:
-        layers = [
-            layer for layer in self.models.inputs.original.value_layers if layer.name in set(names)
+        # The default search, whatever found the neurons that are removed.
+        options = replace(inputs.options, search="auto", as_published=False)
+        self._scopes = [
+            scope_of(self.engine, inputs.original, names, statistics, options, inputs.tau)
+            for names in ([narrow] if every == narrow else [narrow, every])
         ]
-        order = tuple(Neuron(layer.name, row) for layer in layers for row in range(layer.rows))
-        candidates = Candidates(order, harms(self.engine.model, layers, self._statistics))
-        return Scope(names, candidates, partial(self._begin, layers, candidates))
-
-    def _begin(
-        self, layers: Sequence[ValueLayer], candidates: Candidates, prompt: Prompt, seeds: Sequence[int]
-    ) -> Search:
-        statistics: ActivationStatistics = self._statistics
-        (ladder,) = ladders(self.engine.model, layers, [prompt.text], statistics)
-        return auto_search(ladder, candidates, seeds, self.models.inputs.tau)
+        self._own: dict[int, tuple[Neuron, ...]] = {}
 
     def own(self, index: int) -> tuple[Neuron, ...]:
         """The neurons that a prompt's caption itself hangs on."""
@@ -138,8 +122,11 @@ class Locator:
 
     def drift(self, off: frozenset[Neuron]) -> float:
         """How far ordinary prompts move from the original with these neurons off."""
-        heard = self.engine.prompts(self.models.inputs.ordinary()[:_ORDINARY])
-        return round(drift.moved(self.engine, heard, off, seed=FRESH_SEEDS), 5)
+        return round(self._moved(off), 5)
+
+    @cached_property
+    def _moved(self) -> Moved:
+        return Moved(self.engine, self.engine.prompts(self.models.inputs.ordinary()[:_ORDINARY]))
 
 
 def overlap(locator: Locator, trigger: Trigger) -> dict[str, Any]:

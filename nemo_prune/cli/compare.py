@@ -140,7 +140,7 @@ def compare(
     from nemo_prune.cli.progress import progress
     from nemo_prune.cli.reporting import command_line
     from nemo_prune.compare.methods import chosen
-    from nemo_prune.compare.render import check_compare_format, to_json, write_compare, write_table
+    from nemo_prune.compare.render import check_compare_format, write_compare, write_table
     from nemo_prune.compare.table import verdict
     from nemo_prune.files.atomic import check_place
 
@@ -206,7 +206,7 @@ def compare(
     if table:
         write_table(found.data, table, overwrite)
     if as_json:
-        click.echo(json.dumps(json.loads(to_json(found.data, {}))))
+        click.echo(json.dumps({**found.data, "verdict": verdict(found.data)}))
     else:
         click.echo(verdict(found.data))
     if not (quiet or as_json):

@@ -32,7 +32,7 @@ from nemo_prune.compare.table import quality_rows, table_rows
 from nemo_prune.compare.work import UNPRUNED, Work
 from nemo_prune.errors import CalibrationError, CheckpointError, OptionError, option
 from nemo_prune.files.hashing import file_sha256
-from nemo_prune.files.prompts import prompt_id, prompts_hash
+from nemo_prune.files.prompts import prompt_id, prompts_hash, told_of
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress, Silent
 from nemo_prune.report.gallery import inlined
@@ -463,10 +463,7 @@ class _Job:
             entry: dict[str, Any] = {"index": index, "id": name}
             if inputs.kinds and inputs.kinds[index]:
                 entry["kind"] = inputs.kinds[index]
-            if inputs.places:
-                entry["file"], entry["line"] = inputs.places[index]
-            if inputs.show_prompts:
-                entry["text"] = inputs.prompts[index]
+            entry |= told_of(index, inputs.prompts, inputs.places, inputs.show_prompts)
             entry["methods"] = {m.name: self._cell(m, index) for m in inputs.methods}
             prompts.append(entry)
         methods = [

@@ -34,11 +34,6 @@ UNPRUNED = "none"
 _AGAINST_UNPRUNED = ("measured", "same", "drift", "score", "quality")
 
 
-def work_folder(report: Path) -> Path:
-    """Where a comparison works that keeps nothing: beside its first report."""
-    return report.with_name(f"{report.name}.work")
-
-
 def check_work(folder: Path, resume: bool) -> None:
     """Refuse early a folder that could not be worked in; raises OutputError."""
     if resume and (folder / JOURNAL).is_file():

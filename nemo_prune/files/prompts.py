@@ -194,6 +194,18 @@ def prompt_id(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:12]
 
 
+def told_of(
+    index: int, texts: Sequence[str], places: Sequence[tuple[str, int]], show: bool
+) -> dict[str, Any]:
+    """How results name a prompt beside its number: where it stands, if that is known, and its text."""
+    found: dict[str, Any] = {}
+    if places:
+        found["file"], found["line"] = places[index]
+    if show:
+        found["text"] = texts[index]
+    return found
+
+
 # ----------------------------------------------------------------------------------------- columns
 
 

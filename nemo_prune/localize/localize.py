@@ -201,13 +201,9 @@ class _Run:
         }
 
     def _scope(self, names: Sequence[str]) -> Scope:
-        layers = [layer for layer in self.checkpoint.value_layers if layer.name in set(names)]
-        order = tuple(Neuron(layer.name, row) for layer in layers for row in range(layer.rows))
-        candidates = Candidates(order, harms(self.engine.model, layers, self.statistics))
-        begin = Beginning(
-            self.engine, layers, candidates, self.statistics, self.options, self.thresholds.tau
+        return scope_of(
+            self.engine, self.checkpoint, names, self.statistics, self.options, self.thresholds.tau
         )
-        return Scope(names, candidates, begin)
 
     def open_journal(self, path: Path, resume: bool) -> None:
         settings = self.settings | {"scored by": self.ordinary.scored_by}
@@ -414,6 +410,18 @@ class _Run:
         )  # fmt: skip
 
 
+def scope_of(
+    engine: Engine, checkpoint: Checkpoint, names: Sequence[str], statistics: ActivationStatistics,
+    options: Options, tau: float,
+) -> Scope:  # fmt: skip
+    """Layers of a model to search, by name, and the search that the options ask for."""
+    layers = [layer for layer in checkpoint.value_layers if layer.name in set(names)]
+    order = tuple(Neuron(layer.name, row) for layer in layers for row in range(layer.rows))
+    candidates = Candidates(order, harms(engine.model, layers, statistics))
+    begin = Beginning(engine, layers, candidates, statistics, options, tau)
+    return Scope(names, candidates, begin)
+
+
 @dataclass(frozen=True)
 class Beginning:
     """Begins a search of one prompt in some layers on some seeds, as the options say."""
@@ -434,6 +442,9 @@ class Beginning:
         return auto_search(ladder, self.candidates, seeds, self.tau)
 
 
+def _ignore(_count: int) -> None: ...
+
+
 @dataclass(frozen=True)
 class Searching:
     """Work: search prompts that the gate calls memorized; the outcome of each, and its samples."""
@@ -443,7 +454,7 @@ class Searching:
     options: Options
     tau: float
     gate: float
-    on_samples: Callable[[int], None] | None = None
+    on_samples: Callable[[int], None] = _ignore
 
     def __call__(self, texts: Sequence[str]) -> Iterator[tuple[int, tuple[Outcome, int]]]:
         for start in range(0, len(texts), PROMPTS_AT_ONCE):
@@ -452,7 +463,7 @@ class Searching:
             finished = self.engine.finished(
                 jobs,
                 in_flight=1 if self.options.search == "literal" else None,
-                on_samples=self.on_samples or _ignore,
+                on_samples=self.on_samples,
             )
             for place, outcome in finished:
                 yield start + place, (outcome, jobs[place].samples)
@@ -463,9 +474,6 @@ class Searching:
         if self.options.criterion == "trajectory":
             inner = partial(left_alone, seeds, self.tau)
         return Job(prompt, gated(inner, seeds, self.tau, self.gate), layers=self.scope.layers)
-
-
-def _ignore(_count: int) -> None: ...
 
 
 def _highest(scores: Mapping[int, float]) -> list[int]:

@@ -15,7 +15,7 @@ from nemo_prune.checkpoint.statuses import GONE, Status
 from nemo_prune.checkpoint.zeros import model_zeros
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted
-from nemo_prune.files.prompts import bundled_captions
+from nemo_prune.files.prompts import bundled_captions, told_of
 from nemo_prune.localize.localize import Localization
 from nemo_prune.options import BUNDLED_ORDINARY, Options, Progress
 from nemo_prune.scoring.opening import open_engine
@@ -200,7 +200,4 @@ def judge(entry: dict[str, Any], inputs: VerifyInputs) -> None:
         entry["neurons"] = [{"layer": n.layer, "row": n.row} for n in record.neurons]
         if record.trajectory is not None:
             entry["trajectory"] = record.trajectory
-    if inputs.places:
-        entry["file"], entry["line"] = inputs.places[index]
-    if inputs.show_prompts:
-        entry["text"] = inputs.prompts[index]
+    entry |= told_of(index, inputs.prompts, inputs.places, inputs.show_prompts)

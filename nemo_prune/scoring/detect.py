@@ -252,7 +252,7 @@ class Screening:
 
         tokens: of them, where they are known.
         """
-        encoded = self._engine.prompts(texts) if tokens is None else self._engine.prompts(texts, tokens)
+        encoded = self._engine.prompts(texts, tokens)
         norms: dict[Prompt, dict[int, float]] = {prompt: {} for prompt in encoded}
 
         def note_norms(samples: Sequence[Sample], noise: Tensor) -> None:

@@ -266,10 +266,7 @@ class Engine:
 
     def prompts(self, texts: Sequence[str], tokens: Tokens | None = None) -> list[Prompt]:
         """Encode prompts, once. tokens: of them, where they are known."""
-        if tokens is None:
-            embeddings, pooled = self.model.encode_pooled(texts)
-        else:
-            embeddings, pooled = self.model.encode_pooled(texts, tokens)
+        embeddings, pooled = self.model.encode_pooled(texts, tokens)
         return [
             Prompt(embeddings[i], pooled[i] if pooled is not None else None) for i in range(len(texts))
         ]

@@ -54,7 +54,7 @@ class Reading(LoadedModel):
 
     words: Words = lambda _text: {}
 
-    def encode_pooled(self, prompts: Sequence[str]) -> tuple[Tensor, None]:
+    def encode_pooled(self, prompts: Sequence[str], _tokens: object = None) -> tuple[Tensor, None]:
         found = torch.zeros(len(prompts), 77, CHANNELS)
         for place, text in enumerate(prompts):
             for channel, strength in self.words(text).items():

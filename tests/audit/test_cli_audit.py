@@ -50,7 +50,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nemo_prune.audit.pictures.UNRELATED", 1)
     monkeypatch.setattr("nemo_prune.audit.pictures.SHOWN", 1)
     # To a random model nothing is removable, which takes a search minutes to find out.
-    monkeypatch.setattr("nemo_prune.audit.neurons.auto_search", settled)
+    monkeypatch.setattr("nemo_prune.localize.localize.auto_search", settled)
     monkeypatch.setattr("nemo_prune.audit.neurons.Locator._by_trajectory", lambda *_: (FOUND,))
     monkeypatch.setattr("nemo_prune.audit.inputs.UNRELATED", 2)
     for module in ("triggers", "embeddings", "inputs"):

@@ -155,7 +155,7 @@ def finish(search: object, answer: Callable[[Question], Answer]) -> Outcome:
 class Speaking(LoadedModel):
     """The toy with a text encoder: "3 0.5" drives channel 3 by .5, "" nothing."""
 
-    def encode_pooled(self, prompts: object) -> tuple[torch.Tensor, None]:
+    def encode_pooled(self, prompts: object, _tokens: object = None) -> tuple[torch.Tensor, None]:
         text = torch.zeros(len(prompts), 77, CHANNELS)  # type: ignore[arg-type]
         for i, prompt in enumerate(prompts):  # type: ignore[arg-type, var-annotated]
             if prompt:
