@@ -73,6 +73,7 @@ class Listing:
     records: with the line of each (in Parquet: row) from 1.
     blank: lines without anything. notes: what its reader should know, each one line.
     columns: of a table, its columns; None: each record has its own, or none.
+    named: whether the column that was asked for is the list's own name, which its records do not have.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class Listing:
     blank: int = 0
     notes: tuple[str, ...] = ()
     columns: tuple[str, ...] | None = None
+    named: bool = False
 
 
 def expand(paths: Sequence[Path]) -> tuple[Path, ...]:
@@ -366,6 +368,7 @@ def _record(path: Path, number: int, value: object, where: str = "") -> Record:
 def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
     """An array of strings or objects, or an object with such an array."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    key: str | None = None
     try:
         whole = decoder.decode(text)
         items: list[tuple[int, object]] = []
@@ -403,7 +406,7 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
         (number, _record(path, number, value, f" (item {place})"))
         for place, (number, value) in enumerate(items, start=1)
     ]
-    return Listing(path, "json", records, 0, tuple(notes))
+    return Listing(path, "json", records, 0, tuple(notes), named=key is not None and key == column)
 
 
 def _lists_in(whole: Mapping[str, object], column: str | None) -> list[str]:

@@ -107,9 +107,9 @@ class _Merge:
 
     def add(self, listing: Listing, column: str | None, labels: bool) -> None:
         path, name = listing.path, "stdin" if listing.path == STDIN else str(listing.path)
-        key = None if column is None else column.strip().lower()
-        if listing.columns is not None:
-            wanted, key = key, prompt_column(listing, key)
+        wanted = None if column is None else column.strip().lower()
+        key = prompt_key(listing, wanted)
+        if listing.columns is not None and key is not None:
             self.notes += unread_columns(listing, wanted, key)
         label = label_column(listing, self.notes) if labels else None
         self.unlabelled |= label is None
@@ -220,7 +220,19 @@ def unread_columns(listing: Listing, wanted: str | None, key: str) -> list[str]:
     ]
 
 
-def prompt_column(listing: Listing, wanted: str | None) -> str:
+def prompt_key(listing: Listing, wanted: str | None) -> str | None:
+    """Under what the prompts of a list stand in its records; None: under the usual keys, or alone."""
+    if listing.columns is not None:
+        return _prompt_column(listing, wanted)
+    alone = bool(listing.records) and isinstance(listing.records[0][1], str)
+    if wanted is not None and alone and not listing.named:
+        raise PromptFileError(
+            f"{listing.path}: is text without columns, so {option('prompt_column')} names none"
+        )
+    return wanted
+
+
+def _prompt_column(listing: Listing, wanted: str | None) -> str:
     names = listing.columns or ()
     for column in (wanted,) if wanted else COLUMNS:
         if column in names:

@@ -18,7 +18,7 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.errors import PromptFileError, option
+from nemo_prune.errors import PromptFileError
 from nemo_prune.files.lists import (
     COLUMNS,
     COMPRESSED,
@@ -81,7 +81,8 @@ def read_list(path: Path, format: Format | None = None, column: str | None = Non
                 size = offset
             if size > MAX_BYTES:
                 raise _too_large(path)
-    return Listing(path, source.format, records, blank, tuple(source.notes), source.columns)
+    return Listing(path, source.format, records, blank, tuple(source.notes), source.columns,
+                   source.named)  # fmt: skip
 
 
 def size_of(path: Path) -> int | None:
@@ -108,6 +109,7 @@ class Source:
         self.done_bytes = done_bytes
         self.offset = self.reached = 0
         self.records = records
+        self.named = False  # as `Listing` has it
 
     def begin(self, count: int) -> list[tuple[int, Record]]:
         """The next records, which stay to be given. A fault among them stays for its turn."""
@@ -177,8 +179,6 @@ def opened(
             content = _bounded(path, head + _read(plain, MAX_BYTES + 1 - len(head)))
             yield _whole(path, kind, content, column, notes, offset)
             return
-        if kind == "txt" and column is not None:
-            raise _no_columns(path)
         lines = _Lines(path, io.BufferedReader(_Chained(path, head, plain), _CHUNK))
         done = raw.tell if size_of(path) is not None else lambda: 0
         columns, records = _of_lines(path, kind, text, lines, notes, offset, line)
@@ -242,11 +242,10 @@ def _whole(
         text = decoded_list(path, content)
         listing = json_list(path, text, column, notes) if text.strip() else Listing(path, kind, [])
     records = listing.records
-    array = kind == "json" and content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    if array and column is not None and records and all(isinstance(one, str) for _, one in records):
-        raise _no_columns(path)
     left = ((n, n, line, record) for n, (line, record) in enumerate(records[offset:], start=offset + 1))
-    return Source(path, kind, notes, listing.columns, left, lambda: size_of(path) or 0)
+    source = Source(path, kind, notes, listing.columns, left, lambda: size_of(path) or 0)
+    source.named = listing.named
+    return source
 
 
 def _rows(path: Path, column: str | None, offset: int) -> Source:
@@ -446,8 +445,3 @@ def _too_large(path: Path) -> PromptFileError:
     return PromptFileError(
         f"{path}: is too large, more than {MAX_BYTES} bytes are too many; give {WANTED}"
     )
-
-
-def _no_columns(path: Path) -> PromptFileError:
-    """That a list holds texts alone, so that no column of them can be asked for."""
-    return PromptFileError(f"{path}: is text without columns, so {option('prompt_column')} names none")

@@ -27,7 +27,7 @@ from nemo_prune.files.prompts import (
     holds_break,
     label_column,
     label_of,
-    prompt_column,
+    prompt_key,
     spanning_note,
     text_of,
     unread_columns,
@@ -267,8 +267,8 @@ class PromptStream:
         for note in source.notes:
             if note not in notes:
                 notes.append(note)
-        listing = Listing(source.path, source.format, begin, columns=source.columns)
-        key = self._column if source.columns is None else prompt_column(listing, self._column)
+        listing = Listing(source.path, source.format, begin, columns=source.columns, named=source.named)
+        key = prompt_key(listing, self._column)
         found: list[str] = []
         if source.columns is not None and key is not None:
             found += unread_columns(listing, self._column, key)

@@ -473,7 +473,15 @@ def test_a_column_by_name(tmp_path: Path, name: str, content: str) -> None:
             read_prompts(path, column="none")
 
 
-@pytest.mark.parametrize(("name", "content"), [("p.txt", "a cat\n"), ("p.json", '["a cat", "a dog"]')])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "a cat\n"),
+        ("p.json", '["a cat", "a dog"]'),
+        ("p.json", '{"prompts": ["a cat", "a dog"]}'),
+        ("p.jsonl", '"a cat"\n"a dog"\n'),
+    ],
+)
 def test_text_has_no_columns(tmp_path: Path, name: str, content: str) -> None:
     path = tmp_path / name
     path.write_text(content)
