@@ -158,7 +158,7 @@ def compare(
     inputs = read_inputs(checkpoint, given)
     texts = inputs.prompts.texts
     from nemo_prune.compare.methods import methods
-    from nemo_prune.compare.run import CompareInputs, real_pictures
+    from nemo_prune.compare.run import CompareInputs
     from nemo_prune.compare.run import compare as run_comparison
     from nemo_prune.compare.work import check_work
     from nemo_prune.files.prompts import apart_from, read_prompts
@@ -175,7 +175,7 @@ def compare(
     inputs.check()
     likeness = open_likeness(sscd, clip, as_published=True)
     likeness.try_out()
-    from nemo_prune.compare.quality import open_extractors
+    from nemo_prune.compare.quality import open_extractors, real_pictures
 
     asked = CompareInputs(
         checkpoint=checkpoint,

@@ -200,3 +200,24 @@ def cmmd(features: Tensor, reference: Tensor) -> float:
         return float(torch.exp(-torch.cdist(x, y).square() / (2 * _SIGMA**2)).mean())
 
     return _SCALE * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
+
+
+def real_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder of real ones. Raises OptionError for fewer than two."""
+    kinds = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+    there = folder.rglob("*") if folder.is_dir() else ()
+    found = sorted(path for path in there if path.suffix.lower() in kinds)
+    if len(found) < 2:
+        raise OptionError(f"{option('reference')} {folder}: is no folder of pictures; give at least two")
+    return found
+
+
+def real_picture(path: Path) -> Picture:
+    """One of them, uint8 `[height, width, 3]`. Raises OptionError."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise OptionError(
+            f"{option('reference')}: {path}: is not a readable picture; remove it"
+        ) from None

@@ -9,39 +9,34 @@ measured from the disk, so that other measures (SSCD, CLIP) can be had later wit
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.compare.bench import Bench
+from nemo_prune.compare.drawing import EnoughError, Within, first_step, memorization_score
 from nemo_prune.compare.methods import Method, State
 from nemo_prune.compare.metrics import measure, measure_same, reference_of
-from nemo_prune.compare.quality import Extractor
-from nemo_prune.compare.rows import multiplied
+from nemo_prune.compare.quality import Extractor, real_picture
 from nemo_prune.compare.table import quality_rows, table_rows
 from nemo_prune.compare.work import UNPRUNED, Work
-from nemo_prune.errors import CalibrationError, CheckpointError, OptionError, option
+from nemo_prune.errors import CalibrationError, CheckpointError, OptionError
 from nemo_prune.files.hashing import file_sha256
 from nemo_prune.files.prompts import prompt_id, prompts_hash, told_of
-from nemo_prune.localize.localize import FRESH_SEEDS
-from nemo_prune.options import Options, Progress, Silent
+from nemo_prune.options import Options, Progress
 from nemo_prune.report.gallery import inlined
 from nemo_prune.report.likeness import Described, Likeness
 from nemo_prune.report.pictures import Picture
 from nemo_prune.report.targets import open_target
-from nemo_prune.scoring.criterion import best_pairs
 from nemo_prune.scoring.drift import recorded
-from nemo_prune.scoring.engine import Sample
 from nemo_prune.scoring.journal import fingerprint_of_run
 
 FORMAT = "nemo-prune-compare/1"
@@ -216,7 +211,7 @@ class _Job:
         everything = images * len(self.ids) + ordinary_images * len(self.ordinary_ids)
         done = max(0, everything * len(inputs.methods) - todo)
         progress.stage("loading the model", 1, "file")
-        within = _Within(progress)
+        within = Within(progress)
         bench = Bench(
             inputs.checkpoint, inputs.prompts, inputs.ordinary, inputs.options, steps=inputs.steps,
             guidance=inputs.guidance, calibration_prompts=inputs.calibration_prompts, progress=within,
@@ -366,7 +361,7 @@ class _Job:
     def _outputs(self, bench: Bench, method: Method, state: State, place: int) -> dict[str, Tensor]:
         """Cross-attention outputs of an ordinary prompt's first step, of the sample with the prompt."""
         unet = bench.loaded.unet
-        with recorded(unet) as found, _first_step(unet), suppress(_EnoughError):
+        with recorded(unet) as found, first_step(unet), suppress(EnoughError):
             method.draw(bench, self.inputs.ordinary[place], state, [0])
         half = 2 if bench.guided else 1
         return {name: output[-(len(output) // half) :].cpu() for name, output in found.items()}
@@ -541,7 +536,7 @@ class _Job:
         if used not in self._features:
             pictures: Iterator[Picture]
             if self.inputs.real:
-                pictures = (_real(path) for path in self.inputs.real)
+                pictures = (real_picture(path) for path in self.inputs.real)
             else:
                 pictures = self._ordinary_pictures(REFERENCE)
             self.progress.stage(f"{extractor.name} features: reference", None, "pictures")
@@ -572,102 +567,6 @@ class _Job:
                 row["target"] = [inlined(open_target(self.inputs.targets[index], 256, 256))]
             found[index] = row
         return found
-
-
-def memorization_score(
-    bench: Bench, method: Method, text: str, state: State, unpruned: dict[str, dict[int, Tensor]]
-) -> float | None:
-    """`verify`'s score of a prompt with a method's outputs off, on noises that no search used.
-
-    None for methods that do something else; of several sets of outputs the first is taken.
-    unpruned: the unpruned model's noise differences by prompt, which are added to.
-    """
-    engine, seeds = bench.engine, range(FRESH_SEEDS, FRESH_SEEDS + bench.options.seeds)
-    (prompt,) = engine.prompts([text])
-    samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
-    if text not in unpruned:
-        unpruned[text] = dict(zip(seeds, engine.evaluate(samples), strict=True))
-    if method.name == UNPRUNED:
-        return max(best_pairs(unpruned[text], published=engine.published).values())
-    if not state.get("sets"):
-        return None
-    with multiplied(bench.loaded.unet, state["sets"][0], state["factor"]):
-        after = dict(zip(seeds, engine.evaluate(samples), strict=True))
-    return max(engine.scores(after, unpruned[text]).values())
-
-
-class _Within(Silent):
-    """Progress of what a method does for one prompt: words beside the one bar."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self.label, self.began = "", False
-        self._name, self._done, self._total = "", 0, None
-
-    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> None:
-        del unit
-        self._name, self._done, self._total = name, done, total  # type: ignore[assignment]
-        self.detail(name)
-
-    def advance(self, count: int = 1) -> None:
-        self._done += count
-        self.detail(f"{self._name} {self._done}" + (f" of {self._total}" if self._total else ""))
-
-    def detail(self, text: str) -> None:
-        if self.began:
-            self._progress.detail(f"{self.label}: {text}")
-
-    def note(self, text: str) -> None:
-        if not self.began:  # later ones speak of one prompt as if it were a list
-            self._progress.note(text)
-
-
-class _EnoughError(Exception):
-    """The first step is over."""
-
-
-@contextmanager
-def _first_step(unet: nn.Module) -> Iterator[None]:
-    """Raise `_EnoughError` when the drawing comes to its second timestep.
-
-    Passes with a gradient, such as a method's own before it draws, are none of the drawing.
-    """
-    first: list[float] = []
-
-    def hook(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():
-            return
-        timestep = given[1] if len(given) > 1 else named["timestep"]
-        now = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
-        if first and now < first[0]:
-            raise _EnoughError
-        first[:] = [now]
-
-    handle = unet.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def real_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder of real ones. Raises OptionError for fewer than two."""
-    kinds = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-    there = folder.rglob("*") if folder.is_dir() else ()
-    found = sorted(path for path in there if path.suffix.lower() in kinds)
-    if len(found) < 2:
-        raise OptionError(f"{option('reference')} {folder}: is no folder of pictures; give at least two")
-    return found
-
-
-def _real(path: Path) -> Picture:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise OptionError(
-            f"{option('reference')}: {path}: is not a readable picture; remove it"
-        ) from None
 
 
 def _short(value: Any) -> str:

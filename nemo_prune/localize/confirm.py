@@ -17,7 +17,8 @@ from torch import Tensor
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.options import Progress, Recorded
-from nemo_prune.scoring.engine import Engine, Job, Kept, Prompt, Sample
+from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
+from nemo_prune.scoring.sharing import Kept
 from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from, schedule_from
 from nemo_prune.search.auto import Candidates, trajectory_search
 from nemo_prune.search.protocol import Outcome

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError, option, rendered
@@ -31,6 +30,8 @@ from nemo_prune.scoring.criterion import (
     scores_against,
     scores_of_each,
 )
+from nemo_prune.scoring.masks import masked_layers, masks_of
+from nemo_prune.scoring.sharing import Here, Kept, Work, Workers, engine_here
 from nemo_prune.scoring.similarity import noise_difference
 from nemo_prune.scoring.trajectory import Reference, Schedule, clean_latents, denoise, scaled
 from nemo_prune.search.protocol import Attribute, Attribution, Question, Reply, Steps
@@ -39,7 +40,6 @@ from nemo_prune.search.union import UnionSearch
 T = TypeVar("T")
 R = TypeVar("R")
 S = TypeVar("S")
-T_co = TypeVar("T_co", covariant=True)
 PROMPTS_AT_ONCE = 256
 """Prompts whose embeddings are held at once, however long a list is."""
 _IN_FLIGHT = 64
@@ -49,50 +49,6 @@ _LARGEST_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}  # a larger one gains nothi
 
 Baseline = dict[int, Tensor]
 """Seed -> noise difference of the unpruned model, float32 `[c, h, w]`."""
-Work = Callable[[Sequence[Any]], Iterator[tuple[int, Any]]]
-"""Items -> the place and the result of each, as it is finished. It may hold an engine, which in another
-process is that one's own, and then all else that it holds must be picklable."""
-
-
-class Workers(Protocol):
-    """Others who hold the same model, see `Engine.each`."""
-
-    count: int
-
-    def each(
-        self,
-        work: Work,
-        items: Sequence[Any],
-        on_done: Callable[[int, Any], None],
-        numbers: Sequence[int],
-    ) -> dict[int, Any]:
-        """`work` on all items, prompts of these numbers; the results by place."""
-
-    def stream(self, work: Work, groups: Iterator[Sequence[Any]]) -> Iterator[list[Any]]:
-        """`work` on groups of items, some ahead; the results of each group, in order."""
-
-    def keep(self, value: T) -> "Kept[T]":
-        """A value that is sent once, however often work needs it."""
-
-    def close(self) -> None:
-        """End them."""
-
-
-class Kept(Protocol[T_co]):
-    """What was kept, for whoever works with it."""
-
-    def get(self) -> T_co:
-        """The value."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Here(Generic[T]):
-    """A value of this process."""
-
-    value: T
-
-    def get(self) -> T:
-        return self.value
 
 
 @dataclass
@@ -254,7 +210,7 @@ class Engine:
 
     def keep(self, value: T) -> Kept[T]:
         """A value for work that is asked for again and again; workers are sent it once."""
-        return self.workers.keep(value) if self.workers else _Here(value)
+        return self.workers.keep(value) if self.workers else Here(value)
 
     def close(self) -> None:
         """End the workers; this engine goes on alone."""
@@ -813,66 +769,9 @@ class Pairs:
             yield place, score[items[place][2]]
 
 
-_of_process: list[Engine] = []
-
-
-def engine_here() -> Engine:
-    """The engine of a process that works for another."""
-    return _of_process[0]
-
-
-def work_for_another(engine: Engine) -> None:
-    """Make this the engine of the process."""
-    _of_process[:] = [engine]
-
-
 def noise_seed(base: int, seed: int) -> int:
     """Two numbers as the one that a generator takes: seed 1 shares no noise with seed 0."""
     return base * 1_000_003 + seed
-
-
-def masks_of(model: LoadedModel, offs: Sequence[frozenset[Neuron]]) -> dict[str, Tensor]:
-    """Layer name -> `[n, 1, rows]` of ones and zeros, for the layers that any sample touches."""
-    by_set: dict[frozenset[Neuron], list[int]] = {}
-    for sample, off in enumerate(offs):
-        by_set.setdefault(off, []).append(sample)
-    starts, end = {}, 0
-    for layer in {neuron.layer: None for off in by_set for neuron in off}:
-        starts[layer] = end
-        end += model.value_layers[layer].out_features
-    # One array for all layers, set by set: there may be thousands of neurons in each.
-    on = numpy.ones((len(offs), end), dtype=bool)
-    for off, samples in by_set.items():
-        if off:
-            places = [starts[neuron.layer] + neuron.row for neuron in off]
-            on[numpy.ix_(samples, places)] = False
-    masks = torch.from_numpy(on).to(model.device).to(model.dtype)
-    return {
-        layer: masks[:, None, start : start + model.value_layers[layer].out_features]
-        for layer, start in starts.items()
-    }
-
-
-@contextmanager
-def masked_layers(layers: Mapping[str, nn.Linear], masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """Multiply the output of each value layer by its mask `[n, 1, rows]`; undone on any exit.
-
-    A batch twice as large, without the prompts and with them, takes the masks for each half.
-    """
-
-    def hook(mask: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        def masked(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-            times = len(output) // len(mask)
-            return output * (mask if times == 1 else mask.repeat(times, 1, 1))
-
-        return masked
-
-    handles = [layers[name].register_forward_hook(hook(mask)) for name, mask in masks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _NotFiniteError(Exception):

@@ -28,7 +28,8 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.errors import CheckpointError, NemoPruneError, OptionError, WorkerError, option
 from nemo_prune.options import Options, Progress
-from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Kept, Work, work_for_another
+from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine
+from nemo_prune.scoring.sharing import Kept, Work, work_for_another
 
 DEATHS = 3
 """How many workers a prompt may end before it is named."""

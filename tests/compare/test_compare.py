@@ -13,6 +13,7 @@ from tiny import Told, write_small
 
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.compare import run as job
+from nemo_prune.compare.quality import real_pictures
 from nemo_prune.compare.render import to_html, to_json, to_markdown
 from nemo_prune.compare.run import CompareInputs, Comparison, compare
 from nemo_prune.compare.table import to_csv, verdict
@@ -178,7 +179,7 @@ def test_distances_are_to_the_unpruned_models_other_pictures_or_to_real_ones(
     real.mkdir()
     for number in range(3):
         Image.fromarray(np.full((8, 8, 3), 80 * number, np.uint8)).save(real / f"{number}.png")
-    other = replace(asked, real=job.real_pictures(real))
+    other = replace(asked, real=real_pictures(real))
     again, _ = done(other, tmp_path / "kept", keep=True, resume=True)
     assert again.data["quality"][0]["fid"] > found.data["quality"][0]["fid"]
     assert "real pictures" in to_markdown(again.data, {})

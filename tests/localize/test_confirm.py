@@ -21,7 +21,8 @@ from nemo_prune.localize.confirm import (
     Confirmation,
     unrelated_ends,
 )
-from nemo_prune.scoring.engine import Engine, Prompt, Sample, work_for_another
+from nemo_prune.scoring.engine import Engine, Prompt, Sample
+from nemo_prune.scoring.sharing import work_for_another
 from nemo_prune.scoring.trajectory import Reference, schedule_from
 from nemo_prune.search.auto import Candidates
 

@@ -25,7 +25,8 @@ from nemo_prune.model.configs import data_folder, read_config
 from nemo_prune.model.tokenizer import load_tokenizer
 from nemo_prune.options import Options
 from nemo_prune.report.pictures import draw
-from nemo_prune.scoring.engine import Engine, Sample, masked_layers, masks_of
+from nemo_prune.scoring.engine import Engine, Sample
+from nemo_prune.scoring.masks import masked_layers, masks_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 
 CPU = torch.device("cpu")

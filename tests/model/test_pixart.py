@@ -20,7 +20,8 @@ from nemo_prune.model import hub, loading
 from nemo_prune.options import Options
 from nemo_prune.report.pictures import draw
 from nemo_prune.scoring.calibration_file import fingerprint
-from nemo_prune.scoring.engine import Engine, Job, Sample, masked_layers, masks_of
+from nemo_prune.scoring.engine import Engine, Job, Sample
+from nemo_prune.scoring.masks import masked_layers, masks_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 from nemo_prune.search.protocol import Attribute
 

@@ -19,7 +19,8 @@ from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model
 from nemo_prune.scoring import engine as engine_module
 from nemo_prune.scoring.attribution import POINTS, Masking, attribute
-from nemo_prune.scoring.engine import Cost, Engine, Job, Prompt, Sample, masked_layers
+from nemo_prune.scoring.engine import Cost, Engine, Job, Prompt, Sample
+from nemo_prune.scoring.masks import masked_layers
 from nemo_prune.scoring.similarity import _blur, ms_ssim, noise_difference
 from nemo_prune.scoring.trajectory import Reference, denoise, reference_from, schedule_from
 from nemo_prune.search.auto import Candidates, auto_search

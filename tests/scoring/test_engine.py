@@ -16,7 +16,8 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.loading import load_model
 from nemo_prune.options import Criterion
-from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample, masked_layers
+from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
+from nemo_prune.scoring.masks import masked_layers
 from nemo_prune.scoring.similarity import ms_ssim, noise_difference
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import Ladder
