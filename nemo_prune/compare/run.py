@@ -36,7 +36,7 @@ from nemo_prune.report.gallery import inlined
 from nemo_prune.report.likeness import Described, Likeness
 from nemo_prune.report.pictures import Picture
 from nemo_prune.report.targets import open_target
-from nemo_prune.scoring.drift import recorded
+from nemo_prune.scoring.drift import changes, recorded
 from nemo_prune.scoring.journal import fingerprint_of_run
 
 FORMAT = "nemo-prune-compare/1"
@@ -344,18 +344,19 @@ class _Job:
             unpruned = self.inputs.methods[0]
             state = self._state(bench, unpruned, 0)
             self.references = [self._outputs(bench, unpruned, state, place) for place in places]
-        changes: list[float] = []
+        moved: list[float] = []
         for place, before in zip(places, self.references, strict=True):
             index = self.lender(place)
             if self._error(method, index):
                 continue
             after = self._outputs(bench, method, self._state(bench, method, index), place)
-            changes += [
-                float((after[layer] - output).norm() / output.norm().clamp_min(1e-12))
+            there = {
+                layer: output
                 for layer, output in before.items()
                 if layer in after and after[layer].shape == output.shape
-            ]
-        found = round(sum(changes) / len(changes), 5) if changes else None
+            }
+            moved += changes(there, after).values()
+        found = round(sum(moved) / len(moved), 5) if moved else None
         self.work.add({"drift": found, "prompts": len(places)}, "drift", method.name, self.list_id)
 
     def _outputs(self, bench: Bench, method: Method, state: State, place: int) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.options import Progress, Recorded
 from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
 from nemo_prune.scoring.sharing import Kept
-from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from, schedule_from
+from nemo_prune.scoring.trajectory import Ends, Reference, Schedule, reference_from, schedule_from
 from nemo_prune.search.auto import Candidates, trajectory_search
 from nemo_prune.search.protocol import Outcome
 
@@ -96,6 +96,8 @@ class Confirmation:
         drift: how far ordinary prompts move with some neurons off.
         ordinary: captions whose longer trajectories are drawn, once, if any prompt is unclear; none: the
             schedule's own steps decide.
+        known: ends of ordinary trajectories, as `unrelated_ends` takes them; shared, so that they are
+            drawn once.
     """
 
     def __init__(
@@ -107,13 +109,14 @@ class Confirmation:
         trajectories: int = 0,
         drift: Callable[[frozenset[Neuron]], float] = lambda _off: 0.0,
         ordinary: Sequence[str] = (),
+        known: Ends | None = None,
     ) -> None:
         self.engine, self.schedule, self.progress = engine, schedule, progress
         self.trajectories, self.drift = trajectories, drift
         self.unrelated = unrelated
         self.result = Confirmed()
         self.references: dict[int, Reference] = {}
-        self.ordinary, self._unrelated_longer = ordinary, list[Tensor]()
+        self.ordinary, self.known = ordinary, {} if known is None else known
         steps = _LONGER * len(schedule.timesteps)
         self._longer_schedule = schedule_from(schedule.timesteps[0], steps, schedule.guidance)
         self._longer: dict[int, Reference] = {}
@@ -161,12 +164,10 @@ class Confirmation:
 
     def apart(self) -> "Confirmation":
         """The same without what was found."""
-        one = Confirmation(
+        return Confirmation(
             self.engine, self.schedule, self.unrelated, self.progress, self.trajectories, self.drift,
-            self.ordinary,
+            self.ordinary, self.known,
         )  # fmt: skip
-        one._unrelated_longer = self._unrelated_longer  # drawn once, by whoever needs it first
-        return one
 
     def part(self, off: frozenset[Neuron] = frozenset()) -> "_Part":
         """What was found."""
@@ -230,18 +231,16 @@ class Confirmation:
         self, index: int, prompt: Prompt, off: frozenset[Neuron], found: Mapping[int, float]
     ) -> float:
         """The largest r of the unclear seeds in more steps, one at a time, until one is drawn."""
-        if not self._unrelated_longer:
-            before = self.engine.cost.samples
-            self._unrelated_longer += unrelated_ends(
-                self.engine, self.ordinary, self._longer_schedule, self.progress
-            )
+        before = self.engine.cost.samples
+        unrelated = unrelated_ends(
+            self.engine, self.ordinary, self._longer_schedule, self.progress, self.known
+        )
+        if self.engine.cost.samples > before:
             self.result.ordinary += self.engine.cost.samples - before
             self.progress.stage("confirming by trajectories", None, "samples")
         if index not in self._longer:
             seeds = list(self.references[index].by_seed)
-            self._longer[index] = self._refer(
-                index, prompt, seeds, self._longer_schedule, self._unrelated_longer
-            )
+            self._longer[index] = self._refer(index, prompt, seeds, self._longer_schedule, unrelated)
         before, largest = self.engine.cost.samples, -math.inf
         unclear = [seed for seed in found if found[seed] >= _UNCLEAR]
         for seed in sorted(unclear, key=lambda seed: -found[seed])[:_UNCLEAR_SEEDS]:
@@ -388,13 +387,19 @@ class Removing:
 
 
 def unrelated_ends(
-    engine: Engine, ordinary: Sequence[str], schedule: Schedule, progress: Progress
-) -> list[Tensor]:
-    """Where ordinary prompts' trajectories end, one seed each; once per model."""
+    engine: Engine, ordinary: Sequence[str], schedule: Schedule, progress: Progress,
+    known: Ends | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Where ordinary prompts' trajectories end, one seed each; those in `known` are not drawn again, and
+    the others are added to it."""
     texts = ordinary[:UNRELATED]
+    known, key = {} if known is None else known, (schedule, tuple(texts))
+    if key in known:
+        return known[key]
     progress.stage("drawing ordinary trajectories", len(texts) * schedule.passes, "samples")
     samples = [
         Sample(prompt, frozenset(), _UNRELATED_SEED + place)
         for place, prompt in enumerate(engine.prompts(texts))
     ]
-    return engine.trajectories(samples, schedule, progress.advance)
+    known[key] = engine.trajectories(samples, schedule, progress.advance)
+    return known[key]

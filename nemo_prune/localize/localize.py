@@ -280,7 +280,7 @@ class _Run:
         captions = self.calibration_prompts or bundled_captions()
         ordinary = apart_from(captions, self.prompts)[:UNRELATED]
         before, began = engine.cost.samples, time.monotonic()
-        ends = unrelated_ends(engine, ordinary, schedule, self.progress)
+        ends = unrelated_ends(engine, ordinary, schedule, self.progress, self.ordinary.ends)
         samples = engine.cost.samples - before
         self.calibration_samples += samples
         per_sample = (time.monotonic() - began) / max(1, samples)
@@ -288,7 +288,7 @@ class _Run:
         heard = engine.prompts(ordinary)
         self.confirmation = Confirmation(
             engine, schedule, ends, self.progress, worth, Moved(engine, heard),
-            () if options.confirm == "pictures" else ordinary,
+            () if options.confirm == "pictures" else ordinary, self.ordinary.ends,
         )  # fmt: skip
         self.confirmation.result.widened |= repaired.widened
         # The paper's procedure ends where it ends.

@@ -55,7 +55,7 @@ def measure(
         variants += [(engine, prompt, draw) for draw in draws]
         for column, (model, text, switched) in enumerate(variants):
             after = _outputs(model, text, noise, switched)
-            for layer, change in _changes(before, after).items():
+            for layer, change in changes(before, after).items():
                 sums.setdefault(layer, [0.0] * len(variants))[column] += change
         advance(1)
     count = len(prompts)
@@ -82,15 +82,15 @@ def measure(
 
 def moved(engine: Engine, prompts: Sequence[Prompt], off: Collection[Neuron], *, seed: int) -> float:
     """`measure`'s "pruned" alone, without the random neurons: two samples a prompt."""
-    changes: list[float] = []
+    found: list[float] = []
     for place, prompt in enumerate(prompts):
         before = _outputs(engine, prompt, seed + place, frozenset())
         after = _outputs(engine, prompt, seed + place, frozenset(off))
-        changes += _changes(before, after).values()
-    return sum(changes) / len(changes)
+        found += changes(before, after).values()
+    return sum(found) / len(found)
 
 
-def _changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
+def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
     """The relative change of each layer's output, in network order."""
     return {
         layer: float((after[layer] - output).norm() / output.norm().clamp_min(1e-12))

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.families import FAMILIES, Published
 from nemo_prune.errors import CalibrationError, OptionError, option
@@ -40,7 +38,7 @@ from nemo_prune.scoring.thresholds import (
     prompts_for,
     tau_from,
 )
-from nemo_prune.scoring.trajectory import Schedule
+from nemo_prune.scoring.trajectory import Ends
 
 BUNDLED_SCORED = 200  # of the bundled captions: each costs as many samples as seeds
 FILE, CACHE, NOW = "file", "cache", "this run"
@@ -145,7 +143,7 @@ class Ordinary:
         self._progress = progress
         self._calibrating = calibrating
         self.of_original: set[str] = set()
-        self.ends: dict[tuple[Schedule, tuple[str, ...]], list[Tensor]] = {}
+        self.ends: Ends = {}
         self._file = self._fitting(found) if found else None
 
     @property

@@ -32,6 +32,10 @@ class Schedule:
         return 2 * len(self.timesteps)
 
 
+Ends = dict[tuple[Schedule, tuple[str, ...]], list[Tensor]]
+"""Schedule and prompts -> where their trajectories end, latents `[c, h, w]` in [0, 1] each."""
+
+
 def schedule_from(first: int, steps: int = STEPS, guidance: float = GUIDANCE) -> Schedule:
     """`steps` timesteps, evenly spaced from `first` (981 for SD1's 50 steps) towards 0."""
     return Schedule(tuple(round(first - i * first / steps) for i in range(steps)), guidance)

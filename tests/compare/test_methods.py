@@ -4,16 +4,19 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
-from benches import ORDINARY, PROMPTS
+from benches import ORDINARY, PROMPTS, make
 from torch import nn
 
 from nemo_prune.compare.bench import Bench
 from nemo_prune.compare.methods import ENTRIES, chosen, methods
 from nemo_prune.compare.rows import multiplied, neurons_of
+from nemo_prune.compare.searched import searched
 from nemo_prune.errors import OptionError
 from nemo_prune.report.pictures import draw
 
@@ -183,3 +186,13 @@ def test_half_the_channels_of_each_down_block(bench: Bench) -> None:
         for name, found in rows.items():
             assert name.startswith(f"down_blocks.{block}.")
             assert len(set(found)) == bench.loaded.unet.get_submodule(name).out_channels // 2
+
+
+def test_searches_of_one_prompt_each_share_what_is_ordinary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_prune.localize.localize.UNRELATED", 2)
+    path = tiny.write_small(tmp_path / "m.safetensors", side=16)
+    bench = make(path, criterion="trajectory", confirm="trajectory", rounds=0, tau=0.0, gate=0.0)
+    spent = [searched(bench, [prompt])["calibrating"]["samples"] for prompt in PROMPTS]
+    assert spent[0] > 0 == spent[1]

@@ -23,7 +23,7 @@ from nemo_prune.localize.confirm import (
 )
 from nemo_prune.scoring.engine import Engine, Prompt, Sample
 from nemo_prune.scoring.sharing import work_for_another
-from nemo_prune.scoring.trajectory import Reference, schedule_from
+from nemo_prune.scoring.trajectory import Ends, Reference, schedule_from
 from nemo_prune.search.auto import Candidates
 
 SCHEDULE = schedule_from(961, 5)
@@ -306,6 +306,16 @@ def test_what_is_unclear_in_five_steps_is_drawn_in_ten(
         taken = engine.cost.samples - samples - (confirmation.result.ordinary - ordinary)
         assert confirmation.result.passes[0] - passes == taken, "ordinary prompts are no prompt's cost"
     assert confirmation.result.ordinary == (2 * 20 if asked else 0), "once, and only if need be"
+
+
+def test_ordinary_trajectories_are_drawn_once_for_all_who_share_them(engine: Engine) -> None:
+    known: Ends = {}
+    first = unrelated_ends(engine, ["a"] * 2, SCHEDULE, Told(), known)
+    before = engine.cost.samples
+    assert unrelated_ends(engine, ["a"] * 2, SCHEDULE, Told(), known) is first
+    assert engine.cost.samples == before
+    assert unrelated_ends(engine, ["a"] * 3, SCHEDULE, Told(), known) is not first
+    assert engine.cost.samples > before
 
 
 def test_a_search_for_what_only_more_steps_show_goes_further_down(
