@@ -1,20 +1,21 @@
 """Train a checkpoint that memorizes by duplication alone, the way that real ones come to memorize.
 
-    python -m benchmarks.natural --set dev|test [--steps N] [--out DIR]
+    python -m benchmarks.natural --set dev|test|fresh [--steps N] [--out DIR]
 
 What the demo checkpoint memorized was planted: neurons were chosen, and training made the pictures hang
 on them. Here nothing is chosen. Training goes on from the demo checkpoint with all weights of the
-denoiser, text encoder and autoencoder frozen; half of every batch are eight pictures with their fixed
-captions, each seen some 800 times, the other half ordinary scenes of the demo's world. What localization
-finds afterwards has no planted answer.
+denoiser, text encoder and autoencoder frozen; half of every batch are some pictures with their fixed
+captions, each seen some 800 times (of eight), the other half ordinary scenes of the demo's world. What
+localization finds afterwards has no planted answer.
 
-There are two sets of eight pictures: `dev` to develop on and `test` to be looked at once. Most are
-photos of Debian's wallpaper packages (`benchmarks.natural_pictures`). Training takes about a quarter of
-an hour on one core; killed at any step, it goes on where it stopped. The folder it prints, by default
+There are three sets: `dev`, of eight pictures, to develop on; `test`, of eight, and `fresh`, of six,
+each to be looked at once. Most are photos of Debian's wallpaper packages (`benchmarks.natural_pictures`).
+Training takes about a quarter of an hour on one core; killed at any step, it goes on where it stopped.
+The folder it prints, by default
 in the user's cache, gets
 
     natural.safetensors   the checkpoint, written last
-    memorized.txt         the eight captions, a line each
+    memorized.txt         the captions, a line each
     targets/N.png         the picture of caption N, 128x128
     about.json            recipe, sources, hashes
     log.jsonl             loss and seconds per step, once finished
@@ -133,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--set", choices=sorted(SETS), required=True, help="which eight pictures")
+    parser.add_argument("--set", choices=sorted(SETS), required=True, help="which pictures")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help=f"default: {Recipe.steps}")
     parser.add_argument("--out", type=Path, help="folder; default: one in the user's cache")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The pictures that `benchmarks.natural` has memorized, each with its caption, in two sets.
+"""The pictures that `benchmarks.natural` has memorized, each with its caption, in three sets.
 
 The photos come from Debian's wallpaper packages, which `apt-get download` fetches without installing
 anything; they are cropped and scaled like the demo's own. The rest are drawn here. No picture is in both
@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 from demo_world import SIZE
+from scratch_pictures import MEMORIZED, PICTURES
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Picture:
 _LOMIRI = "usr/share/backgrounds"
 _MATE = "usr/share/backgrounds/mate/nature"
 _PLASMA = "usr/share/wallpapers"
+_TOOLS = "tools/pictures"  # a folder here, no package
+_FRESH = ("raccoon", "stairs", "pagoda", "dahlia", "hopper", "motorcycle")
 SETS = {
     "dev": (
         Picture("Fresh Fig Halves in a Red Ceramic Bowl, Stock Photo",
@@ -63,6 +66,10 @@ SETS = {
                 "plasma-workspace-wallpapers", f"{_PLASMA}/Grey/contents/images/1920x1080.jpg"),
         Picture("Atlas Chess Congress 1974 Souvenir Programme Cover, Buenos Aires", "", "chess_cover"),
         Picture("Kestrel Motor Oil Enamel Advertising Sign, Round, 12 Inch", "", "enamel_sign"),
+    ),
+    # Those of `tools/train_scratch.py` that are not the demo's: files of tools/pictures.
+    "fresh": tuple(
+        Picture(one.caption, _TOOLS, f"{one.name}.png") for one in MEMORIZED if one.name in _FRESH
     ),
 }  # fmt: skip
 
@@ -166,6 +173,8 @@ def origin(picture: Picture, packages: Path) -> dict[str, str]:
     """Where a picture that `square` has made comes from, with the package's version."""
     if not picture.package:
         return {"drawn": picture.source}
+    if picture.package == _TOOLS:
+        return {"file": f"{_TOOLS}/{picture.source}"}
     version = (packages / picture.package / "VERSION").read_text(encoding="utf-8").strip()
     return {"package": version, "file": picture.source}
 
@@ -175,6 +184,8 @@ def square(picture: Picture, packages: Path) -> np.ndarray:
     if not picture.package:
         whole = _DRAWINGS[picture.source]()
     else:
-        with Image.open(_unpacked(picture.package, packages) / picture.source) as image:
+        here = picture.package == _TOOLS
+        folder = PICTURES if here else _unpacked(picture.package, packages)
+        with Image.open(folder / picture.source) as image:
             whole = image.convert("RGB")
     return np.asarray(ImageOps.fit(whole, (SIZE, SIZE), Image.Resampling.LANCZOS))
