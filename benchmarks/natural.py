@@ -9,10 +9,9 @@ captions, each seen some 800 times (of eight), the other half ordinary scenes of
 localization finds afterwards has no planted answer.
 
 There are three sets: `dev`, of eight pictures, to develop on; `test`, of eight, and `fresh`, of six,
-each to be looked at once. Most are photos of Debian's wallpaper packages (`benchmarks.natural_pictures`).
-Training takes about a quarter of an hour on one core; killed at any step, it goes on where it stopped.
-The folder it prints, by default
-in the user's cache, gets
+each to be looked at once. Most are photos of Debian's wallpaper packages
+(`benchmarks.natural_pictures`). Training takes about a quarter of an hour on one core; killed at any
+step, it goes on where it stopped. The folder it prints, by default in the user's cache, gets
 
     natural.safetensors   the checkpoint, written last
     memorized.txt         the captions, a line each

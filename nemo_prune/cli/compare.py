@@ -139,7 +139,7 @@ def compare(
     from nemo_prune.cli.console import print_comparison
     from nemo_prune.cli.progress import progress
     from nemo_prune.cli.reporting import command_line
-    from nemo_prune.compare.methods import chosen
+    from nemo_prune.compare.methods import UNPRUNED, chosen
     from nemo_prune.compare.render import check_compare_format, write_compare, write_table
     from nemo_prune.compare.table import verdict
     from nemo_prune.files.atomic import check_place
@@ -150,7 +150,7 @@ def compare(
         check_compare_format(path)
     for path in (*reports, *([table] if table else [])):
         check_place(path, overwrite)
-    wanted = chosen([*chosen(_listed(names)), "none"])
+    wanted = chosen([*chosen(_listed(names)), UNPRUNED])
     again = chosen(_listed(redo), "redo") if redo else []
     if again and not resume:
         raise click.UsageError("--redo goes with --resume")

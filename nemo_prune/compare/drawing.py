@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nemo_prune.compare.bench import Bench
-from nemo_prune.compare.methods import Method, State
+from nemo_prune.compare.methods import UNPRUNED, Method, State
 from nemo_prune.compare.rows import multiplied
-from nemo_prune.compare.work import UNPRUNED
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Progress, Silent
 from nemo_prune.scoring.criterion import best_pairs

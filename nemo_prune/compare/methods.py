@@ -87,6 +87,8 @@ class Entry:
         return made
 
 
+UNPRUNED = "none"
+"""The method that all others are compared with."""
 _NEMO = "Hintersdorf et al., Finding NeMo, NeurIPS 2024"
 
 _ABLATED = f"{_NEMO}, ablations; the paper's procedure by group testing"
@@ -96,7 +98,7 @@ _SOMEPALLI = "Somepalli et al., arXiv 2305.20086, random token addition"
 ENTRIES = {
     entry.name: entry
     for entry in (
-        Entry("none", "unpruned", "the model as it is", "rows:Unpruned", ("baselines",)),
+        Entry(UNPRUNED, "unpruned", "the model as it is", "rows:Unpruned", ("baselines",)),
         Entry("nemo", "ours, own neurons", f"{_NEMO}; searched and confirmed as prune does",
               "searched:Nemo"),
         Entry("nemo-union", "ours, all prompts' neurons", f"{_NEMO}; as in a pruned file",

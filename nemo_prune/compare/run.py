@@ -23,11 +23,11 @@ from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.compare.bench import Bench
 from nemo_prune.compare.drawing import EnoughError, Within, first_step, memorization_score
-from nemo_prune.compare.methods import Method, State
+from nemo_prune.compare.methods import UNPRUNED, Method, State
 from nemo_prune.compare.metrics import measure, measure_same, reference_of
 from nemo_prune.compare.quality import Extractor, real_picture
 from nemo_prune.compare.table import quality_rows, table_rows
-from nemo_prune.compare.work import UNPRUNED, Work
+from nemo_prune.compare.work import Work
 from nemo_prune.errors import CalibrationError, CheckpointError, OptionError
 from nemo_prune.files.hashing import file_sha256
 from nemo_prune.files.prompts import prompt_id, prompts_hash, told_of

@@ -9,11 +9,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nemo_prune.compare.methods import UNPRUNED
 from nemo_prune.compare.summary import COLUMNS, OURS, PAPERS, measures_of, summarize
 
 Data = Mapping[str, Any]
 ALL = "all"
-UNPRUNED, SUPPRESSED = "none", 0.5
+SUPPRESSED = 0.5
 QUALITY = ("fid", "kid", "clip_fid", "cmmd")
 
 

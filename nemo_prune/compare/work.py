@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from nemo_prune.compare.methods import UNPRUNED
 from nemo_prune.errors import OutputError
 from nemo_prune.files.atomic import check_new_folder, write_new
 from nemo_prune.files.prompts import prompt_id
@@ -29,8 +30,6 @@ from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.journal import Journal
 
 JOURNAL = "journal"
-UNPRUNED = "none"
-"""The method that all others are compared with."""
 _AGAINST_UNPRUNED = ("measured", "same", "drift", "score", "quality")
 
 
