@@ -75,7 +75,7 @@ def check_page(
     messages: list[str] = []
     page.on("console", lambda message: messages.append(message.text))
     page.on("pageerror", lambda error: messages.append(str(error)))
-    page.on("dialog", lambda dialog: (messages.append("a dialog"), dialog.dismiss()))
+    page.on("dialog", lambda dialog: messages.append("a dialog") or dialog.dismiss())
     page.on("request", lambda request: messages.append(request.url))
     page.goto(path.as_uri())
     assert [one for one in messages if not one.startswith("data:")] == [path.as_uri()]

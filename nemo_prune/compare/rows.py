@@ -55,15 +55,6 @@ def by_module(neurons: Iterable[Neuron]) -> dict[str, list[int]]:
     return {name: sorted(found) for name, found in rows.items()}
 
 
-def neurons_of(state: State) -> tuple[Neuron, ...]:
-    """The value neurons that a state switches off, of its first set; none for other methods."""
-    if state.get("factor") != 0 or not state.get("sets"):
-        return ()
-    rows: Rows = state["sets"][0]
-    return tuple(Neuron(name, row) for name, found in rows.items() for row in found
-                 if name.endswith(".attn2.to_v"))  # fmt: skip
-
-
 def state_of(
     sets: Sequence[Rows], samples: int, seconds: float, notes: Sequence[str] = (), factor: float = 0.0,
     **more: Any,

@@ -1,4 +1,4 @@
-"""Draw pictures with a checkpoint, compare them, and lay them out on a sheet."""
+"""Draw pictures with a checkpoint and compare them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from nemo_prune.model.hub import quiet
 from nemo_prune.scoring.similarity import ms_ssim
 
 Picture = NDArray[np.uint8]  # [height, width, 3]
-_GAP = 4  # pixels between pictures on a sheet
 
 
 @quiet()
@@ -68,15 +66,3 @@ def similarity(a: Picture, b: Picture) -> float:
     """MS-SSIM of two pictures of one size, at most 1."""
     left, right = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] / 255 for p in (a, b))
     return float(ms_ssim(left, right)[0])
-
-
-def sheet(rows: Sequence[Sequence[Picture]]) -> Image.Image:
-    """Pictures of one size, row by row, on white."""
-    height, width = rows[0][0].shape[:2]
-    columns = max(len(row) for row in rows)
-    size = (columns * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP)
-    page = Image.new("RGB", size, "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            page.paste(Image.fromarray(picture), (x * (width + _GAP), y * (height + _GAP)))
-    return page
