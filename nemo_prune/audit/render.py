@@ -49,7 +49,6 @@ def to_html(data: Data) -> str:
         findings=list(outcome.findings(data)),
         notes=outcome.notes(data),
         kinds=outcome.kinds(data),
-        came_back=outcome.came_back,
         gone=GONE,
         successes=outcome.successes,
         near=outcome.near_pictures,
