@@ -125,7 +125,8 @@ def drift_plot(data: Data) -> dict[str, Any] | None:
             points.append((place, method["name"], drift, found["median"]))
     if len(points) < 2:
         return None
-    most = max(max(drift for _, _, drift, _ in points), 1e-6)
+    ticks = _round_ticks(max(drift for _, _, drift, _ in points))
+    most = ticks[-1]
     low = min(0.0, *(value for _, _, _, value in points))
     against = "original" if any(row["columns"]["original"] for row in data["table"]) else "generated"
     return {
@@ -136,8 +137,7 @@ def drift_plot(data: Data) -> dict[str, Any] | None:
             for place, name, drift, value in points
         ],
         "x_ticks": [
-            (round(_LEFT + (_RIGHT - _LEFT) * part, 1), percent(most * part))
-            for part in (0, 0.25, 0.5, 0.75, 1)
+            (round(_LEFT + (_RIGHT - _LEFT) * tick / most, 1), f"{100 * tick:g} %") for tick in ticks
         ],
         "y_ticks": [
             (round(_BOTTOM - (_BOTTOM - _TOP) * (tick - low) / (1 - low), 1), f"{tick:.1f}")
@@ -146,6 +146,13 @@ def drift_plot(data: Data) -> dict[str, Any] | None:
         "against": MEANINGS[against],
         "left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM,
     }  # fmt: skip
+
+
+def _round_ticks(most: float) -> list[float]:
+    """0 and up to five round numbers above it, the last at least `most`."""
+    power = 10.0 ** math.floor(math.log10(max(most, 1e-6)))
+    step = next(part * power for part in (0.2, 0.5, 1, 2) if most <= 5 * part * power)
+    return [round(step * count, 9) for count in range(math.ceil(max(most / step, 1)) + 1)]
 
 
 def neurons_plot(data: Data) -> dict[str, Any] | None:
