@@ -241,7 +241,7 @@ def test_mixed_dtypes_in_one_file(place: Path, single: dict[str, Path], family: 
         for n, (name, t) in enumerate(sorted(tensors.items()))
     }
     path = place / "mixed.safetensors"
-    ldm.save_tensors(path, mixed, {})
+    ldm.save_tensors(path, mixed, described(family))
     assert same_weights(load(path).unet, load(single[family]).unet)
 
 
@@ -262,7 +262,7 @@ def test_scaled_fp8_is_multiplied_out(
             scaled[stem + "scale_input"] = torch.tensor(7.0)
     scaled["model.diffusion_model.scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
     path = place / "scaled.safetensors"
-    save_file(scaled, path)
+    save_file(scaled, path, described(family))
     ours, theirs = load(path).unet.state_dict(), load(single[family]).unet.state_dict()
     for name, wanted in theirs.items():
         # Halves of the smallest numbers do not fit in 8 bits.
@@ -385,9 +385,10 @@ def test_text_encoders_that_do_not_fit(
 
 def test_who_has_the_word_on_what_is_predicted(place: Path, folders: dict[str, Path]) -> None:
     marked = place / "marked.safetensors"
-    ldm.save_tensors(marked, tiny_tensors("sd2", vae=False) | {"v_pred": torch.zeros(1)}, {})
+    tensors = tiny_tensors("sd2", vae=False) | {"v_pred": torch.zeros(1)}
+    ldm.save_tensors(marked, tensors, described("sd2"))
     stated = place / "stated.safetensors"
-    ldm.save_tensors(stated, load_file(marked), {"modelspec.prediction_type": "epsilon"})
+    ldm.save_tensors(stated, tensors, described("sd2") | {"modelspec.prediction_type": "epsilon"})
     whole = folders["sd2"]
     assert load(marked).prediction_type == "v_prediction"
     assert load(stated).prediction_type == "epsilon", "modelspec before the marker"
