@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import config_folder, ldm, open_clip, same_weights, tiny_configs, tiny_tensors, write_tiny
+from tiny import (
+    config_folder,
+    ldm,
+    open_clip,
+    same_weights,
+    tiny_configs,
+    tiny_tensors,
+    write_small,
+    write_tiny,
+)
 
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.checkpoint.recognize import recognize
@@ -277,9 +286,9 @@ loading.load_pipeline(found, **options)
 """
 
 
-def test_no_network_access_is_attempted_and_nothing_is_said(files: dict[str, Path]) -> None:
+def test_no_network_access_is_attempted_and_nothing_is_said(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", NO_NETWORK, str(files["sd1"])],
+        [sys.executable, "-c", NO_NETWORK, str(write_small(tmp_path / "m.safetensors", side=16))],
         capture_output=True,
         text=True,
         check=False,
