@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ def check_count(prompts: PromptList, expected: int | None) -> None:
         )
 
 
+@cache
 def bundled_captions() -> tuple[str, ...]:
     """The 2,000 ordinary captions that come with the package, varied from the first on."""
     return read_prompts(Path(str(files("nemo_prune") / "data" / "ordinary.txt"))).texts

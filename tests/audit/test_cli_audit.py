@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def audit(folder: Path, *more: object, gate: float = 0.0) -> Result:
     return run("audit", folder / "model.safetensors", folder / "clean.safetensors", "--prompts",
                folder / "prompts.txt", "--strength", "quick", "--device", "cpu", "--tau", gate,
-               "--gate", gate, *more)  # fmt: skip
+               "--gate", gate, "--seeds", 2, *more)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nemo_prune.localize.localize.auto_search", settled)
     monkeypatch.setattr("nemo_prune.audit.neurons.Locator._by_trajectory", lambda *_: (FOUND,))
     monkeypatch.setattr("nemo_prune.audit.inputs.UNRELATED", 2)
+    monkeypatch.setattr("nemo_prune.audit.neurons._ORDINARY", 2)
     for module in ("triggers", "embeddings", "inputs"):
         monkeypatch.setattr(f"nemo_prune.audit.{module}.REFERENCES", 2)
 

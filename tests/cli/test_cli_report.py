@@ -169,7 +169,8 @@ def test_prune_reports_on_what_it_wrote(folder: Path, tmp_path: Path) -> None:
     assert "--images 0" in data["command"]
     assert b"marker caption" not in out.read_bytes()
     again = run("verify", folder / "model.safetensors", out, "--prompts", folder / "prompts.txt",
-                "--manifest", manifest, "--images", "0", *QUICK[:4], "--json", "-q")  # fmt: skip
+                "--ordinary", folder / "ordinary.txt", "--manifest", manifest, "--images", "0",
+                *QUICK[:4], "--json", "-q")  # fmt: skip
     verdict = json.loads(again.stdout)
     assert verdict["cost"]["picture_samples"] == data["cost"]["picture_samples"] == 0
     assert [e["score_own"] for e in verdict["prompts"]] == [e["score_own"] for e in data["prompts"]]

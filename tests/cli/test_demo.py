@@ -29,6 +29,7 @@ MEMORIZED = read_prompts(DATA / "memorized.txt").texts
 ORDINARY = read_prompts(DATA / "ordinary.txt").texts
 HELD_OUT = read_prompts(DATA / "ordinary-heldout.txt").texts
 SEEDS = [500, 501]  # never used by a search, nor by training
+STEPS = 20  # as the demo draws
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def header(path: Path) -> tuple[dict[str, Any], int]:
 
 def pictures(path: Path, prompts: tuple[str, ...]) -> list[list[Picture]]:
     pipeline = load_pipeline(recognize(path), device=torch.device("cpu"), dtype=torch.float32)
-    return draw(pipeline, prompts, SEEDS)
+    return draw(pipeline, prompts, SEEDS, steps=STEPS)
 
 
 def test_every_memorized_caption_is_suppressed_on_fresh_seeds(run: Run) -> None:
@@ -117,7 +118,7 @@ def test_pictures_stop_replicating_and_diffusers_agrees(run: Run, tmp_path: Path
     )
     theirs.scheduler = hub.DDIMScheduler.from_config(theirs.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
-    drawn = draw(theirs, (caption,), SEEDS)[0]
+    drawn = draw(theirs, (caption,), SEEDS, steps=STEPS)[0]
     assert all(similarity(a, b) > 0.99 for a, b in zip(drawn, after, strict=True))
 
 
@@ -178,6 +179,10 @@ def test_it_ends_without_training_pictures(tmp_path: Path, monkeypatch: pytest.M
     (data / "memorized.txt").write_text("\n".join(MEMORIZED[:1]))
     monkeypatch.setattr(module, "DATA", data)
     monkeypatch.setattr(module, "_STEPS", 2)
+    monkeypatch.setattr(module, "_ORDINARY_PROMPTS", 4)
+    # What trajectories say of the demo is asked above.
+    monkeypatch.setattr("nemo_prune.localize.confirm.SEEDS", 4)
+    monkeypatch.setattr("nemo_prune.localize.localize.UNRELATED", 4)
     result = tiny.run("demo", "--folder", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)["demo"]

@@ -78,7 +78,8 @@ def test_a_mixed_list_is_pruned_without_labels(
     some.write_text("\n".join(lines[FIRST - before : FIRST + len(MEMORIZED) + before]))
     code, told = run(
         "prune", CHECKPOINT, "--prompts", some, "--calibration", demo_calibration,
-        "--confirm", "none",  # what trajectories say of the demo is asked in test_demo
+        "--confirm", "none",  # what trajectories and more seeds say of the demo is asked in test_demo
+        "--seeds", 5,
         "-o", tmp_path / "clean.safetensors",
     )  # fmt: skip
     assert code == 0

@@ -26,13 +26,13 @@ EXACT = ("fp32", "EMA twin", "folder", "shards")
 def prune(model: Path, out: Path, calibration: Path) -> dict[str, Any]:
     """The pruned model in `out`; what is ordinary is taken from the checkpoint as it ships.
 
-    What trajectories say of the demo is asked in test_demo.
+    What trajectories and more seeds say of the demo is asked in test_demo.
     """
     prompts = out.with_suffix(".txt")
     prompts.write_text("\n".join(CAPTIONS))
     done = run("prune", model, "--prompts", prompts, "-o", out, "--calibration", calibration, "--force",
                "--device", "cpu", "--precision", "fp32", "--json",
-               "--confirm", "none")  # fmt: skip
+               "--confirm", "none", "--seeds", 4)  # fmt: skip
     assert done.exit_code == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     return told

@@ -45,12 +45,17 @@ def folder(
     monkeypatch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
     few = Effort(
         4, 2, drawn=1, draw_seeds=2, styles=(Style("dpm++ 2m", 4, 5.0, 1),), plain_steps=4,
-        chase=Chase((0, 2), batch=1, random=0, controls=1, traced=1),
+        chase=Chase((0, 2), batch=1, random=0, controls=1, traced=1, deep=False),
     )  # fmt: skip
     monkeypatch.setitem(EFFORTS, "quick", few)
-    # What trajectories of ordinary captions look like, from fewer of them.
-    monkeypatch.setattr("nemo_prune.scoring.detection_run.ORDINARY", 5)
-    monkeypatch.setattr("nemo_prune.localize.localize.UNRELATED", 4)
+    # What trajectories look like, from fewer seeds and fewer ordinary captions.
+    monkeypatch.setattr("nemo_prune.scoring.detection_run.ORDINARY", 4)
+    monkeypatch.setattr("nemo_prune.scoring.consistency.SEEDS", range(20_000, 20_002))
+    monkeypatch.setattr("nemo_prune.localize.confirm.SEEDS", 4)
+    for module, count in (("localize.localize", 4), ("audit.inputs", 4), ("audit.pictures", 1)):
+        monkeypatch.setattr(f"nemo_prune.{module}.UNRELATED", count)
+    for module in ("pictures", "triggers", "embeddings", "inputs"):
+        monkeypatch.setattr(f"nemo_prune.audit.{module}.REFERENCES", 2)
     Path("model.safetensors").symlink_to(CHECKPOINT)
     shutil.copy(demo_calibration, "calibration.safetensors")
     memorized = read_prompts(DATA / "memorized.txt").texts
@@ -65,7 +70,7 @@ def folder(
 
 
 def cheaper(page: str, arguments: list[str]) -> list[str]:
-    """The same command at less cost: what is ordinary is known, and pictures take few steps.
+    """The same command at less cost: what is ordinary is known, seeds and steps of pictures are few.
 
     Trajectories confirm what the README's command found; what the others find is the same.
     """
@@ -79,6 +84,8 @@ def cheaper(page: str, arguments: list[str]) -> list[str]:
         more += ["--calibration", "calibration.safetensors", "--force"]
     if verb in searching and page != "README.md" and "--confirm" not in arguments:
         more += ["--confirm", "none"]
+    if verb in searching | {"detect", "check", "verify", "audit"}:
+        more += ["--seeds", "4"]
     if {"--report", "--card"} & set(arguments) and verb != "audit":
         more += ["--picture-steps", "4", "--images", "1", "--ordinary-images", "1"]
         more += ["--ordinary", "few.txt"]

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from tiny import config_folder, run, write_small
+from tiny import config_folder, run, small_unet, write_small
 
 from nemo_prune.scoring.journal import Journal, journal_path
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
+QUICK = ["--seeds", "2", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
          "--tau", "0", "--gate", "0"]  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
-    path.write_text("".join(f"marker caption {number}\n" for number in range(4)))
+    path.write_text("".join(f"marker caption {number}\n" for number in range(3)))
     return path
 
 
@@ -58,7 +58,7 @@ def test_resumed_ends_like_unbroken(
     assert len(journal.splitlines()) == 3
     assert "marker" not in journal
     left = json.loads(broken.read_text())["prompts"]
-    assert sum(prompt["status"] == "not searched" for prompt in left) == 2
+    assert sum(prompt["status"] == "not searched" for prompt in left) == 1
 
     again = run("localize", model, *given, "-o", broken)
     assert again.exit_code == 2
@@ -77,7 +77,7 @@ def test_an_interrupted_prune_keeps_what_was_finished_and_writes_no_checkpoint(
     assert _interrupted(monkeypatch, model, *given).exit_code == 130
     assert not out.exists()
     kept = [prompt["status"] for prompt in json.loads(manifest.read_text())["prompts"]]
-    assert kept.count("not searched") == 2
+    assert kept.count("not searched") == 1
     assert kept.count("not confirmed") == 2
 
 
@@ -99,13 +99,13 @@ def test_a_journal_of_the_same_file_but_another_model_is_refused(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     """The checkpoint's own hash does not know what the command line adds to it."""
-    model = write_small(tmp_path / "without.safetensors", text_encoder=False)
-    one, another = (write_small(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (0, 1))
-    configs = config_folder(tmp_path / "configs")  # of 64x64 latents
+    model = write_small(tmp_path / "without.safetensors", side=16, text_encoder=False)
+    one, another = (write_small(tmp_path / f"{seed}.safetensors", side=16, seed=seed) for seed in (0, 1))
+    configs = config_folder(tmp_path / "configs")  # of other latents
     schedule = config_folder(tmp_path / "schedule")
     for folder, part, change in (
-        (configs, "scheduler/scheduler_config.json", {}),
-        (schedule, "unet/config.json", {"sample_size": 32}),
+        (configs, "unet/config.json", small_unet(24)),
+        (schedule, "unet/config.json", small_unet(16)),
         (schedule, "scheduler/scheduler_config.json", {"beta_end": 0.013}),
     ):
         path = folder / part
@@ -114,7 +114,9 @@ def test_a_journal_of_the_same_file_but_another_model_is_refused(
     given = [verb, model, "--prompts", prompts, "-o" if verb == "localize" else "--csv", out,
              "--seeds", "2", "--device", "cpu", "--tau", "0", "--gate", "0"]  # fmt: skip
     if verb == "localize":
-        given += [*QUICK[4:6], "--confirm", "none"]
+        ordinary = tmp_path / "ordinary.txt"
+        ordinary.write_text("".join(f"an ordinary caption {number}\n" for number in range(30)))
+        given += [*QUICK[4:6], "--confirm", "none", "--calibration-prompts", ordinary]
     _interrupted(monkeypatch, *given, "--text-encoder", one)
     for other in (
         ["--text-encoder", another],
@@ -158,7 +160,7 @@ def test_detect_goes_on_to_the_same_table(
     assert resumed.exit_code == 0, resumed.output
     assert broken.read_bytes() == whole.read_bytes()
     assert not journal_path(broken).exists()
-    assert json.loads(resumed.stdout)["cost"]["samples"] == 2 * 4 + 4  # two prompts, and no prompt
+    assert json.loads(resumed.stdout)["cost"]["samples"] == 4 + 4  # one prompt, and no prompt
 
 
 def test_detect_needs_a_table_to_resume(model: Path, prompts: Path) -> None:

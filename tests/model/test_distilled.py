@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import SMALL
+from layouts import SIDE, SMALL
 from safetensors.torch import load_file
 from tiny import ldm, run, same_weights, tiny_configs, write_tiny
 from torch import Tensor
@@ -76,7 +76,8 @@ def whole(place: Path) -> dict[str, Path]:
 
 def unet(family: str, changes: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    return hub.UNet2DConditionModel.from_config(tiny_configs(family)["unet"] | changes).eval()
+    config = tiny_configs(family)["unet"] | {"sample_size": SIDE} | changes
+    return hub.UNet2DConditionModel.from_config(config).eval()
 
 
 def load(path: Path, *text_encoder: Path, **options: Any) -> loading.LoadedModel:
@@ -85,12 +86,10 @@ def load(path: Path, *text_encoder: Path, **options: Any) -> loading.LoadedModel
     )
 
 
-def with_rest(
-    whole: Path, state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> Path:
+def with_rest(whole: Path, state: dict[str, Tensor], path: Path) -> Path:
     """A single file of this UNet and the text encoders and VAE of another."""
     rest = {n: t for n, t in load_file(whole).items() if not n.startswith(ldm.UNET_PREFIX)}
-    ldm.save_tensors(path, ldm.unet_to_ldm(state) | rest, metadata or {})
+    ldm.save_tensors(path, ldm.unet_to_ldm(state) | rest, SMALL)
     return path
 
 
@@ -106,7 +105,7 @@ def test_distilled_unets_load_as_in_diffusers(
         path, encoder = with_rest(whole[family], theirs.state_dict(), place / "m.safetensors"), ()
     elif layout == "UNet alone":
         path = place / "unet.safetensors"
-        ldm.save_tensors(path, theirs.state_dict(), {})
+        ldm.save_tensors(path, theirs.state_dict(), SMALL)
     else:
         path = place / f"{shape}-folder"
         theirs.save_pretrained(path)
@@ -157,7 +156,7 @@ def test_the_rows_zeroed_are_those_of_the_layers_that_diffusers_sees(
 def test_distilled_unets_are_localized(place: Path, whole: dict[str, Path], shape: str) -> None:
     """Through `localize` with its default layers, which are down and, where there is one, mid."""
     family, changes = SHAPES[shape]
-    source = with_rest(whole[family], unet(family, changes).state_dict(), place / "l.safetensors", SMALL)
+    source = with_rest(whole[family], unet(family, changes).state_dict(), place / "l.safetensors")
     (place / "prompts.txt").write_text("a cat\n")
     (place / "ordinary.txt").write_text("".join(f"photo {n}\n" for n in range(30)))
     manifest = place / f"{shape}.json"

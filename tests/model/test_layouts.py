@@ -63,6 +63,12 @@ def single(place: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
+def models(single: dict[str, Path]) -> dict[str, loading.LoadedModel]:
+    """What all layouts of a family must load as; nobody changes it."""
+    return {family: load(path) for family, path in single.items()}
+
+
+@pytest.fixture(scope="module")
 def folders(place: Path) -> dict[str, Path]:
     return {family: folder(place / f"{family}-folder", family) for family in FAMILIES}
 
@@ -72,7 +78,7 @@ def folders(place: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_loads_bit_equal_to_diffusers(
-    family: str, folders: dict[str, Path], single: dict[str, Path]
+    family: str, folders: dict[str, Path], models: dict[str, loading.LoadedModel]
 ) -> None:
     model, theirs = load(folders[family]), from_pretrained(folders[family], family)
     assert same_weights(model.unet, theirs.unet)
@@ -92,7 +98,7 @@ def test_a_folder_loads_bit_equal_to_diffusers(
             latents.contiguous(memory_format=torch.channels_last), 961, text, added_cond_kwargs=added
         ).sample
     assert torch.equal(noise(model), wanted)
-    assert torch.equal(noise(load(single[family])), wanted)
+    assert torch.equal(noise(models[family]), wanted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,11 +118,13 @@ def test_a_folder_draws_what_diffusers_draws(family: str, folders: dict[str, Pat
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shards_load_as_diffusers_loads_them(place: Path, folders: dict[str, Path], family: str) -> None:
+def test_shards_load_as_diffusers_loads_them(
+    place: Path, models: dict[str, loading.LoadedModel], family: str
+) -> None:
     root = folder(place / f"{family}-shards", family, shards=True)
     for component in ("unet", "text_encoder", "vae"):
         assert len(list((root / component).glob("*-of-*.safetensors"))) > 1, component
-    assert torch.equal(noise(load(root)), noise(load(folders[family])))
+    assert torch.equal(noise(load(root)), noise(models[family]))
     shutil.rmtree(root)
 
 
@@ -134,14 +142,14 @@ def test_a_folder_with_one_variant_alone_loads(place: Path, family: str) -> None
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_of_several_variants_the_usual_one_is_loaded(
-    place: Path, folders: dict[str, Path], family: str
+    place: Path, folders: dict[str, Path], models: dict[str, loading.LoadedModel], family: str
 ) -> None:
     root = shutil.copytree(folders[family], place / f"{family}-variants")
     weights = root / "unet" / "diffusion_pytorch_model.safetensors"
     for variant in ("fp16", "non_ema", "a"):
         other = {name: torch.zeros_like(t) for name, t in load_file(weights).items()}
         save_file(other, weights.with_suffix(f".{variant}.safetensors"))
-    assert torch.equal(noise(load(root)), noise(load(folders[family])))
+    assert torch.equal(noise(load(root)), noise(models[family]))
     shutil.rmtree(root)
 
 
@@ -198,19 +206,23 @@ def test_a_folders_own_words_on_its_schedule(place: Path, folders: dict[str, Pat
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_single_files_of_every_dtype_are_the_same_model(
-    place: Path, single: dict[str, Path], family: str, dtype: str
+    place: Path, models: dict[str, loading.LoadedModel], family: str, dtype: str
 ) -> None:
     path = single_file(place / "dtype.safetensors", family, dtype, vae=False)
-    assert same_weights(load(path).unet, load(single[family]).unet)
+    assert same_weights(load(path).unet, models[family].unet)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folders_of_every_dtype_are_the_same_model(
-    place: Path, folders: dict[str, Path], family: str, dtype: str
+    place: Path,
+    folders: dict[str, Path],
+    models: dict[str, loading.LoadedModel],
+    family: str,
+    dtype: str,
 ) -> None:
     root = recast(shutil.copytree(folders[family], place / f"folder-{family}-{dtype}"), dtype)
-    assert same_weights(load(root).unet, load(folders[family]).unet)
+    assert same_weights(load(root).unet, models[family].unet)
     shutil.rmtree(root)
 
 
@@ -233,7 +245,9 @@ def test_unets_alone_of_every_dtype_are_the_same_model(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mixed_dtypes_in_one_file(place: Path, single: dict[str, Path], family: str) -> None:
+def test_mixed_dtypes_in_one_file(
+    place: Path, single: dict[str, Path], models: dict[str, loading.LoadedModel], family: str
+) -> None:
     tensors = load_file(single[family])
     kinds = list(DTYPES.values())
     mixed = {
@@ -241,15 +255,20 @@ def test_mixed_dtypes_in_one_file(place: Path, single: dict[str, Path], family: 
         for n, (name, t) in enumerate(sorted(tensors.items()))
     }
     path = place / "mixed.safetensors"
-    ldm.save_tensors(path, mixed, {})
-    assert same_weights(load(path).unet, load(single[family]).unet)
+    ldm.save_tensors(path, mixed, described(family))
+    assert same_weights(load(path).unet, models[family].unet)
 
 
 @pytest.mark.parametrize("ending", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("per_row", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scaled_fp8_is_multiplied_out(
-    place: Path, single: dict[str, Path], family: str, ending: str, per_row: bool
+    place: Path,
+    single: dict[str, Path],
+    models: dict[str, loading.LoadedModel],
+    family: str,
+    ending: str,
+    per_row: bool,
 ) -> None:
     tensors = load_file(single[family])
     scaled = dict(tensors)
@@ -262,8 +281,8 @@ def test_scaled_fp8_is_multiplied_out(
             scaled[stem + "scale_input"] = torch.tensor(7.0)
     scaled["model.diffusion_model.scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
     path = place / "scaled.safetensors"
-    save_file(scaled, path)
-    ours, theirs = load(path).unet.state_dict(), load(single[family]).unet.state_dict()
+    save_file(scaled, path, described(family))
+    ours, theirs = load(path).unet.state_dict(), models[family].unet.state_dict()
     for name, wanted in theirs.items():
         # Halves of the smallest numbers do not fit in 8 bits.
         assert torch.allclose(ours[name], wanted, atol=2**-9, rtol=0), name
@@ -336,9 +355,13 @@ def text_encoder_sources(place: Path, family: str, single: Path, whole: Path) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_unet_alone_takes_its_text_encoder_from_anywhere(
-    place: Path, single: dict[str, Path], folders: dict[str, Path], family: str
+    place: Path,
+    single: dict[str, Path],
+    folders: dict[str, Path],
+    models: dict[str, loading.LoadedModel],
+    family: str,
 ) -> None:
-    wanted = noise(load(single[family]))
+    wanted = noise(models[family])
     unets = {
         "ldm": place / f"{family}-unet-ldm.safetensors",
         "diffusers": place / f"{family}-unet-diffusers.safetensors",
@@ -385,9 +408,10 @@ def test_text_encoders_that_do_not_fit(
 
 def test_who_has_the_word_on_what_is_predicted(place: Path, folders: dict[str, Path]) -> None:
     marked = place / "marked.safetensors"
-    ldm.save_tensors(marked, tiny_tensors("sd2", vae=False) | {"v_pred": torch.zeros(1)}, {})
+    tensors = tiny_tensors("sd2", vae=False) | {"v_pred": torch.zeros(1)}
+    ldm.save_tensors(marked, tensors, described("sd2"))
     stated = place / "stated.safetensors"
-    ldm.save_tensors(stated, load_file(marked), {"modelspec.prediction_type": "epsilon"})
+    ldm.save_tensors(stated, tensors, described("sd2") | {"modelspec.prediction_type": "epsilon"})
     whole = folders["sd2"]
     assert load(marked).prediction_type == "v_prediction"
     assert load(stated).prediction_type == "epsilon", "modelspec before the marker"
