@@ -2,13 +2,17 @@
 
 It judges whether ordinary pictures of the demo checkpoint still show what their captions say.
 Trained on freshly drawn scenes in about a minute on two cores; used by `benchmarks.side_effects`,
-never shipped. `python tools/demo_judge.py` trains one and says how well it does on new scenes.
+never shipped. `python tools/demo_judge.py` trains one and says how well it does on new scenes;
+`--features FILE` also writes what it sees as TorchScript, which `nemo-prune compare --inception FILE`
+takes in Inception's place: of 128-pixel scenes, that network says little.
 """
 
 import argparse
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,10 +42,33 @@ class Judge(nn.Module):
         self.head = nn.Linear(2 * 128, len(_SHAPES) + len(_COLOURS))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.head(self.features(pictures))
+        return logits[:, : len(_SHAPES)], logits[:, len(_SHAPES) :]
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """`[n, 3, 64, 64]` in [0, 1] -> `[n, 256]`."""
         found = self.body(pictures - 0.5)
         # The mean tells the colour, the maximum what is there at all.
-        logits = self.head(torch.cat([found.mean(dim=(2, 3)), found.amax(dim=(2, 3))], dim=1))
-        return logits[:, : len(_SHAPES)], logits[:, len(_SHAPES) :]
+        return torch.cat([found.mean(dim=(2, 3)), found.amax(dim=(2, 3))], dim=1)
+
+
+class Features(nn.Module):
+    """`[n, 3, h, w]` from 0 to 255 -> the judge's features, `[n, 256]`; as Inception's are asked for."""
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()
+        self.judge = judge
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.judge.features(functional.adaptive_avg_pool2d(pictures / 255, _SIDE))
+
+
+def save_features(judge: Judge, path: Path) -> None:
+    """Write them as TorchScript."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(Features(judge), torch.zeros(2, 3, 299, 299))  # type: ignore[no-untyped-call]
+        traced.save(str(path))
 
 
 @dataclass(frozen=True)
@@ -134,8 +161,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--features", type=Path, metavar="FILE")
     options = parser.parse_args()
     judge = train_judge(options.seed, options.steps)
+    if options.features:
+        save_features(judge, options.features)
     rng = random.Random(f"test {options.seed}")
     scenes = [_scene(rng) for _ in range(500)]
     print(accuracy(judge, [draw_scene(s, rng) for s in scenes], [s.caption for s in scenes]))

@@ -30,12 +30,12 @@ class Line:
 
 
 KINDS = {
-    "pruned": ("memorized, pruned model", COLOURS["before"], ""),
-    "original": ("memorized, the original", "currentColor", "2 3"),
-    "ordinary": ("ordinary picture, pruned model", COLOURS["plain"], "6 3"),
-    "unseen": ("never seen, pruned model", COLOURS["after"], "6 3"),
+    "pruned": ("memorized, pruned model", "before", ""),
+    "original": ("memorized, the original", "ink", "2 3"),
+    "ordinary": ("ordinary picture, pruned model", "plain", "6 3"),
+    "unseen": ("never seen, pruned model", "after", "6 3"),
 }
-"""Kind of attack -> what it is called, its colour, its dashes."""
+"""Kind of attack -> what it is called, the name of its colour, its dashes."""
 
 
 def lines(data: Data, only: int | None = None) -> list[Line]:
@@ -78,25 +78,31 @@ def svg(shown: Sequence[Line]) -> Markup:
     # What was memorized is drawn last, over its controls.
     for kind in reversed(KINDS):
         _, colour, dash = KINDS[kind]
-        stroke = f'stroke="{colour}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+        stroke = _stroke(colour, dash)
         for line in shown:
             if line.kind == kind:
                 at = [place(*point) for point in line.points]
                 path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
                 x, y = at[-1]
                 parts.append(f'<polyline points="{path}" fill="none" {stroke} stroke-width="2"/>')
-                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
+                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:var(--{colour})"/>')
     legend = "; ".join(
-        f'<span style="color:{colour}">{"– –" if dash else "——"} {escape(name)}</span>'
+        f'<svg class="key" viewBox="0 0 24 8" aria-hidden="true"><line x1="0" y1="5" x2="24" y2="5" '
+        f'{_stroke(colour, dash)} stroke-width="2"/></svg> {escape(name)}'
         for kind, (name, colour, dash) in KINDS.items()
         if any(line.kind == kind for line in shown)
     )
     return Markup(
-        f'<figure class="curve"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="r by steps of optimization">{"".join(parts)}</svg>'
+        f'<figure class="curve"><div class="wide"><svg class="large" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'role="img" aria-label="r by steps of optimization">{"".join(parts)}</svg></div>'
         f"<figcaption>{legend}. r: 0 as alike as unrelated pictures, 1 as the original's own; from "
         f"{THERE:g} on the picture is there.</figcaption></figure>"
     )
+
+
+def _stroke(colour: str, dash: str) -> str:
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'style="stroke:var(--{colour})"{dashes}'
 
 
 def write_curves(data: Data, folder: Path) -> list[Path]:
@@ -118,9 +124,8 @@ def _figure(shown: Sequence[Line]) -> "Figure":
         for line in shown:
             if line.kind == kind:
                 steps, remaining = zip(*line.points, strict=True)
-                ink = colour.replace("currentColor", COLOURS["ink"])
                 axes.plot(
-                    steps, remaining, color=ink, marker="o", markersize=3, linewidth=1.3,
+                    steps, remaining, color=COLOURS[colour], marker="o", markersize=3, linewidth=1.3,
                     linestyle="--" if dash else "-", label=None if kind in named else name,
                 )  # fmt: skip
                 named.add(kind)

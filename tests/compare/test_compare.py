@@ -8,13 +8,14 @@ import fakes
 import numpy as np
 import pytest
 from fakes import DRAWN, FakeBench, FakeLikeness, FakeMethod, fake_methods
+from pages import check_page, started_browser
 from PIL import Image
 from tiny import Told, write_small
 
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.compare import run as job
 from nemo_prune.compare.quality import real_pictures
-from nemo_prune.compare.render import to_html, to_json, to_markdown
+from nemo_prune.compare.render import to_html, to_json, to_markdown, write_compare
 from nemo_prune.compare.run import CompareInputs, Comparison, compare
 from nemo_prune.compare.table import to_csv, verdict
 from nemo_prune.errors import CheckpointError, OutputError
@@ -23,6 +24,9 @@ from nemo_prune.options import Options
 PROMPTS = ("the red house", "a lamp by someone", "my <b>third</b> one")
 USED = [{"name": "ms_ssim", "meaning": "correlation"}]
 ORDINARY = ("a cat", "a dog", "a boat", "the sea", "a tree", "two cups")
+
+
+browser = pytest.fixture(scope="module")(started_browser)
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +215,11 @@ def test_at_most_some_prompts_are_shown_of_each_kind(inputs: CompareInputs, tmp_
     found, _ = done(replace(inputs, shown=2), tmp_path / "work")
     assert sorted(found.album) == [0, 1], "one of each kind"
     assert fakes.SIDE < 256
+
+
+def test_the_page_is_whole_and_readable(browser: Any, inputs: CompareInputs, tmp_path: Path) -> None:
+    found, _ = done(replace(inputs, show_prompts=True), tmp_path / "work")
+    path = tmp_path / "compare.html"
+    write_compare(found.data, found.album, path)
+    for width, scheme in ((400, "dark"), (1400, "light")):
+        check_page(browser, path, path.read_text().count("<img"), width, scheme).close()

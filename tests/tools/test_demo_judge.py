@@ -1,12 +1,15 @@
 """The judge of the demo's world: what a caption says, and how verdicts are counted."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
-from demo_judge import Judge, accuracy, named, train_judge
+from demo_judge import Judge, _tensor, accuracy, named, save_features, train_judge
 from demo_world import COLOURS, SHAPES, draw_scene, random_scene
 from torch import Tensor
+
+from nemo_prune.compare.quality import open_extractors
 
 
 class Stubborn(Judge):
@@ -50,3 +53,16 @@ def test_training_is_seeded() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     other = train_judge(seed=2, steps=3)
     assert not torch.equal(first.head.weight, other.head.weight)
+
+
+def test_its_features_serve_compare_in_inceptions_place(tmp_path: Path) -> None:
+    judge = train_judge(seed=1, steps=3)
+    save_features(judge, tmp_path / "judge.pt")
+    pictures = [draw_scene(random_scene(random.Random(i)), random.Random(i)) for i in range(3)]
+    extractors = open_extractors(tmp_path / "judge.pt", None, torch.device("cpu"))
+    (features,) = [one.features(pictures) for one in extractors]
+    assert features.shape == (3, 256)
+    with torch.inference_mode():
+        own = judge.features(torch.stack([_tensor(one) for one in pictures])).double()
+    # Pictures are made larger for Inception and smaller again.
+    assert torch.nn.functional.cosine_similarity(features, own).min() > 0.95
