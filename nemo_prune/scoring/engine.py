@@ -10,10 +10,10 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,8 +73,7 @@ class Prompt:
     pooled: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One denoiser pass to make: of a prompt, with these neurons off, from this seed's noise."""
 
     prompt: Prompt
@@ -284,7 +283,7 @@ class Engine:
         empty = self._empty
 
         def forward(batch: Sequence[Sample], model: LoadedModel) -> list[Tensor]:
-            both = [*(replace(sample, prompt=empty) for sample in batch), *batch]
+            both = [*(sample._replace(prompt=empty) for sample in batch), *batch]
             found = clean_latents(
                 self._latents(batch, model).float(),
                 schedule,
@@ -584,7 +583,7 @@ class Engine:
     ) -> Tensor:
         references = [job.reference for job in jobs if job.reference is not None]
         empty = self._empty
-        both = [*(replace(sample, prompt=empty) for sample in samples), *samples]
+        both = [*(sample._replace(prompt=empty) for sample in samples), *samples]
 
         def predict(latents: Tensor, timestep: int) -> Tensor:
             self._count_backward(len(both))
@@ -670,12 +669,14 @@ class Engine:
                 apart = one.trajectory or not self.together
                 gradients.setdefault(index if apart else tuple(job.layers), []).append(index)
                 continue
-            samples = [Sample(job.prompt, one.off | job.base, seed) for seed in one.seeds]
+            off = one.off | job.base
+            known = {} if off or one.trajectory else job.baseline
+            samples = [Sample(job.prompt, off, seed) for seed in one.seeds if seed not in known]
             if one.trajectory:
                 guided[index] = samples
             else:
-                single[index] = [s for s in samples if s.off or s.seed not in job.baseline]
-                job.samples += len(single[index])
+                single[index] = samples
+                job.samples += len(samples)
         for indices in gradients.values():
             before = self.cost.samples
             wanted = [(asked[i][0], asked[i][1]) for i in indices]

@@ -5,6 +5,7 @@ beside it only the highest scores are kept. A fault far down in a list ends the 
 scored, and the result says that it is incomplete.
 """
 
+import gc
 import statistics
 import time
 from array import array
@@ -59,7 +60,7 @@ def score_stream(
     most = engine.model.max_tokens
     began, before, told, share = time.monotonic(), found.scored, 0.0, stream.done_bytes
     first: list[int] | None = None
-    with _ahead(stream, engine.model.token_reader()) as blocks:
+    with _ahead(stream, engine.model.token_reader()) as blocks, _unwatched():
         read: deque[tuple[Block, Tokens]] = deque()
 
         def groups() -> Iterator[list[tuple[list[str], Tokens]]]:
@@ -178,6 +179,22 @@ def _ahead(
     finally:
         stopped.set()
         thread.join(1)
+
+
+@contextmanager
+def _unwatched() -> Iterator[None]:
+    """No search for garbage among what is there already, a million objects of the libraries.
+
+    A list goes by in millions of short-lived ones, so such searches come often.
+    """
+    ours = not gc.get_freeze_count()
+    if ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()
 
 
 # --------------------------------------------------------------------------------------- the job

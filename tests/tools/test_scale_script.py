@@ -1,6 +1,7 @@
 """The simulation of a long list, in small: exact findings, flat memory, in the order of its lines."""
 
 import csv
+import gc
 from pathlib import Path
 
 from benchmarks.scale import PLANTED, simulate
@@ -8,7 +9,11 @@ from benchmarks.scale import PLANTED, simulate
 
 def test_the_simulation_finds_what_was_planted(tmp_path: Path) -> None:
     lines = PLANTED + 500
-    found = simulate(tmp_path, lines)
+    held: list[int] = []
+    before = gc.get_freeze_count()
+    found = simulate(tmp_path, lines, lambda _line: held.append(gc.get_freeze_count()))
+    assert min(held) > before
+    assert gc.get_freeze_count() == before, "garbage is looked for everywhere again"
     assert found["exact"]
     assert found["findings"] == 2
     assert found["captions"] + found["merged"] == lines
