@@ -31,7 +31,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 # They wait for what test_demo makes: its calibration, and the demo itself.
-_WAITING = ("test_demo_detect", "test_demo_layouts", "test_docs", "test_report_browser")
+_WAITING = (
+    "test_demo_audit",
+    "test_demo_detect",
+    "test_demo_layouts",
+    "test_docs",
+    "test_report_browser",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -135,7 +135,7 @@ def test_embeddings_are_told_with_their_curves_and_controls(tmp_path: Path) -> N
     write_audit(found, tmp_path / "a.html")
     page = (tmp_path / "a.html").read_text()
     assert page.count("<polyline") == 2 * 3, "of all prompts, and of this one"
-    assert "Prompt 0 <span class=\"soft\">m.txt:1</span>: not found in 1 wording<" in page
+    assert 'Prompt 0 <span class="soft">m.txt:1</span>: not found in 1 wording<' in page
     assert "control, pictures it never saw in the pruned model: 0 of 1 drawn" in page
     assert "2 of them also among the caption" in page
     assert "<i>" not in page
