@@ -188,10 +188,10 @@ def _drawn(pipeline: Any, text: str, seeds: Sequence[int], style: Style) -> list
     import diffusers
 
     sampler = getattr(diffusers, _SAMPLERS[style.sampler])
-    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
     with warnings.catch_warnings():
         # diffusers' own, where its samplers hand tensors to numpy.
         warnings.simplefilter("ignore", DeprecationWarning)
+        pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
         (row,) = draw(
             pipeline, [text], seeds, steps=style.steps, guidance=style.guidance, negative=style.negative
         )
