@@ -85,6 +85,12 @@ def check_lora(
     for layer in checkpoint.value_layers:
         if layer.name in chosen:
             _check_layer(checkpoint, layer)
+    downs = (_factors(layer, len(layer.rows))[3] for layer in _layers(checkpoint, neurons))
+    if not any(down.strip(b"\0\x80") for down in downs):  # 0 and -0
+        raise OptionError(
+            f"{option('lora')} {out}: the rows of all neurons are zero in {checkpoint.path} already, so "
+            f"there is no LoRA to write; give the model that was not pruned"
+        )
 
 
 def _check_layer(checkpoint: Checkpoint, layer: ValueLayer) -> None:

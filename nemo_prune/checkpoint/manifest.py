@@ -78,7 +78,7 @@ class Manifest:
     wrote it, "model" (`Checkpoint.kind`); `options` is plain JSON.
 
     `neurons` is what to remove. As written by the tool it is the union of the prompts' neurons;
-    an edited manifest may list others.
+    an edited manifest may list others, but not none where its prompts have some.
     """
 
     version: str
@@ -217,12 +217,16 @@ def _manifest(parsed: object) -> Manifest:
         json.dumps(options, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
         raise Fault("has options that are not Unicode, or nest too deeply") from None
+    records = tuple(_prompt(entry, f"prompts[{i}]") for i, entry in enumerate(prompts))
+    neurons = _neurons(typed(parsed, "neurons", list, "the manifest"), "neurons")
+    if not neurons and any(record.neurons for record in records):
+        raise Fault("lists neurons of its prompts, and none to remove, so it contradicts itself")
     return Manifest(
         version=typed(parsed, "version", str, "the manifest"),
         source=source,
         options=options,
-        prompts=tuple(_prompt(entry, f"prompts[{i}]") for i, entry in enumerate(prompts)),
-        neurons=_neurons(typed(parsed, "neurons", list, "the manifest"), "neurons"),
+        prompts=records,
+        neurons=neurons,
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neurons
 from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, network_order, short_name, union
+from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import ManifestError, OptionError, option
 from nemo_prune.files.strict_json import Fault
 from nemo_prune.files.text import MAX_BYTES, read_text
@@ -43,11 +44,14 @@ Groups = tuple[tuple[Neuron, ...], ...]
 """The neurons of each prompt, in the order of the prompts."""
 
 
-def from_manifest(manifest: Manifest, top_k: int | None = None, top: int | None = None) -> Choice:
+def from_manifest(
+    manifest: Manifest, top_k: int | None = None, top: int | None = None, path: Path | None = None
+) -> Choice:
     """The neurons of a manifest, or some of them.
 
     top_k: those that most of its prompts share. top: those with the largest attributions; a neuron that
         was found without one counts as the largest, since its prompt hangs on few.
+    path: where the manifest lies, for messages.
 
     Raises ManifestError if `top` is given and no neuron has an attribution.
     """
@@ -58,7 +62,7 @@ def from_manifest(manifest: Manifest, top_k: int | None = None, top: int | None 
                 known[neuron] = max(value, known.get(neuron, value))
         if not known:
             raise ManifestError(
-                f"{manifest.source['path']}: its manifest holds no attributions, so "
+                f"{path or 'the manifest'}: holds no attributions, so "
                 f"{option('top')} cannot rank its neurons; search with {option('search')} auto"
             )
         ranked = sorted(manifest.neurons, key=lambda neuron: -known.get(neuron, math.inf))
@@ -85,11 +89,27 @@ def check_fits(manifest: Manifest, path: Path, checkpoint: Checkpoint) -> None:
             return
         except ManifestError as error:
             why = f" ({str(error).removeprefix(f'{checkpoint.path}: ').partition(';')[0]})"
+    if why and made_for is not None:
+        raise ManifestError(f"{path}: does not fit {checkpoint.path}{why}; mend or make it anew")
     name = shown(manifest.source["path"])
     raise ManifestError(
         f"{path}: was made for {f'{name} ({shown(made_for)})' if made_for else name}, another model "
         f"than {checkpoint.path} ({checkpoint.kind}){why}; apply it to a file of the same architecture"
     )
+
+
+def odd_manifest(manifest: Manifest, path: Path) -> list[str]:
+    """What makes a sound manifest of little use, a line each: no neurons, or a stopped run."""
+    found = []
+    if not manifest.neurons:
+        found.append(f"{path}: holds no neurons: nothing is pruned")
+    stopped = (Status.NOT_CONFIRMED, Status.NOT_SEARCHED)
+    if count := sum(record.status in stopped for record in manifest.prompts):
+        found.append(
+            f"{path}: is of a run that was stopped: {count} of its {len(manifest.prompts)} prompts were "
+            f"not searched, or not confirmed; {option('resume')} finishes it"
+        )
+    return found
 
 
 def from_results(path: Path, checkpoint: Checkpoint, top_k: int | None = None) -> Choice:

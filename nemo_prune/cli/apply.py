@@ -128,8 +128,10 @@ def apply(
         check_fits,
         from_manifest,
         from_results,
+        odd_manifest,
         parse_neurons,
     )
+    from nemo_prune.cli.console import flags
     from nemo_prune.files.atomic import refuse_inputs, refuse_same
 
     refuse_inputs([path for path in (output, undo, lora) if path], [manifest, import_csv])
@@ -153,7 +155,7 @@ def apply(
     def choose(checkpoint: "Checkpoint") -> "Choice":
         if wanted is not None and manifest is not None:
             check_fits(wanted, manifest, checkpoint)
-            return from_manifest(wanted, top_k, top)
+            return from_manifest(wanted, top_k, top, manifest)
         if import_csv is not None:
             return from_results(import_csv, checkpoint, top_k)
         return Choice(parse_neurons(by_hand or "", checkpoint), {})
@@ -187,6 +189,9 @@ def apply(
         for folder in (output, undo, lora):
             stack.enter_context(folder_for_several(None if alone else folder))
         jobs = each(models, prepare)
+        if wanted is not None and manifest is not None:
+            for line in odd_manifest(wanted, manifest):
+                say(f"warning: {flags(line)}")
         if import_csv is not None:
             say(f"note: {import_csv} does not say for which model it was made")
         _check_together(jobs, [manifest, import_csv], how["link"])

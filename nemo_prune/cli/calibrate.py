@@ -25,7 +25,7 @@ from nemo_prune.cli.options import (
     verb,
     workers_options,
 )
-from nemo_prune.errors import OptionError, PromptFileError, option
+from nemo_prune.errors import CalibrationError, OptionError, PromptFileError, option
 from nemo_prune.options import Options
 
 _OF_LONG = 10_000  # prompts of a list that may be too long for memory, and is for scoring
@@ -83,7 +83,12 @@ def calibrate(
     from nemo_prune.scoring.workers import check_workers
 
     check_workers(asked)
-    check_calibration(checkpoint, asked, captions)
+    try:
+        check_calibration(checkpoint, asked, captions)
+    except CalibrationError as error:
+        raise CalibrationError(
+            f"{', '.join(map(str, given['prompt_files']))}: {error.message}"
+        ) from None
     with progress(quiet) as bar:
         for line in told:
             bar.note(line)

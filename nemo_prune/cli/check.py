@@ -28,7 +28,7 @@ from nemo_prune.cli.options import (
     verb,
     workers_options,
 )
-from nemo_prune.errors import OutputError
+from nemo_prune.errors import NemoPruneError, OutputError
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -41,7 +41,7 @@ class _Check(Verb):
         words = list(more["args"] if "args" in more else given[1])  # click takes what it has parsed
         try:
             return super().make_context(*given, **more)
-        except click.UsageError as error:
+        except (click.UsageError, NemoPruneError) as error:
             from nemo_prune.report.junit import (
                 append_step_summary,
                 error_suite,
@@ -50,7 +50,7 @@ class _Check(Verb):
                 write_junit,
             )  # fmt: skip
 
-            message = error.format_message()
+            message = failure(error)
             if step_summary := _step_summary():
                 append_step_summary(no_verdict("", message), step_summary)
             if junit := _junit_of(words):

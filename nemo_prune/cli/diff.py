@@ -8,6 +8,7 @@ import cloup
 
 from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import FILE, json_option, verb
+from nemo_prune.errors import ManifestError
 
 
 @verb()
@@ -30,10 +31,15 @@ def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
     from nemo_prune.checkpoint.manifest import read_manifest
 
     wanted = read_manifest(manifest) if manifest is not None else None
-    found = compare_models(a, b, wanted.neurons if wanted is not None else None)
+    try:
+        found = compare_models(a, b, wanted.neurons if wanted is not None else None)
+    except ManifestError as error:
+        raise ManifestError(f"{manifest}: {error.message}") from None
     promise = found.promise
     if wanted is not None and promise is not None and promise.a_sha256 != wanted.source["sha256"]:
         say(f"warning: {manifest} was made for another model than {a}")
+    if wanted is not None and manifest is not None and not wanted.neurons:
+        say(f"warning: {manifest}: holds no neurons: nothing is pruned")
     if as_json:
         result = {"a": str(a), "b": str(b), **found.difference.to_json()}
         click.echo(json.dumps(result | ({"expected": promise.to_json()} if promise else {})))

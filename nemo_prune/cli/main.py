@@ -94,6 +94,8 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
         # The process is the command's own; the library changes no setting of anybody's.
         os.environ.update(ENVIRONMENT)
         _escape_what_cannot_be_shown()
+        if not os.environ.get("COLUMNS", "1").strip(" 0"):  # rich would show nothing, in no columns
+            del os.environ["COLUMNS"]
         if os.environ.get("NO_COLOR"):  # which click does not look at
             kwargs.setdefault("color", False)
         if shutil.get_terminal_size().columns < _NARROWEST:

@@ -1,6 +1,9 @@
 """Arguments and options that several verbs share, and the option objects that they become."""
 
 import math
+import os
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +15,7 @@ from click.core import ParameterSource
 from cloup import option_group
 
 from nemo_prune.cli.failures import say
+from nemo_prune.errors import OptionError
 from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind
 
 if TYPE_CHECKING:
@@ -26,12 +30,20 @@ class _Named(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("is empty; give a path", param, ctx)
+        # As it was typed: a path has no double slash.
+        if _ADDRESS.match(str(value)) and not os.path.lexists(value):
+            raise OptionError(f"{value}: URLs are neither read nor written; download it first")
+        # Not Path.exists, which fails for what is no possible name.
+        there = os.path.exists(value)  # noqa: PTH110
+        if self is FILE and there and not os.access(value, os.R_OK):
+            raise OptionError(f"{value}: cannot be read (permission denied); change who may read it")
         return super().convert(value, param, ctx)
 
 
-FILE = _Named(path_type=Path)
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+FILE = _Named(path_type=Path, readable=False)
 """A file or folder that is read."""
-OUT = _Named(path_type=Path)
+OUT = _Named(path_type=Path, readable=False)
 """A file or folder that is written; see `check_files`."""
 FILE.name, OUT.name = "file", "out"  # as the help shows them
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,13 +75,25 @@ class Verb(cloup.Command):
     """A command that the list of commands shows with its whole first sentence."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse -output, which would be -o of a file `utput`, and --output with dashes of a text."""
+        """Refuse -output, which would be -o of a file `utput`, --output with dashes of a text, and what
+        is given twice where the last would hold.
+        """
         known = {name for parameter in self.params for name in parameter.opts if name[:2] == "--"}
         for word in args[: args.index("--")] if "--" in args else args:
             name = word.partition("=")[0]
             meant = f"--{name.lstrip(_DASHES)}"
             if name[:1] in (*_DASHES,) and name != meant and meant in known:
                 raise click.UsageError(f"No such option '{name}'. Did you mean '{meant}'?", ctx)
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            for parameter, times in Counter(order).items():
+                single = isinstance(parameter, click.Option) and not (
+                    parameter.multiple or parameter.is_flag or parameter.count
+                )
+                if single and times > 1:
+                    raise click.UsageError(
+                        f"{max(parameter.opts, key=len)}: given twice; give it once", ctx
+                    )
         return super().parse_args(ctx, args)
 
     def get_short_help_str(self, limit: int = 0) -> str:
@@ -160,6 +184,13 @@ def _expanded(
     return expand(value)
 
 
+def _filled(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A text with something in it; an empty one is likely of a variable that is not set."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("is empty; give a name, or leave the option out", context, parameter)
+    return value
+
+
 def _prompts(required: bool, help: str) -> Callable[[F], F]:
     return click.option(
         "--prompts", "prompt_files", type=FILE, required=required, multiple=True, callback=_expanded,
@@ -171,7 +202,7 @@ _reading_options = options(
     click.option("--prompts-format", "prompts_format",
                  type=click.Choice(["txt", "csv", "tsv", "jsonl", "json", "parquet"]),
                  help="What --prompts are, whatever their names and content look like."),
-    click.option("--prompt-column", metavar="NAME",
+    click.option("--prompt-column", metavar="NAME", callback=_filled,
                  help="The prompts' column or key, if it is not caption, prompt or text."),
     click.option("--expect-prompts", type=Whole(0), metavar="N",
                  help="Exit 2, before the model is loaded, unless N distinct prompts are read."),
@@ -355,6 +386,10 @@ class Inputs:
         from nemo_prune.scoring.ordinary import check_apart, check_calibration
         from nemo_prune.scoring.workers import check_workers
 
+        for name in ("tau", "gate"):
+            if getattr(self.options, name) == 1 and self.options.criterion != "trajectory":
+                say(f"warning: --{name} 1: no score lies above 1, so nothing can be called memorized")
+                break
         check_workers(self.options)
         pick_device(self.options.device)
         scored_timestep(self.checkpoint, self.options)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from nemo_prune.errors import CheckpointError
+from nemo_prune.errors import CheckpointError, option
 
 MAX_HEADER_BYTES = 16 * 2**20
 _MAX_COMMAS = 1_000_000  # JSON needs one for each further entry, and Python up to 100 bytes
@@ -68,6 +68,10 @@ _PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle, in the second byte
 _JSON = re.compile(rb"\{\s*\"")
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{16,}")  # the length of a real header has zeros
 _DOWNLOAD = "download or copy it again"
+_PACKED = {
+    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,11 @@ def _read_raw(file: BinaryIO, size: int) -> bytes:
         _name_other_formats(start)
     if len(start) < 8:
         raise _Fault(f"is truncated: {size} bytes are too few for a safetensors file; {_DOWNLOAD}")
+    if length > MAX_HEADER_BYTES and start[8:9] == b"{" and length <= size - 8:
+        raise _Fault(
+            f"has a header of {length} bytes, more than the {MAX_HEADER_BYTES} that are read, as of "
+            f"very large metadata; save it again with less metadata"
+        )
     if length > MAX_HEADER_BYTES:
         raise _Fault(
             f"is not a safetensors file, or its first bytes are damaged: they announce a header "
@@ -217,6 +226,8 @@ def _name_other_formats(start: bytes) -> None:
         raise _Fault("is a git-lfs pointer, not the model itself; run `git lfs pull` to fetch it")
     if start.startswith(b"PK\x03\x04") or (start[0] == 0x80 and start[1:2] in _PROTOCOLS):
         raise _Fault(_PICKLE_ADVICE)
+    if packed := next((name for magic, name in _PACKED.items() if start.startswith(magic)), None):
+        raise _Fault(f"is compressed with {packed}; unpack it, and give the .safetensors file in it")
     if start.startswith(b"GGUF"):
         raise _Fault("is a GGUF file; give the safetensors file it was made from")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
@@ -227,7 +238,10 @@ def _name_other_formats(start: bytes) -> None:
             "download the model, or give the folder that holds it"
         )
     if _TEXT.fullmatch(start):
-        raise _Fault(f"is text, not safetensors; {_DOWNLOAD}")
+        raise _Fault(
+            f"is text, not safetensors; {_DOWNLOAD}; a list of prompts, and each further one, needs "
+            f"{option('prompts')} before it"
+        )
 
 
 def _unsound() -> str:

@@ -60,6 +60,12 @@ _QUOTED_CELLS = re.compile(r'"[^"]*"([,;\t|]("[^"]*"|[^",;]*))+$')
 # A line of a script for A1111's "prompts from file": --prompt "..." --steps 20.
 _OPTIONS_BEGIN = re.compile(r"--(negative_)?prompt[ =]")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t]*\r?\n', re.I)  # by which Excel is told
+_NUMBERED = re.compile(r"\s*(\d{1,9})[.):]\s+\S")
+_BULLET = re.compile(r"\s*[-*+\u2022]\s+\S")
+_COMMENT = re.compile(r"\s*#+\s")
+_PARAMETERS = re.compile(r"Negative prompt: |Steps: \d+, ")  # as A1111 writes them into pictures
+_CUE = re.compile(r"\d\d:\d\d[:.,]\d.* --> \d\d:")
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
 
 Record = str | Mapping[str, object]
@@ -187,10 +193,36 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             raise refused(path, "begins as a web page, YAML or a program, not as text", None)
         if _OPTIONS_BEGIN.match(text.lstrip()):
             raise refused(path, "begins with options (--prompt ...), not with a prompt", None)
+        if SEPARATOR_LINE.match(text.lstrip()):
+            raise refused(path, "begins with sep=, as a table does", "csv")
         if separator := _table_separator(text):
             what = f"is a table separated by {SEPARATORS[separator]}, not text"
             raise refused(path, what, "tsv" if separator == "\t" else "csv")
     return format, []
+
+
+def odd_lines(path: Path, text: str) -> list[str]:
+    """Notes on lines of text that hold more, or something else, than prompts."""
+    lines = [line for line in _lines(text) if line.strip()]
+    kept = "taken as part of the prompt"
+    found = []
+    numbers = [int(match[1]) if (match := _NUMBERED.match(line)) else None for line in lines]
+    counting = zip(numbers, numbers[1:], numbers[2:], strict=False)
+    # Captions may begin with a number, but not with one after the other.
+    if any(a is not None and b == a + 1 and c == a + 2 for a, b, c in counting):
+        count = len(numbers) - numbers.count(None)
+        found.append((count, f"with a number that counts up, which is {kept}"))
+    if 2 <= (count := sum(map(bool, map(_BULLET.match, lines)))) >= len(lines) / 2:
+        found.append((count, f"as items of a list, with a mark (-, *) that is {kept}"))
+    if count := sum(map(bool, map(_COMMENT.match, lines))):
+        found.append((count, "with #, as comments do, and are taken as prompts"))
+    if count := sum(map(bool, map(_PARAMETERS.match, lines))):
+        found.append(
+            (count, "as a picture's parameters do (Negative prompt:, Steps:): taken as prompts")
+        )
+    if count := sum(map(bool, map(_CUE.match, lines))):
+        found.append((count, "as subtitles do (00:00 --> 00:01): every line is taken as a prompt"))
+    return [f"{path}: {count} of its lines begin {how}" for count, how in found]
 
 
 _NAMES = {"txt": "text", "csv": "CSV", "tsv": "TSV"}

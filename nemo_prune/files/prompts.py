@@ -138,7 +138,7 @@ class _Merge:
                         f"{path}: line {line} labels a prompt otherwise than a line before"
                     )
         if empty:
-            raise PromptFileError(f"{path}: holds no prompts; write one per line")
+            raise no_prompts(path, listing.format)
         if spanning:
             self.notes.append(spanning_note(path, len(spanning), spanning[0]))
 
@@ -252,6 +252,12 @@ def _prompt_column(listing: Listing, wanted: str | None) -> str:
 def holds_break(text: str) -> bool:
     """Whether a prompt holds what some program ends lines with, so that it may be several."""
     return _BREAK.search(text) is not None
+
+
+def no_prompts(path: Path, format: Format) -> PromptFileError:
+    """That a list is empty, or all that could be prompts in it is."""
+    cure = "write one per line" if format == "txt" else "its column or list of them is empty; fill it"
+    return PromptFileError(f"{path}: holds no prompts; {cure}")
 
 
 def spanning_note(path: Path, count: int, first: int) -> str:

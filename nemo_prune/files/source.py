@@ -24,6 +24,7 @@ from nemo_prune.files.lists import (
     COMPRESSED,
     FOREIGN,
     FORMATS,
+    SEPARATOR_LINE,
     STDIN,
     WANTED,
     Format,
@@ -35,6 +36,7 @@ from nemo_prune.files.lists import (
     json_line,
     json_list,
     nameless,
+    odd_lines,
     open_parquet,
     open_pipe,
     parquet_columns,
@@ -173,6 +175,8 @@ def opened(
             if format is None and text.strip():
                 kind, said = agreed(path, text, kind)
                 notes += said
+            if kind == "txt":
+                notes += odd_lines(path, text)
                 if suffix not in FORMATS:
                     notes.append(f"{path}: read as text, one prompt a line")
         if kind in ("parquet", "json"):
@@ -200,10 +204,13 @@ def _of_lines(
             lines.skip_to(offset, line)
         return None, _single(path, kind, lines)
     body = head.lstrip("\r\n")
+    told = SEPARATOR_LINE.match(body)
+    if told:  # Excel's first line, of which it shows nothing
+        body = body[told.end() :]
     skipped = head[: len(head) - len(body)].count("\n")
     for _ in range(skipped):
         next(lines)
-    separator = separator_of(path, body.partition("\n")[0], kind, notes)
+    separator = told[1] if told else separator_of(path, body.partition("\n")[0], kind, notes)
     rows = table_rows(path, lines, separator, skipped)
     header = next(rows, None)
     names = [] if header is None or header[1] is None else header[1]
@@ -417,6 +424,11 @@ def _raw(path: Path) -> tuple[bytes, Any]:
     with contextlib.suppress(OSError, ValueError):
         if stat.S_ISFIFO(path.stat().st_mode):
             return open_pipe(path)
+        if path.is_dir():
+            raise PromptFileError(
+                f"{path}: is a folder; give the lists in it as a pattern in quotes, such as "
+                f"'{path / '**' / '*.parquet'}'"
+            )
     check_regular(path, PromptFileError, WANTED)
     try:
         return b"", io.FileIO(path)

@@ -27,6 +27,7 @@ from nemo_prune.files.prompts import (
     holds_break,
     label_column,
     label_of,
+    no_prompts,
     prompt_key,
     spanning_note,
     text_of,
@@ -223,7 +224,7 @@ class PromptStream:
                     at.offset, at.line = source.offset, source.reached
                     self._done, self._source = self._before[number] + source.done_bytes(), None
             if at.empty:
-                raise PromptFileError(f"{path}: holds no prompts; write one per line")
+                raise no_prompts(path, source.format)
             if at.spanning:
                 self._note(spanning_note(path, at.spanning, at.spanned))
         if self._seen.count >= self._seen.most:

@@ -15,9 +15,11 @@ class Fault(Exception):
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a model's file, such as a config or an index; CheckpointError if none."""
     try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
+        parsed = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+        raise CheckpointError(
+            f"{path}: cannot be read as JSON ({error}); download it again, or mend it"
+        ) from None
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{path}: holds no JSON object; download the folder again")
     return parsed

@@ -67,13 +67,15 @@ def read_config(folder: Path, component: str) -> Config:
     if path.exists() and not path.is_file():
         raise OptionError(f"{path}: is not a regular file")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise OptionError(f"{folder}: no {config_file(component)} in this config folder") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise OptionError(f"{path}: cannot be read as JSON ({error})") from None
+        raise OptionError(
+            f"{path}: cannot be read as JSON ({error}); download it again, or mend it"
+        ) from None
     if not isinstance(config, dict):
-        raise OptionError(f"{path}: holds no JSON object")
+        raise OptionError(f"{path}: holds no JSON object; download it again, or mend it")
     if key := foreign_code(component, config):
         raise OptionError(f"{path}: its {key} names code that is not this tool's to run; remove it")
     return config
@@ -139,6 +141,7 @@ class Configs:
         self.own = own or {}
         self.family = FAMILIES[family]
         self.overrides = metadata_overrides(metadata, path)
+        self.guessed = ""  # of what was inferred last: what neither a config nor a known size says
 
     @property
     def bundled(self) -> Path:
@@ -165,6 +168,14 @@ class Configs:
         base = read_config(self.bundled, name)
         if name == "unet":
             config = infer_unet(base, shapes)
+            stated = self.overrides.get(name, {})
+            known = {*config["block_out_channels"]} <= {*base["block_out_channels"]}
+            if not known and "attention_head_dim" not in stated:
+                self.guessed = (
+                    f"{self.path}: nothing says how many attention heads its UNet has, and its widths "
+                    f"are not those of {self.family.name} models: they are guessed; if wrong, so are "
+                    f"all scores; give the right configs with {option('config')} DIR"
+                )
         elif name == "vae":
             config = infer_vae(base, shapes)
         else:

@@ -260,7 +260,10 @@ def build(make: Callable[[], nn.Module], path: Path) -> nn.Module:
         with torch.device("meta"):
             model = make()
     except (ValueError, TypeError, ZeroDivisionError, NotImplementedError) as error:
-        raise CheckpointError(f"{path}: its config describes no model that loads ({error})") from None
+        raise CheckpointError(
+            f"{path}: its config describes no model that loads ({error}); "
+            f"mend it, or give the right configs with {option('config')} DIR"
+        ) from None
     return model.eval().requires_grad_(False)
 
 

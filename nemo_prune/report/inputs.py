@@ -1,11 +1,12 @@
 """The inputs of `verify`: two checkpoints, prompts, and what is known of how one became the other."""
 
+import filecmp
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint
 from nemo_prune.checkpoint.diff import unremoved
 from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, union
@@ -14,6 +15,7 @@ from nemo_prune.checkpoint.provenance import StatedSettings
 from nemo_prune.checkpoint.statuses import GONE, Status
 from nemo_prune.checkpoint.zeros import model_zeros
 from nemo_prune.errors import CheckpointError, OptionError, option
+from nemo_prune.files.atomic import same_file
 from nemo_prune.files.header import quoted
 from nemo_prune.files.prompts import bundled_captions, told_of
 from nemo_prune.localize.localize import Localization
@@ -134,8 +136,13 @@ def check_inputs(
 
     Raises:
         CheckpointError: the two do not have the same value layers.
-        OptionError: the manifest is about other prompts, or names neurons that are not zero.
+        OptionError: the two are one model; the manifest is about other prompts, or names neurons that
+            are not zero.
     """
+    if _are_one(original, pruned):
+        raise OptionError(
+            f"{pruned.path}: is {original.path}, or the same bytes; give the original and the pruned one"
+        )
     shapes = [[(layer.name, layer.rows) for layer in c.value_layers] for c in (original, pruned)]
     if shapes[0] != shapes[1]:
         raise CheckpointError(
@@ -145,6 +152,20 @@ def check_inputs(
     if manifest is not None:
         _check_manifest(manifest, prompts, pruned)
     return union(after - before)
+
+
+def _are_one(original: Checkpoint, pruned: Checkpoint) -> bool:
+    """Whether two models have the same weights, byte for byte."""
+    files = [
+        {place: path for place, path in one.kept().items() if path.suffix == WEIGHTS}
+        if one.is_folder
+        else {"": one.path}
+        for one in (original, pruned)
+    ]
+    return files[0].keys() == files[1].keys() and all(
+        same_file(path, files[1][place]) or filecmp.cmp(path, files[1][place], shallow=False)
+        for place, path in files[0].items()
+    )
 
 
 def _zero_neurons(checkpoint: Checkpoint) -> frozenset[Neuron]:

@@ -207,7 +207,7 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "is no folder and no readable CSV (UTF-8)"
         raise OptionError(f"{option('targets')} {path}: {reason}") from None
-    found = {}
+    found: dict[int, Path] = {}
     for row in rows:
         cells = {str(key).strip().lower(): value for key, value in row.items()}
         prompt, name = _cell(cells, COLUMNS), _cell(cells, _FILE_COLUMNS)
@@ -221,7 +221,12 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
                 raise OptionError(
                     f"{option('targets')} {path}: names {name.strip()}, which is not there"
                 )
-            found[known[prompt.strip()]] = target
+            index = known[prompt.strip()]
+            if found.setdefault(index, target) != target:
+                raise OptionError(
+                    f"{option('targets')} {path}: names two pictures for one prompt, "
+                    f"{found[index].name} and {target.name}; keep one of them"
+                )
     return found
 
 

@@ -61,6 +61,9 @@ class Table:
                     f"pip install 'nemo-prune[parquet]', or name it .csv"
                 ) from None
         check_place(self.path, self.overwrite)
+        for path in (self.journal, self.partial):
+            if path.is_dir():
+                raise OutputError(f"{path}: is a folder where a file is to be written; move it away")
         if not self.resume:
             for path in (self.journal, self.partial):
                 if path.is_symlink() or path.exists():

@@ -1,0 +1,277 @@
+"""What people hand in by mistake is refused or said, in one line that names it; never half used."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import rawfiles
+from PIL import Image
+from test_cli_files import manifest
+from test_surgery import DOWN
+from tiny import Told, run, write_small, write_tiny
+
+from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.errors import NemoPruneError, PromptFileError
+from nemo_prune.files.prompts import PromptList, read_prompts
+from nemo_prune.files.streams import PromptStream
+from nemo_prune.options import Options
+from nemo_prune.report.inputs import check_inputs
+from nemo_prune.report.targets import read_targets
+from nemo_prune.scoring.opening import open_engine
+from nemo_prune.scoring.table import Table
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return rawfiles.sd1(Path("m.safetensors"))
+
+
+# ------------------------------------------------------------------------------- command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["apply", "m", "--manifest", "a", "-o", "o", "--manifest=b"], "--manifest"),
+        (["apply", "m", "--manifest", "a", "-o", "o", "--output", "p"], "--output"),
+        (["check", "m", "--prompts", "p", "--tau", ".5", "--tau", ".6"], "--tau"),
+        (["m", "--prompts", "p", "--seed", "1", "--seed", "1"], "--seed"),
+    ],
+)
+def test_an_option_of_which_the_last_would_hold(model: Path, arguments: list[str], name: str) -> None:
+    result = run(*(str(model) if word == "m" else word for word in arguments))
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"Error: {name}: given twice; give it once\n")
+    assert [*Path().iterdir()] == [model]
+
+
+def test_flags_and_options_of_many_values_may_be_given_twice(model: Path) -> None:
+    assert run("inspect", model, "--json", "--json").exit_code == 0
+    result = run("check", model, "--prompts", "none-1.txt", "--prompts", "none-2.txt")
+    assert "none-1.txt: no such file" in result.stderr
+
+
+@pytest.mark.parametrize("columns", ["0", "-1", "00", ""])
+def test_a_terminal_of_no_columns_is_of_unknown_width(
+    model: Path, columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert "family: sd1" in run("inspect", model).output
+
+
+@pytest.mark.parametrize("address", ["https://x.org/m.safetensors", "s3://b/m", "file:///tmp/m"])
+def test_addresses_are_shown_as_typed(model: Path, address: str) -> None:
+    for arguments in (["inspect", address], ["check", model, "--prompts", address]):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert result.stderr == (
+            f"nemo-prune: {address}: URLs are neither read nor written; download it first\n"
+        )
+
+
+def test_a_file_of_somebody_else_leaves_one_line_and_a_junit_file(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, *how: str(path) != str(model) and access(path, *how))
+    result = run("check", model, "--prompts", "p.txt", "--junit", "j.xml")
+    line = f"{model}: cannot be read (permission denied); change who may read it"
+    assert (result.exit_code, result.stderr) == (2, f"nemo-prune: {line}\n")
+    assert line in Path("j.xml").read_text()
+
+
+def test_a_column_of_no_name(model: Path) -> None:
+    result = run("check", model, "--prompts", "p.txt", "--prompt-column", "")
+    assert result.exit_code == 2
+    assert "--prompt-column" in result.stderr
+    assert "is empty; give a name" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["tau", "gate"])
+def test_thresholds_that_nothing_lies_above(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from nemo_prune.cli.options import Inputs
+
+    odd: Any = SimpleNamespace(path=Path("m"))
+    with pytest.raises(AttributeError):
+        Inputs(odd, PromptList((), 0), Options(**{name: 1.0}), None).check()
+    assert capsys.readouterr().err == (
+        f"warning: --{name} 1: no score lies above 1, so nothing can be called memorized\n"
+    )
+
+
+def test_calibrating_on_too_few_names_their_file(model: Path) -> None:
+    Path("three.txt").write_text("a\nb\nc\n")
+    result = run("calibrate", model, "--prompts", "three.txt", "-o", "c.safetensors")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("nemo-prune: three.txt: 3 calibration prompts say too little")
+
+
+# ------------------------------------------------------------------------------- manifests
+
+
+def test_a_manifest_that_contradicts_itself(model: Path) -> None:
+    path = manifest(Path("n.json"), [], prompts=[[(DOWN, 1)]])
+    for arguments in (["apply", model, "--manifest", path, "-o", "o"],
+                      ["diff", model, model, "--expect", path]):  # fmt: skip
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "n.json: lists neurons of its prompts, and none to remove" in result.stderr
+
+
+def test_a_manifest_of_nothing_is_said(model: Path) -> None:
+    path = manifest(Path("n.json"), [], prompts=[[]])
+    for arguments in (["apply", model, "--manifest", path, "-o", "o"],
+                      ["diff", model, model, "--expect", path]):  # fmt: skip
+        result = run(*arguments)
+        assert result.exit_code == 0
+        assert "warning: n.json: holds no neurons: nothing is pruned\n" in result.stderr
+
+
+def test_a_manifest_of_a_run_that_was_stopped_is_said(model: Path) -> None:
+    path = manifest(Path("n.json"), [(DOWN, 1)], prompts=[[(DOWN, 1)], []])
+    path.write_text(path.read_text().replace('"suppressed"', '"not confirmed"', 1))
+    result = run("apply", model, "--manifest", path, "-o", "o")
+    assert result.exit_code == 0
+    assert "warning: n.json: is of a run that was stopped: 1 of its 2 prompts" in result.stderr
+
+
+def test_a_row_that_the_model_lacks_names_the_manifest(model: Path) -> None:
+    path = manifest(Path("n.json"), [(DOWN, 99)], model=open_checkpoint(model).kind)
+    result = run("apply", model, "--manifest", path, "-o", "o")
+    assert result.stderr.startswith(f"nemo-prune: n.json: does not fit {model} (")
+    assert "another model" not in result.stderr
+    result = run("diff", model, model, "--expect", path)
+    assert (result.exit_code, result.stderr.partition(": m")[0]) == (2, "nemo-prune: n.json")
+    good = manifest(Path("n.json"), [(DOWN, 1)])
+    result = run("apply", model, "--manifest", good, "--top", 1, "-o", "o")
+    assert result.stderr.startswith("nemo-prune: n.json: holds no attributions")
+
+
+def test_a_lora_that_would_do_nothing(model: Path) -> None:
+    assert run("apply", model, "--neurons", "0:1", "-o", "clean.safetensors").exit_code == 0
+    result = run("apply", "clean.safetensors", "--neurons", "0:1", "--lora", "l.safetensors")
+    assert result.exit_code == 2
+    assert "are zero in clean.safetensors already, so there is no LoRA to write" in result.stderr
+    assert not Path("l.safetensors").exists()
+
+
+# ------------------------------------------------------------------------------- models
+
+
+def test_packed_models_and_lists_are_called_so(model: Path) -> None:
+    Path("g.safetensors").write_bytes(gzip.compress(model.read_bytes()))
+    Path("p.txt").write_text("a cat on a mat in the sun\n")
+    for name, words in (
+        ("g.safetensors", "is compressed with gzip; unpack it"),
+        ("p.txt", "is text, not safetensors; download or copy it again; a list of prompts, and each "
+                  "further one, needs --prompts before it"),
+    ):  # fmt: skip
+        result = run("inspect", name)
+        assert result.exit_code == 2
+        assert f"nemo-prune: {name}: {words}" in result.stderr
+
+
+def test_metadata_beyond_what_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemo_prune.files.header.MAX_HEADER_BYTES", 100)
+    assert "more than the 100 that are read, as of very large metadata" in run("inspect", model).stderr
+
+
+def test_heads_that_nothing_tells_are_said_to_be_guessed(tmp_path: Path) -> None:
+    notes = []
+    for path in (write_tiny(tmp_path / "untold"), write_small(tmp_path / "told", side=16)):
+        told = Told()
+        open_engine(open_checkpoint(path), Options(device="cpu"), told)
+        notes.append([line for line in told.notes if "attention heads" in line])
+    assert notes[0][0].startswith(f"warning: {tmp_path / 'untold'}: nothing says how many attention")
+    assert notes[1] == []
+
+
+def test_a_model_is_not_judged_against_itself(model: Path) -> None:
+    Path("copy.safetensors").write_bytes(model.read_bytes())
+    for other in (model, Path("copy.safetensors")):
+        with pytest.raises(NemoPruneError, match="or the same bytes; give the original"):
+            check_inputs(open_checkpoint(model), open_checkpoint(other), ["a"], None)
+
+
+def test_configs_with_a_byte_order_mark(tmp_path: Path) -> None:
+    from nemo_prune.files.strict_json import read_object
+    from nemo_prune.model.configs import read_config
+
+    path = tmp_path / "unet" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"sample_size": 16}), encoding="utf-8-sig")
+    assert read_object(path) == read_config(tmp_path, "unet") == {"sample_size": 16}
+
+
+# ------------------------------------------------------------------------------- lists
+
+
+@pytest.mark.parametrize(
+    ("lines", "note"),
+    [
+        (["1. a cat", "2. a dog", "3. a cow"], "3 of its lines begin with a number that counts up"),
+        (["1) a cat", "2) a dog", "3) a cow", "x"], "3 of its lines begin with a number"),
+        (["- a cat", "* a dog"], "2 of its lines begin as items of a list"),
+        (["# captions", "a cat"], "1 of its lines begin with #, as comments do"),
+        (["a cat", "Negative prompt: bad", "Steps: 20, Seed: 1"], "2 of its lines begin as a picture's"),
+        (["WEBVTT", "00:00.000 --> 00:01.000", "a cat"], "1 of its lines begin as subtitles do"),
+        (["1. a cat", "101 dalmatians", "3. a cow"], None),
+        (["- a dash alone", "a cat", "a dog"], None),
+        (["#hashtag", "7 cats", "8 dogs", "9 cows"], None),
+    ],
+)
+def test_lines_that_hold_more_than_prompts(tmp_path: Path, lines: list[str], note: str | None) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(lines) + "\n")
+    stream = PromptStream([path])
+    assert sum(len(block.prompts) for block in stream.blocks(9)) == len(lines)
+    for notes in (read_prompts(path).notes, stream.notes):
+        assert [one.startswith(f"{path}: {note}") for one in notes] == ([] if note is None else [True])
+
+
+def test_the_separator_that_excel_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_bytes(b"sep=;\r\nid;caption\r\n1;a cat, asleep\r\n")
+    read = read_prompts(path)
+    assert (read.texts, read.places) == (("a cat, asleep",), ((str(path), 3),))
+    (block,) = PromptStream([path]).blocks(9)
+    assert [(one.text, one.line) for one in block.prompts] == [("a cat, asleep", 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.txt", "sep=;\nid;caption\n", "begins with sep=, as a table does; name it .csv"),
+        ("p.json", "[]", "holds no prompts; its column or list of them is empty"),
+        ("p", None, "is a folder; give the lists in it as a pattern in quotes, such as"),
+    ],
+)
+def test_lists_that_are_none(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(PromptFileError, match=f"{path}: {words}"):
+        read_prompts(path)
+
+
+def test_two_pictures_of_one_prompt(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    path = tmp_path / "t.csv"
+    path.write_text("caption,image\na cat,a.png\na cat,a.png\n")
+    assert read_targets(path, ["a cat"]) == {0: tmp_path / "a.png"}
+    path.write_text("caption,image\na cat,a.png\na cat,b.png\n")
+    with pytest.raises(NemoPruneError, match=r"names two pictures for one prompt, a\.png and b\.png"):
+        read_targets(path, ["a cat"])
+
+
+def test_a_folder_in_the_way_of_an_unfinished_table(tmp_path: Path) -> None:
+    (tmp_path / "t.csv.partial").mkdir()
+    for resume in (False, True):
+        with pytest.raises(NemoPruneError, match="partial: is a folder where a file is to be written"):
+            Table(tmp_path / "t.csv", resume=resume).check()
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv.partial"]
