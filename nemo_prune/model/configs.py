@@ -169,8 +169,9 @@ class Configs:
         if name == "unet":
             config = infer_unet(base, shapes)
             stated = self.overrides.get(name, {})
+            per_head = isinstance(base.get("attention_head_dim"), list)  # 64 channels each, as trained
             known = {*config["block_out_channels"]} <= {*base["block_out_channels"]}
-            if not known and "attention_head_dim" not in stated:
+            if not known and stated.get("attention_head_dim") is None and not per_head:
                 self.guessed = (
                     f"{self.path}: nothing says how many attention heads its UNet has, and its widths "
                     f"are not those of {self.family.name} models: they are guessed; if wrong, so are "
