@@ -75,8 +75,8 @@ class Verb(cloup.Command):
     """A command that the list of commands shows with its whole first sentence."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse -output, which would be -o of a file `utput`, --output with dashes of a text, and what
-        is given twice where the last would hold.
+        """Refuse -output, which would be -o of a file `utput`, --output with dashes of a text, and a
+        second file where one is taken: the first would be left out without a word.
         """
         known = {name for parameter in self.params for name in parameter.opts if name[:2] == "--"}
         for word in args[: args.index("--")] if "--" in args else args:
@@ -87,10 +87,8 @@ class Verb(cloup.Command):
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(list(args))
             for parameter, times in Counter(order).items():
-                single = isinstance(parameter, click.Option) and not (
-                    parameter.multiple or parameter.is_flag or parameter.count
-                )
-                if single and times > 1:
+                single = isinstance(parameter, click.Option) and not parameter.multiple
+                if times > 1 and single and isinstance(parameter.type, _Named):
                     raise click.UsageError(
                         f"{max(parameter.opts, key=len)}: given twice; give it once", ctx
                     )

@@ -197,8 +197,8 @@ def _read_raw(file: BinaryIO, size: int) -> bytes:
         raise _Fault(f"is truncated: {size} bytes are too few for a safetensors file; {_DOWNLOAD}")
     if length > MAX_HEADER_BYTES and start[8:9] == b"{" and length <= size - 8:
         raise _Fault(
-            f"has a header of {length} bytes, more than the {MAX_HEADER_BYTES} that are read, as of "
-            f"very large metadata; save it again with less metadata"
+            f"has a header of {length} bytes, as of very large metadata (at most {MAX_HEADER_BYTES} are "
+            f"read); save it again with less metadata"
         )
     if length > MAX_HEADER_BYTES:
         raise _Fault(

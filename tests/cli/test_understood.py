@@ -39,19 +39,21 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["apply", "m", "--manifest", "a", "-o", "o", "--manifest=b"], "--manifest"),
         (["apply", "m", "--manifest", "a", "-o", "o", "--output", "p"], "--output"),
-        (["check", "m", "--prompts", "p", "--tau", ".5", "--tau", ".6"], "--tau"),
-        (["m", "--prompts", "p", "--seed", "1", "--seed", "1"], "--seed"),
+        (["check", "m", "--prompts", "p", "--calibration", "a", "--calibration", "b"], "--calibration"),
+        (["m", "--prompts", "p", "--manifest", "a", "--manifest", "b"], "--manifest"),
     ],
 )
-def test_an_option_of_which_the_last_would_hold(model: Path, arguments: list[str], name: str) -> None:
+def test_a_second_file_where_one_is_taken(model: Path, arguments: list[str], name: str) -> None:
     result = run(*(str(model) if word == "m" else word for word in arguments))
     assert result.exit_code == 2
     assert result.stderr.endswith(f"Error: {name}: given twice; give it once\n")
     assert [*Path().iterdir()] == [model]
 
 
-def test_flags_and_options_of_many_values_may_be_given_twice(model: Path) -> None:
+def test_flags_numbers_and_options_of_many_values_may_be_given_twice(model: Path) -> None:
     assert run("inspect", model, "--json", "--json").exit_code == 0
+    result = run("check", model, "--prompts", "none-1.txt", "--seeds", "4", "--seeds", "5")
+    assert "none-1.txt: no such file" in result.stderr
     result = run("check", model, "--prompts", "none-1.txt", "--prompts", "none-2.txt")
     assert "none-1.txt: no such file" in result.stderr
 
@@ -178,7 +180,7 @@ def test_packed_models_and_lists_are_called_so(model: Path) -> None:
 
 def test_metadata_beyond_what_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nemo_prune.files.header.MAX_HEADER_BYTES", 100)
-    assert "more than the 100 that are read, as of very large metadata" in run("inspect", model).stderr
+    assert "as of very large metadata (at most 100 are read)" in run("inspect", model).stderr
 
 
 def test_heads_that_nothing_tells_are_said_to_be_guessed(tmp_path: Path) -> None:
