@@ -39,7 +39,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["apply", "m", "--manifest", "a", "-o", "o", "--manifest=b"], "--manifest"),
         (["apply", "m", "--manifest", "a", "-o", "o", "--output", "p"], "--output"),
-        (["check", "m", "--prompts", "p", "--calibration", "a", "--calibration", "b"], "--calibration"),
+        (["detect", "m", "--prompts", "p", "--csv", "a", "--csv", "b"], "--csv"),
         (["m", "--prompts", "p", "--manifest", "a", "--manifest", "b"], "--manifest"),
     ],
 )
