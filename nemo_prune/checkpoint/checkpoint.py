@@ -179,6 +179,12 @@ class Checkpoint:
         paths = sorted({*self.others, *(part.path for part in self.parts)})
         return {self.place(path): path for path in paths}
 
+    def weights(self) -> dict[str, Path]:
+        """The folder's safetensors files, by `place`; of a file, itself by ""."""
+        if not self.is_folder:
+            return {"": self.path}
+        return {place: path for place, path in self.kept().items() if path.suffix == WEIGHTS}
+
 
 def _matches(layer: ValueLayer, pattern: str) -> bool:
     parts = {part.strip() for part in pattern.split("+")}
@@ -198,10 +204,8 @@ def model_sha256(checkpoint: Checkpoint) -> str:
 
     Raises CheckpointError if a file cannot be read.
     """
-    if not checkpoint.is_folder:
-        return file_sha256(checkpoint.path)
-    weights = {place: path for place, path in checkpoint.kept().items() if path.suffix == WEIGHTS}
-    return joint_sha256({place: file_sha256(path) for place, path in weights.items()})
+    hashes = {place: file_sha256(path) for place, path in checkpoint.weights().items()}
+    return joint_sha256(hashes) if checkpoint.is_folder else hashes[""]
 
 
 def check_neurons(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> None:

@@ -98,11 +98,14 @@ def check_fits(manifest: Manifest, path: Path, checkpoint: Checkpoint) -> None:
     )
 
 
+def no_neurons(manifest: Manifest, path: Path) -> list[str]:
+    """A line on a manifest by which nothing is removed; none on any other."""
+    return [] if manifest.neurons else [f"{path}: holds no neurons: nothing is pruned"]
+
+
 def odd_manifest(manifest: Manifest, path: Path) -> list[str]:
     """What makes a sound manifest of little use, a line each: no neurons, or a stopped run."""
-    found = []
-    if not manifest.neurons:
-        found.append(f"{path}: holds no neurons: nothing is pruned")
+    found = no_neurons(manifest, path)
     stopped = (Status.NOT_CONFIRMED, Status.NOT_SEARCHED)
     if count := sum(record.status in stopped for record in manifest.prompts):
         found.append(

@@ -29,6 +29,7 @@ def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
     """
     from nemo_prune.checkpoint.diff import compare_models
     from nemo_prune.checkpoint.manifest import read_manifest
+    from nemo_prune.checkpoint.selection import no_neurons
 
     wanted = read_manifest(manifest) if manifest is not None else None
     try:
@@ -38,8 +39,9 @@ def diff(a: Path, b: Path, manifest: Path | None, as_json: bool) -> None:
     promise = found.promise
     if wanted is not None and promise is not None and promise.a_sha256 != wanted.source["sha256"]:
         say(f"warning: {manifest} was made for another model than {a}")
-    if wanted is not None and manifest is not None and not wanted.neurons:
-        say(f"warning: {manifest}: holds no neurons: nothing is pruned")
+    if wanted is not None and manifest is not None:
+        for line in no_neurons(wanted, manifest):
+            say(f"warning: {line}")
     if as_json:
         result = {"a": str(a), "b": str(b), **found.difference.to_json()}
         click.echo(json.dumps(result | ({"expected": promise.to_json()} if promise else {})))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint
+from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.diff import unremoved
 from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, union
@@ -156,15 +156,10 @@ def check_inputs(
 
 def _are_one(original: Checkpoint, pruned: Checkpoint) -> bool:
     """Whether two models have the same weights, byte for byte."""
-    files = [
-        {place: path for place, path in one.kept().items() if path.suffix == WEIGHTS}
-        if one.is_folder
-        else {"": one.path}
-        for one in (original, pruned)
-    ]
-    return files[0].keys() == files[1].keys() and all(
-        same_file(path, files[1][place]) or filecmp.cmp(path, files[1][place], shallow=False)
-        for place, path in files[0].items()
+    ours, theirs = original.weights(), pruned.weights()
+    return ours.keys() == theirs.keys() and all(
+        same_file(path, theirs[place]) or filecmp.cmp(path, theirs[place], shallow=False)
+        for place, path in ours.items()
     )
 
 

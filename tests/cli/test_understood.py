@@ -3,12 +3,14 @@
 import gzip
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import rawfiles
+from click.testing import Result
 from PIL import Image
 from test_cli_files import manifest
 from test_surgery import DOWN
@@ -116,20 +118,22 @@ def test_calibrating_on_too_few_names_their_file(model: Path) -> None:
 # ------------------------------------------------------------------------------- manifests
 
 
+def taken(model: Path, path: Path) -> Iterator[Result]:
+    """What apply, and diff, say of a manifest."""
+    yield run("apply", model, "--manifest", path, "-o", "o")
+    yield run("diff", model, model, "--expect", path)
+
+
 def test_a_manifest_that_contradicts_itself(model: Path) -> None:
     path = manifest(Path("n.json"), [], prompts=[[(DOWN, 1)]])
-    for arguments in (["apply", model, "--manifest", path, "-o", "o"],
-                      ["diff", model, model, "--expect", path]):  # fmt: skip
-        result = run(*arguments)
+    for result in taken(model, path):
         assert result.exit_code == 2
         assert "n.json: lists neurons of its prompts, and none to remove" in result.stderr
 
 
 def test_a_manifest_of_nothing_is_said(model: Path) -> None:
     path = manifest(Path("n.json"), [], prompts=[[]])
-    for arguments in (["apply", model, "--manifest", path, "-o", "o"],
-                      ["diff", model, model, "--expect", path]):  # fmt: skip
-        result = run(*arguments)
+    for result in taken(model, path):
         assert result.exit_code == 0
         assert "warning: n.json: holds no neurons: nothing is pruned\n" in result.stderr
 
