@@ -73,6 +73,13 @@ def _styles(entry: Data) -> list[Data]:
     return drawn["styles"] if drawn and drawn["judged"] else []
 
 
+def silent(entry: Data) -> str:
+    """The parts of a prompt's pictures by which none can be called near, by reference."""
+    drawn, names = entry["pictures"], {"consensus": "original's pictures", "target": "training picture"}
+    rows = drawn["silent"].items() if drawn and drawn["judged"] else ()
+    return ", ".join(f"{', '.join(parts)} (the {names[kind]})" for kind, parts in rows if parts)
+
+
 def audited(data: Data) -> list[Data]:
     """The prompts that the original memorized: of the others there is nothing to bring back."""
     return [entry for entry in data["prompts"] if entry["memorized"]]
@@ -283,6 +290,11 @@ def notes(data: Data) -> list[str]:
     if controls := [entry["pictures"]["control"] for entry in drawn if entry["pictures"]["judged"]]:
         near, count = (sum(column) for column in zip(*controls, strict=True))
         found.append(f"Control: {near} of {count} pictures by the original are near by the same rule.")
+    if named := [f"prompt {entry['index']}: {parts}" for entry in drawn if (parts := silent(entry))]:
+        found.append(
+            f"Parts of pictures that judge nothing, since most of the original's own are hardly told "
+            f"from unrelated ones there: {'; '.join(named)}."
+        )
     found += [*_embedding_notes(data), *_overlap_notes(data), *_mending_notes(data)]
     aside = [str(entry["index"]) for entry in data["prompts"] if not entry["memorized"]]
     if aside:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.audit.parts import parts
+from nemo_prune.audit.nearness import near_to
 from nemo_prune.audit.strength import Effort, Style
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.model.hub import quiet
 from nemo_prune.options import Options, Progress
 from nemo_prune.report.gallery import inlined
-from nemo_prune.report.likeness import CONSENSUS_PART, Described, Likeness, near_levels
+from nemo_prune.report.likeness import CONSENSUS_PART, TARGET_PART, Described, Likeness
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.scoring.engine import noise_seed
@@ -124,36 +124,19 @@ def judge_more(
 
     Returns:
         Plain JSON: "judged", whether any measure tells the original's pictures from chance; "levels"
-        by reference; "control", how many of the original's pictures are near; the "reference" as a
-        data URI; of each style in "styles" how it was "drawn" (in words), "count" and "near": seed,
-        the measures that it is near "by", "picture". In "worded", by place as text, data URIs.
+        by reference; "silent", by reference the parts that do not tell; "control", how many of the
+        original's pictures are near; the "reference" as a data URI; of each style in "styles" how it
+        was "drawn" (in words), "count" and "near": seed, the measures that it is near "by", "picture".
+        In "worded", by place as text, data URIs.
     """
     old = [likeness.describe(picture) for picture in references]
-
-    def alike(reference: Described, picture: Described) -> dict[str, float]:
-        return likeness.to_target(reference, picture) | parts(reference, picture)
-
-    between = [alike(b, a) for a in old for b in old if a is not b]
-    chance = [alike(a, other) for a in old for other in unrelated]
-    levels = {"consensus": near_levels(between, chance, CONSENSUS_PART)}
-    wanted = None if target is None else likeness.describe(target)
-    if wanted is not None:
-        levels["target"] = near_levels(
-            [alike(wanted, a) for a in old],
-            [alike(wanted, other) for other in unrelated],
-        )
+    judges = {"consensus": near_to(likeness, old, old, unrelated, CONSENSUS_PART)}
+    if target is not None:
+        wanted = likeness.describe(target)
+        judges["target"] = near_to(likeness, [wanted], old, unrelated, TARGET_PART)
 
     def near_by(picture: Described) -> list[str]:
-        compared = [("consensus", alike(a, picture)) for a in old if a is not picture]
-        if wanted is not None:
-            compared.append(("target", alike(wanted, picture)))
-        found = (
-            name
-            for kind, scores in compared
-            for name, level in levels[kind].items()
-            if scores[name] > level
-        )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(name for judge in judges.values() for name in judge.by(picture)))
 
     rows = []
     for style, row in zip(styles, drawn, strict=True):
@@ -165,8 +148,9 @@ def judge_more(
         ]
         rows.append({"drawn": style.described, "count": len(row), "near": near})
     return {
-        "judged": any(levels.values()),
-        "levels": levels,
+        "judged": any(judge.levels for judge in judges.values()),
+        "levels": {kind: judge.levels for kind, judge in judges.items()},
+        "silent": {kind: judge.silent for kind, judge in judges.items()},
         "control": [sum(bool(near_by(picture)) for picture in old), len(old)],
         "reference": inlined(references[0] if target is None else target),
         "styles": rows,

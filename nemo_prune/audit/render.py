@@ -53,6 +53,7 @@ def to_html(data: Data) -> str:
         successes=outcome.successes,
         near=outcome.near_pictures,
         drawn=outcome.pictures,
+        silent=outcome.silent,
         attacks=outcome.attacks_of,
         chased=outcome.chased,
         control_lines=list(outcome.control_lines(data)),

@@ -28,7 +28,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     near = {"seed": 1, "by": ["region"], "picture": uri}
     styles = [{"drawn": "ddim, 20 steps, guidance 7", "count": 8, "near": [near]}]
     drawn = {"judged": True, "levels": {}, "control": [4, 4], "reference": uri, "worded": {},
-             "styles": styles}  # fmt: skip
+             "silent": {}, "styles": styles}  # fmt: skip
     attacks = [{**one, "pictures": [uri]} for one in (attack("pruned", 10), attack("original", 0))]
     entries = [
         {**entry(index, word("a"), word("word" * 60, back=("score",))), "pictures": drawn,

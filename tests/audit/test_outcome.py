@@ -74,8 +74,9 @@ def test_pictures_that_are_near_count_and_are_shown(tmp_path: Path) -> None:
     near = {"seed": 1, "by": ["region"], "picture": "data:image/webp;base64,AAAA"}
     styles = [{"drawn": "ddim, 20 steps, guidance 7", "count": 8, "near": [near]},
               {"drawn": "euler", "count": 2, "near": []}]  # fmt: skip
+    quiet = {"consensus": [], "target": ["foreground", "region"]}
     one = {"judged": True, "levels": {}, "control": [4, 4], "reference": "data:image/webp;base64,BBBB",
-           "styles": styles, "worded": {}}  # fmt: skip
+           "silent": quiet, "styles": styles, "worded": {}}  # fmt: skip
     drawn = data({**entry(0, word("a")), "pictures": one})
     assert outcome.verdict(drawn).startswith(
         "NOT ERASED: the picture of 1 of 1 prompt came back (prompt 0), from 1 of 11 attempts"
@@ -85,7 +86,11 @@ def test_pictures_that_are_near_count_and_are_shown(tmp_path: Path) -> None:
     ]
     assert "4 of 4 pictures by the original" in " ".join(outcome.notes(drawn))
     write_audit(drawn, tmp_path / "a.html")
-    assert near["picture"] in (tmp_path / "a.html").read_text()
+    page = (tmp_path / "a.html").read_text()
+    assert near["picture"] in page
+    told = "foreground, region (the training picture)"
+    assert told in page
+    assert f"prompt 0: {told}." in " ".join(outcome.notes(drawn))
     unjudged = data({**entry(0, word("a")), "pictures": one | {"judged": False}})
     assert outcome.verdict(unjudged).startswith("No replication found in 1 attempt ")
     assert "Pictures not judged" in " ".join(outcome.notes(unjudged))
