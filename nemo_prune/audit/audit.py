@@ -27,10 +27,9 @@ from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.prompts import told_of
 from nemo_prune.options import Progress, Writing
 from nemo_prune.report.inputs import check_inputs
-from nemo_prune.report.likeness import open_likeness
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
 
-FORMAT = "nemo-prune-audit/2"
+FORMAT = "nemo-prune-audit/3"
 _SHOWN = 8  # wordings of a caption that brought its picture back and are drawn
 
 
@@ -118,8 +117,7 @@ def audit(
         hardened = mending.harden(first, inputs.harden)
         repair = mending.repair(hardened) if repairing is not None else None
         cost["search_samples"] = models.samples - sum(cost.values())
-        models.release()
-        pictures, skipped, cost["picture_samples"] = _pictures(inputs, words, progress, finished)
+        pictures, skipped, cost["picture_samples"] = _pictures(models, words, finished)
         repaired = None
         if repair is not None and repairing is not None:
             repaired = mend(inputs, repair, words, repairing, progress)
@@ -170,9 +168,13 @@ def _words(models: Models, finished: Finished) -> dict[int, dict[str, Any]]:
 
 
 def _pictures(
-    inputs: AuditInputs, words: Mapping[int, dict[str, Any]], progress: Progress, finished: Finished
+    models: Models, words: Mapping[int, dict[str, Any]], finished: Finished
 ) -> tuple[dict[int, dict[str, Any]], str | None, int]:
-    """`draw_more` of what the original memorized; why no pictures were drawn; what they took."""
+    """`draw_more` of what the original memorized; why no pictures were drawn; what they took.
+
+    The models are released: a pipeline does not fit beside them.
+    """
+    inputs, progress = models.inputs, models.progress
     places = [index for index, one in words.items() if one["memorized"]]
     wanted = {}
     for index in places:
@@ -183,18 +185,29 @@ def _pictures(
             named = {place: texts[of_words[place]["place"]] for place in back[:_SHOWN]}
             wanted[index] = Wanted(inputs.prompts[index], named, inputs.targets.get(index))
     skipped, samples = None, 0
+    if wanted and models.codec is None:
+        skipped, wanted = models.no_codec, {}
     if wanted:
-        samples = passes(list(wanted.values()), inputs.effort)
+        before = models.samples
+        progress.stage("drawing the original's pictures", len(wanted), "prompts")
+        unrelated, references = models.unrelated, {}
+        for index in wanted:
+            references[index] = models.pictures(index)
+            progress.advance()
+        samples = passes(list(wanted.values()), inputs.effort) + models.samples - before
+    models.release()
+    if wanted:
         count = len(wanted) * sum(style.seeds for style in inputs.effort.styles)
         progress.note(f"{count} more pictures of the pruned model, {samples:,} denoiser samples in all")
         try:
             draw_more(
-                (inputs.original, inputs.pruned),
+                inputs.pruned,
                 inputs.options,
                 wanted,
-                inputs.ordinary(),
+                references,
+                unrelated,
                 inputs.effort,
-                open_likeness(),
+                models.likeness,
                 progress,
                 lambda index, found: finished.add(f"pictures {index}", found),
             )

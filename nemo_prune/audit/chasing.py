@@ -1,6 +1,7 @@
 """One round of optimized embeddings: every memorized picture, and the controls, as plain JSON."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from statistics import median
 from typing import Any
@@ -9,17 +10,20 @@ from nemo_prune.audit.codec import unseen_pictures
 from nemo_prune.audit.embeddings import ORIGINAL, PRUNED, Aim, Chaser, unpacked
 from nemo_prune.audit.finished import Finished
 from nemo_prune.audit.inputs import Models
+from nemo_prune.audit.nearness import Near, near_control, near_to
 from nemo_prune.audit.neurons import Trigger
+from nemo_prune.audit.pictures import passes_compared
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.localize.confirm import UNRELATED
 from nemo_prune.report.gallery import inlined
+from nemo_prune.report.likeness import CONSENSUS_PART, TARGET_PART
 from nemo_prune.report.targets import open_target
 
 Round = dict[str, Any]
-"""{"prompts": number -> {"judged", "target", "picture", "chance", "replica", "attacks"}, "controls":
-[{"kind", "number", "picture", "attacks"}]}; an attack as `Chaser.chase` gives it, with "controls_back",
-the fewest steps after which a control of its start was there, and "came_back": whether the memorized
-picture was there before any."""
+"""{"prompts": number -> {"judged", "target", "picture", "chance", "replica", "nearness", "attacks"},
+"controls": [{"kind", "number", "picture", "attacks"}]}; an attack as `Chaser.chase` gives it, with
+"controls_back", the fewest steps after which a control of its start was there, and "came_back": whether
+the memorized picture was there before any. "nearness": "levels" and "replica" of its `Near`."""
 
 
 class Rounds:
@@ -51,21 +55,27 @@ class Rounds:
             pictures = (1 if number else 2) * memorized + len(left) - memorized
             attacks = pictures * len(self.chaser.starts)
             total = attacks * self.chaser.samples_of_attack + len(left) * self.chaser.samples_of_aim
+            if self.models.codec is not None:
+                total += passes_compared(memorized, self.models.whole)
             self.models.progress.note(
                 f"{attacks} embeddings of up to {self.effort.chase.budgets[-1]} steps, at most "
                 f"{total:,} denoiser samples"
             )
             self.models.progress.stage("optimizing embeddings", total, "samples")
+            if self.models.codec is not None:
+                _ = self.models.unrelated
+                self.models.progress.advance(passes_compared(0, self.models.whole))
         once = self.finished.once
         prompts = {
             index: once(f"embeddings {number} {index}", partial(self._memorized, index, number, off))
             for index in self.memorized
         }
         replicas = [one["replica"] for one in prompts.values() if one["judged"]]
+        nearness = [one["nearness"] for one in prompts.values() if one["judged"] and one["nearness"]]
         rows = []
         for place, (kind, nth) in enumerate(controls if replicas else ()):
             # The yardstick of pictures that nothing replicates is the memorized ones' median.
-            attack = partial(self._control, kind, nth, place, median(replicas), off)
+            attack = partial(self._control, kind, nth, place, median(replicas), nearness, off)
             rows.append(once(f"control {number} {kind} {nth}", attack))
         return judged(prompts, rows)
 
@@ -80,8 +90,20 @@ class Rounds:
             target = None
             if path is not None and self.models.codec is not None:
                 target = open_target(path, *self._size())
-            self._aims[index] = self.chaser.memorized(self.models.caption(index), target)
+            aim = self.chaser.memorized(self.models.caption(index), target)
+            if self.models.codec is not None:
+                aim = replace(aim, near=self._near(index, aim))
+            self._aims[index] = aim
         return self._aims[index]
+
+    def _near(self, index: int, aim: Aim) -> Near:
+        models, describe = self.models, self.models.likeness.describe
+        assert aim.picture is not None, "there is an autoencoder"
+        before = models.samples
+        own = [describe(picture) for picture in models.pictures(index)]
+        models.progress.advance(models.samples - before)
+        part = TARGET_PART if index in models.inputs.targets else CONSENSUS_PART
+        return near_to(models.likeness, [describe(aim.picture)], own, models.unrelated, part)
 
     def _size(self) -> tuple[int, int]:
         """Width and height of a picture."""
@@ -105,12 +127,14 @@ class Rounds:
             "picture": None if aim.picture is None else inlined(aim.picture),
             "chance": round(aim.chance, 5),
             "replica": round(aim.replica, 5),
+            "nearness": aim.near and {"levels": aim.near.levels, "replica": aim.near.replica},
             "attacks": attacks,
         }
 
     def _control(
-        self, kind: str, nth: int, place: int, replica: float, off: frozenset[Neuron]
-    ) -> dict[str, Any]:
+        self, kind: str, nth: int, place: int, replica: float, nearness: Sequence[dict[str, Any]],
+        off: frozenset[Neuron],
+    ) -> dict[str, Any]:  # fmt: skip
         """Attacks on a picture that nobody memorized, from an ordinary caption's embedding."""
         ordinary = self.models.inputs.ordinary()[UNRELATED:]
         text = ordinary[place % len(ordinary)]
@@ -122,6 +146,14 @@ class Rounds:
             assert codec is not None
             picture = unseen_pictures(self.models.inputs.unseen, nth + 1, *self._size())[nth]
             aim = self.chaser.aim(codec.encode(picture), replica, picture)
+        if aim.picture is not None:
+            # Where the memorized ones are compared with pictures of both kinds, what is kinder to it.
+            every = all(index in self.models.inputs.targets for index in self.memorized)
+            near = near_control(
+                self.models.likeness, self.models.likeness.describe(aim.picture), nearness,
+                self.models.unrelated, TARGET_PART if every else CONSENSUS_PART,
+            )  # fmt: skip
+            aim = replace(aim, near=near)
         pruned = self.models.pruned
         captions = [(PRUNED, pruned, pruned.prompts([text])[0])]
         given = kind == "unseen" and nth < len(self.models.inputs.unseen)

@@ -96,7 +96,7 @@ def svg(shown: Sequence[Line]) -> Markup:
         f'<figure class="curve"><div class="wide"><svg class="large" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         f'role="img" aria-label="r by steps of optimization">{"".join(parts)}</svg></div>'
         f"<figcaption>{legend}. r: 0 as alike as unrelated pictures, 1 as the original's own; from "
-        f"{THERE:g} on the picture is there.</figcaption></figure>"
+        f"{THERE:g} on whole pictures decide.</figcaption></figure>"
     )
 
 
@@ -132,7 +132,7 @@ def _figure(shown: Sequence[Line]) -> "Figure":
     axes.axhline(THERE, color=COLOURS["ink"], linewidth=0.8, linestyle=":")
     axes.set_ylim(_LOW, _HIGH)
     axes.set_xlabel("steps of Adam on the embedding")
-    axes.set_ylabel(f"r (the picture is there from {THERE:g} on)")
+    axes.set_ylabel(f"r (whole pictures decide from {THERE:g} on)")
     if named:
         figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     return figure

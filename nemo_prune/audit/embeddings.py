@@ -6,14 +6,16 @@ model, by the same recipe and from the same kind of start: ordinary pictures tha
 pictures that it never saw. The original's own embeddings are the third control: how early the picture
 comes where nothing was pruned.
 
-A picture is drawn by short guided trajectories, as everywhere, and r says how much of it is there: 0 as
-alike as unrelated pictures are, 1 as alike as what the original draws for the caption. A control's r is
-on the same yardstick, the median of the memorized pictures'.
+A picture is looked for by short guided trajectories, as everywhere, and r says how much of it is there:
+0 as alike as unrelated pictures are, 1 as alike as what the original draws for the caption. Five steps
+say too often that it is there: where they do, whole pictures are drawn, and only if one is near what was
+aimed at (`nearness`) has the picture come back. A control is judged in the same way, on the same
+yardstick, the median of the memorized pictures'.
 """
 
 import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from nemo_prune.audit.codec import Codec
+from nemo_prune.audit.nearness import Near
 from nemo_prune.audit.strength import THERE, Effort
 from nemo_prune.audit.triggers import DRAW_SEED, REFERENCE_SEED, REFERENCES
 from nemo_prune.checkpoint.neurons import Neuron
@@ -47,13 +50,15 @@ class Aim:
     """A picture that embeddings are optimized towards, and the yardstick of what is drawn.
 
     clean: its latents, float32 `[c, h, w]`. chance: how alike to it unrelated pictures are. replica: how
-    alike what the original draws for the caption is. picture: to be shown.
+    alike what the original draws for the caption is. picture: to be shown. near: says which whole
+    pictures are near it; None, or without levels: nothing does, and trajectories decide.
     """
 
     clean: Tensor
     chance: float
     replica: float
     picture: Picture | None = None
+    near: Near | None = None
 
     @property
     def judged(self) -> bool:
@@ -71,14 +76,18 @@ class Aim:
 class Attack:
     """What came of optimizing one embedding.
 
-    curve: after each budget "steps", "remaining" (the largest r over the noises) and "mean". back: after
-    how many steps the picture was there, None if it never was; nothing was optimized after that.
-    embedding: the last one.
+    curve: after each budget "steps", "remaining" (the largest r over the noises) and "mean"; where whole
+    pictures were drawn, how many in "drawn", and in "near" how many of them are near. back: after how
+    many steps the picture was there, None if it never was; nothing was optimized after that.
+    embedding: the last one. drawn: the last whole pictures, those that are near first, of the embedding
+    after `steps` steps.
     """
 
     curve: list[dict[str, float]]
     back: int | None
     embedding: Prompt
+    drawn: list[Picture] = field(default_factory=list)
+    steps: int = 0
 
 
 def _likeness(ends: Sequence[Tensor], wanted: Tensor) -> Tensor:
@@ -121,10 +130,12 @@ class Chaser:
 
     @property
     def samples_of_attack(self) -> int:
-        """Denoiser samples that an attack takes at most, its pictures aside."""
+        """Denoiser samples that an attack takes at most, without what is drawn only to be shown."""
         budgets = self.recipe.budgets
-        drawn = len(budgets) * self.effort.draw_seeds * self.schedule.passes
-        return self.recipe.samples(budgets[-1]) + drawn
+        of_one = self.effort.draw_seeds * self.schedule.passes
+        if self.codec is not None:
+            of_one += self.effort.chase.pictures * self.whole.passes
+        return self.recipe.samples(budgets[-1]) + len(budgets) * of_one
 
     @property
     def samples_of_aim(self) -> int:
@@ -172,18 +183,35 @@ class Chaser:
         before = engine.cost.samples
         seeds = range(DRAW_SEED, DRAW_SEED + self.effort.draw_seeds)
         curve: list[dict[str, float]] = []
-        back, prompt = None, start
+        back, prompt, drawn, after = None, start, list[Picture](), 0
         for steps, prompt in pursue(engine, start, aim.clean, self.recipe, seed, off, self.advance):
             samples = [Sample(prompt, off, one) for one in seeds]
             found = aim.remaining(engine.trajectories(samples, self.schedule, self.advance))
             mean = round(sum(found) / len(found), _DIGITS)
             curve.append({"steps": steps, "remaining": max(found), "mean": mean})
-            if max(found) >= THERE:
+            if max(found) < THERE:
+                continue
+            near = 1
+            if self.codec is not None and aim.near is not None and aim.near.levels:
+                # From the noises whose trajectories came nearest.
+                nearest = sorted(seeds, key=lambda one: -found[one - DRAW_SEED])
+                count = self.effort.chase.pictures
+                drawn = self.pictures(engine, prompt, nearest[:count], off, self.advance)
+                which = [bool(aim.near.seen(picture)) for picture in drawn]
+                near, after = sum(which), steps
+                curve[-1] |= {"drawn": len(drawn), "near": near}
+                order = sorted(range(len(drawn)), key=lambda place: not which[place])
+                drawn = [drawn[place] for place in order]
+            if near:
                 back = steps
                 break
         # What was not needed is done too, so that the time left stays true.
         self.advance(max(0, self.samples_of_attack - (engine.cost.samples - before)))
-        return Attack(curve, back, prompt)
+        if self.codec is not None and not drawn and engine is self.pruned:
+            count = 1 if back is None else _SHOWN
+            drawn = self.pictures(engine, prompt, seeds[:count], off)
+            after = int(curve[-1]["steps"])
+        return Attack(curve, back, prompt, drawn, after)
 
     def start(self, caption: Prompt, engine: Engine, kind: int) -> Prompt:
         """Where an attack begins: the caption's embedding, or a random one."""
@@ -201,9 +229,11 @@ class Chaser:
             first: seed of the first attack; each kind of start takes the next.
 
         Returns:
-            Of each attack "model", "start", "curve", "back", "embedding" (base64 of float32, where the
-            picture came back in the pruned model) and "pictures" (data URIs).
+            Of each attack "model", "start", "curve", "back", "by", what decides, "embedding" (base64 of
+            float32, where the picture came back in the pruned model), "pictures" (data URIs) and
+            "pictures_after", of how many steps they are.
         """
+        by_pictures = self.codec is not None and aim.near is not None and bool(aim.near.levels)
         found = []
         for kind, start in enumerate(self.starts):
             for model, engine, caption in captions:
@@ -211,23 +241,26 @@ class Chaser:
                 seed = CHASE_SEED + 100 + first + kind
                 one = self.attack(engine, aim, self.start(caption, engine, kind), seed, without)
                 kept = one.back is not None and model == PRUNED
-                count = 0 if model == ORIGINAL else _SHOWN if kept else 1
+                shown = one.drawn[:_SHOWN] if model == PRUNED else []
                 found.append(
                     {
                         "model": model, "start": start, "curve": one.curve, "back": one.back,
+                        "by": "pictures" if by_pictures else "trajectories",
                         "embedding": packed(one.embedding) if kept else None,
-                        "pictures": self.shown(engine, one.embedding, count, without),
+                        "pictures": [inlined(picture) for picture in shown],
+                        "pictures_after": one.steps,
                     }
                 )  # fmt: skip
         return found
 
-    def shown(self, engine: Engine, prompt: Prompt, count: int, off: frozenset[Neuron]) -> list[str]:
-        """Whole pictures from an embedding, as data URIs; none without an autoencoder."""
-        if self.codec is None or not count:
-            return []
-        seeds = range(DRAW_SEED, DRAW_SEED + count)
-        drawn = engine.drawn([Sample(prompt, off, seed) for seed in seeds], self.whole)
-        return [inlined(self.codec.decode(one)) for one in drawn]
+    def pictures(
+        self, engine: Engine, prompt: Prompt, seeds: Sequence[int], off: frozenset[Neuron],
+        advance: Callable[[int], None] = lambda _count: None,
+    ) -> list[Picture]:  # fmt: skip
+        """Whole pictures from an embedding."""
+        assert self.codec is not None
+        samples = [Sample(prompt, off, seed) for seed in seeds]
+        return [self.codec.decode(one) for one in engine.drawn(samples, self.whole, advance)]
 
 
 # ---------------------------------------------------------------------------------------- as JSON

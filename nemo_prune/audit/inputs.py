@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from nemo_prune.audit.codec import Codec
+from nemo_prune.audit.pictures import draw_unrelated, draw_whole
 from nemo_prune.audit.strength import EFFORTS, Effort, Strength
 from nemo_prune.audit.triggers import REFERENCE_SEED, REFERENCES, SCORE_SEED, Judges
 from nemo_prune.audit.words import Variation, variations
@@ -15,9 +16,11 @@ from nemo_prune.errors import CheckpointError
 from nemo_prune.files.prompts import apart_from, bundled_captions
 from nemo_prune.localize.confirm import UNRELATED, unrelated_ends
 from nemo_prune.options import Options, Progress
+from nemo_prune.report.likeness import Described, Likeness, open_likeness
+from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.engine import Baseline, Engine, Prompt, Sample
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
-from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from
+from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from, schedule_from
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,10 @@ class Models:
     def __init__(self, inputs: AuditInputs, removed: Sequence[Neuron], progress: Progress) -> None:
         self.inputs, self.progress = inputs, progress
         self.removed = frozenset(removed)
+        self.no_codec: str | None = None
         self._engines: list[Engine] = []
         self._references: dict[int, Reference] = {}
+        self._pictures: dict[int, list[Picture]] = {}
         self._baselines: dict[int, Baseline] = {}
 
     def _open(self, checkpoint: Checkpoint) -> Engine:
@@ -107,12 +112,42 @@ class Models:
         try:
             return Codec(self.inputs.original, self.inputs.options)
         except CheckpointError as error:
-            self.progress.note(f"what embeddings draw is not shown: {error}")
+            self.no_codec = str(error).partition("\n")[0]
+            self.progress.note(f"what embeddings draw is neither shown nor judged: {error}")
             return None
 
     @cached_property
     def schedule(self) -> Schedule:
         return trajectory_schedule(self.original.model, "trajectory")
+
+    @cached_property
+    def whole(self) -> Schedule:
+        """Of whole pictures."""
+        first, guidance = self.schedule.timesteps[0], self.schedule.guidance
+        return schedule_from(first, self.inputs.effort.plain_steps, guidance)
+
+    @cached_property
+    def likeness(self) -> Likeness:
+        return open_likeness()
+
+    def pictures(self, index: int) -> list[Picture]:
+        """Whole pictures of a prompt by the original; only where there is an autoencoder."""
+        if index not in self._pictures:
+            assert self.codec is not None
+            caption = self.caption(index)
+            self._pictures[index] = draw_whole(self.original, self.codec, caption, self.whole)
+        return self._pictures[index]
+
+    @cached_property
+    def unrelated(self) -> list[Described]:
+        """Ordinary prompts' pictures, by both models; only where there is an autoencoder."""
+        assert self.codec is not None
+        ordinary = self.inputs.ordinary()
+        return [
+            self.likeness.describe(picture)
+            for engine in (self.original, self.pruned)
+            for picture in draw_unrelated(engine, self.codec, ordinary, self.whole)
+        ]
 
     @cached_property
     def judges(self) -> Judges:

@@ -12,6 +12,7 @@ from statistics import mean, median
 
 from nemo_prune.audit.parts import NAMES, parts
 from nemo_prune.report.likeness import Described, Likeness, Scores, near_levels, nearest
+from nemo_prune.report.pictures import Picture
 
 PARTS = ("region", *NAMES)
 
@@ -57,6 +58,10 @@ class Near:
     def silent(self) -> list[str]:
         """The parts that do not tell here."""
         return [name for name in PARTS if name not in self.levels]
+
+    def seen(self, picture: Picture) -> list[str]:
+        """`by` of a picture that is described nowhere else."""
+        return self.by(self.likeness.describe(picture))
 
     def by(self, picture: Described) -> list[str]:
         """The measures that say so; a reference is not compared with itself."""

@@ -21,8 +21,8 @@ LIMITS = (
     "it was among the highest; of the others a picture that comes later would have been missed.",
     "Pictures were drawn in some styles, from some noises. Foreground and background were told apart by "
     "their colours alone, as what is least like the border of the picture.",
-    "An embedding counts only if the picture comes before every control. A control that is there as "
-    "early says that an embedding of so many steps draws anything, not that the memory is gone.",
+    "An embedding counts only if whole pictures show what it aimed at, before every control. A control "
+    "that is there as early says that so many steps draw anything, not that the memory is gone.",
     "Fine-tuning, merging with an unpruned model, or a LoRA on the value layers was not tried.",
 )
 
@@ -51,6 +51,17 @@ def attacks(entry: Data) -> list[Data]:
 def chased(entry: Data, key: str) -> list[Data]:
     """Those of them of which something holds, such as "came_back"."""
     return [one for one in attacks(entry) if one[key]]
+
+
+def alarms(attack: Data) -> list[int]:
+    """After how many steps trajectories said that the picture was there, and whole pictures did not."""
+    return [row["steps"] for row in attack["curve"] if row.get("near") == 0]
+
+
+def unconfirmed(attack: Data) -> str:
+    """The same in words; empty where the picture was there, or trajectories never said so."""
+    steps = alarms(attack) if attack["back"] is None else []
+    return f"by trajectories at {', '.join(map(str, steps))} steps, not in pictures" if steps else ""
 
 
 def successes(entry: Data) -> list[Data]:
@@ -187,7 +198,8 @@ def _there(attack: Data) -> str:
     """When a picture was there, and when the controls were."""
     controls = attack["controls_back"]
     others = "never" if controls is None else f"after {controls}"
-    return f"after {_count(attack['back'], 'step')} (controls: {others})"
+    alone = ", by trajectories alone" if attack["by"] == "trajectories" else ""
+    return f"after {_count(attack['back'], 'step')}{alone} (controls: {others})"
 
 
 def _embedding_notes(data: Data) -> Iterator[str]:
@@ -204,6 +216,11 @@ def _embedding_notes(data: Data) -> Iterator[str]:
             f"{_count(len(late), 'optimized embedding')} drew the picture, no earlier than a control "
             f"was drawn, which is not counted: prompts {named}."
         )
+    if doubted := [
+        f"prompt {e['index']}, {a['start']}, {how}"
+        for e in known for a in attacks(e) if (how := unconfirmed(a))
+    ]:  # fmt: skip
+        yield f"Not counted, since whole pictures do not show it: {'; '.join(doubted)}."
     if data["controls"]:
         yield f"Embeddings: {'; '.join(control_lines(data))}."
 
@@ -221,7 +238,9 @@ def control_lines(data: Data) -> Iterator[str]:
         if row:
             there = sorted(one["back"] for one in row if one["back"] is not None)
             when = f", after {', '.join(map(str, there))} steps" if there else ""
-            yield f"{name}: {len(there)} of {len(row)} drawn{when}"
+            doubted = sum(bool(unconfirmed(one)) for one in row)
+            more = f", {doubted} more by trajectories, not in pictures" if doubted else ""
+            yield f"{name}: {len(there)} of {len(row)} drawn{when}{more}"
 
 
 def _of_model(data: Data, model: str) -> list[Data]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_prune.audit.codec import Codec
 from nemo_prune.audit.nearness import near_to
 from nemo_prune.audit.strength import Effort, Style
 from nemo_prune.checkpoint.checkpoint import Checkpoint
@@ -20,8 +21,9 @@ from nemo_prune.report.gallery import inlined
 from nemo_prune.report.likeness import CONSENSUS_PART, TARGET_PART, Described, Likeness
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
-from nemo_prune.scoring.engine import noise_seed
+from nemo_prune.scoring.engine import Engine, Prompt, Sample, noise_seed
 from nemo_prune.scoring.opening import open_pipeline
+from nemo_prune.scoring.trajectory import Schedule
 
 PICTURE_SEED, REFERENCE_SEED, UNRELATED_SEED = 60_000, 61_000, 62_000
 """Where the seeds begin that an audit's pictures take: nothing else uses them."""
@@ -49,22 +51,44 @@ class Wanted:
 
 
 def plain(effort: Effort) -> Style:
-    """How references, ordinary pictures and those of successful wordings are drawn."""
+    """How pictures of successful wordings are drawn, and by an engine those they are compared with."""
     return Style("ddim", effort.plain_steps, 7.0, 0)
 
 
 def passes(wanted: Sequence[Wanted], effort: Effort) -> int:
-    """Denoiser samples that the pictures take in both models."""
+    """Denoiser samples that the pruned model's pictures take."""
     of_styles = sum(style.seeds * style.steps for style in effort.styles)
-    count = 2 * UNRELATED + sum(REFERENCES + SHOWN * len(one.wordings) for one in wanted)
-    return 2 * (effort.plain_steps * count + len(wanted) * of_styles)
+    worded = sum(SHOWN * len(one.wordings) for one in wanted)
+    return 2 * (effort.plain_steps * worded + len(wanted) * of_styles)
+
+
+def passes_compared(prompts: int, schedule: Schedule) -> int:
+    """Denoiser samples of the original's pictures of so many prompts, and of the unrelated ones."""
+    return schedule.passes * (REFERENCES * prompts + 2 * UNRELATED)
+
+
+def draw_whole(engine: Engine, codec: Codec, prompt: Prompt, schedule: Schedule) -> list[Picture]:
+    """Pictures of a caption to compare others with."""
+    seeds = range(REFERENCE_SEED, REFERENCE_SEED + REFERENCES)
+    samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
+    return [codec.decode(one) for one in engine.drawn(samples, schedule)]
+
+
+def draw_unrelated(
+    engine: Engine, codec: Codec, ordinary: Sequence[str], schedule: Schedule
+) -> list[Picture]:
+    """A picture each of ordinary prompts."""
+    prompts = engine.prompts(ordinary[:UNRELATED])
+    samples = [Sample(one, frozenset(), UNRELATED_SEED + place) for place, one in enumerate(prompts)]
+    return [codec.decode(one) for one in engine.drawn(samples, schedule)]
 
 
 def draw_more(
-    models: tuple[Checkpoint, Checkpoint],
+    pruned: Checkpoint,
     options: Options,
     wanted: Mapping[int, Wanted],
-    ordinary: Sequence[str],
+    references: Mapping[int, Sequence[Picture]],
+    unrelated: Sequence[Described],
     effort: Effort,
     likeness: Likeness,
     progress: Progress,
@@ -72,26 +96,15 @@ def draw_more(
 ) -> None:
     """Draw and judge each caption; `finished` gets its number and what `judge_more` gives.
 
+    references: the original's pictures of each. unrelated: of ordinary prompts, by both models.
+
     Raises:
-        CheckpointError: a model cannot draw.
+        CheckpointError: the model cannot draw.
         OptionError: a target cannot be read.
     """
     style, styles = plain(effort), effort.styles
-    progress.stage("drawing the original's pictures", len(wanted) + 1, "prompts")
-    pipeline = open_pipeline(models[0], options)
-    unrelated = _unrelated(pipeline, options, ordinary, style)
-    progress.advance()
-    seeds = [noise_seed(options.seed, REFERENCE_SEED + number) for number in range(REFERENCES)]
-    references = {}
-    for index, one in wanted.items():
-        references[index] = _drawn(pipeline, one.caption, seeds, style)
-        progress.advance()
-    del pipeline  # two do not fit where one does
-    progress.stage("drawing more pictures", len(wanted) + 1, "prompts")
-    pipeline = open_pipeline(models[1], options)
-    unrelated += _unrelated(pipeline, options, ordinary, style)
-    progress.advance()
-    others = [likeness.describe(picture) for picture in unrelated]
+    progress.stage("drawing more pictures", len(wanted), "prompts")
+    pipeline = open_pipeline(pruned, options)
     for index, one in wanted.items():
         drawn = []
         for number, way in enumerate(styles):
@@ -102,7 +115,8 @@ def draw_more(
         worded = {place: _drawn(pipeline, text, seeds, style) for place, text in one.wordings.items()}
         height, width = references[index][0].shape[:2]
         target = open_target(one.target, width, height) if one.target else None
-        finished(index, judge_more(likeness, styles, references[index], drawn, worded, others, target))
+        old = references[index]
+        finished(index, judge_more(likeness, styles, old, drawn, worded, unrelated, target))
         progress.advance()
 
 
@@ -156,14 +170,6 @@ def judge_more(
         "styles": rows,
         "worded": {str(place): [inlined(one) for one in row] for place, row in worded.items()},
     }
-
-
-def _unrelated(pipeline: Any, options: Options, ordinary: Sequence[str], style: Style) -> list[Picture]:
-    return [
-        picture
-        for place, text in enumerate(ordinary[:UNRELATED])
-        for picture in _drawn(pipeline, text, [noise_seed(options.seed, UNRELATED_SEED + place)], style)
-    ]
 
 
 @quiet()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_prune.audit import curves, outcome
 from nemo_prune.audit.outcome import Data
+from nemo_prune.audit.strength import THERE
 from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
@@ -50,11 +51,13 @@ def to_html(data: Data) -> str:
         notes=outcome.notes(data),
         kinds=outcome.kinds(data),
         gone=GONE,
+        there=THERE,
         successes=outcome.successes,
         near=outcome.near_pictures,
         drawn=outcome.pictures,
         silent=outcome.silent,
         attacks=outcome.attacks_of,
+        unconfirmed=outcome.unconfirmed,
         chased=outcome.chased,
         control_lines=list(outcome.control_lines(data)),
         curve=lambda only=None: curves.svg(curves.lines(data, only)),

@@ -5,8 +5,8 @@ from typing import Literal
 
 Strength = Literal["quick", "standard", "thorough"]
 THERE = 0.5
-"""r from which on an optimized embedding has drawn its picture: more than is left of a picture that is
-gone, since an ordinary one, which is nobody's memory, may come as near as that."""
+"""r from which on an optimized embedding may have drawn its picture, and whole pictures decide: more
+than is left of a picture that is gone, since an ordinary one, nobody's memory, may come as near."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Chase:
 
     budgets: after how many steps they are looked at, rising. batch: noises and timesteps of a step.
     rate: Adam's learning rate. random: starts from random embeddings, besides the caption's own.
+    pictures: whole ones that are drawn where short trajectories say that the picture is there.
     controls: ordinary model-made pictures, and as many that the model never saw. traced: of how many
         triggers of a caption the neurons are searched. deep: by trajectories too, where the score does
         not see a trigger, which costs ten times as much.
@@ -41,6 +42,7 @@ class Chase:
     batch: int = 8
     rate: float = 0.1
     random: int = 1
+    pictures: int = 4
     controls: int = 2
     traced: int = 3
     deep: bool = True
@@ -86,11 +88,11 @@ def _styles(steps: int, seeds: int, others: int) -> tuple[Style, ...]:
 EFFORTS: dict[Strength, Effort] = {
     "quick": Effort(
         12, 3, drawn=2, draw_seeds=3, styles=_styles(10, 8, 1), plain_steps=10,
-        chase=Chase((0, 10, 25), batch=4, random=0, controls=1, traced=1, deep=False),
+        chase=Chase((0, 10, 25), batch=4, random=0, pictures=2, controls=1, traced=1, deep=False),
     ),
     "standard": Effort(60, 6, drawn=16, draw_seeds=6, styles=_styles(30, 8, 4)),
     "thorough": Effort(
         120, 10, drawn=120, draw_seeds=8, styles=_styles(50, 16, 8), plain_steps=30,
-        chase=Chase((0, 10, 25, 50, 100, 150), random=3, controls=4, traced=8),
+        chase=Chase((0, 10, 25, 50, 100, 150), random=3, pictures=8, controls=4, traced=8),
     ),
 }  # fmt: skip

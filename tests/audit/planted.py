@@ -7,11 +7,16 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from nemo_prune.audit.codec import Codec
 from nemo_prune.model.denoiser import LoadedModel
+from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.trajectory import scaled
 
 CHANNELS, SIDE, TIMESTEP = 8, 16, 961
 Words = Callable[[str], Mapping[int, float]]
@@ -74,3 +79,22 @@ def engine(words: Words, pruned: Sequence[int] = (), shared: Mapping[int, int] =
         device=torch.device("cpu"), dtype=torch.float32, words=words,
     )  # fmt: skip
     return Engine(model, timestep=TIMESTEP)
+
+
+class Enlarging(Codec):
+    """Pictures are latents' first three channels, enlarged."""
+
+    factor = 8
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, picture: Picture) -> Tensor:
+        small = np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BOX))
+        pixels = torch.from_numpy(small.copy()).permute(2, 0, 1) / 127.5 - 1
+        return torch.cat([pixels, pixels[:1]])
+
+    def decode(self, latents: Tensor) -> Picture:
+        small = (scaled(latents[None])[0, :3] * 255).byte().permute(1, 2, 0).numpy()
+        side = SIDE * self.factor
+        return np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC))

@@ -1,23 +1,29 @@
 """Pictures that come back by optimized embeddings, on models that are known to draw them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import pytest
 import torch
-from planted import engine
+from planted import Enlarging, engine
 from test_triggers import CAT, SCHEDULE, words
 from tiny import Told
 
 from nemo_prune.audit.codec import dead_leaves
 from nemo_prune.audit.embeddings import CAPTION, ORIGINAL, PRUNED, Chaser, packed, unpacked
+from nemo_prune.audit.nearness import Near
+from nemo_prune.audit.outcome import alarms
 from nemo_prune.audit.strength import EFFORTS, THERE, Chase
 from nemo_prune.localize.confirm import unrelated_ends
+from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.embedding import Recipe, pursue, random_start
 from nemo_prune.scoring.engine import Noised
 
 # Words drive a channel with 6, and a step of Adam changes it by about its rate.
-EFFORT = replace(EFFORTS["quick"], chase=Chase((0, 4, 10), batch=2, rate=1.0, random=1, controls=1))
+EFFORT = replace(
+    EFFORTS["quick"], chase=Chase((0, 4, 10), batch=2, rate=1.0, random=1, pictures=2, controls=1)
+)
 STRANGE = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(9))
 
 
@@ -56,6 +62,45 @@ def test_where_all_its_rows_are_gone_no_embedding_brings_it_back() -> None:
     (row, *_) = one.chase(one.memorized(cat, None), [(PRUNED, one.pruned, cat)])
     assert row["back"] is None
     assert row["curve"][-1]["remaining"] < THERE
+    assert row["by"] == "trajectories", "there is no autoencoder"
+
+
+@dataclass
+class Seeing:
+    """Calls a picture near after so many that are not."""
+
+    blind: int
+    levels: dict[str, float] = field(default_factory=lambda: {"ms_ssim": 0.5})
+    asked: int = 0
+
+    def seen(self, _picture: Picture) -> list[str]:
+        self.asked += 1
+        return ["ms_ssim"] if self.asked > self.blind else []
+
+
+@pytest.mark.parametrize(("blind", "back", "near"), [(1, 4, [1]), (3, 10, [0, 1]), (9, None, [0, 0])])
+def test_whole_pictures_decide_where_trajectories_say_that_it_is_there(
+    blind: int, back: int | None, near: list[int]
+) -> None:
+    """The last of two pictures after 4 steps, the last of two after 10, and none at all."""
+    one = chaser([0, 1, 2])
+    one.codec = Enlarging()
+    (cat,) = one.original.prompts([CAT])
+    told: list[int] = []
+    seeing = Seeing(blind)
+    aim = replace(one.memorized(cat, None), near=cast(Near, seeing))
+    one.advance = told.append
+    before = one.pruned.cost.samples
+    (row, *_) = one.chase(aim, [(PRUNED, one.pruned, cat)])
+    assert row["by"] == "pictures"
+    assert row["back"] == back
+    assert [step["near"] for step in row["curve"] if "near" in step] == near
+    assert {step["drawn"] for step in row["curve"] if "near" in step} == {2}
+    assert (row["embedding"] is None) == (back is None)
+    assert (len(row["pictures"]), row["pictures_after"]) == (2, back or 10)
+    assert alarms(row) == [4, 10][: near.count(0)]
+    assert sum(told) == len(one.starts) * one.samples_of_attack
+    assert one.pruned.cost.samples - before >= len(near) * 2 * one.whole.passes
 
 
 def test_the_budget_is_what_is_spent_and_a_step_can_be_repeated() -> None:

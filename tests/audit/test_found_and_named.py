@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from planted import engine
+from planted import Enlarging, engine
 from test_embeddings import EFFORT
 from test_outcome import QUIET
 from test_triggers import GATE, SCHEDULE, TAU
@@ -41,7 +41,7 @@ class PlantedModels(Models):
     """Models of which the pruned one lacks some rows."""
 
     schedule = SCHEDULE
-    codec = None
+    codec = Enlarging()
 
     def __init__(self, pruned: Sequence[int]) -> None:
         absent = cast(Checkpoint, None)
@@ -83,6 +83,10 @@ def test_where_all_is_gone_nothing_comes_back_and_every_attempt_is_counted() -> 
         f"embeddings (25 steps at most), for 2 captions."
     )
     assert not list(outcome.findings(data))
+    every = [a for one in data["controls"] for a in one["attacks"]]
+    every += [a for entry in data["prompts"] for a in outcome.attacks_of(entry)]
+    assert {one["by"] for one in every} == {"pictures"}, "controls are judged as the memorized are"
+    assert [row for one in every for row in one["curve"] if row.get("drawn") == row.get("near") == 2]
     (line,) = [note for note in outcome.notes(data) if note.startswith("Embeddings:")]
     assert "memorized pictures in the pruned model: 0 of 2 drawn" in line
     assert "control, the same in the original: 2 of 2 drawn, after 0, 0 steps" in line

@@ -66,4 +66,7 @@ def test_every_strength_tries_at_least_eight_noises_and_several_ways(strength: s
     assert len({style.sampler for style in styles}) >= 3
     assert len({style.guidance for style in styles}) >= 3
     assert len({style.steps for style in styles}) >= 3
-    assert passes([Wanted("a", {})], effort) > 2 * sum(style.seeds * style.steps for style in styles)
+    drawn = 2 * sum(style.seeds * style.steps for style in styles)
+    assert passes([Wanted("a", {})], effort) == drawn
+    assert passes([Wanted("a", {5: "b"})], effort) > drawn
+    assert 2 <= effort.chase.pictures <= effort.draw_seeds

@@ -33,7 +33,7 @@ def data(*entries: dict[str, Any]) -> dict[str, Any]:
     return {"version": "1", "created": "2026-01-01", "seconds": 1.0, "neurons": 3, **files,
             "options": {"strength": "quick", "tau": 0.4, "gate": 0.5, "score_seeds": 4,
                         "draw_seeds": 4, "drawn": 4,
-                        "chase": {"budgets": [0, 10, 25], "batch": 4, "rate": 0.1}},
+                        "chase": {"budgets": [0, 10, 25], "batch": 4, "rate": 0.1, "pictures": 2}},
             "prompts": list(entries), "no_pictures": None, "limits": limits,
             "controls": [], "overlaps": [], "hardened": [], "repaired": None,
             "cost": {"samples": 9, "embedding_samples": 0, "search_samples": 0,
@@ -116,8 +116,8 @@ def attack(model: str, back: int | None, start: str = "the caption's own embeddi
     steps = [steps for steps in (0, 10, 25) if steps <= (25 if back is None else back)]
     curve = [{"steps": s, "remaining": 0.9 if s == back else 0.1, "mean": 0.1} for s in steps]
     return {"model": model, "start": start, "curve": curve, "back": back, "controls_back": None,
-            "came_back": model == "pruned" and back is not None,
-            "pictures": ["data:image/webp;base64,CCCC"]}  # fmt: skip
+            "came_back": model == "pruned" and back is not None, "by": "pictures",
+            "pictures": ["data:image/webp;base64,CCCC"], "pictures_after": steps[-1]}  # fmt: skip
 
 
 def test_embeddings_are_told_with_their_curves_and_controls(tmp_path: Path) -> None:
@@ -149,3 +149,30 @@ def test_embeddings_are_told_with_their_curves_and_controls(tmp_path: Path) -> N
     attacks[0] |= {"controls_back": 10, "came_back": False}
     assert outcome.verdict(found).startswith("No replication found in 2 attempts")
     assert any("no earlier than a control was drawn" in note for note in outcome.notes(found))
+
+
+def test_what_trajectories_say_and_pictures_do_not_is_told_and_not_counted(tmp_path: Path) -> None:
+    quiet, alone = attack("pruned", None), attack("pruned", 10, "random embedding 1")
+    quiet["curve"][1] |= {"remaining": 0.91, "drawn": 2, "near": 0}
+    alone["by"] = "trajectories"
+    one = {**entry(0, word("a")), "embeddings": {"judged": True, "target": "training picture",
+           "picture": None, "chance": 0.1, "replica": 0.9, "attacks": [quiet, alone]}}  # fmt: skip
+    controls = [{"kind": "unseen", "number": 0, "given": True, "picture": None,
+                 "attacks": [attack("pruned", None)]}]  # fmt: skip
+    found = {**data(one), "controls": controls}
+    assert list(outcome.findings(found)) == [
+        "m.txt:1: prompt 0 came back by 1 of 2 optimized embeddings: random embedding 1, after 10 "
+        "steps, by trajectories alone (controls: never)"
+    ]
+    how = "by trajectories at 10 steps, not in pictures"
+    notes = " ".join(outcome.notes(found))
+    assert f"prompt 0, the caption's own embedding, {how}." in notes
+    assert "in the pruned model: 1 of 2 drawn, after 10 steps, 1 more by trajectories, not in" in notes
+    write_audit(found, tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text()
+    assert page.count(how) == 2, "among the notes and in the table"
+    assert "10: 0.910 (0 of 2 pictures near)" in page
+    one["embeddings"] |= {"attacks": [quiet]}
+    assert outcome.verdict(found).startswith("No replication found in 2 attempts")
+    write_audit(found, tmp_path / "b.html")
+    assert f"not drawn by any embedding, but {how}<" in (tmp_path / "b.html").read_text()
