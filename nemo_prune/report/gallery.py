@@ -2,9 +2,9 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress, TargetsMatch
 from nemo_prune.report.likeness import (
@@ -29,6 +30,8 @@ from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.scoring.engine import noise_seed
 from nemo_prune.scoring.opening import open_pipeline
+from nemo_prune.scoring.sharing import Kept, Workers, give_up_engines, kept, share
+from nemo_prune.scoring.workers import sent
 
 Album = dict[str, dict[int, dict[str, Any]]]
 """Group ("prompts", "ordinary") -> number -> name -> data URI, or a list of them."""
@@ -72,10 +75,12 @@ def draw_and_measure(
     ordinary: Sequence[str],
     likeness: Likeness,
     progress: Progress,
+    workers: Workers | None = None,
 ) -> tuple[Measures, Album]:
     """Draw the prompts' and the ordinary prompts' pictures with both models; compare them.
 
-    The starting noises are ones that no search uses.
+    The starting noises are ones that no search uses. `workers` draw, if there are any; comparing is done
+    here.
 
     Returns:
         The measures and the pictures, by group and number; of the group "targets" every training
@@ -98,21 +103,13 @@ def draw_and_measure(
     seeds = [noise_seed(options.seed, FRESH_SEEDS + number) for number in range(most)]
     some = ordinary[: settings.ordinary] if settings.ordinary_images else ()
     progress.stage("drawing pictures", 2 * (len(prompts) + len(some)), "prompts")
-    drawn: list[tuple[list[list[Picture]], list[list[Picture]]]] = []
-    for checkpoint in models:
-        pipeline = open_pipeline(checkpoint, options)
-        style: dict[str, Any] = {
-            "steps": settings.steps,
-            "guidance": settings.guidance,
-            "advance": progress.advance,
-        }
-        drawn.append(
-            (
-                draw(pipeline, list(prompts.values()), seeds[: settings.images], **style),
-                draw(pipeline, some, seeds[: settings.ordinary_images], **style),
-            )
-        )
-        del pipeline  # two do not fit where one does
+    each = [(text, tuple(seeds[: settings.images])) for text in prompts.values()]
+    each += [(text, tuple(seeds[: settings.ordinary_images])) for text in some]
+    names: list[int | str] = list(prompts)
+    names += [f"{place} of the ordinary ones" for place in range(len(some))]
+    rows = _drawn(models, options, settings, each, names, progress, workers)
+    by_model = (rows[: len(each)], rows[len(each) :])
+    drawn = [(of_model[: len(prompts)], of_model[len(prompts) :]) for of_model in by_model]
     measures: dict[str, dict[int, dict[str, Any]]] = {"prompts": {}, "ordinary": {}}
     album: Album = {"prompts": {}, "ordinary": {}}
     unrelated = [likeness.describe(picture) for _, rows in drawn for row in rows for picture in row]
@@ -143,6 +140,71 @@ def draw_and_measure(
             progress.advance()
     measures["targets"] = {place: one.as_json() for place, one in enumerate(matched)}
     return measures, album
+
+
+def _drawn(
+    models: Sequence[Checkpoint], options: Options, settings: PictureSettings,
+    each: Sequence[tuple[str, Sequence[int]]], names: Sequence[int | str], progress: Progress,
+    workers: Workers | None,
+) -> list[list[Picture]]:  # fmt: skip
+    """A row of pictures of each text from its seeds, by one model after the other."""
+    items = [(model, *one) for model in range(len(models)) for one in each]
+    pipelines = kept(workers, Pipelines(models, options))
+    drawing = Drawing(pipelines, settings.steps, settings.guidance)
+    if workers:
+        told = [name for _ in models for name in names]
+        return share(workers, drawing, items, lambda _place, _row: progress.advance(), told)
+    return share(None, replace(drawing, advance=progress.advance), items)
+
+
+class Pipelines:
+    """Pipelines of some models, one at a time: two do not fit where one does.
+
+    A process that works for another gives up what it has loaded to score.
+    """
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], options: Options) -> None:
+        self._checkpoints, self._options = checkpoints, options
+        self._open: tuple[int, Any] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., "Pipelines"], tuple[list[Path], Options]]:
+        paths = [checkpoint.path.absolute() for checkpoint in self._checkpoints]
+        return _pipelines_there, (paths, sent(self._options))
+
+    def of(self, model: int) -> Any:
+        """The pipeline of one of them, by its place."""
+        if self._open is None or self._open[0] != model:
+            self._open = None
+            give_up_engines()
+            self._open = model, open_pipeline(self._checkpoints[model], self._options)
+        return self._open[1]
+
+
+def _pipelines_there(paths: Sequence[Path], options: Options) -> Pipelines:
+    return Pipelines([open_checkpoint(path) for path in paths], options)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Work: rows of pictures, each of a model (by its place), a text and seeds; told of by `advance`."""
+
+    pipelines: Kept[Pipelines]
+    steps: int
+    guidance: float
+    advance: Callable[[int], None] = lambda _count: None
+
+    def __call__(
+        self, items: Sequence[tuple[int, str, Sequence[int]]]
+    ) -> Iterator[tuple[int, list[Picture]]]:
+        place = 0
+        for (model, seeds), some in groupby(items, lambda item: (item[0], item[2])):
+            rows = draw(
+                self.pipelines.get().of(model), [text for _, text, _ in some], seeds,
+                steps=self.steps, guidance=self.guidance, advance=self.advance,
+            )  # fmt: skip
+            for row in rows:
+                yield place, row
+                place += 1
 
 
 def _match(

@@ -11,13 +11,24 @@ from typing import Any
 import pytest
 from tiny import run, write_small
 
+from nemo_prune.checkpoint.apply import write_model
+from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.errors import CheckpointError, OptionError, WorkerError
 from nemo_prune.options import Options
 from nemo_prune.scoring import opening, workers
 from nemo_prune.scoring.engine import Cost
 from nemo_prune.scoring.journal import Journal
-from nemo_prune.scoring.workers import RayWorkers, Sent, check_workers, identity, start_workers
+from nemo_prune.scoring.workers import (
+    Opening,
+    RayWorkers,
+    Sent,
+    check_workers,
+    identity,
+    sent,
+    start_workers,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -144,12 +155,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def crew(cluster: None, model: Path) -> Iterator[RayWorkers]:
-    """Two workers that hold the model, for all commands here: each imports torch and diffusers."""
+    """Two workers that load what each command asks for: for each to start some takes too long here."""
     del cluster
-    made = start_workers(open_checkpoint(model), Options(workers=2, device="cpu"))
+    made = start_workers([open_checkpoint(model)], Options(workers=2, device="cpu"))
+
+    def started(checkpoints: Sequence[Checkpoint], options: Options) -> RayWorkers:
+        import ray
+
+        paths = tuple(checkpoint.path for checkpoint in checkpoints)
+        made._load = ray.put(Opening(paths, sent(options), 1))
+        made._idle.clear()
+        made.load()
+        return made
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RayWorkers, "close", lambda _self: None)
-        patch.setattr(opening, "start_workers", lambda *_given: made)
+        patch.setattr(opening, "start_workers", started)
         yield made
     made.close()
 
@@ -220,3 +241,55 @@ def test_what_is_kept_is_got_once() -> None:
     kept = Sent(ray.put([1, 2]))
     assert kept.get() == [1, 2]
     assert kept.get() is kept.get()
+
+
+# ------------------------------------------------------------------- verbs that look at two models
+
+
+def killing_at(crew: RayWorkers, patch: pytest.MonkeyPatch, work: str, results: int) -> list[str]:
+    """Kill a worker at so many results of this kind of work; the kind of every result."""
+    import ray
+
+    each, told = RayWorkers.each, list[str]()
+
+    def watched(
+        self: RayWorkers, shared: Any, items: Sequence[Any], on_done: Any, numbers: Sequence[Any]
+    ) -> Any:
+        def heard(place: int, result: Any) -> None:
+            on_done(place, result)
+            told.append(type(shared).__name__)
+            if told.count(work) == results and told[-1] == work:
+                ray.kill(crew.actors[0])
+
+        return each(self, shared, items, heard, numbers)
+
+    patch.setattr(RayWorkers, "each", watched)
+    return told
+
+
+@pytest.fixture(scope="module")
+def pruned(model: Path) -> Path:
+    rows = [Neuron(open_checkpoint(model).value_layers[0].name, row) for row in range(4)]
+    return write_model(open_checkpoint(model), rows, model.with_name("pruned.safetensors"), {}).path
+
+
+def test_verify_gives_the_same_report_though_a_worker_is_killed_while_it_draws(
+    crew: RayWorkers, model: Path, pruned: Path, prompts: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "ordinary.txt").write_text("a boat\na hill\n")
+    given = ["verify", model, pruned, "--prompts", prompts, *QUICK, "--images", "2",
+             "--ordinary", tmp_path / "ordinary.txt", "--picture-steps", "2"]  # fmt: skip
+    reports = []
+    told = killing_at(crew, monkeypatch, "Drawing", 3)
+    for name, more in (("alone", []), ("shared", SHARED)):
+        report = tmp_path / f"{name}.json"
+        done = run(*given, "--report", report, *more)
+        assert done.exit_code == 1, done.stderr
+        data = json.loads(report.read_text())
+        assert data["prompts"][0]["pictures"]["consensus_after"]
+        reports.append({key: data[key] for key in data.keys() - {"created", "seconds", "command"}})
+    assert reports[0] == reports[1]
+    assert told.count("Scoring") == 5 + 2
+    assert told.count("Moving") == 2
+    assert told.count("Drawing") == 2 * (5 + 2)
