@@ -99,17 +99,9 @@ def draw_and_measure(
         CheckpointError: a model cannot draw.
         OptionError: a target cannot be read.
     """
-    most = max(settings.images, settings.ordinary_images)
-    seeds = [noise_seed(options.seed, FRESH_SEEDS + number) for number in range(most)]
     some = ordinary[: settings.ordinary] if settings.ordinary_images else ()
     progress.stage("drawing pictures", 2 * (len(prompts) + len(some)), "prompts")
-    each = [(text, tuple(seeds[: settings.images])) for text in prompts.values()]
-    each += [(text, tuple(seeds[: settings.ordinary_images])) for text in some]
-    names: list[int | str] = list(prompts)
-    names += [f"{place} of the ordinary ones" for place in range(len(some))]
-    rows = _drawn(models, options, settings, each, names, progress, workers)
-    by_model = (rows[: len(each)], rows[len(each) :])
-    drawn = [(of_model[: len(prompts)], of_model[len(prompts) :]) for of_model in by_model]
+    drawn = _drawn(models, options, settings, prompts, some, progress, workers)
     measures: dict[str, dict[int, dict[str, Any]]] = {"prompts": {}, "ordinary": {}}
     album: Album = {"prompts": {}, "ordinary": {}}
     unrelated = [likeness.describe(picture) for _, rows in drawn for row in rows for picture in row]
@@ -144,17 +136,20 @@ def draw_and_measure(
 
 def _drawn(
     models: Sequence[Checkpoint], options: Options, settings: PictureSettings,
-    each: Sequence[tuple[str, Sequence[int]]], names: Sequence[int | str], progress: Progress,
-    workers: Workers | None,
-) -> list[list[Picture]]:  # fmt: skip
-    """A row of pictures of each text from its seeds, by one model after the other."""
-    items = [(model, *one) for model in range(len(models)) for one in each]
-    pipelines = kept(workers, Pipelines(models, options))
-    drawing = Drawing(pipelines, settings.steps, settings.guidance)
+    prompts: Mapping[int, str], ordinary: Sequence[str], progress: Progress, workers: Workers | None,
+) -> list[tuple[list[list[Picture]], list[list[Picture]]]]:  # fmt: skip
+    """Of each model the rows of the prompts and those of the ordinary ones."""
+    texts = [*((0, text) for text in prompts.values()), *((1, text) for text in ordinary)]
+    items = [(model, *one) for model in range(len(models)) for one in texts]
+    names = [*prompts, *(f"{place} of the ordinary ones" for place in range(len(ordinary)))]
+    drawing = Drawing(kept(workers, Pipelines(models, options)), settings, options.seed)
     if workers:
-        told = [name for _ in models for name in names]
-        return share(workers, drawing, items, lambda _place, _row: progress.advance(), told)
-    return share(None, replace(drawing, advance=progress.advance), items)
+        rows = share(workers, drawing, items, lambda *_: progress.advance(), names * len(models))
+    else:
+        rows = share(None, replace(drawing, advance=progress.advance), items)
+    count = len(texts)
+    by_model = [rows[place * count : (place + 1) * count] for place in range(len(models))]
+    return [(of_one[: len(prompts)], of_one[len(prompts) :]) for of_one in by_model]
 
 
 class Pipelines:
@@ -186,21 +181,24 @@ def _pipelines_there(paths: Sequence[Path], options: Options) -> Pipelines:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Work: rows of pictures, each of a model (by its place), a text and seeds; told of by `advance`."""
+    """Work: rows of pictures, each of a model (by its place), a kind (1: ordinary) and a text.
+
+    seed: the base of the noises. advance: is told of each row.
+    """
 
     pipelines: Kept[Pipelines]
-    steps: int
-    guidance: float
+    settings: PictureSettings
+    seed: int
     advance: Callable[[int], None] = lambda _count: None
 
-    def __call__(
-        self, items: Sequence[tuple[int, str, Sequence[int]]]
-    ) -> Iterator[tuple[int, list[Picture]]]:
-        place = 0
-        for (model, seeds), some in groupby(items, lambda item: (item[0], item[2])):
+    def __call__(self, items: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, list[Picture]]]:
+        place, settings = 0, self.settings
+        for (model, kind), some in groupby(items, lambda item: item[:2]):
+            count = settings.ordinary_images if kind else settings.images
+            seeds = [noise_seed(self.seed, FRESH_SEEDS + number) for number in range(count)]
             rows = draw(
-                self.pipelines.get().of(model), [text for _, text, _ in some], seeds,
-                steps=self.steps, guidance=self.guidance, advance=self.advance,
+                self.pipelines.get().of(model), [text for *_, text in some], seeds,
+                steps=settings.steps, guidance=settings.guidance, advance=self.advance,
             )  # fmt: skip
             for row in rows:
                 yield place, row
