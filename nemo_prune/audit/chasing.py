@@ -1,7 +1,8 @@
 """One round of optimized embeddings: every memorized picture, and the controls, as plain JSON."""
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -13,7 +14,9 @@ from nemo_prune.audit.neurons import Trigger
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.localize.confirm import UNRELATED
 from nemo_prune.report.gallery import inlined
+from nemo_prune.report.pictures import Picture
 from nemo_prune.report.targets import open_target
+from nemo_prune.scoring.sharing import Kept, kept, share
 
 Round = dict[str, Any]
 """{"prompts": number -> {"judged", "target", "picture", "chance", "replica", "attacks"}, "controls":
@@ -56,32 +59,71 @@ class Rounds:
                 f"{total:,} denoiser samples"
             )
             self.models.progress.stage("optimizing embeddings", total, "samples")
-        once = self.finished.once
-        prompts = {
-            index: once(f"embeddings {number} {index}", partial(self._memorized, index, number, off))
-            for index in self.memorized
-        }
+        waiting = [i for i in self.memorized if f"embeddings {number} {i}" in left]
+        asked = [(index, self._aims.get(index), self._target(index)) for index in waiting]
+
+        def chased(place: int, found: tuple[Aim, dict[str, Any]]) -> None:
+            index = waiting[place]
+            self._aims[index] = found[0]
+            self.finished.add(f"embeddings {number} {index}", found[1])
+            self._advance(1 if number else 2, 1)
+
+        workers = self.models.workers
+        if asked:
+            share(workers, Chasing(self._kept, number, off), asked, chased, waiting)
+        names = [f"embeddings {number} {index}" for index in self.memorized]
+        prompts = dict(zip(self.memorized, map(self.finished.get, names), strict=True))
         replicas = [one["replica"] for one in prompts.values() if one["judged"]]
-        rows = []
-        for place, (kind, nth) in enumerate(controls if replicas else ()):
-            # The yardstick of pictures that nothing replicates is the memorized ones' median.
-            attack = partial(self._control, kind, nth, place, median(replicas), off)
-            rows.append(once(f"control {number} {kind} {nth}", attack))
-        return judged(prompts, rows)
+        if not replicas:
+            return judged(prompts, [])
+        # The yardstick of pictures that nothing replicates is the memorized ones' median.
+        chasing = Controlling(self._kept, median(replicas), off)
+        names = [f"control {number} {kind} {nth}" for kind, nth in controls]
+        places = [place for place, name in enumerate(names) if name in left]
+
+        def controlled(place: int, found: dict[str, Any]) -> None:
+            self.finished.add(names[places[place]], found)
+            self._advance(1, 1)
+
+        given = [(place, *controls[place], self._unseen(*controls[place])) for place in places]
+        if given:
+            share(workers, chasing, given, controlled, [f"{place} of the controls" for place in places])
+        return judged(prompts, [self.finished.get(name) for name in names])
+
+    def _advance(self, models: int, aims: int) -> None:
+        """Tell of a picture that workers attacked, who would not see the progress."""
+        if self.models.workers:
+            chaser = self.chaser
+            attacks = models * len(chaser.starts) * chaser.samples_of_attack
+            self.models.progress.advance(attacks + aims * chaser.samples_of_aim)
+
+    @cached_property
+    def _kept(self) -> Kept["Rounds"]:
+        _ = self.chaser  # draws what is ordinary, once for all
+        return kept(self.models.workers, self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "models": self.models, "memorized": (), "finished": Finished(None), "effort": self.effort,
+            "_aims": {},
+        }  # fmt: skip
 
     def _controls(self) -> list[tuple[str, int]]:
         kinds = ["ordinary"] + (["unseen"] if self.models.codec is not None else [])
         return [(kind, nth) for kind in kinds for nth in range(self.effort.chase.controls)]
 
-    def _aim(self, index: int) -> Aim:
-        """At the training picture, or at what the original draws."""
-        if index not in self._aims:
-            path = self.models.inputs.targets.get(index)
-            target = None
-            if path is not None and self.models.codec is not None:
-                target = open_target(path, *self._size())
-            self._aims[index] = self.chaser.memorized(self.models.caption(index), target)
-        return self._aims[index]
+    def _target(self, index: int) -> Picture | None:
+        """The training picture, where there is one that can be aimed at."""
+        path = self.models.inputs.targets.get(index)
+        if path is None or self.models.codec is None:
+            return None
+        return open_target(path, *self._size())
+
+    def _unseen(self, kind: str, nth: int) -> Picture | None:
+        """A control's picture that the model never saw."""
+        if kind == "ordinary":
+            return None
+        return unseen_pictures(self.models.inputs.unseen, nth + 1, *self._size())[nth]
 
     def _size(self) -> tuple[int, int]:
         """Width and height of a picture."""
@@ -89,8 +131,16 @@ class Rounds:
         _, height, width = self.models.original.model.latent_shape
         return width * self.models.codec.factor, height * self.models.codec.factor
 
-    def _memorized(self, index: int, number: int, off: frozenset[Neuron]) -> dict[str, Any]:
-        aim, models = self._aim(index), self.models
+    def attacked(
+        self, index: int, aim: Aim | None, target: Picture | None, number: int, off: frozenset[Neuron]
+    ) -> tuple[Aim, dict[str, Any]]:
+        """Attacks on a memorized picture.
+
+        aim: at the training picture, or at what the original draws; None: not drawn before.
+        """
+        models = self.models
+        if aim is None:
+            aim = self.chaser.memorized(models.caption(index), target)
         attacks = []
         if aim.judged:
             text = models.inputs.prompts[index]
@@ -98,30 +148,28 @@ class Rounds:
             if not number:
                 captions.append((ORIGINAL, models.original, models.caption(index)))
             attacks = self.chaser.chase(aim, captions, off, first=10 * index)
-        by_target = index in models.inputs.targets and models.codec is not None
-        return {
+        return aim, {
             "judged": aim.judged,
-            "target": "training picture" if by_target else "what the original draws",
+            "target": "what the original draws" if target is None else "training picture",
             "picture": None if aim.picture is None else inlined(aim.picture),
             "chance": round(aim.chance, 5),
             "replica": round(aim.replica, 5),
             "attacks": attacks,
         }
 
-    def _control(
-        self, kind: str, nth: int, place: int, replica: float, off: frozenset[Neuron]
-    ) -> dict[str, Any]:
+    def control(
+        self, kind: str, nth: int, place: int, picture: Picture | None, replica: float,
+        off: frozenset[Neuron],
+    ) -> dict[str, Any]:  # fmt: skip
         """Attacks on a picture that nobody memorized, from an ordinary caption's embedding."""
         ordinary = self.models.inputs.ordinary()[UNRELATED:]
         text = ordinary[place % len(ordinary)]
         (prompt,) = self.models.original.prompts([text])
-        if kind == "ordinary":
+        if picture is None:
             aim = self.chaser.ordinary(prompt, replica, place)
         else:
-            codec = self.models.codec
-            assert codec is not None
-            picture = unseen_pictures(self.models.inputs.unseen, nth + 1, *self._size())[nth]
-            aim = self.chaser.aim(codec.encode(picture), replica, picture)
+            assert self.models.codec is not None
+            aim = self.chaser.aim(self.models.codec.encode(picture), replica, picture)
         pruned = self.models.pruned
         captions = [(PRUNED, pruned, pruned.prompts([text])[0])]
         given = kind == "unseen" and nth < len(self.models.inputs.unseen)
@@ -145,6 +193,37 @@ class Rounds:
                 trigger = Trigger(index, how, unpacked(attack["embedding"], like), by_score=False)
                 triggers.append(trigger)
         return triggers
+
+
+@dataclass(frozen=True)
+class Chasing:
+    """Work: attacks of a round on memorized pictures; the aim of each too, for the next round."""
+
+    rounds: Kept[Rounds]
+    number: int
+    off: frozenset[Neuron]
+
+    def __call__(
+        self, items: Sequence[tuple[int, Aim | None, Picture | None]]
+    ) -> Iterator[tuple[int, tuple[Aim, dict[str, Any]]]]:
+        for place, one in enumerate(items):
+            yield place, self.rounds.get().attacked(*one, self.number, self.off)
+
+
+@dataclass(frozen=True)
+class Controlling:
+    """Work: attacks of a round on controls, by what the memorized pictures are measured with."""
+
+    rounds: Kept[Rounds]
+    replica: float
+    off: frozenset[Neuron]
+
+    def __call__(
+        self, items: Sequence[tuple[int, str, int, Picture | None]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place, (number, kind, nth, picture) in enumerate(items):
+            rounds = self.rounds.get()
+            yield place, rounds.control(kind, nth, number, picture, self.replica, self.off)
 
 
 def judged(prompts: Mapping[int, dict[str, Any]], controls: Sequence[dict[str, Any]]) -> Round:

@@ -6,7 +6,7 @@ pictures, as everywhere (`report.likeness`).
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from nemo_prune.audit.strength import Effort, Style
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.model.hub import quiet
 from nemo_prune.options import Options, Progress
-from nemo_prune.report.gallery import inlined
+from nemo_prune.report.gallery import Pipelines, inlined
 from nemo_prune.report.likeness import CONSENSUS_PART, Described, Likeness, near_levels
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.scoring.engine import noise_seed
-from nemo_prune.scoring.opening import open_pipeline
+from nemo_prune.scoring.sharing import Kept, Workers, kept, share
 
 PICTURE_SEED, REFERENCE_SEED, UNRELATED_SEED = 60_000, 61_000, 62_000
 """Where the seeds begin that an audit's pictures take: nothing else uses them."""
@@ -69,41 +69,95 @@ def draw_more(
     likeness: Likeness,
     progress: Progress,
     finished: Callable[[int, dict[str, Any]], None],
+    workers: Workers | None = None,
 ) -> None:
     """Draw and judge each caption; `finished` gets its number and what `judge_more` gives.
+
+    `workers` do it, if there are any.
 
     Raises:
         CheckpointError: a model cannot draw.
         OptionError: a target cannot be read.
     """
-    style, styles = plain(effort), effort.styles
-    progress.stage("drawing the original's pictures", len(wanted) + 1, "prompts")
-    pipeline = open_pipeline(models[0], options)
-    unrelated = _unrelated(pipeline, options, ordinary, style)
-    progress.advance()
-    seeds = [noise_seed(options.seed, REFERENCE_SEED + number) for number in range(REFERENCES)]
-    references = {}
-    for index, one in wanted.items():
-        references[index] = _drawn(pipeline, one.caption, seeds, style)
+    style, pipelines = plain(effort), kept(workers, Pipelines(models, options))
+
+    def seeds(first: int, count: int) -> list[int]:
+        return [noise_seed(options.seed, first + number) for number in range(count)]
+
+    unrelated = [
+        (text, seeds(UNRELATED_SEED + place, 1)) for place, text in enumerate(ordinary[:UNRELATED])
+    ]
+    references = [(one.caption, seeds(REFERENCE_SEED, REFERENCES)) for one in wanted.values()]
+    items = [(0, *one) for one in (*unrelated, *references)] + [(1, *one) for one in unrelated]
+    others = [f"{place} of the ordinary ones" for place in range(len(unrelated))]
+    progress.stage("drawing pictures to compare with", len(items), "prompts")
+    rows: list[list[Picture]] = share(
+        workers, Comparing(pipelines, style), items, lambda _place, _row: progress.advance(),
+        [*others, *wanted, *others],
+    )  # fmt: skip
+    count = len(unrelated)
+    drawn, ends = rows[count : count + len(wanted)], (*rows[:count], *rows[count + len(wanted) :])
+    described = [likeness.describe(picture) for row in ends for picture in row]
+    ways = [
+        (way, seeds(PICTURE_SEED + 100 * number, way.seeds)) for number, way in enumerate(effort.styles)
+    ]
+    more = DrawingMore(
+        pipelines, kept(workers, (likeness, described)), ways, style, seeds(PICTURE_SEED, SHOWN)
+    )
+    progress.stage("drawing more pictures", len(wanted), "prompts")
+    numbers = [*wanted]
+
+    def on_done(place: int, found: dict[str, Any]) -> None:
+        finished(numbers[place], found)
         progress.advance()
-    del pipeline  # two do not fit where one does
-    progress.stage("drawing more pictures", len(wanted) + 1, "prompts")
-    pipeline = open_pipeline(models[1], options)
-    unrelated += _unrelated(pipeline, options, ordinary, style)
-    progress.advance()
-    others = [likeness.describe(picture) for picture in unrelated]
-    for index, one in wanted.items():
-        drawn = []
-        for number, way in enumerate(styles):
-            first = PICTURE_SEED + 100 * number
-            seeds = [noise_seed(options.seed, first + seed) for seed in range(way.seeds)]
-            drawn.append(_drawn(pipeline, one.caption, seeds, way))
-        seeds = [noise_seed(options.seed, PICTURE_SEED + number) for number in range(SHOWN)]
-        worded = {place: _drawn(pipeline, text, seeds, style) for place, text in one.wordings.items()}
-        height, width = references[index][0].shape[:2]
-        target = open_target(one.target, width, height) if one.target else None
-        finished(index, judge_more(likeness, styles, references[index], drawn, worded, others, target))
-        progress.advance()
+
+    asked = []
+    for one, row in zip(wanted.values(), drawn, strict=True):
+        height, width = row[0].shape[:2]
+        asked.append((one, row, open_target(one.target, width, height) if one.target else None))
+    share(workers, more, asked, on_done, numbers)
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """Work: rows of pictures in one style, each of a model (by its place), a text and seeds."""
+
+    pipelines: Kept[Pipelines]
+    style: Style
+
+    def __call__(
+        self, items: Sequence[tuple[int, str, Sequence[int]]]
+    ) -> Iterator[tuple[int, list[Picture]]]:
+        for place, (model, text, seeds) in enumerate(items):
+            yield place, _drawn(self.pipelines.get().of(model), text, seeds, self.style)
+
+
+@dataclass(frozen=True)
+class DrawingMore:
+    """Work: captions in every way, and their wordings, by the pruned model; judged.
+
+    ways: styles and their seeds. style, seeds: of wordings. judges: measures, and unrelated pictures.
+    """
+
+    pipelines: Kept[Pipelines]
+    judges: Kept[tuple[Likeness, Sequence[Described]]]
+    ways: Sequence[tuple[Style, Sequence[int]]]
+    style: Style
+    seeds: Sequence[int]
+
+    def __call__(
+        self, items: Sequence[tuple[Wanted, Sequence[Picture], Picture | None]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        likeness, others = self.judges.get()
+        for place, (one, references, target) in enumerate(items):
+            pipeline = self.pipelines.get().of(1)
+            drawn = [_drawn(pipeline, one.caption, seeds, way) for way, seeds in self.ways]
+            worded = {
+                number: _drawn(pipeline, text, self.seeds, self.style)
+                for number, text in one.wordings.items()
+            }
+            styles = [way for way, _ in self.ways]
+            yield place, judge_more(likeness, styles, references, drawn, worded, others, target)
 
 
 def judge_more(
@@ -172,14 +226,6 @@ def judge_more(
         "styles": rows,
         "worded": {str(place): [inlined(one) for one in row] for place, row in worded.items()},
     }
-
-
-def _unrelated(pipeline: Any, options: Options, ordinary: Sequence[str], style: Style) -> list[Picture]:
-    return [
-        picture
-        for place, text in enumerate(ordinary[:UNRELATED])
-        for picture in _drawn(pipeline, text, [noise_seed(options.seed, UNRELATED_SEED + place)], style)
-    ]
 
 
 @quiet()

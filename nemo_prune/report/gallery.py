@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint
-from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.options import Options, Progress, TargetsMatch
 from nemo_prune.report.likeness import (
@@ -141,7 +140,8 @@ def _drawn(
     """Of each model the rows of the prompts and those of the ordinary ones."""
     texts = [*((0, text) for text in prompts.values()), *((1, text) for text in ordinary)]
     items = [(model, *one) for model in range(len(models)) for one in texts]
-    names = [*prompts, *(f"{place} of the ordinary ones" for place in range(len(ordinary)))]
+    names: list[int | str] = [*prompts]
+    names += [f"{place} of the ordinary ones" for place in range(len(ordinary))]
     drawing = Drawing(kept(workers, Pipelines(models, options)), settings, options.seed)
     if workers:
         rows = share(workers, drawing, items, lambda *_: progress.advance(), names * len(models))
@@ -162,9 +162,8 @@ class Pipelines:
         self._checkpoints, self._options = checkpoints, options
         self._open: tuple[int, Any] | None = None
 
-    def __reduce__(self) -> tuple[Callable[..., "Pipelines"], tuple[list[Path], Options]]:
-        paths = [checkpoint.path.absolute() for checkpoint in self._checkpoints]
-        return _pipelines_there, (paths, sent(self._options))
+    def __reduce__(self) -> tuple[type["Pipelines"], tuple[Sequence[Checkpoint], Options]]:
+        return Pipelines, (self._checkpoints, sent(self._options))
 
     def of(self, model: int) -> Any:
         """The pipeline of one of them, by its place."""
@@ -173,10 +172,6 @@ class Pipelines:
             give_up_engines()
             self._open = model, open_pipeline(self._checkpoints[model], self._options)
         return self._open[1]
-
-
-def _pipelines_there(paths: Sequence[Path], options: Options) -> Pipelines:
-    return Pipelines([open_checkpoint(path) for path in paths], options)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from tiny import run, write_small
 
+from nemo_prune.audit import strength
+from nemo_prune.audit.strength import Chase, Effort, Style
 from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.neurons import Neuron
@@ -29,8 +31,11 @@ from nemo_prune.scoring.workers import (
     sent,
     start_workers,
 )
+from nemo_prune.search.protocol import Outcome, Search, Tally
 
 pytestmark = pytest.mark.slow
+
+FOUND = Neuron("mid_block.attentions.0.transformer_blocks.0.attn2.to_v", 5)
 
 QUICK = ["--seeds", "3", "--device", "cpu", "--tau", "0", "--gate", "0"]
 SHARED = ["--workers", "2"]
@@ -293,3 +298,49 @@ def test_verify_gives_the_same_report_though_a_worker_is_killed_while_it_draws(
     assert told.count("Scoring") == 5 + 2
     assert told.count("Moving") == 2
     assert told.count("Drawing") == 2 * (5 + 2)
+
+
+def settled(_ladder: object, _candidates: object, seeds: tuple[int, ...], tau: float) -> Search:
+    """A search that finds one neuron, whatever the answer: to a random model nothing is removable."""
+    before = yield from Tally().ask(frozenset(), seeds)
+    return Outcome("localized", (FOUND,), before, seeds, {}, tau, None, 1, len(seeds), 1)
+
+
+def test_an_audit_is_the_same(
+    crew: RayWorkers, model: Path, pruned: Path, prompts: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Words, embeddings, their controls, and pictures."""
+    import ray
+
+    def judge_all(_items: object) -> Iterator[tuple[int, None]]:
+        from nemo_prune.audit import embeddings
+
+        embeddings.LEAST_SCALE = -1.0
+        yield 0, None
+
+    for actor in crew.actors:
+        ray.get(next(actor.work.options(num_returns="streaming").remote(judge_all, [0])))
+    styles = (Style("ddim", 1, 7.0, 1, "blurry"), Style("dpm++ 2m", 1, 1.0, 1))
+    chase = Chase((0, 1), batch=1, random=0, controls=1, traced=1, deep=False)
+    monkeypatch.setitem(strength.EFFORTS, "quick", Effort(2, 2, 1, 2, styles, 1, chase))
+    monkeypatch.setattr("nemo_prune.audit.embeddings.LEAST_SCALE", -1.0)
+    monkeypatch.setattr("nemo_prune.localize.localize.auto_search", settled)
+    monkeypatch.setattr("nemo_prune.audit.inputs.UNRELATED", 2)
+    monkeypatch.setattr("nemo_prune.audit.neurons._ORDINARY", 2)
+    monkeypatch.setattr("nemo_prune.audit.neurons.Locator._by_trajectory", lambda *_: (FOUND,))
+    prompts.write_text("a memorized cat\na dog\n")
+    told = killing_at(crew, monkeypatch, "no work", 1)
+    reports = []
+    for name, more in (("alone", []), ("shared", SHARED)):
+        report = tmp_path / f"{name}.json"
+        done = run("audit", model, pruned, "--prompts", prompts, "--strength", "quick", *QUICK,
+                   "--report", report, *more)  # fmt: skip
+        assert done.exit_code == 1, done.stderr
+        data = json.loads(report.read_text())
+        assert data["no_pictures"] is None
+        assert data["prompts"][1]["embeddings"]["attacks"]
+        reports.append({key: data[key] for key in data.keys() - {"created", "seconds"}})
+    assert reports[0] == reports[1]
+    assert told[:6] == [*["Trying"] * 2, *["Chasing"] * 2, *["Controlling"] * 2]
+    assert told[-2:] == ["DrawingMore"] * 2
