@@ -5,8 +5,8 @@ found.save(Path("audit.html"))
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,17 @@ from nemo_prune.audit.mending import Mending, mend
 from nemo_prune.audit.outcome import LIMITS, came_back
 from nemo_prune.audit.pictures import Wanted, draw_more, passes
 from nemo_prune.audit.render import write_audit
-from nemo_prune.audit.triggers import samples_of, try_words
+from nemo_prune.audit.strength import Effort
+from nemo_prune.audit.triggers import Judges, samples_of, try_words
+from nemo_prune.audit.words import Variation
 from nemo_prune.checkpoint.diff import compare_models
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.prompts import told_of
 from nemo_prune.options import Progress, Writing
 from nemo_prune.report.inputs import check_inputs
+from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
+from nemo_prune.scoring.sharing import share
 
 FORMAT = "nemo-prune-audit/3"
 _SHOWN = 8  # wordings of a caption that brought its picture back and are drawn
@@ -118,10 +122,12 @@ def audit(
         repair = mending.repair(hardened) if repairing is not None else None
         cost["search_samples"] = models.samples - sum(cost.values())
         pictures, skipped, cost["picture_samples"] = _pictures(models, words, finished)
+        models.close()
         repaired = None
         if repair is not None and repairing is not None:
             repaired = mend(inputs, repair, words, repairing, progress)
     finally:
+        models.close()
         finished.close()
     data: dict[str, Any] = {
         "format": FORMAT,
@@ -152,19 +158,42 @@ def _words(models: Models, finished: Finished) -> dict[int, dict[str, Any]]:
     places = range(len(inputs.prompts))
     left = [index for index in places if finished.get(f"words {index}") is None]
     if left:
-        original, pruned, judges = models.original, models.pruned, models.judges
-        tried = {index: inputs.variations(index) for index in left}
-        total = sum(samples_of(inputs.effort, len(one), models.schedule) for one in tried.values())
-        texts = sum(map(len, tried.values()))
+        effort, schedule = inputs.effort, models.schedule
+        trying = Trying(models.original, models.pruned, effort, models.judges)
+        if models.workers is None:
+            trying = replace(trying, advance=progress.advance)
+        tried = [inputs.variations(index) for index in left]
+        most = [samples_of(effort, len(one), schedule) for one in tried]
+        total, texts = sum(most), sum(map(len, tried))
         progress.note(
             f"strength {inputs.strength}: up to {texts} wordings of {len(left)} prompts, about "
             f"{total:,} denoiser samples and more for each alarm"
         )
         progress.stage("trying other words", total, "samples")
-        for index in left:
-            found = try_words(original, pruned, tried[index], inputs.effort, judges, progress.advance)
-            finished.add(f"words {index}", found)
+
+        def on_done(place: int, found: dict[str, Any]) -> None:
+            finished.add(f"words {left[place]}", found)
+            if models.workers:
+                progress.advance(most[place])
+
+        share(models.workers, trying, tried, on_done, left)
     return {index: finished.get(f"words {index}") for index in places}
+
+
+@dataclass(frozen=True)
+class Trying:
+    """Work: `try_words` of captions, each by its variations."""
+
+    original: Engine
+    pruned: Engine
+    effort: Effort
+    judges: Judges
+    advance: Callable[[int], None] = lambda _count: None
+
+    def __call__(self, items: Sequence[Sequence[Variation]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place, tried in enumerate(items):
+            found = try_words(self.original, self.pruned, tried, self.effort, self.judges, self.advance)
+            yield place, found
 
 
 def _pictures(
@@ -187,6 +216,7 @@ def _pictures(
     skipped, samples = None, 0
     if wanted and models.codec is None:
         skipped, wanted = models.no_codec, {}
+    workers = models.workers if wanted else None
     if wanted:
         before = models.samples
         progress.stage("drawing the original's pictures", len(wanted), "prompts")
@@ -210,6 +240,7 @@ def _pictures(
                 models.likeness,
                 progress,
                 lambda index, found: finished.add(f"pictures {index}", found),
+                workers,
             )
         except (CheckpointError, torch.OutOfMemoryError) as error:
             # What words brought back stands without pictures.

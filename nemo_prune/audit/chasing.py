@@ -1,8 +1,8 @@
 """One round of optimized embeddings: every memorized picture, and the controls, as plain JSON."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -17,7 +17,9 @@ from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.localize.confirm import UNRELATED
 from nemo_prune.report.gallery import inlined
 from nemo_prune.report.likeness import CONSENSUS_PART, TARGET_PART
+from nemo_prune.report.pictures import Picture
 from nemo_prune.report.targets import open_target
+from nemo_prune.scoring.sharing import Kept, kept, share
 
 Round = dict[str, Any]
 """{"prompts": number -> {"judged", "target", "picture", "chance", "replica", "nearness", "attacks"},
@@ -65,36 +67,80 @@ class Rounds:
             if self.models.codec is not None:
                 _ = self.models.unrelated
                 self.models.progress.advance(passes_compared(0, self.models.whole))
-        once = self.finished.once
-        prompts = {
-            index: once(f"embeddings {number} {index}", partial(self._memorized, index, number, off))
-            for index in self.memorized
-        }
+        waiting = [i for i in self.memorized if f"embeddings {number} {i}" in left]
+        asked = [(index, self._aims.get(index), self._target(index)) for index in waiting]
+
+        def chased(place: int, found: tuple[Aim, list[Picture], dict[str, Any]]) -> None:
+            index = waiting[place]
+            self._aims[index], drawn, told = found
+            if drawn:
+                self.models.drawn[index] = drawn
+            self.finished.add(f"embeddings {number} {index}", told)
+            self._advance(1 if number else 2, 1, len(drawn))
+
+        workers = self.models.workers
+        if asked:
+            share(workers, Chasing(self._kept, number, off), asked, chased, waiting)
+        names = [f"embeddings {number} {index}" for index in self.memorized]
+        prompts = dict(zip(self.memorized, map(self.finished.get, names), strict=True))
         replicas = [one["replica"] for one in prompts.values() if one["judged"]]
+        if not replicas:
+            return judged(prompts, [])
+        # The yardstick of pictures that nothing replicates is the memorized ones' median; where those
+        # are compared with pictures of both kinds, the part that is kinder to a control.
+        every = all(index in self.models.inputs.targets for index in self.memorized)
         nearness = [one["nearness"] for one in prompts.values() if one["judged"] and one["nearness"]]
-        rows = []
-        for place, (kind, nth) in enumerate(controls if replicas else ()):
-            # The yardstick of pictures that nothing replicates is the memorized ones' median.
-            attack = partial(self._control, kind, nth, place, median(replicas), nearness, off)
-            rows.append(once(f"control {number} {kind} {nth}", attack))
-        return judged(prompts, rows)
+        part = TARGET_PART if every else CONSENSUS_PART
+        chasing = Controlling(self._kept, Memorized(median(replicas), nearness, part), off)
+        names = [f"control {number} {kind} {nth}" for kind, nth in controls]
+        places = [place for place, name in enumerate(names) if name in left]
+
+        def controlled(place: int, found: dict[str, Any]) -> None:
+            self.finished.add(names[places[place]], found)
+            self._advance(1, 1)
+
+        given = [(place, *controls[place], self._unseen(*controls[place])) for place in places]
+        if given:
+            share(workers, chasing, given, controlled, [f"{place} of the controls" for place in places])
+        return judged(prompts, [self.finished.get(name) for name in names])
+
+    def _advance(self, models: int, aims: int, drawn: int = 0) -> None:
+        """Tell of a picture that workers attacked, who would not see the progress."""
+        if self.models.workers:
+            chaser = self.chaser
+            attacks = models * len(chaser.starts) * chaser.samples_of_attack
+            pictures = drawn * self.models.whole.passes
+            self.models.progress.advance(attacks + aims * chaser.samples_of_aim + pictures)
+
+    @cached_property
+    def _kept(self) -> Kept["Rounds"]:
+        _ = self.chaser  # draws what is ordinary, once for all
+        if self.models.codec is not None:
+            _ = self.models.unrelated
+        return kept(self.models.workers, self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "models": self.models, "memorized": (), "finished": Finished(None), "effort": self.effort,
+            "_aims": {},
+        }  # fmt: skip
 
     def _controls(self) -> list[tuple[str, int]]:
         kinds = ["ordinary"] + (["unseen"] if self.models.codec is not None else [])
         return [(kind, nth) for kind in kinds for nth in range(self.effort.chase.controls)]
 
-    def _aim(self, index: int) -> Aim:
-        """At the training picture, or at what the original draws."""
-        if index not in self._aims:
-            path = self.models.inputs.targets.get(index)
-            target = None
-            if path is not None and self.models.codec is not None:
-                target = open_target(path, *self._size())
-            aim = self.chaser.memorized(self.models.caption(index), target)
-            if self.models.codec is not None:
-                aim = replace(aim, near=self._near(index, aim))
-            self._aims[index] = aim
-        return self._aims[index]
+    def _target(self, index: int) -> Picture | None:
+        """The training picture, where there is one that can be aimed at."""
+        path = self.models.inputs.targets.get(index)
+        if path is None or self.models.codec is None:
+            return None
+        return open_target(path, *self._size())
+
+    def _unseen(self, kind: str, nth: int) -> Picture | None:
+        """A control's picture that the model never saw."""
+        if kind == "ordinary":
+            return None
+        return unseen_pictures(self.models.inputs.unseen, nth + 1, *self._size())[nth]
 
     def _near(self, index: int, aim: Aim) -> Near:
         models, describe = self.models, self.models.likeness.describe
@@ -111,8 +157,18 @@ class Rounds:
         _, height, width = self.models.original.model.latent_shape
         return width * self.models.codec.factor, height * self.models.codec.factor
 
-    def _memorized(self, index: int, number: int, off: frozenset[Neuron]) -> dict[str, Any]:
-        aim, models = self._aim(index), self.models
+    def attacked(
+        self, index: int, aim: Aim | None, target: Picture | None, number: int, off: frozenset[Neuron]
+    ) -> tuple[Aim, list[Picture], dict[str, Any]]:
+        """Attacks on a memorized picture; with the original's pictures, if those were drawn for its aim.
+
+        aim: at the training picture, or at what the original draws; None: not drawn before.
+        """
+        models, drawn = self.models, list[Picture]()
+        if aim is None:
+            aim = self.chaser.memorized(models.caption(index), target)
+            if models.codec is not None:
+                aim, drawn = replace(aim, near=self._near(index, aim)), models.pictures(index)
         attacks = []
         if aim.judged:
             text = models.inputs.prompts[index]
@@ -120,38 +176,37 @@ class Rounds:
             if not number:
                 captions.append((ORIGINAL, models.original, models.caption(index)))
             attacks = self.chaser.chase(aim, captions, off, first=10 * index)
-        by_target = index in models.inputs.targets and models.codec is not None
-        return {
-            "judged": aim.judged,
-            "target": "training picture" if by_target else "what the original draws",
-            "picture": None if aim.picture is None else inlined(aim.picture),
-            "chance": round(aim.chance, 5),
-            "replica": round(aim.replica, 5),
-            "nearness": aim.near and {"levels": aim.near.levels, "replica": aim.near.replica},
-            "attacks": attacks,
-        }
+        return (
+            aim,
+            drawn,
+            {
+                "judged": aim.judged,
+                "target": "what the original draws" if target is None else "training picture",
+                "picture": None if aim.picture is None else inlined(aim.picture),
+                "chance": round(aim.chance, 5),
+                "replica": round(aim.replica, 5),
+                "nearness": aim.near and {"levels": aim.near.levels, "replica": aim.near.replica},
+                "attacks": attacks,
+            },
+        )
 
-    def _control(
-        self, kind: str, nth: int, place: int, replica: float, nearness: Sequence[dict[str, Any]],
+    def control(
+        self, kind: str, nth: int, place: int, picture: Picture | None, memorized: "Memorized",
         off: frozenset[Neuron],
     ) -> dict[str, Any]:  # fmt: skip
         """Attacks on a picture that nobody memorized, from an ordinary caption's embedding."""
         ordinary = self.models.inputs.ordinary()[UNRELATED:]
         text = ordinary[place % len(ordinary)]
         (prompt,) = self.models.original.prompts([text])
-        if kind == "ordinary":
-            aim = self.chaser.ordinary(prompt, replica, place)
+        if picture is None:
+            aim = self.chaser.ordinary(prompt, memorized.replica, place)
         else:
-            codec = self.models.codec
-            assert codec is not None
-            picture = unseen_pictures(self.models.inputs.unseen, nth + 1, *self._size())[nth]
-            aim = self.chaser.aim(codec.encode(picture), replica, picture)
+            assert self.models.codec is not None
+            aim = self.chaser.aim(self.models.codec.encode(picture), memorized.replica, picture)
         if aim.picture is not None:
-            # Where the memorized ones are compared with pictures of both kinds, what is kinder to it.
-            every = all(index in self.models.inputs.targets for index in self.memorized)
             near = near_control(
-                self.models.likeness, self.models.likeness.describe(aim.picture), nearness,
-                self.models.unrelated, TARGET_PART if every else CONSENSUS_PART,
+                self.models.likeness, self.models.likeness.describe(aim.picture), memorized.nearness,
+                self.models.unrelated, memorized.part,
             )  # fmt: skip
             aim = replace(aim, near=near)
         pruned = self.models.pruned
@@ -177,6 +232,46 @@ class Rounds:
                 trigger = Trigger(index, how, unpacked(attack["embedding"], like), by_score=False)
                 triggers.append(trigger)
         return triggers
+
+
+@dataclass(frozen=True)
+class Chasing:
+    """Work: attacks of a round on memorized pictures; the aim of each too, for the next round."""
+
+    rounds: Kept[Rounds]
+    number: int
+    off: frozenset[Neuron]
+
+    def __call__(
+        self, items: Sequence[tuple[int, Aim | None, Picture | None]]
+    ) -> Iterator[tuple[int, tuple[Aim, list[Picture], dict[str, Any]]]]:
+        for place, one in enumerate(items):
+            yield place, self.rounds.get().attacked(*one, self.number, self.off)
+
+
+@dataclass(frozen=True)
+class Memorized:
+    """The yardstick of controls: the memorized pictures' r of 1 and nearness, see `near_control`."""
+
+    replica: float
+    nearness: Sequence[Mapping[str, Mapping[str, float]]]
+    part: float
+
+
+@dataclass(frozen=True)
+class Controlling:
+    """Work: attacks of a round on controls, by what the memorized pictures are measured with."""
+
+    rounds: Kept[Rounds]
+    memorized: "Memorized"
+    off: frozenset[Neuron]
+
+    def __call__(
+        self, items: Sequence[tuple[int, str, int, Picture | None]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place, (number, kind, nth, picture) in enumerate(items):
+            rounds = self.rounds.get()
+            yield place, rounds.control(kind, nth, number, picture, self.memorized, self.off)
 
 
 def judged(prompts: Mapping[int, dict[str, Any]], controls: Sequence[dict[str, Any]]) -> Round:

@@ -1,9 +1,10 @@
 """What an audit looks at, and its two models, each opened when it is first needed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from nemo_prune.audit.codec import Codec
 from nemo_prune.audit.pictures import draw_unrelated, draw_whole
@@ -15,12 +16,14 @@ from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.errors import CheckpointError
 from nemo_prune.files.prompts import apart_from, bundled_captions
 from nemo_prune.localize.confirm import UNRELATED, unrelated_ends
-from nemo_prune.options import Options, Progress
+from nemo_prune.options import Options, Progress, Silent
 from nemo_prune.report.likeness import Described, Likeness, open_likeness
 from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.engine import Baseline, Engine, Prompt, Sample
-from nemo_prune.scoring.opening import open_engine, trajectory_schedule
+from nemo_prune.scoring.opening import open_engines, trajectory_schedule
+from nemo_prune.scoring.sharing import Workers
 from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from, schedule_from
+from nemo_prune.scoring.workers import sent, wants_workers
 
 
 @dataclass(frozen=True)
@@ -69,42 +72,61 @@ class AuditInputs:
 class Models:
     """Both engines, opened on first use, and what the stages of an audit share of them.
 
-    removed: the neurons that the pruned model lacks.
+    removed: the neurons that the pruned model lacks. Sent to another process, it has that one's engines,
+    and opens the autoencoder there.
     """
 
     def __init__(self, inputs: AuditInputs, removed: Sequence[Neuron], progress: Progress) -> None:
         self.inputs, self.progress = inputs, progress
         self.removed = frozenset(removed)
         self.no_codec: str | None = None
-        self._engines: list[Engine] = []
+        self.drawn: dict[int, list[Picture]] = {}
         self._references: dict[int, Reference] = {}
-        self._pictures: dict[int, list[Picture]] = {}
         self._baselines: dict[int, Baseline] = {}
 
-    def _open(self, checkpoint: Checkpoint) -> Engine:
-        self.progress.stage(f"loading {checkpoint.path.name}", 1, "file")
-        engine = open_engine(checkpoint, self.inputs.options, self.progress)
-        self._engines.append(engine)
-        self.progress.advance()
-        return engine
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.__dict__.items() if name != "codec"}
+        inputs = replace(self.inputs, options=sent(self.inputs.options))
+        return {**state, "inputs": inputs, "progress": Silent()}
+
+    @cached_property
+    def _engines(self) -> list[Engine]:
+        inputs, progress = self.inputs, self.progress
+        progress.stage("loading the models", 2, "files")
+        models = (inputs.original, inputs.pruned)
+        return open_engines(models, inputs.options, progress, progress.advance)
+
+    @property
+    def _opened(self) -> Sequence[Engine]:
+        return self._engines if "_engines" in self.__dict__ else ()
 
     @cached_property
     def original(self) -> Engine:
-        return self._open(self.inputs.original)
+        return self._engines[0]
 
     @cached_property
     def pruned(self) -> Engine:
-        return self._open(self.inputs.pruned)
+        return self._engines[1]
+
+    @property
+    def workers(self) -> Workers | None:
+        """Who shares the work, if the options ask for some; they hold both models."""
+        return self.original.workers if wants_workers(self.inputs.options) else None
 
     @property
     def samples(self) -> int:
         """Denoiser samples that both took so far."""
-        return sum(engine.cost.samples for engine in self._engines)
+        return sum(engine.cost.samples for engine in self._opened)
 
     def release(self) -> None:
         """Give the memory back; neither can be used any more."""
-        for engine in self._engines:
+        for engine in self._opened:
             engine.model.release()
+
+    def close(self) -> None:
+        """End the workers."""
+        for engine in self._opened:
+            engine.close()
 
     @cached_property
     def codec(self) -> Codec | None:
@@ -132,11 +154,11 @@ class Models:
 
     def pictures(self, index: int) -> list[Picture]:
         """Whole pictures of a prompt by the original; only where there is an autoencoder."""
-        if index not in self._pictures:
+        if index not in self.drawn:
             assert self.codec is not None
             caption = self.caption(index)
-            self._pictures[index] = draw_whole(self.original, self.codec, caption, self.whole)
-        return self._pictures[index]
+            self.drawn[index] = draw_whole(self.original, self.codec, caption, self.whole)
+        return self.drawn[index]
 
     @cached_property
     def unrelated(self) -> list[Described]:

@@ -6,7 +6,7 @@ pictures, as everywhere (`report.likeness`).
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from nemo_prune.audit.strength import Effort, Style
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.model.hub import quiet
 from nemo_prune.options import Options, Progress
-from nemo_prune.report.gallery import inlined
+from nemo_prune.report.gallery import Pipelines, inlined
 from nemo_prune.report.likeness import CONSENSUS_PART, TARGET_PART, Described, Likeness
 from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.scoring.engine import Engine, Prompt, Sample, noise_seed
-from nemo_prune.scoring.opening import open_pipeline
+from nemo_prune.scoring.sharing import Kept, Workers, kept, share
 from nemo_prune.scoring.trajectory import Schedule
 
 PICTURE_SEED, REFERENCE_SEED, UNRELATED_SEED = 60_000, 61_000, 62_000
@@ -93,31 +93,68 @@ def draw_more(
     likeness: Likeness,
     progress: Progress,
     finished: Callable[[int, dict[str, Any]], None],
+    workers: Workers | None = None,
 ) -> None:
     """Draw and judge each caption; `finished` gets its number and what `judge_more` gives.
 
     references: the original's pictures of each. unrelated: of ordinary prompts, by both models.
+    `workers` do it, if there are any.
 
     Raises:
         CheckpointError: the model cannot draw.
         OptionError: a target cannot be read.
     """
-    style, styles = plain(effort), effort.styles
+    style, pipelines = plain(effort), kept(workers, Pipelines([pruned], options))
+
+    def seeds(first: int, count: int) -> list[int]:
+        return [noise_seed(options.seed, first + number) for number in range(count)]
+
+    ways = [
+        (way, seeds(PICTURE_SEED + 100 * number, way.seeds)) for number, way in enumerate(effort.styles)
+    ]
+    judges = kept(workers, (likeness, unrelated))
+    more = DrawingMore(pipelines, judges, ways, style, seeds(PICTURE_SEED, SHOWN))
     progress.stage("drawing more pictures", len(wanted), "prompts")
-    pipeline = open_pipeline(pruned, options)
-    for index, one in wanted.items():
-        drawn = []
-        for number, way in enumerate(styles):
-            first = PICTURE_SEED + 100 * number
-            seeds = [noise_seed(options.seed, first + seed) for seed in range(way.seeds)]
-            drawn.append(_drawn(pipeline, one.caption, seeds, way))
-        seeds = [noise_seed(options.seed, PICTURE_SEED + number) for number in range(SHOWN)]
-        worded = {place: _drawn(pipeline, text, seeds, style) for place, text in one.wordings.items()}
-        height, width = references[index][0].shape[:2]
-        target = open_target(one.target, width, height) if one.target else None
-        old = references[index]
-        finished(index, judge_more(likeness, styles, old, drawn, worded, unrelated, target))
+    numbers = [*wanted]
+
+    def on_done(place: int, found: dict[str, Any]) -> None:
+        finished(numbers[place], found)
         progress.advance()
+
+    asked = []
+    for index, one in wanted.items():
+        row = references[index]
+        height, width = row[0].shape[:2]
+        asked.append((one, row, open_target(one.target, width, height) if one.target else None))
+    share(workers, more, asked, on_done, numbers)
+
+
+@dataclass(frozen=True)
+class DrawingMore:
+    """Work: captions in every way, and their wordings, by the pruned model; judged.
+
+    ways: styles and their seeds. style, seeds: of wordings. judges: measures, and unrelated pictures.
+    """
+
+    pipelines: Kept[Pipelines]
+    judges: Kept[tuple[Likeness, Sequence[Described]]]
+    ways: Sequence[tuple[Style, Sequence[int]]]
+    style: Style
+    seeds: Sequence[int]
+
+    def __call__(
+        self, items: Sequence[tuple[Wanted, Sequence[Picture], Picture | None]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        likeness, others = self.judges.get()
+        for place, (one, references, target) in enumerate(items):
+            pipeline = self.pipelines.get().of(0)
+            drawn = [_drawn(pipeline, one.caption, seeds, way) for way, seeds in self.ways]
+            worded = {
+                number: _drawn(pipeline, text, self.seeds, self.style)
+                for number, text in one.wordings.items()
+            }
+            styles = [way for way, _ in self.ways]
+            yield place, judge_more(likeness, styles, references, drawn, worded, others, target)
 
 
 def judge_more(

@@ -5,7 +5,7 @@ of its denoiser, which may be there several times (EMA, fp16) and each time in s
 """
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,12 @@ class Checkpoint:
     told_by: str = ""
     zero_snr: bool = False
     unclear: str | None = None
+
+    def __reduce__(self) -> tuple[Callable[[Path], "Checkpoint"], tuple[Path]]:
+        """A checkpoint is sent as its path: it is opened where it arrives."""
+        from nemo_prune.checkpoint.open import open_checkpoint
+
+        return open_checkpoint, (self.path.absolute(),)
 
     @property
     def record(self) -> Family:

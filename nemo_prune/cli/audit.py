@@ -28,6 +28,7 @@ from nemo_prune.cli.options import (
     resume_option,
     threshold_options,
     verb,
+    workers_options,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @threshold_options
 @model_options
+@workers_options
 def audit(
     original: Path, pruned: Path, strength: Strength, targets: Path | None, unseen: tuple[Path, ...],
     harden: int, reports: tuple[Path, ...], repair: Path | None, junit: Path | None, plots: Path | None,

@@ -26,6 +26,7 @@ from nemo_prune.cli.options import (
     read_inputs,
     save_plots,
     verb,
+    workers_options,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
 from nemo_prune.options import Reporting
@@ -57,6 +58,7 @@ from nemo_prune.options import Reporting
 @report_options
 @judging_options
 @model_options
+@workers_options
 def verify(
     original: Path, pruned: Path, manifest: Path | None, targets_template: Path | None,
     plots: Path | None, show_prompts: bool, as_json: bool, quiet: bool, **given: Any,

@@ -2,9 +2,9 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.scoring.engine import noise_seed
 from nemo_prune.scoring.opening import open_pipeline
+from nemo_prune.scoring.sharing import Kept, Workers, give_up_engines, kept, share
+from nemo_prune.scoring.workers import sent
 
 Album = dict[str, dict[int, dict[str, Any]]]
 """Group ("prompts", "ordinary") -> number -> name -> data URI, or a list of them."""
@@ -72,10 +74,12 @@ def draw_and_measure(
     ordinary: Sequence[str],
     likeness: Likeness,
     progress: Progress,
+    workers: Workers | None = None,
 ) -> tuple[Measures, Album]:
     """Draw the prompts' and the ordinary prompts' pictures with both models; compare them.
 
-    The starting noises are ones that no search uses.
+    The starting noises are ones that no search uses. `workers` draw, if there are any; comparing is done
+    here.
 
     Returns:
         The measures and the pictures, by group and number; of the group "targets" every training
@@ -94,25 +98,9 @@ def draw_and_measure(
         CheckpointError: a model cannot draw.
         OptionError: a target cannot be read.
     """
-    most = max(settings.images, settings.ordinary_images)
-    seeds = [noise_seed(options.seed, FRESH_SEEDS + number) for number in range(most)]
     some = ordinary[: settings.ordinary] if settings.ordinary_images else ()
     progress.stage("drawing pictures", 2 * (len(prompts) + len(some)), "prompts")
-    drawn: list[tuple[list[list[Picture]], list[list[Picture]]]] = []
-    for checkpoint in models:
-        pipeline = open_pipeline(checkpoint, options)
-        style: dict[str, Any] = {
-            "steps": settings.steps,
-            "guidance": settings.guidance,
-            "advance": progress.advance,
-        }
-        drawn.append(
-            (
-                draw(pipeline, list(prompts.values()), seeds[: settings.images], **style),
-                draw(pipeline, some, seeds[: settings.ordinary_images], **style),
-            )
-        )
-        del pipeline  # two do not fit where one does
+    drawn = _drawn(models, options, settings, prompts, some, progress, workers)
     measures: dict[str, dict[int, dict[str, Any]]] = {"prompts": {}, "ordinary": {}}
     album: Album = {"prompts": {}, "ordinary": {}}
     unrelated = [likeness.describe(picture) for _, rows in drawn for row in rows for picture in row]
@@ -143,6 +131,73 @@ def draw_and_measure(
             progress.advance()
     measures["targets"] = {place: one.as_json() for place, one in enumerate(matched)}
     return measures, album
+
+
+def _drawn(
+    models: Sequence[Checkpoint], options: Options, settings: PictureSettings,
+    prompts: Mapping[int, str], ordinary: Sequence[str], progress: Progress, workers: Workers | None,
+) -> list[tuple[list[list[Picture]], list[list[Picture]]]]:  # fmt: skip
+    """Of each model the rows of the prompts and those of the ordinary ones."""
+    texts = [*((0, text) for text in prompts.values()), *((1, text) for text in ordinary)]
+    items = [(model, *one) for model in range(len(models)) for one in texts]
+    names: list[int | str] = [*prompts]
+    names += [f"{place} of the ordinary ones" for place in range(len(ordinary))]
+    drawing = Drawing(kept(workers, Pipelines(models, options)), settings, options.seed)
+    if workers:
+        rows = share(workers, drawing, items, lambda *_: progress.advance(), names * len(models))
+    else:
+        rows = share(None, replace(drawing, advance=progress.advance), items)
+    count = len(texts)
+    by_model = [rows[place * count : (place + 1) * count] for place in range(len(models))]
+    return [(of_one[: len(prompts)], of_one[len(prompts) :]) for of_one in by_model]
+
+
+class Pipelines:
+    """Pipelines of some models, one at a time: two do not fit where one does.
+
+    A process that works for another gives up what it has loaded to score.
+    """
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], options: Options) -> None:
+        self._checkpoints, self._options = checkpoints, options
+        self._open: tuple[int, Any] | None = None
+
+    def __reduce__(self) -> tuple[type["Pipelines"], tuple[Sequence[Checkpoint], Options]]:
+        return Pipelines, (self._checkpoints, sent(self._options))
+
+    def of(self, model: int) -> Any:
+        """The pipeline of one of them, by its place."""
+        if self._open is None or self._open[0] != model:
+            self._open = None
+            give_up_engines()
+            self._open = model, open_pipeline(self._checkpoints[model], self._options)
+        return self._open[1]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Work: rows of pictures, each of a model (by its place), a kind (1: ordinary) and a text.
+
+    seed: the base of the noises. advance: is told of each row.
+    """
+
+    pipelines: Kept[Pipelines]
+    settings: PictureSettings
+    seed: int
+    advance: Callable[[int], None] = lambda _count: None
+
+    def __call__(self, items: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, list[Picture]]]:
+        place, settings = 0, self.settings
+        for (model, kind), some in groupby(items, lambda item: item[:2]):
+            count = settings.ordinary_images if kind else settings.images
+            seeds = [noise_seed(self.seed, FRESH_SEEDS + number) for number in range(count)]
+            rows = draw(
+                self.pipelines.get().of(model), [text for *_, text in some], seeds,
+                steps=settings.steps, guidance=settings.guidance, advance=self.advance,
+            )  # fmt: skip
+            for row in rows:
+                yield place, row
+                place += 1
 
 
 def _match(

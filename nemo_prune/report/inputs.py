@@ -2,6 +2,7 @@
 
 import filecmp
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,9 @@ def verify_thresholds(
             return stated.tau, "the pruned file's", asked.gate, "given"
         gate_source = "tau" if stated.gate is None else "the pruned file's"
         return stated.tau, "the pruned file's", stated.gate, gate_source
-    engine = open_engine(original, asked, progress)
-    found = Ordinary(engine, original, asked, captions, progress).thresholds
+    engine = open_engine(original, asked, progress, workers=True)
+    with closing(engine):
+        found = Ordinary(engine, original, asked, captions, progress).thresholds
     engine.model.release()
     return found.tau, found.tau_source, found.gate.value, found.gate_source
 

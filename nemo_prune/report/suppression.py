@@ -1,6 +1,7 @@
 """How memorized a prompt is in a model and in its pruned twin: scores on seeds no search used."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,17 +30,28 @@ def score_all(
 
     manifest: whose prompts, in the same order, say which neurons are a prompt's own.
     """
-    found = []
-    for index, (prompt, twin) in enumerate(
-        zip(original.prompts(texts), other.prompts(texts), strict=True)
-    ):
-        own = manifest.prompts[index].neurons if manifest else ()
-        found.append(
-            {"index": index, "pictures": None}
-            | score(original, other, prompt, twin, options, frozenset(own))
-        )
-        progress.advance()
-    return found
+    own = [record.neurons for record in manifest.prompts] if manifest else [()] * len(texts)
+    items = list(zip(original.prompts(texts), other.prompts(texts), own, strict=True))
+    found = original.each(
+        Scoring(original, other, options), items, lambda _place, _found: progress.advance()
+    )
+    return [{"index": index, "pictures": None} | one for index, one in enumerate(found)]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Work: `score` of prompts, each as both models encode it, with its own neurons."""
+
+    original: Engine
+    other: Engine
+    options: Options
+
+    def __call__(
+        self, items: Sequence[tuple[Prompt, Prompt, Sequence[Neuron]]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place, (prompt, twin, own) in enumerate(items):
+            found = score(self.original, self.other, prompt, twin, self.options, frozenset(own))
+            yield place, found
 
 
 def score(

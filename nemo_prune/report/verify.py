@@ -12,6 +12,7 @@ both are scored.
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +45,8 @@ from nemo_prune.report.targets import shown_name
 from nemo_prune.report.verdict import ENOUGH_SEEDS, notes
 from nemo_prune.scoring import drift
 from nemo_prune.scoring.engine import Engine
-from nemo_prune.scoring.opening import open_engine
+from nemo_prune.scoring.opening import open_engines
+from nemo_prune.scoring.sharing import Workers
 
 FORMAT = "nemo-prune-report/1"
 _LONG = 60  # seconds of drawing that deserve a word beforehand
@@ -126,20 +128,28 @@ def verify(
             f"measured is not the pruning alone (nemo-prune diff shows what)"
         )
     ordinary = apart_from(inputs.ordinary, inputs.prompts)
-    measured = _measure(inputs, ordinary, removed, progress)
-    memorized = {
-        entry["index"]: inputs.prompts[entry["index"]]
-        for entry in measured.prompts
-        if entry["status"] != Status.NOT_MEMORIZED
-    }
-    picture_samples = settings.passes(len(memorized), len(ordinary))
-    expected = measured.seconds_a_sample * picture_samples
-    if measured.facts["device"] != "cuda" and expected > _LONG:
-        progress.note(
-            f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
-            f"({option('images')} 0 skips them)"
+    progress.stage("loading the models", 2, "files")
+    models = (inputs.original, inputs.pruned)
+    original, other = open_engines(models, inputs.options, progress, progress.advance)
+    with closing(original):
+        measured = _measure(inputs, original, other, ordinary, removed, progress)
+        for engine in (original, other):
+            engine.model.release()  # its memory is needed for drawing
+        memorized = {
+            entry["index"]: inputs.prompts[entry["index"]]
+            for entry in measured.prompts
+            if entry["status"] != Status.NOT_MEMORIZED
+        }
+        picture_samples = settings.passes(len(memorized), len(ordinary))
+        expected = measured.seconds_a_sample * picture_samples
+        if measured.facts["device"] != "cuda" and expected > _LONG:
+            progress.note(
+                f"drawing the pictures will take about {expected / 60:.0f} minutes on this device "
+                f"({option('images')} 0 skips them)"
+            )
+        pictures, measures, album = _draw(
+            inputs, likeness, settings, memorized, ordinary, progress, original.workers
         )
-    pictures, measures, album = _draw(inputs, likeness, settings, memorized, ordinary, progress)
     _add_pictures(inputs.tau, measured, measures, album)
     # Both models draw these from the same noises, and much alike: they count once.
     drawn_of = len(measures["ordinary"])
@@ -194,16 +204,11 @@ def verify(
 
 
 def _measure(
-    inputs: VerifyInputs, ordinary: Sequence[str], removed: Sequence[Neuron], progress: Progress
-) -> _Measured:
-    """Scores and drift. No model is kept: their memory is needed for drawing."""
+    inputs: VerifyInputs, original: Engine, other: Engine, ordinary: Sequence[str],
+    removed: Sequence[Neuron], progress: Progress,
+) -> _Measured:  # fmt: skip
+    """Scores and drift."""
     options = inputs.options
-    progress.stage("loading the models", 2, "files")
-    original = open_engine(inputs.original, options, progress)
-    progress.advance()
-    other = open_engine(inputs.pruned, options, progress)
-    progress.advance()
-
     started = time.monotonic()
     progress.stage("scoring both models", len(inputs.prompts) + len(ordinary), "prompts")
     prompts = score_all(original, other, inputs.prompts, options, inputs.manifest, progress)
@@ -258,6 +263,7 @@ def _draw(
     prompts: Mapping[int, str],
     ordinary: Sequence[str],
     progress: Progress,
+    workers: Workers | None,
 ) -> tuple[dict[str, Any], Measures, Album]:
     """How pictures were drawn ("skipped": why none were), their measures, and the pictures."""
     how: dict[str, Any] = {
@@ -270,7 +276,7 @@ def _draw(
         models = (inputs.original, inputs.pruned)
         try:
             return how, *draw_and_measure(
-                models, inputs.options, settings, prompts, ordinary, likeness, progress
+                models, inputs.options, settings, prompts, ordinary, likeness, progress, workers
             )
         except (NemoPruneError, torch.OutOfMemoryError) as error:
             # The scores stand without pictures, and may have taken hours.

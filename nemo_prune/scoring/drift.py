@@ -9,6 +9,7 @@ neurons in each layer, which says how much any removal of that size would do.
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,18 +47,15 @@ def measure(
     """
     removed = frozenset(off)
     draws = [random_neurons(engine, removed, random.Random(f"{seed} {i}")) for i in range(CONTROLS)]
+    other, twins = pruned or (engine, prompts)
+    moving = Moving(engine, other, frozenset() if pruned else removed, draws)
+    noises = range(seed, seed + len(prompts))
+    items = list(zip(prompts, twins, noises, strict=True))
     sums: dict[str, list[float]] = {}
-    for place, prompt in enumerate(prompts):
-        noise = seed + place
-        before = _outputs(engine, prompt, noise, frozenset())
-        other, twin = (pruned[0], pruned[1][place]) if pruned else (engine, prompt)
-        variants = [(other, twin, frozenset[Neuron]() if pruned else removed)]
-        variants += [(engine, prompt, draw) for draw in draws]
-        for column, (model, text, switched) in enumerate(variants):
-            after = _outputs(model, text, noise, switched)
-            for layer, change in changes(before, after).items():
-                sums.setdefault(layer, [0.0] * len(variants))[column] += change
-        advance(1)
+    for variants in engine.each(moving, items, lambda _place, _found: advance(1)):
+        for column, change in enumerate(variants):
+            for layer, value in change.items():
+                sums.setdefault(layer, [0.0] * len(variants))[column] += value
     count = len(prompts)
     table = {layer: [total / count for total in totals] for layer, totals in sums.items()}
     by_draw = [sum(row[c] for row in table.values()) / len(table) for c in range(1 + CONTROLS)]
@@ -78,6 +76,28 @@ def measure(
         "random_draws": [round(value, _DIGITS) for value in by_draw[1:]],
         "ratio": round(drift / control, 3) if control > 0 else None,
     }
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Work: `changes` of prompts' outputs from their noises: of a model with `off` off, then of draws.
+
+    other: the model, the original or one that has its own prompts.
+    """
+
+    engine: Engine
+    other: Engine
+    off: frozenset[Neuron]
+    draws: Sequence[frozenset[Neuron]]
+
+    def __call__(
+        self, items: Sequence[tuple[Prompt, Prompt, int]]
+    ) -> Iterator[tuple[int, list[dict[str, float]]]]:
+        for place, (prompt, twin, noise) in enumerate(items):
+            before = _outputs(self.engine, prompt, noise, frozenset())
+            variants = [(self.other, twin, self.off)]
+            variants += [(self.engine, prompt, draw) for draw in self.draws]
+            yield place, [changes(before, _outputs(*one[:2], noise, one[2])) for one in variants]
 
 
 def moved(engine: Engine, prompts: Sequence[Prompt], off: Collection[Neuron], *, seed: int) -> float:

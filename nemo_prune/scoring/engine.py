@@ -31,7 +31,7 @@ from nemo_prune.scoring.criterion import (
     scores_of_each,
 )
 from nemo_prune.scoring.masks import masked_layers, masks_of
-from nemo_prune.scoring.sharing import Here, Kept, Work, Workers, engine_here
+from nemo_prune.scoring.sharing import Kept, Work, Workers, engine_here, kept, share
 from nemo_prune.scoring.similarity import noise_difference
 from nemo_prune.scoring.trajectory import Reference, Schedule, clean_latents, denoise, scaled
 from nemo_prune.search.protocol import Attribute, Attribution, Question, Reply, Steps
@@ -130,10 +130,11 @@ class Engine:
 
     `note` receives, in one line, what a person should know of; a warning unless it is set. `path` is the
     model's, for messages; None: it has none. `workers` hold the same model and do part of the work, see
-    `each`.
+    `each`; `place` is the model's among those that they hold.
     """
 
     workers: Workers | None = None
+    place = 0
 
     def __init__(
         self,
@@ -168,9 +169,9 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ workers
 
-    def __reduce__(self) -> tuple[Callable[[], "Engine"], tuple[()]]:
+    def __reduce__(self) -> tuple[Callable[[int], "Engine"], tuple[int]]:
         """An engine is sent as a word: where it arrives it is the engine of that process."""
-        return engine_here, ()
+        return engine_here, (self.place,)
 
     @property
     def width(self) -> int:
@@ -182,21 +183,10 @@ class Engine:
         work: Work,
         items: Sequence[Any],
         on_done: Callable[[int, Any], None] = lambda _place, _result: None,
-        numbers: Sequence[int] | None = None,
+        numbers: Sequence[int | str] | None = None,
     ) -> list[Any]:
-        """`work` on every item, by the workers if there are any; the results in order.
-
-        numbers: of the prompts that the items are of, for what is said of them.
-        on_done: told of the place and the result of each item as it is finished, in any order.
-        """
-        found: dict[int, Any] = {}
-        if self.workers:
-            found = self.workers.each(work, items, on_done, numbers or range(len(items)))
-        else:
-            for place, result in work(items):
-                found[place] = result
-                on_done(place, result)
-        return [found[place] for place in range(len(items))]
+        """`share` among the engine's workers."""
+        return share(self.workers, work, items, on_done, numbers)
 
     def stream(self, work: Work, groups: Iterator[Sequence[Any]]) -> Iterator[list[Any]]:
         """`work` on one group of items after the other, by the workers if there are any."""
@@ -209,7 +199,7 @@ class Engine:
 
     def keep(self, value: T) -> Kept[T]:
         """A value for work that is asked for again and again; workers are sent it once."""
-        return self.workers.keep(value) if self.workers else Here(value)
+        return kept(self.workers, value)
 
     def close(self) -> None:
         """End the workers; this engine goes on alone."""
@@ -735,8 +725,8 @@ class Engine:
             try:
                 question = search.send(answer)
             except StopIteration as end:
-                kept: tuple[Neuron, ...] = end.value
-                return kept
+                left: tuple[Neuron, ...] = end.value
+                return left
             items = [(known[index], question.off, seed) for index, seed in question.pairs]
             numbers = [index for index, _ in question.pairs]
             scores = self.each(work, items, lambda _place, _score: on_samples(1), numbers)
@@ -753,15 +743,15 @@ class Pairs:
         self, items: Sequence[tuple[Kept[tuple[Prompt, Baseline]], frozenset[Neuron], int]]
     ) -> Iterator[tuple[int, float]]:
         engine = self.engine
-        kept = [one.get() for one, _, _ in items]
+        known = [one.get() for one, _, _ in items]
         samples = [
-            Sample(prompt, off, seed) for (prompt, _), (_, off, seed) in zip(kept, items, strict=True)
+            Sample(prompt, off, seed) for (prompt, _), (_, off, seed) in zip(known, items, strict=True)
         ]
         found = engine.evaluate(samples)
         scores = scores_of_each(
             [
                 ({sample.seed: one}, baseline)
-                for sample, one, (_, baseline) in zip(samples, found, kept, strict=True)
+                for sample, one, (_, baseline) in zip(samples, found, known, strict=True)
             ],
             engine.criterion,
             published=engine.published,

@@ -1,5 +1,6 @@
 """A model opened as the options say."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,23 +37,42 @@ def open_engine(
 
     Raises OptionError for a device or timestep that does not exist, CheckpointError; WorkerError.
     """
+    if not workers or not wants_workers(options):
+        return _engine(checkpoint, options, progress, loaded)
+    if loaded is not None:
+        raise OptionError(
+            f"{option('workers')}: a live pipeline lies in this process alone; give a model's file"
+        )
+    return open_engines([checkpoint], options, progress)[0]
+
+
+def open_engines(
+    checkpoints: Sequence[Checkpoint],
+    options: Options,
+    progress: Progress | None = None,
+    opened: Callable[[], None] = lambda: None,
+) -> list[Engine]:
+    """`open_engine` of each; the first has the workers that the options ask for, who hold all.
+
+    opened: told of each.
+    """
     started = None
-    if workers and wants_workers(options):
-        if loaded is not None:
-            raise OptionError(
-                f"{option('workers')}: a live pipeline lies in this process alone; give a model's file"
-            )
-        scored_timestep(checkpoint, options)
-        started = start_workers(checkpoint, options)
+    if wants_workers(options):
+        for checkpoint in checkpoints:
+            scored_timestep(checkpoint, options)
+        started = start_workers(checkpoints, options)
     try:
-        engine = _engine(checkpoint, options, progress, loaded)
+        engines = []
+        for checkpoint in checkpoints:
+            engines.append(_engine(checkpoint, options, progress, None))
+            opened()
         if started:
-            open_workers(started, engine, progress)
+            open_workers(started, engines, progress)
     except BaseException:
         if started:
             started.close()
         raise
-    return engine
+    return engines
 
 
 def _engine(

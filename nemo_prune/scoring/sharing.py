@@ -24,7 +24,7 @@ class Workers(Protocol):
         work: Work,
         items: Sequence[Any],
         on_done: Callable[[int, Any], None],
-        numbers: Sequence[int],
+        numbers: Sequence[int | str],
     ) -> dict[int, Any]:
         """`work` on all items, prompts of these numbers; the results by place."""
 
@@ -55,14 +55,47 @@ class Here(Generic[T]):
         return self.value
 
 
+def share(
+    workers: Workers | None,
+    work: Work,
+    items: Sequence[Any],
+    on_done: Callable[[int, Any], None] = lambda _place, _result: None,
+    numbers: Sequence[int | str] | None = None,
+) -> list[Any]:
+    """`work` on every item, by the workers if there are any; the results in order.
+
+    numbers: of the prompts that the items are of, for what is said of them.
+    on_done: told of the place and the result of each item as it is finished, in any order.
+    """
+    found: dict[int, Any] = {}
+    if workers:
+        found = workers.each(work, items, on_done, numbers or range(len(items)))
+    else:
+        for place, result in work(items):
+            found[place] = result
+            on_done(place, result)
+    return [found[place] for place in range(len(items))]
+
+
+def kept(workers: Workers | None, value: T) -> Kept[T]:
+    """A value for work that is asked for again and again; workers are sent it once."""
+    return workers.keep(value) if workers else Here(value)
+
+
 _of_process: list["Engine"] = []
 
 
-def engine_here() -> "Engine":
-    """The engine of a process that works for another."""
-    return _of_process[0]
+def engine_here(place: int) -> "Engine":
+    """An engine of a process that works for another."""
+    return _of_process[place]
 
 
-def work_for_another(engine: "Engine") -> None:
-    """Make this the engine of the process."""
-    _of_process[:] = [engine]
+def work_for_another(*engines: "Engine") -> None:
+    """Make these the engines of the process."""
+    _of_process[:] = engines
+
+
+def give_up_engines() -> None:
+    """Give back the memory of the engines of a process that works for another: it needs them no more."""
+    for engine in _of_process:
+        engine.model.release()

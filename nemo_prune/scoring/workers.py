@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -84,14 +85,18 @@ class Worker:
         except NemoPruneError as error:
             return error.message
 
-    def load(self, opened: Callable[[], Engine]) -> str:
-        """Load the model; the fingerprint of its weights."""
-        from nemo_prune.scoring.calibration_file import fingerprint
+    def load(self, opened: Callable[[], Sequence[Engine]]) -> str:
+        """Load the models; the fingerprint of their weights."""
+        self._engines = opened()
+        for engine in self._engines:
+            engine.note = self._notes.append
+        work_for_another(*self._engines)
+        return _fingerprint(self._engines)
 
-        self._engine = opened()
-        self._engine.note = self._notes.append
-        work_for_another(self._engine)
-        return fingerprint(self._engine.model)
+    def _spent(self) -> tuple[int, int, int]:
+        costs = [engine.cost for engine in self._engines]
+        forward, backward = sum(one.forward for one in costs), sum(one.backward for one in costs)
+        return forward, backward, sum(one.batches for one in costs)
 
     def work(
         self, work: Work, items: Sequence[Any]
@@ -100,12 +105,11 @@ class Worker:
 
         The last one has no place: what was spent after it.
         """
-        cost = self._engine.cost
-        spent = (cost.forward, cost.backward, cost.batches)
+        spent = self._spent()
 
         def since() -> tuple[tuple[int, int, int], list[str]]:
             nonlocal spent
-            before, spent = spent, (cost.forward, cost.backward, cost.batches)
+            before, spent = spent, self._spent()
             notes = list(self._notes)
             self._notes.clear()
             return (spent[0] - before[0], spent[1] - before[1], spent[2] - before[2]), notes
@@ -117,20 +121,26 @@ class Worker:
 
 @dataclass(frozen=True)
 class Opening:
-    """Opens the model in a worker as the options say."""
+    """Opens the models in a worker as the options say."""
 
-    path: Path
+    paths: tuple[Path, ...]
     options: Options
     threads: int | None
 
-    def __call__(self) -> Engine:
+    def __call__(self) -> list[Engine]:
         import torch
 
         from nemo_prune.scoring.opening import open_engine
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        return open_engine(open_checkpoint(self.path), self.options)
+        return [open_engine(open_checkpoint(path), self.options) for path in self.paths]
+
+
+def _fingerprint(engines: Sequence[Engine]) -> str:
+    from nemo_prune.scoring.calibration_file import fingerprint
+
+    return " ".join(fingerprint(engine.model) for engine in engines)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +193,7 @@ class RayWorkers:
     """
 
     def __init__(
-        self, count: int, start: Callable[[], Any], load: Callable[[], Engine],
+        self, count: int, start: Callable[[], Any], load: Callable[[], Sequence[Engine]],
         after: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         import ray
@@ -244,7 +254,7 @@ class RayWorkers:
 
     def each(
         self, work: Work, items: Sequence[Any], on_done: Callable[[int, Any], None],
-        numbers: Sequence[int],
+        numbers: Sequence[int | str],
     ) -> dict[int, Any]:  # fmt: skip
         """See `Engine.each`. Groups get smaller towards the end, so that all end together."""
         sent, found = self._ray.put(work), dict[int, Any]()
@@ -368,7 +378,8 @@ class RayWorkers:
         number = task.numbers[place]
         del task.items[number]
         self._failed = 0
-        return task, [(number, result)]
+        # Of its own, since an array in Ray's memory would keep that from being used again.
+        return task, [(number, deepcopy(result))]
 
     def _ready(self, reference: Any, actor: Any) -> None:
         try:
@@ -430,13 +441,13 @@ def _given_up(what: str) -> WorkerError:
 # ------------------------------------------------------------------------------------------- Ray
 
 
-def start_workers(checkpoint: Checkpoint, options: Options) -> RayWorkers:
-    """Connect to Ray, or start it on this machine; the workers then begin to load the model.
+def start_workers(checkpoints: Sequence[Checkpoint], options: Options) -> RayWorkers:
+    """Connect to Ray, or start it on this machine; the workers then begin to load the models.
 
     Raises OptionError for a cluster that does not answer or has too little, CheckpointError for nodes
     with another file.
     """
-    from nemo_prune.model.devices import pick_device, pick_dtype
+    from nemo_prune.model.devices import pick_device
 
     check_workers(options)
     device = pick_device(options.device)
@@ -462,22 +473,18 @@ def start_workers(checkpoint: Checkpoint, options: Options) -> RayWorkers:
         threads = None if on_gpu else each
         if options.ray is None and not on_gpu:
             threads = max(1, torch.get_num_threads() // count)
-        path = checkpoint.path.absolute()
-        asked = replace(
-            options, workers=None, ray=None, calibration=None, device=device.type,
-            precision=_named(pick_dtype(device, options.precision)),
-            config=options.config and options.config.absolute(),
-            text_encoder=tuple(one.absolute() for one in options.text_encoder),
-        )  # fmt: skip
+        paths = tuple(one.path.absolute() for one in checkpoints)
+        asked = sent(options)
         actor = ray.remote(Worker).options(
             **resources, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )
-        workers = RayWorkers(count, actor.remote, Opening(path, asked, threads), after)
+        workers = RayWorkers(count, actor.remote, Opening(paths, asked, threads), after)
     except BaseException:
         after()
         raise
     try:
-        workers.compare(path, identity(checkpoint))
+        for path, checkpoint in zip(paths, checkpoints, strict=True):
+            workers.compare(path, identity(checkpoint))
         workers.load()
     except BaseException:
         workers.close()
@@ -485,11 +492,24 @@ def start_workers(checkpoint: Checkpoint, options: Options) -> RayWorkers:
     return workers
 
 
-def open_workers(workers: RayWorkers, engine: Engine, progress: Progress | None) -> None:
-    """Wait until the workers have loaded the engine's model; they then work for it."""
-    from nemo_prune.scoring.calibration_file import fingerprint
+def sent(options: Options) -> Options:
+    """How another process loads a model: as this one does, and without workers of its own."""
+    from nemo_prune.model.devices import pick_device, pick_dtype
 
-    workers.serve(engine, fingerprint(engine.model))
+    device = pick_device(options.device)
+    return replace(
+        options, workers=None, ray=None, calibration=None, device=device.type,
+        precision=_named(pick_dtype(device, options.precision)),
+        config=options.config and options.config.absolute(),
+        text_encoder=tuple(one.absolute() for one in options.text_encoder),
+    )  # fmt: skip
+
+
+def open_workers(workers: RayWorkers, engines: Sequence[Engine], progress: Progress | None) -> None:
+    """Wait until the workers have loaded the engines' models; they then work for the first of them."""
+    for place, engine in enumerate(engines):
+        engine.place = place
+    workers.serve(engines[0], _fingerprint(engines))
     if progress is not None:
         progress.note(f"{workers.count} workers share the prompts")
 

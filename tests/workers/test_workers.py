@@ -11,15 +11,31 @@ from typing import Any
 import pytest
 from tiny import run, write_small
 
+from nemo_prune.audit import strength
+from nemo_prune.audit.strength import Chase, Effort, Style
+from nemo_prune.checkpoint.apply import write_model
+from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.errors import CheckpointError, OptionError, WorkerError
 from nemo_prune.options import Options
 from nemo_prune.scoring import opening, workers
 from nemo_prune.scoring.engine import Cost
 from nemo_prune.scoring.journal import Journal
-from nemo_prune.scoring.workers import RayWorkers, Sent, check_workers, identity, start_workers
+from nemo_prune.scoring.workers import (
+    Opening,
+    RayWorkers,
+    Sent,
+    check_workers,
+    identity,
+    sent,
+    start_workers,
+)
+from nemo_prune.search.protocol import Outcome, Search, Tally
 
 pytestmark = pytest.mark.slow
+
+FOUND = Neuron("mid_block.attentions.0.transformer_blocks.0.attn2.to_v", 5)
 
 QUICK = ["--seeds", "3", "--device", "cpu", "--tau", "0", "--gate", "0"]
 SHARED = ["--workers", "2"]
@@ -144,12 +160,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def crew(cluster: None, model: Path) -> Iterator[RayWorkers]:
-    """Two workers that hold the model, for all commands here: each imports torch and diffusers."""
+    """Two workers that load what each command asks for: for each to start some takes too long here."""
     del cluster
-    made = start_workers(open_checkpoint(model), Options(workers=2, device="cpu"))
+    made = start_workers([open_checkpoint(model)], Options(workers=2, device="cpu"))
+
+    def started(checkpoints: Sequence[Checkpoint], options: Options) -> RayWorkers:
+        import ray
+
+        paths = tuple(checkpoint.path for checkpoint in checkpoints)
+        made._load = ray.put(Opening(paths, sent(options), 1))
+        made._idle.clear()
+        made.load()
+        return made
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RayWorkers, "close", lambda _self: None)
-        patch.setattr(opening, "start_workers", lambda *_given: made)
+        patch.setattr(opening, "start_workers", started)
         yield made
     made.close()
 
@@ -220,3 +246,101 @@ def test_what_is_kept_is_got_once() -> None:
     kept = Sent(ray.put([1, 2]))
     assert kept.get() == [1, 2]
     assert kept.get() is kept.get()
+
+
+# ------------------------------------------------------------------- verbs that look at two models
+
+
+def killing_at(crew: RayWorkers, patch: pytest.MonkeyPatch, work: str, results: int) -> list[str]:
+    """Kill a worker at so many results of this kind of work; the kind of every result."""
+    import ray
+
+    each, told = RayWorkers.each, list[str]()
+
+    def watched(
+        self: RayWorkers, shared: Any, items: Sequence[Any], on_done: Any, numbers: Sequence[Any]
+    ) -> Any:
+        def heard(place: int, result: Any) -> None:
+            on_done(place, result)
+            told.append(type(shared).__name__)
+            if told.count(work) == results and told[-1] == work:
+                ray.kill(crew.actors[0])
+
+        return each(self, shared, items, heard, numbers)
+
+    patch.setattr(RayWorkers, "each", watched)
+    return told
+
+
+@pytest.fixture(scope="module")
+def pruned(model: Path) -> Path:
+    rows = [Neuron(open_checkpoint(model).value_layers[0].name, row) for row in range(4)]
+    return write_model(open_checkpoint(model), rows, model.with_name("pruned.safetensors"), {}).path
+
+
+def test_verify_gives_the_same_report_though_a_worker_is_killed_while_it_draws(
+    crew: RayWorkers, model: Path, pruned: Path, prompts: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "ordinary.txt").write_text("a boat\na hill\n")
+    given = ["verify", model, pruned, "--prompts", prompts, *QUICK, "--images", "2",
+             "--ordinary", tmp_path / "ordinary.txt", "--picture-steps", "2"]  # fmt: skip
+    reports = []
+    told = killing_at(crew, monkeypatch, "Drawing", 3)
+    for name, more in (("alone", []), ("shared", SHARED)):
+        report = tmp_path / f"{name}.json"
+        done = run(*given, "--report", report, *more)
+        assert done.exit_code == 1, done.stderr
+        data = json.loads(report.read_text())
+        assert data["prompts"][0]["pictures"]["consensus_after"]
+        reports.append({key: data[key] for key in data.keys() - {"created", "seconds", "command"}})
+    assert reports[0] == reports[1]
+    assert told.count("Scoring") == 5 + 2
+    assert told.count("Moving") == 2
+    assert told.count("Drawing") == 2 * (5 + 2)
+
+
+def settled(_ladder: object, _candidates: object, seeds: tuple[int, ...], tau: float) -> Search:
+    """A search that finds one neuron, whatever the answer: to a random model nothing is removable."""
+    before = yield from Tally().ask(frozenset(), seeds)
+    return Outcome("localized", (FOUND,), before, seeds, {}, tau, None, 1, len(seeds), 1)
+
+
+def test_an_audit_is_the_same(
+    crew: RayWorkers, model: Path, pruned: Path, prompts: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Words, embeddings, their controls, and pictures."""
+    import ray
+
+    def judge_all(_items: object) -> Iterator[tuple[int, None]]:
+        from nemo_prune.audit import embeddings
+
+        embeddings.LEAST_SCALE = -1.0
+        yield 0, None
+
+    for actor in crew.actors:
+        ray.get(next(actor.work.options(num_returns="streaming").remote(judge_all, [0])))
+    styles = (Style("ddim", 1, 7.0, 1, "blurry"), Style("dpm++ 2m", 1, 1.0, 1))
+    chase = Chase((0, 1), batch=1, random=0, controls=1, traced=1, deep=False)
+    monkeypatch.setitem(strength.EFFORTS, "quick", Effort(2, 2, 1, 2, styles, 1, chase))
+    monkeypatch.setattr("nemo_prune.audit.embeddings.LEAST_SCALE", -1.0)
+    monkeypatch.setattr("nemo_prune.localize.localize.auto_search", settled)
+    monkeypatch.setattr("nemo_prune.audit.inputs.UNRELATED", 2)
+    monkeypatch.setattr("nemo_prune.audit.neurons._ORDINARY", 2)
+    monkeypatch.setattr("nemo_prune.audit.neurons.Locator._by_trajectory", lambda *_: (FOUND,))
+    prompts.write_text("a memorized cat\na dog\n")
+    told = killing_at(crew, monkeypatch, "no work", 1)
+    reports = []
+    for name, more in (("alone", []), ("shared", SHARED)):
+        report = tmp_path / f"{name}.json"
+        done = run("audit", model, pruned, "--prompts", prompts, "--strength", "quick", *QUICK,
+                   "--report", report, *more)  # fmt: skip
+        assert done.exit_code == 1, done.stderr
+        data = json.loads(report.read_text())
+        assert data["no_pictures"] is None
+        assert data["prompts"][1]["embeddings"]["attacks"]
+        reports.append({key: data[key] for key in data.keys() - {"created", "seconds"}})
+    assert reports[0] == reports[1]
+    assert told[:6] == [*["Trying"] * 2, *["Chasing"] * 2, *["Controlling"] * 2]
+    assert told[-2:] == ["DrawingMore"] * 2
