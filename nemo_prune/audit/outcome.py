@@ -311,8 +311,8 @@ def notes(data: Data) -> list[str]:
         found.append(f"Control: {near} of {count} pictures by the original are near by the same rule.")
     if named := [f"prompt {entry['index']}: {parts}" for entry in drawn if (parts := silent(entry))]:
         found.append(
-            f"Parts of pictures that judge nothing, since most of the original's own are hardly told "
-            f"from unrelated ones there: {'; '.join(named)}."
+            f"Parts of pictures that judge nothing, since they do not clearly tell most of the "
+            f"original's own from unrelated ones: {'; '.join(named)}."
         )
     found += [*_embedding_notes(data), *_overlap_notes(data), *_mending_notes(data)]
     aside = [str(entry["index"]) for entry in data["prompts"] if not entry["memorized"]]

@@ -1,5 +1,10 @@
-"""The quick audit as it is shipped, of the demo's pruned file: two captions, nothing made cheaper."""
+"""The quick audit as it is shipped, of the demo's pruned file: all its captions, nothing made cheaper.
 
+One audit for all tests. Modules that take minutes begin first (`conftest`), so it is no long tail.
+"""
+
+import csv
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +19,75 @@ pytestmark = [
 ]
 
 
-def test_words_and_samplers_do_not_bring_the_pictures_back_and_embeddings_do(
-    demo: Any, demo_calibration: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What docs/audit.md says of the demo; the controls stand beside it."""
-    monkeypatch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
-    monkeypatch.chdir(tmp_path)
-    captions = dict(list(planted().items())[:2])
-    Path("two.txt").write_text("".join(f"{caption}\n" for caption in captions))
-    rows = [f'"{text}",{DATA / "targets" / of["target"]}\n' for text, of in captions.items()]
-    Path("targets.csv").write_text("prompt,file\n" + "".join(rows))
-    models = CHECKPOINT, demo.folder / "clean.safetensors"
-    lists = "--prompts", "two.txt", "--targets", "targets.csv", "--calibration", demo_calibration
-    code, told = run("audit", *models, *lists, "--strength", "quick", "--report", "audit.html")
-    assert code == 1
-    assert told["verdict"].startswith("NOT ERASED: the picture of 2 of 2 prompts came back")
-    for entry in told["prompts"]:
+@dataclass(frozen=True)
+class Told:
+    """What the command said, and its report."""
+
+    code: int
+    data: dict[str, Any]
+    page: str
+
+
+@pytest.fixture(scope="module")
+def told(demo: Any, demo_calibration: Path, shared: Path, tmp_path_factory: Any) -> Told:
+    """What docs/audit.md tells of."""
+    folder = tmp_path_factory.mktemp("audit")
+    with (folder / "targets.csv").open("w", newline="") as file:
+        rows = [("prompt", "file")]
+        rows += [(text, str(DATA / "targets" / of["target"])) for text, of in planted().items()]
+        csv.writer(file).writerows(rows)
+    lists = "--prompts", DATA / "memorized.txt", "--targets", folder / "targets.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
+        code, data = run(
+            "audit", CHECKPOINT, demo.folder / "clean.safetensors", *lists, "--strength", "quick",
+            "--calibration", demo_calibration, "--report", folder / "audit.html",
+        )  # fmt: skip
+    return Told(code, data, (folder / "audit.html").read_text())
+
+
+def attack(entry: Any, model: str) -> Any:
+    """The only one on a caption's picture in a model."""
+    (found,) = [one for one in entry["embeddings"]["attacks"] if one["model"] == model]
+    return found
+
+
+def test_it_is_said_that_pictures_came_back(told: Told) -> None:
+    assert told.code == 1
+    assert told.data["verdict"].startswith("NOT ERASED: the picture of ")
+    assert "NOT ERASED" in told.page
+    assert len(told.data["prompts"]) == len(planted()) == 8
+
+
+def test_words_do_not_bring_the_pictures_back(told: Told) -> None:
+    for entry in told.data["prompts"]:
         assert len(entry["words"]) >= 11
         by = {word["kind"] for word in entry["words"] if word["back"]}
         assert by <= {"weights"}, "weights go beyond what words can say"
         assert entry["words"][0]["kind"] == "as it stands"
-        drawn, near = 0, 0
-        for style in entry["pictures"]["styles"]:
-            drawn, near = drawn + style["count"], near + len(style["near"])
+
+
+def test_samplers_do_not_bring_them_back_and_the_original_draws_them(told: Told) -> None:
+    for entry in told.data["prompts"]:
+        styles = entry["pictures"]["styles"]
+        drawn, near = sum(one["count"] for one in styles), sum(len(one["near"]) for one in styles)
         assert (drawn, near) == (15, 0)
         control, of = entry["pictures"]["control"]
         assert control == of > 0, "the original draws it from every noise"
-        pruned, original = (
-            next(one for one in entry["embeddings"]["attacks"] if one["model"] == model)
-            for model in ("pruned", "original")
-        )
+
+
+def test_embeddings_do_and_controls_do_not_come(told: Told) -> None:
+    """A picture that trajectories promise and whole pictures do not show is none."""
+    back = 0
+    for entry in told.data["prompts"]:
+        original, pruned = attack(entry, "original"), attack(entry, "pruned")
         assert original["back"] == 0
-        assert pruned["came_back"]
-        assert 0 < pruned["back"] <= 25
-    assert len(told["controls"]) == 2
-    assert all(one["back"] is None for control in told["controls"] for one in control["attacks"])
-    assert "NOT ERASED" in Path("audit.html").read_text()
+        assert pruned["by"] == original["by"] == "pictures"
+        back += pruned["came_back"]
+        assert (pruned["back"] is not None) == pruned["came_back"]
+        if pruned["came_back"]:
+            assert 0 < pruned["back"] <= 25
+            assert pruned["curve"][-1]["near"] > 0
+    assert back >= len(planted()) - 1, "all eight where this was written"
+    assert len(told.data["controls"]) == 2
+    assert all(one["back"] is None for control in told.data["controls"] for one in control["attacks"])

@@ -72,10 +72,12 @@ def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(
 def test_a_mixed_list_is_pruned_without_labels(
     mixed: Path, demo_calibration: Path, tmp_path: Path
 ) -> None:
-    # What `check` decided of the whole list above, the gate of `prune` decides too: a part is enough.
+    # What `check` decided of the whole list above, the gate of `prune` decides too, and what the search
+    # finds of every caption is asked in test_demo: a part is enough.
     lines = mixed.read_text().splitlines()
-    some, before = tmp_path / "some.txt", 15
-    some.write_text("\n".join(lines[FIRST - before : FIRST + len(MEMORIZED) + before]))
+    some, before, count = tmp_path / "some.txt", 15, 3
+    behind = FIRST + len(MEMORIZED)
+    some.write_text("\n".join(lines[FIRST - before : FIRST + count] + lines[behind : behind + before]))
     code, told = run(
         "prune", CHECKPOINT, "--prompts", some, "--calibration", demo_calibration,
         "--confirm", "none",  # what trajectories and more seeds say of the demo is asked in test_demo
@@ -84,6 +86,6 @@ def test_a_mixed_list_is_pruned_without_labels(
     )  # fmt: skip
     assert code == 0
     for entry in told["prompts"]:
-        memorized = before <= entry["index"] < before + len(MEMORIZED)
+        memorized = before <= entry["index"] < before + count
         assert entry["status"] == ("suppressed" if memorized else "not memorized")
         assert bool(entry["neurons"]) == memorized

@@ -44,8 +44,8 @@ def folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
     few = Effort(
-        4, 2, drawn=1, draw_seeds=2, styles=(Style("dpm++ 2m", 4, 5.0, 1),), plain_steps=4,
-        chase=Chase((0, 2), batch=1, random=0, controls=1, traced=1, deep=False),
+        4, 2, drawn=1, draw_seeds=1, styles=(Style("dpm++ 2m", 4, 5.0, 1),), plain_steps=4,
+        chase=Chase((0, 2), batch=1, random=0, pictures=1, controls=1, traced=1, deep=False),
     )  # fmt: skip
     monkeypatch.setitem(EFFORTS, "quick", few)
     # What trajectories look like, from fewer seeds and fewer ordinary captions.
@@ -80,7 +80,7 @@ def cheaper(page: str, arguments: list[str]) -> list[str]:
         return [*arguments, *few.split(), "--calibration", "calibration.safetensors", "--force"]
     searching = {"prune", "localize", "model.safetensors", "diffusers-folder"}
     more: list[str] = []
-    if verb in searching | {"detect", "check"} and "--calibration" not in arguments:
+    if verb in searching | {"detect", "check", "audit"} and "--calibration" not in arguments:
         more += ["--calibration", "calibration.safetensors", "--force"]
     if verb in searching and page != "README.md" and "--confirm" not in arguments:
         more += ["--confirm", "none"]
