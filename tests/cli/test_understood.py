@@ -14,12 +14,13 @@ from click.testing import Result
 from PIL import Image
 from test_cli_files import manifest
 from test_surgery import DOWN
-from tiny import Told, run, write_small, write_tiny
+from tiny import run, write_tiny
 
 from nemo_prune.checkpoint.open import open_checkpoint
-from nemo_prune.errors import NemoPruneError, PromptFileError
+from nemo_prune.errors import CheckpointError, NemoPruneError, PromptFileError
 from nemo_prune.files.prompts import PromptList, read_prompts
 from nemo_prune.files.streams import PromptStream
+from nemo_prune.model.configs import METADATA_KEY
 from nemo_prune.options import Options
 from nemo_prune.report.inputs import check_inputs
 from nemo_prune.report.targets import read_targets
@@ -187,14 +188,10 @@ def test_metadata_beyond_what_is_read(model: Path, monkeypatch: pytest.MonkeyPat
     assert "as of very large metadata (at most 100 are read)" in run("inspect", model).stderr
 
 
-def test_heads_that_nothing_tells_are_said_to_be_guessed(tmp_path: Path) -> None:
-    notes = []
-    for path in (write_tiny(tmp_path / "untold"), write_small(tmp_path / "told", side=16)):
-        told = Told()
-        open_engine(open_checkpoint(path), Options(device="cpu"), told)
-        notes.append([line for line in told.notes if "attention heads" in line])
-    assert notes[0][0].startswith(f"warning: {tmp_path / 'untold'}: nothing says how many attention")
-    assert notes[1] == []
+def test_heads_that_nothing_tells_are_not_guessed(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "untold", metadata={METADATA_KEY: "{}"})
+    with pytest.raises(CheckpointError, match="nothing says how many attention heads its UNet has"):
+        open_engine(open_checkpoint(path), Options(device="cpu"))
 
 
 def test_a_model_is_not_judged_against_itself(model: Path) -> None:
