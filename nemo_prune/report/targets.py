@@ -17,7 +17,8 @@ from nemo_prune.files.lists import COLUMNS
 from nemo_prune.options import TargetsMatch
 from nemo_prune.report.pictures import Picture
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
+_SMALLEST = 8  # pixels of a picture that anything can be said of
 _TELLING = 8  # letters of a name that are a part of a prompt and no accident
 _FILE_COLUMNS = ("file", "target", "image", "path")
 
@@ -174,12 +175,27 @@ def open_target(path: Path, width: int, height: int, given_by: str = "targets") 
     Raises OptionError, of the option that it was `given_by`, if it cannot be read.
     """
     try:
+        if not path.is_file() and path.exists():  # a pipe would be waited for
+            raise OptionError(f"{option(given_by)}: {path}: is not a regular file; give a picture")
         with Image.open(path) as image:
-            whole = ImageOps.exif_transpose(image).convert("RGB")
+            whole = _rgb(ImageOps.exif_transpose(image))
+            if min(whole.size) < _SMALLEST:
+                raise OptionError(
+                    f"{option(given_by)}: {path}: is {whole.width}x{whole.height} pixels; give it whole"
+                )
             return np.asarray(ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "is not a readable picture"
         raise OptionError(f"{option(given_by)}: {path}: {reason}; mend or remove it") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The picture in colours of eight bits; ValueError for one whose numbers have no known range."""
+    if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError
+    return image.convert("RGB")
 
 
 def _by_name(folder: Path, prompts: Sequence[str]) -> dict[int, Path]:
