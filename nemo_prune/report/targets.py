@@ -18,6 +18,7 @@ from nemo_prune.options import TargetsMatch
 from nemo_prune.report.pictures import Picture
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
+_FOREIGN = {".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".exr"}  # pictures that are not read
 _SMALLEST = 8  # pixels of a picture that anything can be said of
 _TELLING = 8  # letters of a name that are a part of a prompt and no accident
 _FILE_COLUMNS = ("file", "target", "image", "path")
@@ -109,6 +110,8 @@ def _pictures(folder: Path) -> list[Path]:
         parts = re.split(r"([0-9]+)", path.name.casefold())
         return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
+    for path in folder.iterdir():
+        _refuse_foreign(path)
     found = [
         path
         for path in folder.iterdir()
@@ -189,6 +192,14 @@ def open_target(path: Path, width: int, height: int, given_by: str = "targets") 
         raise OptionError(f"{option(given_by)}: {path}: {reason}; mend or remove it") from None
 
 
+def _refuse_foreign(path: Path) -> None:
+    """Raise OptionError for a picture of a kind that is not read: its prompt would go without."""
+    if path.suffix.lower() in _FOREIGN:
+        raise OptionError(
+            f"{option('targets')}: {path}: cannot be read; save it as PNG"
+        )
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """The picture in colours of eight bits; ValueError for one whose numbers have no known range."""
     if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
@@ -202,6 +213,7 @@ def _by_name(folder: Path, prompts: Sequence[str]) -> dict[int, Path]:
     names = {_letters(prompt): index for index, prompt in enumerate(prompts)}
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
+        _refuse_foreign(path)
         if path.suffix.lower() not in _SUFFIXES:
             continue
         stem = path.stem

@@ -27,7 +27,7 @@ from nemo_prune.files.streams import PromptStream
 from nemo_prune.model.configs import METADATA_KEY
 from nemo_prune.options import Options
 from nemo_prune.report.inputs import check_inputs
-from nemo_prune.report.targets import open_target, read_targets
+from nemo_prune.report.targets import find_targets, open_target, read_targets
 from nemo_prune.scoring.journal import Journal
 from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.table import Table
@@ -361,3 +361,12 @@ def test_pictures_that_nothing_can_be_said_of(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(OptionError, match=words):
             open_target(tmp_path / name, 64, 64)
+
+
+def test_pictures_of_a_kind_that_is_not_read_are_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "0.heic").write_bytes(b"")
+    for match in ("name", "order", "alike"):
+        with pytest.raises(
+            OptionError, match=r"0\.heic: cannot be read; save it as PNG"
+        ):
+            find_targets(tmp_path, ["a cat"], match)
