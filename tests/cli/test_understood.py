@@ -366,7 +366,5 @@ def test_pictures_that_nothing_can_be_said_of(tmp_path: Path) -> None:
 def test_pictures_of_a_kind_that_is_not_read_are_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "0.heic").write_bytes(b"")
     for match in ("name", "order", "alike"):
-        with pytest.raises(
-            OptionError, match=r"0\.heic: cannot be read; save it as PNG"
-        ):
+        with pytest.raises(OptionError, match=r"0\.heic: cannot be read; save it as PNG"):
             find_targets(tmp_path, ["a cat"], match)
