@@ -97,8 +97,6 @@ def _engine(
     engine.path = checkpoint.path
     if progress is not None:
         engine.note = progress.note
-        if model.guessed:
-            progress.note(f"warning: {model.guessed}")
         if model.prediction is not None and model.prediction.note:
             progress.note(model.prediction.note)
     return engine
