@@ -7,7 +7,7 @@ The paper switches off each prompt's own neurons; a file loses the union of all.
 and drawn here, for every memorized caption, and compared with the training picture. Ordinary
 captions that training never saw are drawn by the original, by the pruned model and by one that
 lost as many random neurons in each layer; a small classifier of the demo's world
-(`tools/demo_judge.py`) says how often shape and colour are what the caption asks for.
+(`benchmarks.demo_judge`) says how often shape and colour are what the caption asks for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.demo_judge import accuracy, train_judge
 from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.neurons import Neuron
@@ -42,9 +42,6 @@ from nemo_prune.report.pictures import Picture, draw
 from nemo_prune.report.targets import open_target
 from nemo_prune.report.verify import verify
 from nemo_prune.scoring.drift import random_neurons
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-from demo_judge import accuracy, train_judge  # scripts, not a package
 
 
 def measure(folder: Path, ordinary: int, settings: PictureSettings, bar: Progress) -> dict[str, Any]:

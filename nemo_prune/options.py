@@ -103,6 +103,7 @@ class Options:
     device: "auto" (the fastest there is), "cpu", "cuda" or "mps".
     precision: "auto" (fp16 on CUDA, else fp32), "fp32", "fp16" or "bf16".
     rounds: how often prompts that stay memorized are searched again.
+    workers: how many processes share the prompts, each with the model. ray: the cluster they are on.
     confirm_trajectories: how many a prompt is worth that is still drawn; after as many its further
         neurons are not shown one by one to be needed. 0: no end.
 

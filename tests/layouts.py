@@ -22,7 +22,6 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 SIDE = 16  # of the latents
-SMALL = {"nemo_prune.config": json.dumps({"unet": {"sample_size": SIDE}})}
 
 
 def described(family: str) -> dict[str, str]:

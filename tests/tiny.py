@@ -188,6 +188,12 @@ def write_small(path: Path, side: int = 32, family: str = "sd1", **options: Any)
     return write_tiny(path, family, metadata={METADATA_KEY: small}, **options)
 
 
+def told_heads(family: str = "sd1", **unet: Any) -> dict[str, str]:
+    """Metadata with how many heads a tiny UNet has, where its tensors do not tell; and more of it."""
+    heads = {"attention_head_dim": 8} if family == "sd1" else {}
+    return {METADATA_KEY: json.dumps({"unet": heads | unet})}
+
+
 def write_tiny(
     path: Path,
     family: str = "sd1",
@@ -204,7 +210,7 @@ def write_tiny(
         family: "sd1", "sd2" or "sdxl".
         dtype: of all floating-point tensors.
         drop: names of tensors to leave out.
-        metadata: of the file.
+        metadata: of the file; `told_heads` are added.
         options: as `tiny_tensors` takes them: ema, text_encoder, vae, in_channels, seed.
     """
     dropped = set(drop)
@@ -213,5 +219,6 @@ def write_tiny(
         for name, tensor in tiny_tensors(family, **options).items()
         if name not in dropped
     }
-    ldm.save_tensors(path, tensors, metadata or {})
+    heads = told_heads() if family == "sd1" else {}
+    ldm.save_tensors(path, tensors, heads | dict(metadata or {}))
     return path

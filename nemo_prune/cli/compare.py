@@ -24,6 +24,7 @@ from nemo_prune.cli.options import (
     resume_option,
     threshold_options,
     verb,
+    workers_options,
 )
 from nemo_prune.options import BUNDLED_ORDINARY
 
@@ -119,6 +120,7 @@ from nemo_prune.options import BUNDLED_ORDINARY
 )  # fmt: skip
 @threshold_options
 @model_options
+@workers_options
 def compare(
     model: Path, names: str, targets: Path | None, ordinary: Path | None, images: int,
     ordinary_images: int, picture_steps: int, guidance: float, sscd: Path | None, clip: Path | None,

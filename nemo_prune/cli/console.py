@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nemo_prune.checkpoint.statuses import GONE, Status
+from nemo_prune.cli.failures import one_line
 from nemo_prune.errors import rendered
 
 _STYLES = {Status.SUPPRESSED: "green", Status.NOT_MEMORIZED: "dim", Status.NOT_SEARCHED: "dim"}
@@ -143,7 +144,7 @@ def print_findings(result: dict[str, Any]) -> None:
             "[bold red]yes[/]" if entry["memorized"] else "[dim]no[/]",
             _score(entry["score"]), _score(entry["noise_norm"]), str(entry["seeds"]),
             *([("yes" if entry["truncated"] else "")] if cut else []),
-            *([escape(entry["text"])] if with_text else []),
+            *([escape(one_line(entry["text"]))] if with_text else []),
         )  # fmt: skip
     shown.print(table)
     if scored > rows:

@@ -17,7 +17,10 @@ from nemo_prune.errors import NemoPruneError
 DEBUG = "NEMO_PRUNE_DEBUG"  # set: the traceback of an internal error is shown
 T = TypeVar("T")
 # Surrogates stand for bytes of a file's name that are not UTF-8.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# What turns a line round or takes no room would have it read as another.
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 _CANNOT_SAY = frozenset({errno.EBADF, errno.EFBIG, errno.EIO, errno.ENOSPC})
 
 
@@ -25,8 +28,14 @@ class Refused(NemoPruneError):
     """Models that were refused before any work; `lines` says why, of each that was."""
 
     def __init__(self, refused: Mapping[Path, NemoPruneError]) -> None:
-        super().__init__("\nnemo-prune: ".join(one_line(error.message) for error in refused.values()))
+        said = (_naming(model, one_line(error.message)) for model, error in refused.items())
+        super().__init__("\nnemo-prune: ".join(said))
         self.lines = {model: failure(error) for model, error in refused.items()}
+
+
+def _naming(model: Path, line: str) -> str:
+    """A line about one of several models, some of which speak of another file alone."""
+    return line if one_line(str(model)) in line else f"{one_line(str(model))}: {line}"
 
 
 def one_line(text: str) -> str:
@@ -55,12 +64,12 @@ def failure(error: Exception) -> str:
     return f"internal error: {text.removesuffix(':')}; please report it"
 
 
-def say_failure(error: Exception) -> str:
-    """Print that line; return it."""
+def say_failure(error: Exception, model: Path | None = None) -> str:
+    """Print that line; return it. model: which of several it is about."""
     if not isinstance(error, NemoPruneError) and os.environ.get(DEBUG):
         with contextlib.suppress(OSError):
             click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    line = failure(error)
+    line = failure(error) if model is None else _naming(model, failure(error))
     # Where it cannot be said, the exit code still tells: left to the interpreter this would be 1.
     with contextlib.suppress(OSError):
         click.echo(f"nemo-prune: {line}", err=True)
@@ -125,7 +134,7 @@ def going_on(model: Path, alone: bool, told: list[dict[str, Any]]) -> Iterator[N
     except Exception as error:
         if alone:
             raise
-        told.append({"source": {"path": str(model)}, "error": say_failure(error)})
+        told.append({"source": {"path": str(model)}, "error": say_failure(error, model)})
 
 
 @contextmanager

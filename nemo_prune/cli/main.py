@@ -102,7 +102,16 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
             kwargs.setdefault("terminal_width", _NARROWEST)
         try:
             return super().main(*args, **kwargs)
-        except OSError:  # nothing can be said; left to the interpreter this would be exit code 1
+        except OSError as error:  # left to the interpreter this would be exit code 1
+            say_failure(error)
+            sys.exit(2)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Where --help and --version are answered."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except BrokenPipeError:  # which click answers with 1: "memorized"
+            _discard_stdout()
             sys.exit(2)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

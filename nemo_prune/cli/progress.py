@@ -166,7 +166,8 @@ def progress(quiet: bool) -> Iterator[BarProgress | LineProgress]:
     from rich import progress as bars  # not needed by verbs that only print a table
 
     shown = console()
-    if not (quiet or shown.is_terminal):
+    # Not `is_terminal` alone: with FORCE_COLOR a file would get every redrawing of the bar.
+    if not (quiet or (shown.is_terminal and shown.file.isatty())):
         yield LineProgress(shown)
         return
     with bars.Progress(*columns(), console=shown, transient=True, disable=quiet) as bar:

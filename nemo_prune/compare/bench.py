@@ -9,7 +9,9 @@ managers alone, so that it is as loaded between any two calls.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,11 +23,16 @@ from nemo_prune.compare.methods import State
 from nemo_prune.localize.localize import FRESH_SEEDS
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.hub import DDIMScheduler, quiet
+from nemo_prune.model.loading import pipeline_of
 from nemo_prune.options import Options, Progress, Silent
 from nemo_prune.report.pictures import draw
-from nemo_prune.scoring.engine import noise_seed
-from nemo_prune.scoring.opening import open_both
+from nemo_prune.scoring.engine import Engine, noise_seed
+from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.ordinary import Ordinary
+from nemo_prune.scoring.sharing import Workers
+from nemo_prune.scoring.workers import sent
+
+_pipelines: WeakKeyDictionary[Engine, Any] = WeakKeyDictionary()
 
 
 class Bench:
@@ -68,10 +75,40 @@ class Bench:
         self.steps, self.guidance = steps, guidance
         self.calibration_prompts = calibration_prompts
         self.progress: Progress = progress or Silent()
-        self.engine, self.pipeline = open_both(checkpoint, options, self.progress)
-        self.calibration = Ordinary(self.engine, checkpoint, options, calibration_prompts, self.progress)
+        self.engine = open_engine(checkpoint, options, self.progress, workers=True)
+        try:
+            _ = self.pipeline  # raises where the model cannot draw
+            self.calibration = Ordinary(
+                self.engine, checkpoint, options, calibration_prompts, self.progress
+            )
+        except BaseException:
+            self.engine.close()
+            raise
         self.states: dict[tuple[str, str | None], State] = {}
         self.kept: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What methods found is sent with the prompts.
+        return {**self.__dict__, "options": sent(self.options), "progress": Silent(), "states": {}}
+
+    def close(self) -> None:
+        """Give the model's memory back, and end the workers."""
+        self.loaded.release()
+        self.engine.close()
+
+    @property
+    def workers(self) -> Workers | None:
+        """Who hold the same model and share the prompts, if the options ask for some."""
+        return self.engine.workers
+
+    @property
+    def pipeline(self) -> Any:
+        """Of the engine's model, one for all benches in a process."""
+        if self.engine not in _pipelines:
+            model = self.engine.model
+            _pipelines[self.engine] = pipeline_of(model, self.checkpoint, self.options.config)
+            self.engine.model = replace(model, blank=None)
+        return _pipelines[self.engine]
 
     @property
     def loaded(self) -> LoadedModel:

@@ -8,8 +8,8 @@ measured from the disk, so that other measures (SSCD, CLIP) can be had later wit
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -38,13 +38,16 @@ from nemo_prune.report.pictures import Picture
 from nemo_prune.report.targets import open_target
 from nemo_prune.scoring.drift import changes, recorded
 from nemo_prune.scoring.journal import fingerprint_of_run
+from nemo_prune.scoring.sharing import Kept, kept, share
 
 FORMAT = "nemo-prune-compare/1"
 REFERENCE = "reference"
 """The unpruned model's pictures of ordinary prompts from other noises, that distances are taken to."""
 _OTHER_NOISES = "the unpruned model's from other noises"
 _DRIFT_PROMPTS = 8  # ordinary ones, a noise each
-_OF_A_METHOD = (CheckpointError, OptionError, CalibrationError)
+_TOLD = (CheckpointError, OptionError, CalibrationError, torch.OutOfMemoryError)
+"""What may happen to one method and not to others."""
+_CHUNK = 4  # prompts for each worker whose pictures are on their way at once
 _SHOWN, _SHOWN_SEEDS = 12, 2  # prompts whose pictures a report shows, and pictures of each and method
 
 
@@ -154,6 +157,8 @@ class _Job:
         self.failed: dict[str, str] = {}  # method -> why it did not run at all
         self.references: list[dict[str, Tensor]] = []  # of drift
         self.differences: dict[str, dict[int, Tensor]] = {}  # the unpruned model's, of prompts
+        self._begun: set[str] = set()  # methods that were prepared for a prompt
+        self._sent: tuple[str, Kept[Bench]] | None = None
         self._features: dict[str, Tensor] = {}  # of the pictures that others are compared with
 
     # ------------------------------------------------------------------------------------- keys
@@ -223,6 +228,16 @@ class _Job:
         )
         progress.stage("comparing methods", todo + done, "pictures", done)
         within.began = True
+        with closing(bench):
+            self._run(bench, within, left)
+
+    def _run(
+        self, bench: Bench, within: Within, left: Mapping[str, tuple[list[int], list[int], bool]]
+    ) -> None:
+        """Every method's search and pictures, on the model that is loaded."""
+        inputs, progress = self.inputs, self.progress
+        images, ordinary_images = inputs.images, inputs.ordinary_images
+        at_once = 1 if bench.workers is None else _CHUNK * bench.workers.count
         for method in inputs.methods:
             within.label = method.name
             memorized, ordinary, more = left[method.name]
@@ -230,10 +245,9 @@ class _Job:
                 self.failed[method.name] = "is not defined for transformers"
                 progress.advance(len(memorized) * images + len(ordinary) * ordinary_images)
                 continue
-            for index in memorized:
-                within.detail(f"prompt {index}")
-                self._one(bench, method, index)
-                progress.advance(images)
+            for some in _chunks(memorized, at_once):
+                within.detail(f"prompt {some[0]}")
+                self._memorized(bench, method, some)
             if memorized and all(self._error(method, index) for index in range(len(self.ids))):
                 why = self._error(method, 0)
                 if method.name == UNPRUNED:
@@ -242,92 +256,154 @@ class _Job:
                 progress.note(f"{method.name} did not run: {why}")
                 progress.advance(len(ordinary) * ordinary_images)
                 continue
-            for place in ordinary:
-                within.detail(f"ordinary prompt {place}")
-                self._ordinary(bench, method, place)
-                progress.advance(ordinary_images)
+            for some in _chunks(ordinary, at_once):
+                within.detail(f"ordinary prompt {some[0]}")
+                self._ordinary(bench, method, some)
             if method.name == UNPRUNED:
-                self._reference(bench, method)
+                for some in _chunks(self.reference_left, at_once):
+                    self._reference(bench, method, some)
             if more:
                 within.detail("scores and drift")
                 self._scores(bench, method)
                 self._drift(bench, method)
-        bench.loaded.release()
 
     def _state(self, bench: Bench, method: Method, index: int) -> State:
-        """What the method found; from the journal, the bench, or by searching now."""
-        scope = self.scope(method, index)
+        """What the method found; from the journal, or by searching now."""
         text = None if method.whole_list else self.inputs.prompts[index]
-        state: State | None = self.work.get("state", method.name, scope)
+        state = self._found(method, index)
         if state is None:
-            began = time.monotonic()
-            state = dict(method.prepare(bench, text))
-            state.setdefault("seconds", round(time.monotonic() - began, 3))
-            self.work.add(state, "state", method.name, scope)
+            state = prepared(bench, method, text)
+            self.work.add(state, "state", method.name, self.scope(method, index))
         bench.states[method.name, text] = state
         return state
+
+    def _find(self, bench: Bench, method: Method, indices: Sequence[int]) -> dict[int, str]:
+        """`_state` of prompts; those that have none, with the reason."""
+        failed: dict[int, str] = {}
+        left = [index for index in indices if self._found(method, index) is None]
+        # One for all, or the first: what that measures of the model itself is measured here, once.
+        if left and (method.whole_list or (bench.workers and method.name not in self._begun)):
+            self._begun.add(method.name)
+            for index in left if method.whole_list else left[:1]:
+                try:
+                    self._state(bench, method, index)
+                except _TOLD as error:
+                    failed[index] = _line(error)
+            left = [] if method.whole_list else left[1:]
+        texts = [self.inputs.prompts[index] for index in left]
+        known = [{name: s for (name, of), s in bench.states.items() if of == text} for text in texts]
+
+        def on_done(place: int, found: tuple[State | str, dict[str, State]]) -> None:
+            state, others = found
+            bench.states.update({(name, texts[place]): one for name, one in others.items()})
+            if isinstance(state, str):
+                failed[left[place]] = state
+            else:
+                self.work.add(state, "state", method.name, self.scope(method, left[place]))
+
+        if left:
+            preparing = Preparing(self._kept(bench, method), method)
+            share(bench.workers, preparing, list(zip(texts, known, strict=True)), on_done, left)
+        return failed
+
+    def _kept(self, bench: Bench, method: Method) -> Kept[Bench]:
+        """The bench for workers, once for a method: with all that was measured of the model by then."""
+        if self._sent is None or self._sent[0] != method.name:
+            self._sent = method.name, kept(bench.workers, bench)
+        return self._sent[1]
+
+    def _found(self, method: Method, index: int) -> State | None:
+        found: State | None = self.work.get("state", method.name, self.scope(method, index))
+        return found
 
     def _error(self, method: Method, index: int) -> str | None:
         found = self.work.get("drawn", method.name, self.scope(method, index), self.ids[index])
         return found.get("error") if found else None
 
-    def _one(self, bench: Bench, method: Method, index: int) -> None:
-        name, scope = self.ids[index], self.scope(method, index)
-        result: dict[str, Any]
-        try:
-            state = self._state(bench, method, index)
-            result = self._drawn(
-                bench, method, self.inputs.prompts[index], state, self.inputs.images, name
-            )
-        except (*_OF_A_METHOD, torch.OutOfMemoryError) as error:
-            # One method may fail where others do not: the table says so, and why.
-            result = {"error": str(error).partition("\n")[0]}
-        self.work.add(result, "drawn", method.name, scope, name)
+    def _memorized(self, bench: Bench, method: Method, indices: Sequence[int]) -> None:
+        """Search and draw prompts."""
+        failed, images = self._find(bench, method, indices), self.inputs.images
 
-    def _drawn(
-        self, bench: Bench, method: Method, text: str, state: State, count: int, name: str,
-        first: int = 0, kept_as: str | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Draw and keep pictures; what that took."""
-        began, before = time.monotonic(), bench.samples
-        pictures = method.draw(bench, text, state, range(first, first + count))
-        taken = {
-            "seconds": round(time.monotonic() - began, 3),
-            "samples": bench.samples - before,
-            "pictures": count,
-        }
-        self.work.save(list(pictures), kept_as or method.name, name)
-        return taken
+        def on_done(index: int, taken: dict[str, Any]) -> None:
+            self.work.add(taken, "drawn", method.name, self.scope(method, index), self.ids[index])
+            self.progress.advance(images)
 
-    def _ordinary(self, bench: Bench, method: Method, place: int) -> None:
-        index, name = self.lender(place), self.ordinary_ids[place]
-        text = self.inputs.ordinary[place]
-        taken: dict[str, Any] = {"error": self._error(method, index)}
-        if taken["error"] is None:
-            state = self._state(bench, method, index)
-            count = self.inputs.ordinary_images
-            taken = self._drawn(bench, method, text, state, count, f"ordinary/{name}")
-        self.work.add(taken, "ordinary", method.name, self.scope(method, index), name)
+        for index, why in failed.items():
+            on_done(index, {"error": why})
+        drawn = {
+            index: (self.inputs.prompts[index], self._state(bench, method, index), self.ids[index])
+            for index in indices if index not in failed
+        }  # fmt: skip
+        # One method may fail where others do not: the table says so, and why.
+        self._draw(bench, method, drawn, images, on_done, tolerant=True)
 
-    def _reference(self, bench: Bench, method: Method) -> None:
-        count = self.inputs.ordinary_images
-        for place in self.reference_left:
-            name = self.ordinary_ids[place]
-            taken = self._drawn(
-                bench, method, self.inputs.ordinary[place], self._state(bench, method, 0), count,
-                f"ordinary/{name}", first=count, kept_as=REFERENCE,
-            )  # fmt: skip
-            self.work.add(taken, "ordinary", REFERENCE, "-", name)
+    def _draw(
+        self, bench: Bench, method: Method, wanted: Mapping[int, tuple[str, State, str]], count: int,
+        on_done: Callable[[int, dict[str, Any]], None], *, first: int = 0, kept_as: str | None = None,
+        tolerant: bool = False,
+    ) -> None:  # fmt: skip
+        """Draw and keep pictures of (text, state, name) each, by number; what they took to `on_done`."""
+        numbers = list(wanted)
+
+        def saved(place: int, found: tuple[dict[str, Any], Sequence[Picture]]) -> None:
+            taken, pictures = found
+            if pictures:
+                self.work.save(pictures, kept_as or method.name, wanted[numbers[place]][2])
+            on_done(numbers[place], taken)
+
+        if wanted:
+            seeds = range(first, first + count)
+            drawing = Drawing(self._kept(bench, method), method, seeds, tolerant)
+            items = [(text, state) for text, state, _ in wanted.values()]
+            share(bench.workers, drawing, items, saved, numbers)
+
+    def _ordinary(self, bench: Bench, method: Method, places: Sequence[int]) -> None:
+        count, wanted = self.inputs.ordinary_images, dict[int, tuple[str, State, str]]()
+
+        def on_done(place: int, taken: dict[str, Any]) -> None:
+            scope = self.scope(method, self.lender(place))
+            self.work.add(taken, "ordinary", method.name, scope, self.ordinary_ids[place])
             self.progress.advance(count)
+
+        for place in places:
+            index = self.lender(place)
+            error = self._error(method, index)
+            if error is not None:
+                on_done(place, {"error": error})
+                continue
+            name = f"ordinary/{self.ordinary_ids[place]}"
+            wanted[place] = self.inputs.ordinary[place], self._state(bench, method, index), name
+        self._draw(bench, method, wanted, count, on_done)
+
+    def _reference(self, bench: Bench, method: Method, places: Sequence[int]) -> None:
+        count, state = self.inputs.ordinary_images, self._state(bench, method, 0)
+
+        def on_done(place: int, taken: dict[str, Any]) -> None:
+            self.work.add(taken, "ordinary", REFERENCE, "-", self.ordinary_ids[place])
+            self.progress.advance(count)
+
+        wanted = {
+            place: (self.inputs.ordinary[place], state, f"ordinary/{self.ordinary_ids[place]}")
+            for place in places
+        }
+        self._draw(bench, method, wanted, count, on_done, first=count, kept_as=REFERENCE)
 
     def _scores(self, bench: Bench, method: Method) -> None:
         """The memorization score of each prompt with what the method found switched off."""
-        for index, (name, text) in enumerate(zip(self.ids, self.inputs.prompts, strict=True)):
-            if self._error(method, index) or self._score(method, index) is not None:
-                continue
-            state = self._state(bench, method, index)
-            found = {"score": memorization_score(bench, method, text, state, self.differences)}
-            self.work.add(found, "score", method.name, self.scope(method, index), name)
+        left = [
+            index for index in range(len(self.ids))
+            if not self._error(method, index) and self._score(method, index) is None
+        ]  # fmt: skip
+        items = [(self.inputs.prompts[index], self._state(bench, method, index)) for index in left]
+
+        def on_done(place: int, score: float | None) -> None:
+            index = left[place]
+            key = "score", method.name, self.scope(method, index), self.ids[index]
+            self.work.add({"score": score}, *key)
+
+        if left:
+            scoring = Scoring(self._kept(bench, method), method, self.differences)
+            share(bench.workers, scoring, items, on_done, left)
 
     def _score(self, method: Method, index: int) -> dict[str, float | None] | None:
         found: dict[str, float | None] | None = self.work.get(
@@ -568,6 +644,89 @@ class _Job:
                 row["target"] = [inlined(open_target(self.inputs.targets[index], 256, 256))]
             found[index] = row
         return found
+
+
+def prepared(bench: Bench, method: Method, prompt: str | None) -> State:
+    """What a method finds, and how long that took."""
+    began = time.monotonic()
+    state = dict(method.prepare(bench, prompt))
+    state.setdefault("seconds", round(time.monotonic() - began, 3))
+    return state
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """Work: states of prompts, each with what is known of it; a state, or why there is none, and others
+    that it was built on."""
+
+    bench: Kept[Bench]
+    method: Method
+
+    def __call__(
+        self, items: Sequence[tuple[str, dict[str, State]]]
+    ) -> Iterator[tuple[int, tuple[State | str, dict[str, State]]]]:
+        bench = self.bench.get()
+        for place, (text, known) in enumerate(items):
+            bench.states.update({(name, text): state for name, state in known.items()})
+            found: State | str
+            try:
+                found = prepared(bench, self.method, text)
+            except _TOLD as error:
+                found = _line(error)
+            now = {name: state for (name, of), state in bench.states.items() if of == text}
+            yield place, (found, {name: now[name] for name in now.keys() - known.keys()})
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Work: pictures of texts, each with a method's state, and what they took.
+
+    tolerant: what fails is told in their place.
+    """
+
+    bench: Kept[Bench]
+    method: Method
+    seeds: Sequence[int]
+    tolerant: bool
+
+    def __call__(
+        self, items: Sequence[tuple[str, State]]
+    ) -> Iterator[tuple[int, tuple[dict[str, Any], list[Picture]]]]:
+        bench = self.bench.get()
+        for place, (text, state) in enumerate(items):
+            began, before = time.monotonic(), bench.samples
+            try:
+                pictures = list(self.method.draw(bench, text, state, self.seeds))
+            except _TOLD as error:
+                if not self.tolerant:
+                    raise
+                yield place, ({"error": _line(error)}, [])
+                continue
+            seconds = round(time.monotonic() - began, 3)
+            samples, count = bench.samples - before, len(self.seeds)
+            yield place, ({"seconds": seconds, "samples": samples, "pictures": count}, pictures)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Work: memorization scores of texts, each with a method's state; see `memorization_score`."""
+
+    bench: Kept[Bench]
+    method: Method
+    unpruned: dict[str, dict[int, Tensor]]
+
+    def __call__(self, items: Sequence[tuple[str, State]]) -> Iterator[tuple[int, float | None]]:
+        bench = self.bench.get()
+        for place, (text, state) in enumerate(items):
+            yield place, memorization_score(bench, self.method, text, state, self.unpruned)
+
+
+def _chunks(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+
+def _line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _short(value: Any) -> str:

@@ -25,6 +25,7 @@ _KINDS = {
     "verbatim": "verbatim", "vm": "verbatim", "mv": "verbatim", "rv": "verbatim",
     "template": "template", "tm": "template", "tv": "template",
 }  # fmt: skip
+_SAYING = re.compile("memori[sz]|label|replica|verbatim")  # in the names of columns of labels
 _REPEATED = 100  # times one prompt may stand in a list without a note
 
 
@@ -134,8 +135,9 @@ class _Merge:
             if label is not None:
                 memorized = label_of(record, label, path, line)
                 if self.labels.setdefault(text, memorized) != memorized:
+                    before, at = self.places[text]
                     raise PromptFileError(
-                        f"{path}: line {line} labels a prompt otherwise than a line before"
+                        f"{path}: line {line} labels a prompt otherwise than line {at} of {before}"
                     )
         if empty:
             raise no_prompts(path, listing.format)
@@ -318,7 +320,8 @@ def label_column(listing: Listing, notes: list[str]) -> str | None:
         )
     for place, name in enumerate(columns, start=1):
         words = {_word(record, name) for _, record in listing.records[:1000]}
-        if name not in (*LABELS, *COLUMNS) and words <= _KNOWN and words - _DIGITS:
+        said = words - _DIGITS or _SAYING.search(name.lower())
+        if name not in (*LABELS, *COLUMNS) and words <= _KNOWN and said:
             notes.append(
                 f"{listing.path}: column {place} looks like labels and is not used; name it memorized"
             )
@@ -338,7 +341,8 @@ def _word(record: Record, column: str) -> str:
     # A number as its whole part: Parquet and JSON may hold 1.0.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return "" if value is None else str(value).strip().lower()
+    word = "" if value is None else str(value).strip().lower()
+    return word.removesuffix(".0") if word in ("0.0", "1.0") else word  # as pandas writes them
 
 
 def label_of(record: Record, column: str, path: Path, line: int) -> bool:

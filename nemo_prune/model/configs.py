@@ -141,7 +141,6 @@ class Configs:
         self.own = own or {}
         self.family = FAMILIES[family]
         self.overrides = metadata_overrides(metadata, path)
-        self.guessed = ""  # of what was inferred last: what neither a config nor a known size says
 
     @property
     def bundled(self) -> Path:
@@ -158,8 +157,9 @@ class Configs:
 
         `own` is the component's, where it comes from elsewhere than the model.
 
-        Raises KeyError, naming the tensor, if the shapes lack one that inference needs, and
-        NotDescribed for a UNet that no config describes.
+        Raises KeyError, naming the tensor, if the shapes lack one that inference needs,
+        NotDescribed for a UNet that no config describes, and CheckpointError for one whose attention
+        heads nothing tells.
         """
         if self.folder is not None:
             return read_config(self.folder, name)
@@ -172,10 +172,11 @@ class Configs:
             per_head = isinstance(base.get("attention_head_dim"), list)  # 64 channels each, as trained
             known = {*config["block_out_channels"]} <= {*base["block_out_channels"]}
             if not known and stated.get("attention_head_dim") is None and not per_head:
-                self.guessed = (
+                # With wrong heads no score means anything, and memorized prompts would pass.
+                raise CheckpointError(
                     f"{self.path}: nothing says how many attention heads its UNet has, and its widths "
-                    f"are not those of {self.family.name} models: they are guessed; if wrong, so are "
-                    f"all scores; give the right configs with {option('config')} DIR"
+                    f"are not those of {self.family.name} models; give its diffusers folder, or its "
+                    f"configs with {option('config')} DIR"
                 )
         elif name == "vae":
             config = infer_vae(base, shapes)

@@ -74,7 +74,6 @@ class LoadedModel:
         blank: further input channels, float32 `[1, k, height, width]`, or None: of an inpainting
             UNet 5, for a picture that is masked everywhere, of instruct-pix2pix 4 zeros, for none.
         prediction: why it is taken to predict that; None where nobody asked.
-        guessed: what nothing says of the model, in a sentence for its user; "" if all is said.
     """
 
     family: str
@@ -89,7 +88,6 @@ class LoadedModel:
     dtype: torch.dtype
     blank: Tensor | None = None
     prediction: Prediction | None = None
-    guessed: str = ""
 
     @property
     def record(self) -> Family:

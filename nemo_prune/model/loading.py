@@ -249,7 +249,6 @@ class _Loader:
             device=self.device,
             dtype=self.dtype,
             blank=self.blank(shape, inputs - shape[0]) if inputs != shape[0] else None,
-            guessed=self.configs.guessed,
         )
 
     def _is_pix2pix(self) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_prune.checkpoint.neurons import short_name
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import OptionError, option
-from nemo_prune.files.atomic import check_new_folder, new_folder, write_new
+from nemo_prune.files.atomic import check_new_folder, new_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def write_figures(figures: "Mapping[str, Figure]", folder: Path) -> list[Path]:
     with new_folder(folder) as place:
         for name, figure in figures.items():
             for kind in _FORMATS:
-                write_new(place / f"{name}.{kind}", _rendered(figure, kind), False)
+                (place / f"{name}.{kind}").write_bytes(_rendered(figure, kind))
     return [folder / name for name in names]
 
 

@@ -17,7 +17,9 @@ from nemo_prune.files.lists import COLUMNS
 from nemo_prune.options import TargetsMatch
 from nemo_prune.report.pictures import Picture
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
+_FOREIGN = {".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".exr"}  # pictures that are not read
+_SMALLEST = 8  # pixels of a picture that anything can be said of
 _TELLING = 8  # letters of a name that are a part of a prompt and no accident
 _FILE_COLUMNS = ("file", "target", "image", "path")
 
@@ -108,6 +110,8 @@ def _pictures(folder: Path) -> list[Path]:
         parts = re.split(r"([0-9]+)", path.name.casefold())
         return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
+    for path in folder.iterdir():
+        _refuse_foreign(path)
     found = [
         path
         for path in folder.iterdir()
@@ -174,18 +178,42 @@ def open_target(path: Path, width: int, height: int, given_by: str = "targets") 
     Raises OptionError, of the option that it was `given_by`, if it cannot be read.
     """
     try:
+        if not path.is_file() and path.exists():  # a pipe would be waited for
+            raise OptionError(f"{option(given_by)}: {path}: is not a regular file; give a picture")
         with Image.open(path) as image:
-            whole = ImageOps.exif_transpose(image).convert("RGB")
+            whole = _rgb(ImageOps.exif_transpose(image))
+            if min(whole.size) < _SMALLEST:
+                raise OptionError(
+                    f"{option(given_by)}: {path}: is {whole.width}x{whole.height} pixels; give it whole"
+                )
             return np.asarray(ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "is not a readable picture"
         raise OptionError(f"{option(given_by)}: {path}: {reason}; mend or remove it") from None
 
 
+def _refuse_foreign(path: Path) -> None:
+    """Raise OptionError for a picture of a kind that is not read: its prompt would go without."""
+    if path.suffix.lower() in _FOREIGN:
+        raise OptionError(
+            f"{option('targets')}: {path}: cannot be read; save it as PNG"
+        )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The picture in colours of eight bits; ValueError for one whose numbers have no known range."""
+    if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError
+    return image.convert("RGB")
+
+
 def _by_name(folder: Path, prompts: Sequence[str]) -> dict[int, Path]:
     names = {_letters(prompt): index for index, prompt in enumerate(prompts)}
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
+        _refuse_foreign(path)
         if path.suffix.lower() not in _SUFFIXES:
             continue
         stem = path.stem

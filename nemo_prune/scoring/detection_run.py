@@ -121,7 +121,7 @@ def _found(
     thresholds = ordinary.thresholds
     norm_gate = ordinary.norm_gate(options.fpr)
     early = early and labels is None
-    if early and not thresholds.margins:
+    if early and not thresholds.margins and thresholds.scores_from is None:
         progress.note(
             "no ordinary scores are known, so prompts that are not memorized take all seeds "
             "(nemo-prune calibrate mends that)"

@@ -62,8 +62,9 @@ class Journal:
             # Never written over: it may stand for hours of searching.
             refuse_existing(path)
         check_place(path, overwrite=resume)
+        there = path.exists()
         try:
-            file = path.open("r+b" if path.exists() else "x+b", buffering=0)
+            file = path.open("r+b" if there else "x+b", buffering=0)
         except OSError as error:
             raise _unusable(path, error) from None
         try:
@@ -71,11 +72,12 @@ class Journal:
                 raise OutputError(f"{path}: is not a regular file; choose another manifest name")
             _lock(path, file)
             entries = _read(path, file, dict(fingerprint))
-        except OSError as error:
+        except BaseException as error:
             file.close()
-            raise _unusable(path, error) from None
-        except BaseException:
-            file.close()
+            if not there:  # of a run that has not begun
+                path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _unusable(path, error) from None
             raise
         return cls(path, file, entries)
 

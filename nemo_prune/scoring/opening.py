@@ -1,7 +1,6 @@
 """A model opened as the options say."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from nemo_prune.errors import OptionError, option
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.devices import pick_device, pick_dtype
 from nemo_prune.model.inference import Config
-from nemo_prune.model.loading import load_model, load_pipeline, model_schedule, pipeline_of
+from nemo_prune.model.loading import load_model, load_pipeline, model_schedule
 from nemo_prune.model.schedule import alphas_cumprod, ddim_timestep
 from nemo_prune.model.steady import make_steady
 from nemo_prune.options import Options, Progress
@@ -98,8 +97,6 @@ def _engine(
     engine.path = checkpoint.path
     if progress is not None:
         engine.note = progress.note
-        if model.guessed:
-            progress.note(f"warning: {model.guessed}")
         if model.prediction is not None and model.prediction.note:
             progress.note(model.prediction.note)
     return engine
@@ -126,16 +123,6 @@ def _timestep(schedule: Config, trained: int, options: Options) -> int:
 def open_pipeline(checkpoint: Checkpoint, options: Options) -> Any:
     """A diffusers pipeline of the same model, loaded as `open_engine` loads it; raises alike."""
     return load_pipeline(checkpoint, **_loading(options))
-
-
-def open_both(
-    checkpoint: Checkpoint, options: Options, progress: Progress | None = None
-) -> tuple[Engine, Any]:
-    """`open_engine` and `open_pipeline` around one model in memory; raises as the two do."""
-    scored_timestep(checkpoint, options)
-    model = load_model(checkpoint, **_loading(options))
-    pipeline = pipeline_of(model, checkpoint, options.config)
-    return open_engine(checkpoint, options, progress, replace(model, blank=None)), pipeline
 
 
 def _loading(options: Options) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from nemo_prune.checkpoint.families import FAMILIES, Published
 from nemo_prune.errors import CalibrationError, OptionError, option
 from nemo_prune.files.prompts import bundled_captions, prompts_hash
 from nemo_prune.model.schedule import ddim_timestep
-from nemo_prune.options import DEFAULT_FPR, Options, Progress
+from nemo_prune.options import DEFAULT_FPR, Options, Progress, Silent
 from nemo_prune.scoring import cache
 from nemo_prune.scoring.activations import ActivationStatistics, activation_statistics
 from nemo_prune.scoring.calibration_file import (
@@ -145,6 +145,10 @@ class Ordinary:
         self.of_original: set[str] = set()
         self.ends: Ends = {}
         self._file = self._fitting(found) if found else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Elsewhere nobody sees the progress.
+        return {**self.__dict__, "_progress": Silent()}
 
     @property
     def engine(self) -> Engine:

@@ -256,7 +256,7 @@ def _screen(
     progress.advance()
     ordinary = Ordinary(engine, checkpoint, options, calibration_prompts, progress)
     thresholds, norm_gate = ordinary.thresholds, ordinary.norm_gate(options.fpr)
-    if early and not thresholds.margins:
+    if early and not thresholds.margins and thresholds.scores_from is None:
         progress.note(
             "no ordinary scores are known, so prompts that are not memorized take all seeds "
             "(nemo-prune calibrate mends that)"

@@ -64,13 +64,12 @@ class Table:
         for path in (self.journal, self.partial):
             if path.is_dir():
                 raise OutputError(f"{path}: is a folder where a file is to be written; move it away")
-        if not self.resume:
-            for path in (self.journal, self.partial):
-                if path.is_symlink() or path.exists():
-                    raise OutputError(
-                        f"{path}: an earlier run was not finished; pass {option('resume')} to go on, "
-                        f"or remove {self.partial.name} and {self.journal.name}"
-                    )
+        left = [path for path in (self.journal, self.partial) if os.path.lexists(path)]
+        if left and not self.resume:
+            raise OutputError(
+                f"{left[0]}: an earlier run was not finished; pass {option('resume')} to go on, "
+                f"or remove {' and '.join(path.name for path in left)}"
+            )
 
 
 @dataclass
@@ -136,6 +135,8 @@ class Rows:
             self._settle()
         except BaseException:
             self._journal.close()
+            if not there:
+                table.journal.unlink(missing_ok=True)
             raise
 
     def _take_up(self) -> None:

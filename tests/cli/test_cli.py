@@ -251,20 +251,18 @@ def test_bad_usage_keeps_its_own_words(model: Path) -> None:
     assert "internal error" not in result.stderr
 
 
-@pytest.mark.parametrize("more", [[], ["--json"]])
-def test_a_reader_that_left_is_no_verdict(model: Path, more: list[str]) -> None:
+@pytest.mark.parametrize("words", [["inspect"], ["inspect", "--json"], ["--help"]])
+def test_a_reader_that_left_is_no_verdict(model: Path, words: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [
         sys.executable,
         "-c",
         "from nemo_prune.cli.main import main; main()",
-        "inspect",
+        *words,
         str(model),
     ]
-    done = subprocess.run(
-        [*command, *more], stdout=writing, stderr=subprocess.PIPE, env=dict(os.environ)
-    )
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=dict(os.environ))
     os.close(writing)
     assert (done.returncode, done.stderr) == (2, b"")
 

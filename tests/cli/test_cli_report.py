@@ -377,8 +377,7 @@ def test_files_that_do_not_belong_together_are_refused(folder: Path, tmp_path: P
 
 
 def test_a_model_that_cannot_draw_is_reported_without_pictures(tmp_path: Path, folder: Path) -> None:
-    small = json.dumps({"unet": {"sample_size": 16}})
-    model = write_tiny(tmp_path / "m.safetensors", vae=False, metadata={"nemo_prune.config": small})
+    model = write_small(tmp_path / "m.safetensors", side=16, vae=False)
     write_model(recognize(model), [Neuron(LAYER, 3)], tmp_path / "c.safetensors", {})
     result = run("verify", model, tmp_path / "c.safetensors", "--prompts", folder / "prompts.txt",
                  "--ordinary", folder / "ordinary.txt", "--tau", "0.01", "--gate", "0.01",

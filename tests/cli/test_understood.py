@@ -1,5 +1,6 @@
 """What people hand in by mistake is refused or said, in one line that names it; never half used."""
 
+import errno
 import gzip
 import json
 import os
@@ -8,21 +9,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import rawfiles
 from click.testing import Result
 from PIL import Image
 from test_cli_files import manifest
 from test_surgery import DOWN
-from tiny import Told, run, write_small, write_tiny
+from tiny import run, write_tiny
 
 from nemo_prune.checkpoint.open import open_checkpoint
-from nemo_prune.errors import NemoPruneError, PromptFileError
+from nemo_prune.cli.failures import Refused, one_line
+from nemo_prune.cli.progress import progress
+from nemo_prune.errors import CheckpointError, NemoPruneError, OptionError, PromptFileError
 from nemo_prune.files.prompts import PromptList, read_prompts
 from nemo_prune.files.streams import PromptStream
+from nemo_prune.model.configs import METADATA_KEY
 from nemo_prune.options import Options
 from nemo_prune.report.inputs import check_inputs
-from nemo_prune.report.targets import read_targets
+from nemo_prune.report.targets import find_targets, open_target, read_targets
+from nemo_prune.scoring.journal import Journal
 from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.table import Table
 
@@ -187,14 +193,10 @@ def test_metadata_beyond_what_is_read(model: Path, monkeypatch: pytest.MonkeyPat
     assert "as of very large metadata (at most 100 are read)" in run("inspect", model).stderr
 
 
-def test_heads_that_nothing_tells_are_said_to_be_guessed(tmp_path: Path) -> None:
-    notes = []
-    for path in (write_tiny(tmp_path / "untold"), write_small(tmp_path / "told", side=16)):
-        told = Told()
-        open_engine(open_checkpoint(path), Options(device="cpu"), told)
-        notes.append([line for line in told.notes if "attention heads" in line])
-    assert notes[0][0].startswith(f"warning: {tmp_path / 'untold'}: nothing says how many attention")
-    assert notes[1] == []
+def test_heads_that_nothing_tells_are_not_guessed(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "untold", metadata={METADATA_KEY: "{}"})
+    with pytest.raises(CheckpointError, match="nothing says how many attention heads its UNet has"):
+        open_engine(open_checkpoint(path), Options(device="cpu"))
 
 
 def test_a_model_is_not_judged_against_itself(model: Path) -> None:
@@ -281,3 +283,88 @@ def test_a_folder_in_the_way_of_an_unfinished_table(tmp_path: Path) -> None:
         with pytest.raises(NemoPruneError, match="partial: is a folder where a file is to be written"):
             Table(tmp_path / "t.csv", resume=resume).check()
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv.partial"]
+
+
+def test_a_journal_that_could_not_be_begun_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("nemo_prune.scoring.journal._append", full)
+    with pytest.raises(NemoPruneError, match="No space left"):
+        Journal.open(tmp_path / "j", {"a": "b"}, resume=False)
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------- what is shown
+
+
+def test_what_turns_a_line_round_is_escaped() -> None:
+    assert one_line("a\u202eb\ufeff\u200b👩\u200d🚀") == "a\\u202eb\\ufeff\\u200b👩\u200d🚀"
+
+
+def test_forced_colours_make_no_bar_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress(quiet=False) as shown:
+        shown.stage("searching", 3, "prompts")
+        shown.advance()
+    assert capsys.readouterr().err == "searching: 3 prompts\n"
+
+
+def test_of_several_models_the_one_that_failed_is_named(model: Path) -> None:
+    failed = OptionError("cal.safetensors: is of another model")
+    assert str(Refused({model: failed})) == "m.safetensors: cal.safetensors: is of another model"
+
+
+# ------------------------------------------------------------------------------- labels
+
+
+def test_labels_as_pandas_writes_them_and_where_two_disagree(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.csv", tmp_path / "b.csv"
+    path.write_text("caption,label\na cat,1.0\na dog,0.0\n")
+    assert read_prompts(path, labels=True).labels == (True, False)
+    other.write_text("caption,label\na dog,1\n")
+    with pytest.raises(PromptFileError, match=f"b.csv: line 2 labels .* than line 3 of {path}"):
+        read_prompts([path, other], labels=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("memorised", True), ("is_memorized", True), ("likes", False)]
+)
+def test_columns_of_digits_whose_name_says_labels(tmp_path: Path, name: str, said: bool) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"caption,{name}\na cat,1\na dog,0\n")
+    notes = read_prompts(path, labels=True).notes
+    assert [("looks like labels" in note) for note in notes] == [True] * said
+
+
+# ------------------------------------------------------------------------------- pictures
+
+
+def test_pictures_of_sixteen_bits_are_read_by_their_upper_eight(tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "0.png")
+    found = open_target(tmp_path / "0.png", 64, 64)
+    assert np.abs(found[..., 0].astype(int) - (grey >> 8)).max() <= 1
+
+
+def test_pictures_that_nothing_can_be_said_of(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((32, 32), np.float32)).save(tmp_path / "0.tiff")
+    Image.new("RGB", (1, 1)).save(tmp_path / "1.png")
+    os.mkfifo(tmp_path / "2.png")
+    for name, words in (
+        ("0.tiff", "is not a readable picture"), ("1.png", "is 1x1 pixels"),
+        ("2.png", "is not a regular file"),
+    ):  # fmt: skip
+        with pytest.raises(OptionError, match=words):
+            open_target(tmp_path / name, 64, 64)
+
+
+def test_pictures_of_a_kind_that_is_not_read_are_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "0.heic").write_bytes(b"")
+    for match in ("name", "order", "alike"):
+        with pytest.raises(OptionError, match=r"0\.heic: cannot be read; save it as PNG"):
+            find_targets(tmp_path, ["a cat"], match)

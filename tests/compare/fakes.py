@@ -54,6 +54,7 @@ class FakeBench:
     """What `compare` asks of a bench."""
 
     opened = 0
+    workers = None
 
     def __init__(self, _checkpoint: Any, prompts: Sequence[str], *_more: Any, **_named: Any) -> None:
         type(self).opened += 1
@@ -61,6 +62,8 @@ class FakeBench:
         self.states: dict[tuple[str, str | None], Any] = {}
         self.loaded = SimpleNamespace(unet=_Unet(), is_transformer=False, release=lambda: None)
         self.guided, self.samples = False, 0
+
+    def close(self) -> None: ...
 
     def draw(self, prompt: str, seeds: Sequence[int], scale: float) -> Any:
         with torch.no_grad():

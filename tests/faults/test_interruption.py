@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import rawfiles
-import torture
 from corpus import LAYER, manifest
 from tiny import small_unet, write_tiny
+
+from benchmarks import torture
 
 pytestmark = pytest.mark.slow
 

@@ -122,7 +122,9 @@ def test_latents_of_an_impossible_size(tmp_path: Path, side: object, place: str)
 def refused(tmp_path: Path, changes: dict[str, dict[str, object]], place: str, words: str) -> None:
     model, extra = tmp_path / "m.safetensors", []
     if place == "metadata":
-        tiny.write_tiny(model, metadata={"nemo_prune.config": json.dumps(changes)})
+        unet = {"attention_head_dim": 8} | changes.get("unet", {})
+        told = json.dumps(changes | {"unet": unet})
+        tiny.write_tiny(model, metadata={"nemo_prune.config": told})
     else:
         tiny.write_tiny(model)
         folder = tiny.config_folder(tmp_path / "configs")

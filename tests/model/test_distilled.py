@@ -1,14 +1,15 @@
 """UNets that are not shaped as the families' own: other blocks, other depths, no middle, biases."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from layouts import SIDE, SMALL
+from layouts import SIDE
 from safetensors.torch import load_file
-from tiny import ldm, run, same_weights, tiny_configs, write_tiny
+from tiny import ldm, run, same_weights, tiny_configs, told_heads, write_tiny
 from torch import Tensor
 
 from nemo_prune.checkpoint.manifest import read_manifest
@@ -86,10 +87,10 @@ def load(path: Path, *text_encoder: Path, **options: Any) -> loading.LoadedModel
     )
 
 
-def with_rest(whole: Path, state: dict[str, Tensor], path: Path) -> Path:
+def with_rest(whole: Mapping[str, Path], family: str, state: dict[str, Tensor], path: Path) -> Path:
     """A single file of this UNet and the text encoders and VAE of another."""
-    rest = {n: t for n, t in load_file(whole).items() if not n.startswith(ldm.UNET_PREFIX)}
-    ldm.save_tensors(path, ldm.unet_to_ldm(state) | rest, SMALL)
+    rest = {n: t for n, t in load_file(whole[family]).items() if not n.startswith(ldm.UNET_PREFIX)}
+    ldm.save_tensors(path, ldm.unet_to_ldm(state) | rest, told_heads(family, sample_size=SIDE))
     return path
 
 
@@ -102,10 +103,13 @@ def test_distilled_unets_load_as_in_diffusers(
     theirs = unet(family, changes)
     encoder: tuple[Path, ...] = (whole[family],)
     if layout == "single file":
-        path, encoder = with_rest(whole[family], theirs.state_dict(), place / "m.safetensors"), ()
+        path, encoder = (
+            with_rest(whole, family, theirs.state_dict(), place / "m.safetensors"),
+            (),
+        )
     elif layout == "UNet alone":
         path = place / "unet.safetensors"
-        ldm.save_tensors(path, theirs.state_dict(), SMALL)
+        ldm.save_tensors(path, theirs.state_dict(), told_heads(family, sample_size=SIDE))
     else:
         path = place / f"{shape}-folder"
         theirs.save_pretrained(path)
@@ -137,7 +141,7 @@ def test_the_rows_zeroed_are_those_of_the_layers_that_diffusers_sees(
 ) -> None:
     """Row 1 of each layer by number."""
     family, changes = SHAPES[shape]
-    source = with_rest(whole[family], unet(family, changes).state_dict(), place / "rows.safetensors")
+    source = with_rest(whole, family, unet(family, changes).state_dict(), place / "rows.safetensors")
     count = len(open_checkpoint(source).value_layers)
     chosen = ",".join(f"{number}:1" for number in range(count))
     out = place / f"{shape}-clean.safetensors"
@@ -156,7 +160,7 @@ def test_the_rows_zeroed_are_those_of_the_layers_that_diffusers_sees(
 def test_distilled_unets_are_localized(place: Path, whole: dict[str, Path], shape: str) -> None:
     """Through `localize` with its default layers, which are down and, where there is one, mid."""
     family, changes = SHAPES[shape]
-    source = with_rest(whole[family], unet(family, changes).state_dict(), place / "l.safetensors")
+    source = with_rest(whole, family, unet(family, changes).state_dict(), place / "l.safetensors")
     (place / "prompts.txt").write_text("a cat\n")
     (place / "ordinary.txt").write_text("".join(f"photo {n}\n" for n in range(30)))
     manifest = place / f"{shape}.json"
@@ -232,7 +236,7 @@ def biased(place: Path, whole: dict[str, Path]) -> Path:
             bias = torch.randn(tensor.shape[0], generator=generator)
             tensors[name.removesuffix("weight") + "bias"] = bias
     path = place / "biased.safetensors"
-    ldm.save_tensors(path, tensors, SMALL)
+    ldm.save_tensors(path, tensors, told_heads(sample_size=SIDE))
     return path
 
 

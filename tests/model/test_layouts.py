@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from layouts import DTYPES, SIDE, SMALL, described, folder, recast, single_file
+from layouts import DTYPES, SIDE, described, folder, recast, single_file
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import ldm, open_clip, same_weights, tiny_configs, tiny_tensors
+from tiny import ldm, open_clip, same_weights, tiny_configs, tiny_tensors, told_heads
 
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.cli.main import main
@@ -238,7 +239,7 @@ def test_unets_alone_of_every_dtype_are_the_same_model(
         whole = load_file(single[family]).items()
         stored = {name: tensor for name, tensor in whole if name.startswith(ldm.UNET_PREFIX)}
     path = place / "alone.safetensors"
-    ldm.save_tensors(path, {name: t.to(DTYPES[dtype]) for name, t in stored.items()}, SMALL)
+    ldm.save_tensors(path, {name: t.to(DTYPES[dtype]) for name, t in stored.items()}, {})
     found = weights.read_unet(open_checkpoint(path))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name].float(), wanted[name]) for name in found)
@@ -295,7 +296,8 @@ def in_scaled_fp8(path: Path, out: Path, prefix: str) -> Path:
         if name.startswith(prefix) and name.endswith(".weight") and tensor.ndim > 1:
             scaled[name] = (tensor / 2).to(torch.float8_e4m3fn)
             scaled[name.removesuffix("weight") + "scale_weight"] = torch.tensor(2.0)
-    save_file(scaled, out, metadata=SMALL)
+    with safe_open(path, "pt") as file:
+        save_file(scaled, out, metadata=file.metadata())
     return out
 
 
@@ -450,7 +452,7 @@ def test_schedules_that_are_refused(
 
 def test_models_on_another_noise_process_in_a_single_file(place: Path) -> None:
     path = place / "edm.safetensors"
-    ldm.save_tensors(path, tiny_tensors("sd1", vae=False) | {"edm_mean": torch.zeros(1)}, {})
+    ldm.save_tensors(path, tiny_tensors("sd1", vae=False) | {"edm_mean": torch.zeros(1)}, told_heads())
     with pytest.raises(CheckpointError, match=PROCESS):
         load(path)
 
@@ -535,10 +537,10 @@ def test_a_thinner_unet_is_inferred_from_its_shapes(place: Path, kind: str) -> N
     rest = {n: t for n, t in tiny_tensors("sd1").items() if not n.startswith(ldm.UNET_PREFIX)}
     path = place / f"thin-{kind}.safetensors"
     if kind == "ldm":
-        ldm.save_tensors(path, ldm.unet_to_ldm(state) | rest, {})
+        ldm.save_tensors(path, ldm.unet_to_ldm(state) | rest, told_heads())
         encoder: tuple[Path, ...] = ()
     else:
-        ldm.save_tensors(path, state, {})
+        ldm.save_tensors(path, state, told_heads())
         encoder = (place / "thin-encoder.safetensors",)
         ldm.save_tensors(encoder[0], rest, {})
     model = load(path, text_encoder=encoder)

@@ -18,6 +18,7 @@ from tiny import (
     same_weights,
     tiny_configs,
     tiny_tensors,
+    told_heads,
     write_small,
     write_tiny,
 )
@@ -145,7 +146,7 @@ def test_ema_twins_are_not_what_is_loaded(family: str, folder: Path, files: dict
     for name, tensor in tensors.items():
         if name.startswith("model_ema.diffusion_model"):
             tensors[name] = torch.zeros_like(tensor)
-    ldm.save_tensors(path, tensors, {})
+    ldm.save_tensors(path, tensors, told_heads(family))
     assert recognize(path).ema
     assert same_weights(load(path).unet, load(files[family]).unet)
 
@@ -212,7 +213,7 @@ def test_sd2_that_predicts_v_draws_larger_pictures(folder: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_inpainting_sees_a_picture_masked_everywhere(family: str, folder: Path) -> None:
-    small = {configs.METADATA_KEY: json.dumps({"unet": {"sample_size": 16}})}
+    small = told_heads(family, sample_size=16)
     path = write_tiny(folder / "inpainting.safetensors", family, in_channels=9, metadata=small)
     model = load(path)
     assert model.latent_shape == (4, 16, 16)
@@ -239,7 +240,7 @@ def test_a_vae_that_overflows_in_half_precision(folder: Path) -> None:
     tensors = tiny_tensors(in_channels=9)
     tensors["first_stage_model.encoder.conv_in.bias"][0] = 1e5
     path = folder / "hot.safetensors"
-    small = {configs.METADATA_KEY: json.dumps({"unet": {"sample_size": 16}})}
+    small = told_heads(sample_size=16)
     ldm.save_tensors(path, tensors, small)
     wanted = load(path).blank
     assert wanted is not None
@@ -507,7 +508,7 @@ def test_missing_weight_is_named(folder: Path, dropped: str, named: str) -> None
 def test_what_does_not_fit_is_one_line(
     tmp_path: Path, kind: str, error: type[Exception], words: str
 ) -> None:
-    tensors, metadata, options = tiny_tensors(vae=False), {}, {}
+    tensors, metadata, options = tiny_tensors(vae=False), told_heads(), {}
     if kind == "text of another width":
         config = tiny_configs("sdxl")["text_encoder_2"]
         wide = hub.CLIPTextModel(hub.CLIPTextConfig.from_dict(config)).state_dict()
@@ -517,8 +518,7 @@ def test_what_does_not_fit_is_one_line(
         (tmp_path / "text_encoder" / "pytorch_model.bin").write_bytes(b"never opened")
         options["text_encoder"] = (tmp_path,)
     elif kind == "no such block":
-        blocks = json.dumps({"unet": {"down_block_types": ["UnheardOf"] * 4}})
-        metadata[configs.METADATA_KEY] = blocks
+        metadata = told_heads(down_block_types=["UnheardOf"] * 4)
     elif kind == "a tensor too many":
         tensors["model.diffusion_model.middle_block.1.extra.weight"] = torch.zeros(2)
     else:
@@ -540,7 +540,7 @@ def test_unet_alone_is_read_under_every_prefix(
         for name, tensor in tiny_tensors(text_encoder=False, vae=False).items()
     }
     path = folder / "alone.safetensors"
-    ldm.save_tensors(path, tensors, {})
+    ldm.save_tensors(path, tensors, told_heads())
     found = weights.read_unet(recognize(path))
     expected = load(files["sd1"]).unet.state_dict()
     assert found.keys() == expected.keys()
@@ -555,7 +555,7 @@ def test_unet_alone_is_read_under_every_prefix(
 def test_unet_alone_is_read_under_diffusers_names(folder: Path, files: dict[str, Path]) -> None:
     expected = load(files["sd1"]).unet.state_dict()
     path = folder / "diffusers.safetensors"
-    ldm.save_tensors(path, {**expected, "v_pred": torch.zeros(1)}, {})
+    ldm.save_tensors(path, {**expected, "v_pred": torch.zeros(1)}, told_heads())
     found = weights.read_unet(recognize(path))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
@@ -568,7 +568,7 @@ def test_zero_terminal_snr_is_read_from_its_marker(
     """The noise is converted from v by the rescaled schedule, down to no signal at all."""
     tensors = load_file(files[family]) | {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}
     path = folder / "ztsnr.safetensors"
-    ldm.save_tensors(path, tensors, {})
+    ldm.save_tensors(path, tensors, told_heads(family))
     model, plain = load(path), load(files[family])
     assert model.prediction_type == "v_prediction"
     assert model.alphas_cumprod[999] < 1e-6
@@ -604,7 +604,7 @@ def test_text_encoder_without_its_usual_prefix_loads(folder: Path, files: dict[s
         for name, tensor in tiny_tensors().items()
     }
     path = folder / "prefix.safetensors"
-    ldm.save_tensors(path, tensors, {})
+    ldm.save_tensors(path, tensors, told_heads())
     ours, theirs = load(path).text_encoders[0].model, load(files["sd1"]).text_encoders[0].model
     assert same_weights(ours, theirs)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from demo_judge import Judge, _tensor, accuracy, named, save_features, train_judge
 from demo_world import COLOURS, SHAPES, draw_scene, random_scene
 from torch import Tensor
 
+from benchmarks.demo_judge import Judge, _tensor, accuracy, named, save_features, train_judge
 from nemo_prune.compare.quality import open_extractors
 
 

@@ -344,3 +344,34 @@ def test_an_audit_is_the_same(
     assert reports[0] == reports[1]
     assert told[:6] == [*["Trying"] * 2, *["Chasing"] * 2, *["Controlling"] * 2]
     assert told[-2:] == ["DrawingMore"] * 2
+
+
+def untimed(data: Any) -> Any:
+    """A comparison without what depends on the clock."""
+    if isinstance(data, dict):
+        timed = {"created", "command", "stages"}
+        return {k: untimed(v) for k, v in data.items() if k not in timed and "seconds" not in k}
+    return [untimed(one) for one in data] if isinstance(data, list) else data
+
+
+def test_a_comparison_is_the_same(
+    crew: RayWorkers, model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Methods that search a prompt, that build on others, that measure the model, that change words."""
+    prompts.write_text("a memorized cat\na dog\na hat\n")
+    (tmp_path / "ordinary.txt").write_text("a boat\na hill\n")
+    given = ["compare", model, "--prompts", prompts, "--ordinary", tmp_path / "ordinary.txt", "--device",
+             "cpu", "--tau", ".99", "--gate", ".99", "--images", "2", "--ordinary-images", "1",
+             "--picture-steps", "1", "--methods", "nemo,nemo-union,random,wen,somepalli-1"]  # fmt: skip
+    told = killing_at(crew, monkeypatch, "no work", 1)
+    reports = []
+    for name, more in (("alone", []), ("shared", SHARED)):
+        report = tmp_path / f"{name}.json"
+        done = run(*given, "--report", report, *more)
+        assert done.exit_code == 0, done.stderr
+        reports.append(untimed(json.loads(report.read_text())))
+    assert not [row for row in reports[0]["table"] if row["errors"]]
+    assert reports[0] == reports[1]
+    assert told.count("Preparing") == 5 * (3 - 1), "the first prompt is prepared here"
+    assert told.count("Drawing") == 6 * (3 + 2)
+    assert told.count("Scoring") == 6 * 3

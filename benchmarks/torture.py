@@ -1,4 +1,4 @@
-"""Kill runs at random moments, and feed the parser garbage for minutes: `python -m tools.torture`.
+"""Kill runs at random moments, and feed the parser garbage for minutes: `python -m benchmarks.torture`.
 
 After each kill the output must be whole or absent, the source as it was, and the next run must
 leave nothing behind. Too slow for every day; `tests/faults` does a handful of the same.
@@ -138,7 +138,7 @@ def main(kills: int, fuzz_seconds: int, seed: int, model: Path, prompts: Path) -
             killed = torture(victim, kills // 2, chance)
             click.echo(f"{verb}: {killed} of {kills // 2} runs killed before their end, no damage")
     if fuzz_seconds:
-        fuzz = [sys.executable, "-m", "tools.fuzz_header", str(fuzz_seconds), str(seed)]
+        fuzz = [sys.executable, "-m", "benchmarks.fuzz_header", str(fuzz_seconds), str(seed)]
         sys.exit(subprocess.run(fuzz, check=False).returncode)
 
 

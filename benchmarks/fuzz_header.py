@@ -1,6 +1,6 @@
 """Search for files that our parser accepts and the safetensors library does not, or reads otherwise.
 
-    python -m tools.fuzz_header SECONDS [SEED]
+    python -m benchmarks.fuzz_header SECONDS [SEED]
 
 Uses atheris (coverage guided; `pip install atheris`) where it is installed, else plain mutation.
 The first difference that is not documented in `nemo_prune/header.py` ends it with the input.

@@ -2,13 +2,14 @@
 
 It judges whether ordinary pictures of the demo checkpoint still show what their captions say.
 Trained on freshly drawn scenes in about a minute on two cores; used by `benchmarks.side_effects`,
-never shipped. `python tools/demo_judge.py` trains one and says how well it does on new scenes;
+never shipped. `python -m benchmarks.demo_judge` trains one and says how well it does on new scenes;
 `--features FILE` also writes what it sees as TorchScript, which `nemo-prune compare --inception FILE`
 takes in Inception's place: of 128-pixel scenes, that network says little.
 """
 
 import argparse
 import random
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_world import COLOURS, SHAPES, Scene, draw_scene, random_scene
 from torch import Tensor, nn
 from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from demo_world import COLOURS, SHAPES, Scene, draw_scene, random_scene
 
 _SIDE = 64  # pixels; the world's pictures have twice as many
 _BATCH = 48
@@ -96,7 +99,7 @@ def train_judge(seed: int = 0, steps: int = 1200) -> Judge:
             loss = functional.cross_entropy(shapes, _labels(scenes, "shape", _SHAPES))
             loss = loss + functional.cross_entropy(colours, _labels(scenes, "colour", _COLOURS))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             rates.step()
     return judge.eval()
