@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from test_demo_detect import run
 
+from nemo_prune.files.prompts import read_prompts
 from nemo_prune.report.demo import CHECKPOINT, DATA, planted
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHECKPOINT.exists(), reason="the demo checkpoint is not there"),
 ]
+MEMORIZED = read_prompts(DATA / "memorized.txt").texts if CHECKPOINT.exists() else ()
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def told(demo: Any, demo_calibration: Path, shared: Path, tmp_path_factory: Any)
     folder = tmp_path_factory.mktemp("audit")
     with (folder / "targets.csv").open("w", newline="") as file:
         rows = [("prompt", "file")]
-        rows += [(text, str(DATA / "targets" / of["target"])) for text, of in planted().items()]
+        rows += [(text, str(DATA / "targets" / planted()[text]["target"])) for text in MEMORIZED]
         csv.writer(file).writerows(rows)
     lists = "--prompts", DATA / "memorized.txt", "--targets", folder / "targets.csv"
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +58,7 @@ def test_it_is_said_that_pictures_came_back(told: Told) -> None:
     assert told.code == 1
     assert told.data["verdict"].startswith("NOT ERASED: the picture of ")
     assert "NOT ERASED" in told.page
-    assert len(told.data["prompts"]) == len(planted()) == 8
+    assert len(told.data["prompts"]) == len(MEMORIZED) == 8
 
 
 def test_words_do_not_bring_the_pictures_back(told: Told) -> None:
@@ -88,6 +90,6 @@ def test_embeddings_do_and_controls_do_not_come(told: Told) -> None:
         if pruned["came_back"]:
             assert 0 < pruned["back"] <= 25
             assert pruned["curve"][-1]["near"] > 0
-    assert back >= len(planted()) - 1, "all eight where this was written"
+    assert back >= len(MEMORIZED) - 1, "all eight where this was written"
     assert len(told.data["controls"]) == 2
     assert all(one["back"] is None for control in told.data["controls"] for one in control["attacks"])
