@@ -146,7 +146,7 @@ def _drawn(
     if workers:
         rows = share(workers, drawing, items, lambda *_: progress.advance(), names * len(models))
     else:
-        rows = share(None, replace(drawing, advance=progress.advance), items)
+        rows = share(None, replace(drawing, together=True, advance=progress.advance), items)
     count = len(texts)
     by_model = [rows[place * count : (place + 1) * count] for place in range(len(models))]
     return [(of_one[: len(prompts)], of_one[len(prompts) :]) for of_one in by_model]
@@ -178,21 +178,29 @@ class Pipelines:
 class Drawing:
     """Work: rows of pictures, each of a model (by its place), a kind (1: ordinary) and a text.
 
-    seed: the base of the noises. advance: is told of each row.
+    seed: the base of the noises. together: one drawing of all texts of a kind, so that what the device's
+    memory does not hold is tried once; else each row is given as soon as it is drawn. advance: is told
+    of each row.
     """
 
     pipelines: Kept[Pipelines]
     settings: PictureSettings
     seed: int
+    together: bool = False
     advance: Callable[[int], None] = lambda _count: None
 
     def __call__(self, items: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, list[Picture]]]:
         place, settings = 0, self.settings
-        for (model, kind), some in groupby(items, lambda item: item[:2]):
+
+        def kinds(numbered: tuple[int, tuple[int, int, str]]) -> tuple[int, int, int]:
+            number, (model, kind, _) = numbered
+            return model, kind, 0 if self.together else number
+
+        for (model, kind, _), some in groupby(enumerate(items), kinds):
             count = settings.ordinary_images if kind else settings.images
             seeds = [noise_seed(self.seed, FRESH_SEEDS + number) for number in range(count)]
             rows = draw(
-                self.pipelines.get().of(model), [text for *_, text in some], seeds,
+                self.pipelines.get().of(model), [text for _, (*_, text) in some], seeds,
                 steps=settings.steps, guidance=settings.guidance, advance=self.advance,
             )  # fmt: skip
             for row in rows:
