@@ -184,8 +184,8 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
             identify(copy.name, _headers(copy), class_of(root))
     stated = class_of(root)
     return (
-        f"is a {f'{stated} in a ' if stated else ''}folder without unet/; give a diffusers folder, or "
-        f"the .safetensors file itself"
+        f"is {f'of the class {stated}, ' if stated else ''}a folder without unet/; give a diffusers "
+        f"folder, or the .safetensors file itself"
     )
 
 

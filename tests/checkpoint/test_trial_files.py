@@ -1,4 +1,4 @@
-"""Files and folders as a stranger hands them in: nothing unpruned is carried along, and what is wrong is named."""
+"""Files and folders as strangers hand them in: nothing unpruned is carried along, all is named."""
 
 import io
 import json
@@ -172,14 +172,14 @@ def test_marks_and_factors_make_no_other_model(model: Path) -> None:
             "transformer",
             "SomeTransformer",
             "blocks.0.weight",
-            "is a SomeTransformer, which has no cross-",
+            "is of the class SomeTransformer, without cross-",
         ),
         ("transformer", "", "patch_embed.text_proj.weight", "is a video model"),
         ("transformer", "", "context_refiner.0.attn.to_v.weight", "is a Lumina 2 model"),
         ("", "", "decoder.layers.2.conv.0.weight", "is a VAE alone"),
         ("", "", "vision_model.encoder.layers.0.self_attn.v_proj.weight", "is an image encoder alone"),
         ("", "", "body.0.in_conv.weight", "is a T2I-Adapter"),
-        ("", "AutoencoderOther", "some.weight", "is a AutoencoderOther, which has no cross-"),
+        ("", "AutoencoderOther", "some.weight", "is of the class AutoencoderOther, without cross-"),
         ("", "", "llm.layers.0.self_attn.qkv_proj.weight", "is an OmniGen model"),
     ],
 )
@@ -196,13 +196,12 @@ def test_a_text_encoder_as_a_folder(tmp_path: Path) -> None:
     put(tmp_path / "config.json", {"architectures": ["T5EncoderModel"]})
     name = "encoder.block.0.layer.0.SelfAttention.q.weight"
     rawfiles.write(tmp_path / "model.safetensors", [(name, *LINEAR)])
-    # No file in it is called as a denoiser's are.
     assert "model.safetensors: is a text encoder alone" in refusal(tmp_path)
 
 
 def test_a_pipeline_without_a_denoiser_is_called_by_its_class(tmp_path: Path) -> None:
     put(tmp_path / "model_index.json", {"_class_name": "StableCascadeDecoderPipeline"})
-    assert "is a StableCascadeDecoderPipeline in a folder without unet/" in refusal(tmp_path)
+    assert "is of the class StableCascadeDecoderPipeline, a folder without unet/" in refusal(tmp_path)
 
 
 def test_a_controlnet_beside_the_denoiser_is_to_be_moved(model: Path) -> None:
@@ -244,7 +243,8 @@ def test_inspect_tells_of_all_copies(model: Path) -> None:
     assert [copy["dtypes"] for copy in copies] == [["F16"], ["F32"]]
 
 
-def test_hashes_fit_eighty_columns(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_fit_eighty_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     run("apply", rawfiles.sd1(Path("a.safetensors")), "--neurons", "1:3", "-o", "b.safetensors")
     shown = run("inspect", "b.safetensors", "--hash").stdout
@@ -283,7 +283,8 @@ def test_a_name_that_other_programs_do_not_list(model: Path) -> None:
     assert "note" not in result.stderr
 
 
-def test_a_list_where_nobody_gives_prompts(model: Path) -> None:
+def test_a_list_where_nobody_gives_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     Path("p.txt").write_text("a cat on a mat in the sun\n")
     rawfiles.sd1(Path("a.safetensors"))
     for arguments in (
