@@ -443,9 +443,7 @@ def _refuse_without_values(tensors: Tensors, stated: str) -> str:
     if any(name.startswith("vision_model.") for name in tensors) and not unet:
         return f"is an image encoder alone (CLIP's), which draws no picture by itself; {_WHOLE}"
     if stated:
-        return (
-            f"is of the class {stated}, which has no cross-attention value layers (attn2.to_v); {_GIVE}"
-        )
+        return f"is of the class {stated}, without cross-attention value layers (attn2.to_v); {_GIVE}"
     return f"is of an unknown family: it has no cross-attention value layers (attn2.to_v); {_GIVE}"
 
 

@@ -54,7 +54,7 @@ def _print(found: dict[str, Any]) -> None:
         # A hash or a path is one word, to be copied as a whole.
         shown.print(one_line(text), markup=False, soft_wrap=" " not in text.partition(": ")[2])
 
-    def entry(key: str, value: str) -> None:
+    def fact(key: str, value: str) -> None:
         # What fits 80 columns only without its name has a line of its own.
         apart = 78 - len(key) < len(value) < 79
         line(f"{key}:" if apart else f"{key}: {value}")
@@ -103,9 +103,9 @@ def _print(found: dict[str, Any]) -> None:
         name = short_name(entry["layer"])
         line(f"the metadata name row {entry['row']} of {name} as removed, and it is not zero")
     for key, value in found.get("hashes", {}).items():
-        entry(key.replace("_", " "), "none" if value is None else value)
+        fact(key.replace("_", " "), "none" if value is None else value)
     for key, value in found["provenance"].items():
-        entry(key, _brief(value))
+        fact(key, _brief(value))
 
 
 def _brief(text: str) -> str:
