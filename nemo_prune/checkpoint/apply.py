@@ -115,8 +115,8 @@ def check_model_output(
             rename = "rename what is safetensors to end in .safetensors, or "
         raise CheckpointError(
             f"{checkpoint.path}: holds {twins[0].relative_to(checkpoint.path)}{more}, copies "
-            f"of the denoiser in a form that is not edited, so memorization would stay in them; {rename}"
-            f"pass {option('drop_pickles')} to leave them out"
+            f"of the denoiser in a form that is not edited, or what can hold such, so memorization "
+            f"would stay in them; {rename}pass {option('drop_pickles')} to leave them out"
         )
     check_room(out, (), needed_room(checkpoint, out, neurons, undo=undo, link=link))
 

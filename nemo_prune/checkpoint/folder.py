@@ -13,8 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_prune.checkpoint.blocks import plain_name
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint
-from nemo_prune.checkpoint.recognize import SHARD, identify, is_addition, is_value_like
+from nemo_prune.checkpoint.recognize import (
+    SCALES,
+    SHARD,
+    USUAL_NAMES,
+    class_of,
+    identify,
+    is_addition,
+    is_controlnet,
+    is_value_like,
+)
 from nemo_prune.errors import CheckpointError
 from nemo_prune.files.header import Header, is_training_state, quoted, read_header
 from nemo_prune.files.strict_json import read_object
@@ -34,15 +44,18 @@ _NO_WEIGHTS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", "
 # In other letters or under another name safetensors are not read as such, so nothing prunes them.
 _SAFETENSORS = {".safetensors", ".sft"}
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".onnx", ".gguf"}
-# In the denoiser's folder these are copies of it too: of other frameworks and engines, or packed.
+# So are what other frameworks and engines write, and what is packed.
 _COPIES = _PICKLES | {".pb", ".onnx_data", ".data", ".h5", ".hdf5", ".npz", ".npy", ".pdparams",
-                      ".tflite", ".mlmodel", ".engine", ".plan", ".trt", ".zip", ".tar", ".gz",
-                      ".xz", ".zst", ".7z"}  # fmt: skip
-# How such files begin, whatever they are called: zip and torch, pickle, GGUF, HDF5, gzip, 7-Zip,
-# safetensors.
+                      ".tflite", ".mlmodel", ".engine", ".plan", ".trt", ".distcp", ".zip", ".tar",
+                      ".tgz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}  # fmt: skip
+# How such files begin, whatever they are called: zip and torch, pickle, GGUF, HDF5, NumPy, safetensors,
+# gzip, bzip2, xz, zstd, LZ4, 7-Zip, RAR, tar.
 _MAGIC = re.compile(
-    rb"PK\x03\x04|\x80[\x02-\x05]|GGUF|\x89HDF|\x1f\x8b|7z\xbc\xaf|.{5}\0\0\0\{", re.DOTALL
+    rb"PK(\x03\x04|\x07\x08)|\x80[\x02-\x05]|GGUF|\x89HDF|\x93NUMPY|.{5}\0\0\0\{"
+    rb"|\x1f\x8b|BZh\d1AY|\xfd7zXZ|\x28\xb5\x2f\xfd|\x04\x22M\x18|7z\xbc\xaf|Rar!|.{257}ustar",
+    re.DOTALL,
 )
+_MAGIC_BYTES = 262
 _CONFIGS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "scheduler")
 
 
@@ -72,10 +85,11 @@ def recognize_folder(root: Path) -> Checkpoint:
         raise CheckpointError(f"{root}: {_without_denoiser(root, files)}")
     main = found[0]
     for other in found[1:]:
-        if _shape(other) != _shape(main):
+        why = "" if _shape(other) != _shape(main) else _unlike(main, other)
+        if why is not None:
             raise CheckpointError(
                 f"{other.path}: is another model than {main.path}, so one list of neurons cannot "
-                f"fit both; give a folder with one model"
+                f"fit both{why}; give a folder with one model"
             )
     copies = tuple(copy.copies[0] for copy in found)
     edited = {part.path for copy in copies for part in copy}
@@ -113,13 +127,20 @@ def _check_kind(root: Path) -> None:
 def _denoisers(root: Path, files: Sequence[Path]) -> list[Checkpoint]:
     """Every copy of the denoiser, the main one first; each by the path of its file or index."""
     found = []
+    places = [root / name for name in _DENOISER]
     for folder in sorted({path.parent for path in files if path.suffix == WEIGHTS}):
         for copy in component_copies(folder):
             headers = _headers(copy)
             if _holds_denoiser(folder.relative_to(root), headers):
-                found.append(identify(copy.name, headers))
+                names = [name for header in headers for name in header.tensors]
+                if folder not in (root, *places) and is_controlnet(names):
+                    raise CheckpointError(
+                        f"{copy.name}: holds a ControlNet, not a text-to-image model alone, and its "
+                        f"value layers would stay unpruned; move {folder.relative_to(root)}/ out of "
+                        f"{root}"
+                    )
+                found.append(identify(copy.name, headers, class_of(folder)))
     plain = [copy for copy in found if copy.layout == "unet-diffusers"]
-    places = [root / name for name in _DENOISER]
     own = [copy for copy in plain if copy.path.parent in (root, *places)]
     if not own:
         return []
@@ -157,29 +178,38 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
             "is a model's place in the Hugging Face cache; give the folder of one version, which lies "
             "in snapshots/"
         )
-    return "is a folder without unet/; give a diffusers folder, or the .safetensors file itself"
+    # What the folder holds instead says best what it is.
+    for copy in component_copies(root):
+        if copy.name.name.startswith(USUAL_NAMES):
+            identify(copy.name, _headers(copy), class_of(root))
+    stated = class_of(root)
+    return (
+        f"is {f'of the class {stated}, ' if stated else ''}a folder without unet/; give a diffusers "
+        f"folder, or the .safetensors file itself"
+    )
 
 
 def _is_twin(root: Path, file: Path) -> bool:
     """True for a file that may hold the denoiser's weights and is not named `.safetensors`.
 
-    Told by its name, and in the denoiser's folder also by how it begins.
+    Told by its name, or by how it begins; the other components' folders are their own.
     """
     path = file.relative_to(root)
     if any(_OTHERS.fullmatch(part) for part in path.parent.parts):
         return False
     if path.name.endswith(".bin.index.json"):
         return True
-    if any(_DENOISERS.fullmatch(part) for part in path.parent.parts):
-        if path.suffix == WEIGHTS:
-            return False
-        if path.suffix.lower() in _COPIES or is_misnamed(path):
-            return True
-        # A graph's weights lie beside it in files of any name.
-        if path.suffix.lower() not in _NO_WEIGHTS and any(file.parent.glob("*.onnx")):
-            return not path.name.startswith(".")
-        return _MAGIC.match(start_of(file)) is not None
-    return path.suffix.lower() in _PICKLES or is_misnamed(path)
+    if path.suffix == WEIGHTS:
+        return False
+    suffix = path.suffix.lower()
+    # TensorFlow's variables are .data-00000-of-00001
+    if suffix.partition("-")[0] in _COPIES or is_misnamed(path) or is_training_state(path):
+        return True
+    # A graph's weights lie beside it in files of any name.
+    beside = any(_DENOISERS.fullmatch(part) for part in path.parent.parts)
+    if beside and suffix not in _NO_WEIGHTS and any(file.parent.glob("*.onnx")):
+        return not path.name.startswith(".")
+    return _MAGIC.match(start_of(file, _MAGIC_BYTES)) is not None
 
 
 def is_misnamed(path: Path) -> bool:
@@ -200,6 +230,28 @@ def _configs(root: Path, denoiser: str, whole: bool) -> dict[str, dict[str, Any]
 def _shape(checkpoint: Checkpoint) -> tuple[object, ...]:
     layers = tuple((layer.name, layer.rows, layer.columns) for layer in checkpoint.value_layers)
     return checkpoint.family, layers
+
+
+def _unlike(main: Checkpoint, other: Checkpoint) -> str | None:
+    """Where two copies with the same value layers are of different models; None if they look alike."""
+    ours, theirs = _tensors(main), _tensors(other)
+    if main.layout == other.layout:
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
+                both = name in ours and name in theirs
+                return f" ({quoted(name)} is {'of two shapes' if both else 'in one of them alone'})"
+        return None
+    # By other names: what tells the kinds of one family apart.
+    if main.in_channels != other.in_channels:
+        return f" (they take {main.in_channels} and {other.in_channels} channels)"
+    distilled = [any("cond_proj." in name for name in names) for names in (ours, theirs)]
+    return " (one of them is an LCM)" if distilled[0] != distilled[1] else None
+
+
+def _tensors(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The shapes of a copy's tensors, without markers and factors, which other precisions lack."""
+    plain = {plain_name(name, checkpoint.wrapper): t.shape for name, t in checkpoint.tensors.items()}
+    return {n: shape for n, shape in plain.items() if "." in n and not n.endswith(SCALES)}
 
 
 # ----------------------------------------------------------------- a component's sets of weights

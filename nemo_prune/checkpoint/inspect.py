@@ -6,6 +6,7 @@ from typing import Any
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.provenance import MODELSPEC_HASH, earlier_neurons, provenance_of
+from nemo_prune.checkpoint.recognize import class_of
 from nemo_prune.checkpoint.zeros import Zeros, model_zeros, zeros_in
 from nemo_prune.errors import CheckpointError, rendered
 from nemo_prune.files.hashing import file_hashes
@@ -21,8 +22,11 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
     "hashes": of the whole file ("sha256", "a1111"), of all behind the header ("modelspec"), and
     "modelspec_stated", what the metadata say of the latter or None.
 
-    Of a folder, bytes, dtypes and provenance are the main copy's, "files" are where the copies lie,
-    "unedited" those that cannot be pruned, and "hashes" has only "sha256", `model_sha256`.
+    "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "inpainting"), or None.
+
+    Of a folder, bytes, dtypes and provenance are the main copy's, "copies" has files, bytes and
+    dtypes of each, "files" are where they lie, "unedited" those that cannot be pruned, and "hashes"
+    has only "sha256", `model_sha256`.
 
     Reads headers and value layers, and whole files only if `hashed`. Raises CheckpointError if
     they cannot be read.
@@ -34,6 +38,7 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "bytes": sum(part.header.size for part in checkpoint.copies[0]),
         "family": checkpoint.family,
+        "kind": _kind(checkpoint),
         "layout": checkpoint.layout,
         "prediction_type": checkpoint.prediction_type,
         "prediction_type_told_by": checkpoint.told_by or None,
@@ -60,6 +65,14 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
     }
     if checkpoint.is_folder:
         edited = [part.path for part in checkpoint.parts if part.value_layers]
+        found["copies"] = [
+            {
+                "files": [checkpoint.place(part.path) for part in copy],
+                "bytes": sum(part.header.size for part in copy),
+                "dtypes": sorted({t.dtype for part in copy for t in part.header.tensors.values()}),
+            }
+            for copy in checkpoint.copies
+        ]
         found["files"] = [checkpoint.place(path) for path in edited]
         found["unedited"] = [checkpoint.place(path) for path in checkpoint.twins]
         if hashed:
@@ -73,6 +86,20 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
             "modelspec_stated": checkpoint.metadata.get(MODELSPEC_HASH),
         }
     return found
+
+
+def _kind(checkpoint: Checkpoint) -> str | None:
+    """What a model is beside its family, by its configs and by the tensors that only such have."""
+    stated = class_of(checkpoint.path) if checkpoint.is_folder else ""
+    names = checkpoint.tensors
+    kolors = checkpoint.family == "sdxl" and any("encoder_hid_proj." in name for name in names)
+    kinds = {
+        "kolors": kolors or "Kolors" in stated,
+        "lcm": any(".cond_proj." in name for name in names),
+        "instruct-pix2pix": "InstructPix2Pix" in stated,
+        "inpainting": checkpoint.in_channels == 9,
+    }
+    return ", ".join(kind for kind, holds in kinds.items() if holds) or None
 
 
 def _named_but_not_zero(checkpoint: Checkpoint) -> list[dict[str, Any]] | None:

@@ -71,8 +71,9 @@ def check_lora(
     check_neurons(checkpoint, neurons)
     if checkpoint.family not in _VERSIONS:
         raise CheckpointError(
-            f"{checkpoint.path}: is a {checkpoint.family} model, for which no LoRA is written; write a "
-            f"checkpoint with {option('output')}"
+            f"{checkpoint.path}: is a {checkpoint.family} model, for which no LoRA is written, as its "
+            f"value layers have biases, which a LoRA does not change; write a checkpoint with "
+            f"{option('output')}"
         )
     if not neurons:
         raise OptionError(f"{option('lora')} {out}: there is no neuron to remove, so no LoRA to write")

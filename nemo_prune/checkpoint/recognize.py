@@ -5,8 +5,9 @@ known families are recognized too. A value layer is known by its name in diffuse
 layout of the file, so that one manifest fits all files of a model.
 """
 
+import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from nemo_prune.checkpoint.provenance import joint_metadata
 from nemo_prune.checkpoint.sidecar import read_sidecar
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.header import Header, Tensor, quoted, read_header
+from nemo_prune.files.strict_json import read_object
 
 # Dtypes in which zero bytes mean 0.0: not F8_E8M0 (2^-127), not quantized integers (an offset).
 _ZERO_IS_ZERO = frozenset(
@@ -28,6 +30,8 @@ _ZERO_IS_ZERO = frozenset(
 _MOST = 4096
 _MOST_WRAPPERS = 4  # around a model: module._orig_mod.unet. and one more
 _LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
+# As diffusers and transformers save a component.
+USUAL_NAMES = ("diffusion_pytorch_model.", "model.")
 SHARD = re.compile(r"-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors$")
 # Factors beside an 8-bit weight: whatever they are, zero times them is zero.
 SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", ".comfy_quant")
@@ -56,7 +60,9 @@ def recognize(path: Path) -> Checkpoint:
             f"{header.path}: is one shard of a model in several files; give the folder that holds "
             f"the whole model (the one with unet/ in it)"
         )
-    return _with_sidecar(identify(header.path, [header]))
+    # The config beside a file of this name is its own.
+    stated = class_of(path.parent) if path.name.startswith(USUAL_NAMES) else ""
+    return _with_sidecar(identify(header.path, [header], stated))
 
 
 def _with_sidecar(checkpoint: Checkpoint) -> Checkpoint:
@@ -82,15 +88,30 @@ def _with_sidecar(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
-def identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
-    """The model of which these files are the one copy; `path` names it. Raises as `recognize` does."""
+def class_of(folder: Path) -> str:
+    """The class of what a folder holds, as its config says, or ""."""
+    for path in (folder / "model_index.json", folder / "config.json"):
+        with contextlib.suppress(CheckpointError):  # whoever needs the config will say so
+            config = read_object(path) if path.is_file() else {}
+            listed = config.get("architectures")
+            for name in (config.get("_class_name"), *(listed if isinstance(listed, list) else ())):
+                if isinstance(name, str) and name.isidentifier():
+                    return name
+    return ""
+
+
+def identify(path: Path, headers: Sequence[Header], stated: str = "") -> Checkpoint:
+    """The model of which these files are the one copy; `path` names it. Raises as `recognize` does.
+
+    stated: its class by its config, for the reason why it is refused; "" if none is known.
+    """
     try:
-        return _identify(path, headers)
+        return _identify(path, headers, stated)
     except _Fault as fault:
         raise CheckpointError(f"{path}: {fault}") from None
 
 
-def _identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
+def _identify(path: Path, headers: Sequence[Header], stated: str) -> Checkpoint:
     stored = {name: tensor for header in headers for name, tensor in header.tensors.items()}
     if fault := _refuse_whole(stored):
         raise _Fault(fault)
@@ -101,7 +122,7 @@ def _identify(path: Path, headers: Sequence[Header]) -> Checkpoint:
         if found:
             break
     if not found:
-        raise _Fault(_refuse_without_values(stored))
+        raise _Fault(_refuse_without_values(stored, stated))
     if len(tensors) < len(stored):
         raise _Fault(
             "holds tensors twice, with and without the names that a compiled or wrapped model has, so "
@@ -332,6 +353,7 @@ _JOINT = (
     "its attention joins text and picture in one stream, so no value layer sees the text "
     "alone and the method does not apply as it stands; use a Stable Diffusion 1, 2 or XL file"
 )
+_VIDEO_CLASS = re.compile(r"3D|SpatioTemporal|Motion|Video")  # of diffusers
 _VIDEO_REASON = "is a video model, a family the method was never tried on; give an image model"
 _PIXELS = "takes its text through added keys and values beside the picture's own, and has no layer attn2"
 
@@ -350,8 +372,10 @@ _KINDS = tuple(
         (r"\.attn\.add_v_proj\.",
          f"is a joint-attention transformer (Stable Diffusion 3, Flux): {_JOINT}"),
         (r"^(model\.)?(text_embedding_padding$|mlp_t5\.)|blocks\.\d+\.attn2\.kv_proj\.",
-         f"is a Hunyuan-DiT model, a transformer without down and mid blocks to search, which the "
-         f"method was never tried on; {_GIVE}"),
+         f"is a Hunyuan-DiT model, a transformer which the method was never tried on; {_GIVE}"),
+        (r"(^|\.)(noise_refiner|context_refiner)\.\d", f"is a Lumina 2 model: {_JOINT}"),
+        (r"^llm\.layers\.\d", f"is an OmniGen model: {_JOINT}"),
+        (r"(^|\.)patch_embed\.text_proj\.", _VIDEO_REASON),  # CogVideoX
         (r"(^|\.)(clip_txt_(pooled_)?mapper|clip_mapper|clip_img_mapper|effnet_mapper|pixels_mapper)\.",
          f"is a stage of Stable Cascade (Wuerstchen), whose attention takes text and picture "
          f"together; {_GIVE}"),
@@ -372,12 +396,15 @@ _TEXT = re.compile(
     r"^(cond_stage_model|conditioner\.embedders|text_model|text_encoders?|transformer\.resblocks"
     r"|encoder\.block\.\d+\.layer)\b"
 )
-_VAE = re.compile(r"^(first_stage_model\.|(post_)?quant_conv\.|vae\.|(en|de)coder\.(conv_in|mid)\b)")
+_VAE = re.compile(
+    r"^(first_stage_model\.|(post_)?quant_conv\.|vae\.|(en|de)coder\.(conv_in|mid)\b"
+    r"|(en|de)coder\.layers\.\d+\.conv\.\d)"  # the last: the tiny ones (TAESD)
+)
 
 
 def _refuse_whole(tensors: Tensors) -> str | None:
     """What speaks against a file even if its value layers look right; None if nothing does."""
-    if any(_CONTROLNET.search(name) for name in tensors):
+    if is_controlnet(tensors):
         return "holds a ControlNet, not a text-to-image model alone; give the model it steers"
     if any(_VIDEO.search(name) for name in tensors):
         return _VIDEO_REASON
@@ -386,8 +413,10 @@ def _refuse_whole(tensors: Tensors) -> str | None:
     return None
 
 
-def _refuse_without_values(tensors: Tensors) -> str:
+def _refuse_without_values(tensors: Tensors, stated: str) -> str:
     """Why a file in which no cross-attention value layer was found cannot be pruned."""
+    if _VIDEO_CLASS.search(stated):
+        return _VIDEO_REASON
     if is_addition(tensors):
         return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
     if any(len(tensor.shape) == 5 for tensor in tensors.values()):  # convolutions over time
@@ -411,7 +440,16 @@ def _refuse_without_values(tensors: Tensors) -> str:
         return f"is a VAE alone, which draws no picture by itself; {_WHOLE}"
     if text and not vae and not unet:
         return f"is a text encoder alone, which draws no picture by itself; {_WHOLE}"
+    if any(name.startswith("vision_model.") for name in tensors) and not unet:
+        return f"is an image encoder alone (CLIP's), which draws no picture by itself; {_WHOLE}"
+    if stated:
+        return f"is of the class {stated}, without cross-attention value layers (attn2.to_v); {_GIVE}"
     return f"is of an unknown family: it has no cross-attention value layers (attn2.to_v); {_GIVE}"
+
+
+def is_controlnet(names: Iterable[str]) -> bool:
+    """True for a ControlNet, or what holds one."""
+    return any(_CONTROLNET.search(name) for name in names)
 
 
 def is_addition(names: Collection[str]) -> bool:

@@ -98,6 +98,17 @@ def check_fits(manifest: Manifest, path: Path, checkpoint: Checkpoint) -> None:
     )
 
 
+def check_alike(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise OptionError if models are of several architectures, which number their layers otherwise."""
+    shapes = [(c.family, [(v.name, v.rows, v.columns) for v in c.value_layers]) for c in checkpoints]
+    for other, shape in zip(checkpoints, shapes, strict=True):
+        if shape != shapes[0]:
+            raise OptionError(
+                f"{other.path}: is another architecture ({other.kind}) than {checkpoints[0].path} "
+                f"({checkpoints[0].kind}), in which the same numbers mean other neurons; run them apart"
+            )
+
+
 def no_neurons(manifest: Manifest, path: Path) -> list[str]:
     """A line on a manifest by which nothing is removed; none on any other."""
     return [] if manifest.neurons else [f"{path}: holds no neurons: nothing is pruned"]

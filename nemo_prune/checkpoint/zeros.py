@@ -1,9 +1,10 @@
 """Which neurons of a checkpoint are zero already."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, Part
+from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.files.header import DTYPE_BITS, Tensor
 from nemo_prune.files.rewrite import Source
 
@@ -31,6 +32,17 @@ def model_zeros(checkpoint: Checkpoint) -> dict[str, Zeros]:
     Reads the value layers only. Raises CheckpointError if they cannot be read.
     """
     return zeros_in(*checkpoint.copies)
+
+
+def already_zero(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> int:
+    """How many of `neurons` are zero in every copy; reads their layers alone."""
+    chosen = {neuron.layer for neuron in neurons}
+    copies = [
+        [replace(p, value_layers=tuple(v for v in p.value_layers if v.name in chosen)) for p in copy]
+        for copy in checkpoint.copies
+    ]
+    zeros = zeros_in(*copies)
+    return sum(n.layer in zeros and n.row in zeros[n.layer].everywhere for n in neurons)
 
 
 def zeros_in(*copies: Sequence[Part]) -> dict[str, Zeros]:

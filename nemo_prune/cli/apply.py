@@ -125,6 +125,7 @@ def apply(
     from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.checkpoint.selection import (
         Choice,
+        check_alike,
         check_fits,
         from_manifest,
         from_results,
@@ -194,6 +195,8 @@ def apply(
                 say(f"warning: {flags(line)}")
         if import_csv is not None:
             say(f"note: {import_csv} does not say for which model it was made")
+        if wanted is None:
+            check_alike([job.checkpoint for job in jobs])
         _check_together(jobs, [manifest, import_csv], how["link"])
         for model, job in zip(models, jobs, strict=True):
             with going_on(model, alone, told):
@@ -256,8 +259,10 @@ def _write(
     from nemo_prune.checkpoint.apply import write_model
     from nemo_prune.checkpoint.checkpoint import model_sha256
     from nemo_prune.checkpoint.lora import write_lora
+    from nemo_prune.checkpoint.zeros import already_zero
 
     checkpoint, choice = job.checkpoint, job.choice
+    zero = already_zero(checkpoint, choice.neurons)
     written = None
     if job.output is not None:
         written = write_model(
@@ -276,6 +281,7 @@ def _write(
         "lora": job.lora and str(job.lora),
         "undo": job.undo and str(job.undo),
         "neurons": len(choice.neurons),
+        "already_zero": zero,
         "rows_zeroed": written.rows_zeroed if written else 0,
         "bytes_changed": written.bytes_changed if written else 0,
     }
@@ -284,6 +290,14 @@ def _write(
 
 def _say(job: _Job, result: Mapping[str, Any], hashed: bool, sidecars: bool, dropped: bool) -> None:
     """Say what was written, on standard error."""
+    if zero := result["already_zero"]:
+        say(f"note: {zero} of {result['neurons']} neurons were zero in {job.checkpoint.path} already")
+    for path in (job.lora, None if job.checkpoint.is_folder else job.output):
+        if path is not None and path.suffix.lower() != ".safetensors":
+            say(
+                f"note: {path}: A1111, Forge and ComfyUI list only what ends in .safetensors; rename it "
+                f"to use it there"
+            )
     if job.output is not None:
         say(f"wrote {job.output}: {result['neurons']} neurons, {result['rows_zeroed']} rows zeroed")
         if hashed:

@@ -21,6 +21,7 @@ T = TypeVar("T")
 _CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
+_WITHOUT_LISTS = {"apply", "diff", "restore"}  # verbs to which nobody gives prompts
 _CANNOT_SAY = frozenset({errno.EBADF, errno.EFBIG, errno.EIO, errno.ENOSPC})
 
 
@@ -52,8 +53,13 @@ def failure(error: Exception) -> str:
     """One line about an error, with options as the command line spells them."""
     if isinstance(error, NemoPruneError):
         from nemo_prune.cli.console import flags  # and with it rich, which few verbs need
+        from nemo_prune.files.header import LIST_ADVICE
 
-        return flags(error.message if isinstance(error, Refused) else one_line(error.message))
+        text = error.message if isinstance(error, Refused) else one_line(error.message)
+        context = click.get_current_context(silent=True)
+        if context and context.find_root().invoked_subcommand in _WITHOUT_LISTS:
+            text = text.replace(one_line(LIST_ADVICE), "")
+        return flags(text)
     if isinstance(error, click.ClickException):
         return error.format_message()
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for its name

@@ -54,10 +54,24 @@ def _print(found: dict[str, Any]) -> None:
         # A hash or a path is one word, to be copied as a whole.
         shown.print(one_line(text), markup=False, soft_wrap=" " not in text.partition(": ")[2])
 
+    def fact(key: str, value: str) -> None:
+        # What fits 80 columns only without its name has a line of its own.
+        apart = 78 - len(key) < len(value) < 79
+        line(f"{key}:" if apart else f"{key}: {value}")
+        if apart:
+            line(f"  {value}")
+
     for key in _FACTS:
         if key in found:
             value = found[key]
+            if key in ("bytes", "dtypes") and (copies := found.get("copies")):
+                several = [copy[key] for copy in copies]
+                value = sum(several) if key == "bytes" else sorted({d for one in several for d in one})
+            if key == "unedited" and not value:
+                continue
             text = ", ".join(value) if isinstance(value, list) else value
+            if key == "family" and found["kind"]:
+                text = f"{value} ({found['kind']})"
             if key == "prediction_type" and (told_by := found["prediction_type_told_by"]):
                 text = f"{value} ({told_by})"
             if key == "prediction_type" and (unclear := found["prediction_type_unclear"]):
@@ -89,9 +103,9 @@ def _print(found: dict[str, Any]) -> None:
         name = short_name(entry["layer"])
         line(f"the metadata name row {entry['row']} of {name} as removed, and it is not zero")
     for key, value in found.get("hashes", {}).items():
-        line(f"{key.replace('_', ' ')}: {'none' if value is None else value}")
+        fact(key.replace("_", " "), "none" if value is None else value)
     for key, value in found["provenance"].items():
-        line(f"{key}: {_brief(value)}")
+        fact(key, _brief(value))
 
 
 def _brief(text: str) -> str:

@@ -140,8 +140,8 @@ folder_options = options(
     click.option("--link", is_flag=True,
                  help="Of a diffusers folder, hard-link the files that stay as they are."),
     click.option("--drop-pickles", is_flag=True,
-                 help="Of a diffusers folder, leave out copies of the denoiser that are not "
-                      "named .safetensors (.bin, .ckpt, .sft, ONNX, ...), which would stay unpruned."),
+                 help="Of a diffusers folder, leave out archives, and copies of the denoiser that are "
+                      "not named .safetensors (.bin, .ckpt, .sft, ONNX), which would stay unpruned."),
 )  # fmt: skip
 
 sidecars_option = click.option(

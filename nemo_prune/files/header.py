@@ -63,11 +63,14 @@ _REMOTE = re.compile(r"https?:/.*|[\w.-]+/(?!.*\.safetensors$)[\w.-]+")
 _TRAINING_STATE = re.compile(
     r"(optimizer|scheduler|scaler|training_args|sampler(_\d+)?|dl_state_dict)\.(bin|pt|pth)"
     r"|(random_states|rng_state|custom_checkpoint)(_\d+)?\.(pkl|pth|pt)"
+    r"|.+\.distcp|\.metadata"  # of torch.distributed.checkpoint
 )
 _PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle, in the second byte
 _JSON = re.compile(rb"\{\s*\"")
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{16,}")  # the length of a real header has zeros
 _DOWNLOAD = "download or copy it again"
+LIST_ADVICE = f"; a list of prompts, and each further one, needs {option('prompts')} before it"
+"""What a message ends in, on text where a model is due; some verbs take no prompts."""
 _PACKED = {
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR",
@@ -157,7 +160,7 @@ def changed(path: Path) -> CheckpointError:
 
 
 def is_training_state(path: Path) -> bool:
-    """Whether a file has the name of what accelerate or transformers save to resume a training run."""
+    """Whether a file has the name of what accelerate, transformers or torch save to resume training."""
     return _TRAINING_STATE.fullmatch(path.name) is not None
 
 
@@ -238,10 +241,7 @@ def _name_other_formats(start: bytes) -> None:
             "download the model, or give the folder that holds it"
         )
     if _TEXT.fullmatch(start):
-        raise _Fault(
-            f"is text, not safetensors; {_DOWNLOAD}; a list of prompts, and each further one, needs "
-            f"{option('prompts')} before it"
-        )
+        raise _Fault(f"is text, not safetensors; {_DOWNLOAD}{LIST_ADVICE}")
 
 
 def _unsound() -> str:

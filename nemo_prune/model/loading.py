@@ -324,14 +324,18 @@ class _Loader:
             )  # fmt: skip
         return cast(nn.Module, model)
 
-    def vae(self, dtype: torch.dtype | None = None) -> Any:
+    def vae(
+        self,
+        dtype: torch.dtype | None = None,
+        without: str = "holds no VAE, which drawing pictures needs",
+    ) -> Any:
         if self.checkpoint.is_folder:
             whole = self.checkpoint.layout == "diffusers"
             tensors = weights.read_folder_vae(self.path) if whole else {}
         else:
             tensors = weights.read_vae(self.path, self.checkpoint.wrapper)
         if not tensors:
-            raise CheckpointError(f"{self.path}: holds no VAE, which drawing pictures needs")
+            raise CheckpointError(f"{self.path}: {without}")
         return self._component("vae", tensors, AutoencoderKL.from_config, dtype=dtype)
 
     def text_encoders(self, given: tuple[Path, ...]) -> tuple[TextEncoder, ...]:
@@ -377,7 +381,11 @@ class _Loader:
         if channels == shape[0]:  # trained with zeros in place of some pictures
             return torch.zeros(1, *shape, device=self.device)
         # Many a VAE, SDXL's first of all, overflows in half precision.
-        vae = self.vae(torch.float32)
+        vae = self.vae(
+            torch.float32,
+            "holds an inpainting UNet and no VAE, which encodes the masked picture that it is scored "
+            "with; give the diffusers folder, or the whole checkpoint",
+        )
         sides = [side * 2 ** (len(vae.config["block_out_channels"]) - 1) for side in shape[1:]]
         grey = torch.zeros(1, 3, *sides, device=self.device)
         latents = vae.encode(grey).latent_dist.mode() * vae.config["scaling_factor"]

@@ -195,9 +195,7 @@ def open_target(path: Path, width: int, height: int, given_by: str = "targets") 
 def _refuse_foreign(path: Path) -> None:
     """Raise OptionError for a picture of a kind that is not read: its prompt would go without."""
     if path.suffix.lower() in _FOREIGN:
-        raise OptionError(
-            f"{option('targets')}: {path}: cannot be read; save it as PNG"
-        )
+        raise OptionError(f"{option('targets')}: {path}: cannot be read; save it as PNG")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -342,7 +342,7 @@ REFUSED = {
     "no embedding": ([("sks", "F32", (77,))], NO_VALUES),
     "hunyuan-dit": (
         [("text_embedding_padding", *LINEAR), ("blocks.0.attn2.to_v.weight", *LINEAR)],
-        "is a Hunyuan-DiT model, a transformer without down and mid blocks to search",
+        "is a Hunyuan-DiT model, a transformer which the method was never tried on; give a",
     ),
     "original hunyuan-dit": ([("blocks.0.attn2.kv_proj.weight", *LINEAR)], "is a Hunyuan-DiT model"),
     "auraflow": (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rawfiles
 import torch
 from safetensors.torch import load_file
 from tiny import (
@@ -233,6 +234,14 @@ def test_inpainting_sees_a_picture_masked_everywhere(family: str, folder: Path) 
     assert torch.equal(model.predict_noise(latents, 961, text, pooled), wanted)
     with pytest.raises(CheckpointError, match="an inpainting model draws only into a given picture"):
         loading.load_pipeline(recognize(path), device=CPU, dtype=torch.float32)
+
+
+def test_an_inpainting_unet_alone_says_what_it_needs_a_vae_for(tmp_path: Path) -> None:
+    entries = rawfiles.unet(rawfiles.SD1, "diffusers", in_channels=9)
+    path = rawfiles.write(tmp_path / "u.safetensors", entries)
+    loader = loading._Loader(recognize(path), CPU, torch.float32, None)
+    with pytest.raises(CheckpointError, match="masked picture that it is scored with; give the diff"):
+        loader.blank((4, 8, 8), 5)
 
 
 def test_a_vae_that_overflows_in_half_precision(folder: Path) -> None:
