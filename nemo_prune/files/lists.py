@@ -37,8 +37,8 @@ _LISTS = ("prompts", "captions")
 FOREIGN = frozenset({
     ".7z", ".arrow", ".avro", ".bin", ".br", ".ckpt", ".db", ".docx", ".feather", ".htm", ".html",
     ".ini", ".ipynb", ".log", ".lz", ".lz4", ".lzma", ".lzo", ".md", ".npy", ".npz", ".ods", ".orc",
-    ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rtf", ".sqlite", ".sz", ".tar", ".tbz2", ".tgz",
-    ".toml", ".txz", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
+    ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rtf", ".sql", ".sqlite", ".sz", ".tar", ".tbz2",
+    ".tgz", ".toml", ".txz", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
 })  # fmt: skip
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
 _MAGIC = {
@@ -66,6 +66,8 @@ _BULLET = re.compile(r"\s*[-*+\u2022]\s+\S")
 _COMMENT = re.compile(r"\s*#+\s")
 _PARAMETERS = re.compile(r"Negative prompt: |Steps: \d+, ")  # as A1111 writes them into pictures
 _CUE = re.compile(r"\d\d:\d\d[:.,]\d.* --> \d\d:")
+_PICTURE = re.compile(r"\s*\S+\.(jpe?g|png|webp|gif|bmp)\W", re.IGNORECASE)
+_CONFLICT = re.compile(r"(<{7}|={7}|>{7})( |$)")
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
 
 Record = str | Mapping[str, object]
@@ -222,6 +224,15 @@ def odd_lines(path: Path, text: str) -> list[str]:
         )
     if count := sum(map(bool, map(_CUE.match, lines))):
         found.append((count, "as subtitles do (00:00 --> 00:01): every line is taken as a prompt"))
+    if count := sum(map(bool, map(_PICTURE.match, lines))):
+        if count >= len(lines) / 2:  # no prompt of them would be what a model was trained on
+            raise PromptFileError(
+                f"{path}: {count} of its lines begin with the name of a picture; give captions alone, "
+                f"or a table with a header"
+            )
+        found.append((count, f"with the name of a picture, which is {kept}"))
+    if count := sum(map(bool, map(_CONFLICT.match, lines))):
+        found.append((count, "as the marks of a merge conflict do: taken as prompts"))
     return [f"{path}: {count} of its lines begin {how}" for count, how in found]
 
 

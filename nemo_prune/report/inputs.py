@@ -138,8 +138,8 @@ def check_inputs(
 
     Raises:
         CheckpointError: the two do not have the same value layers.
-        OptionError: the two are one model; the manifest is about other prompts, or names neurons that
-            are not zero.
+        OptionError: the two are one model, or exchanged; the manifest is about other prompts, or names
+            neurons that are not zero.
     """
     if _are_one(original, pruned):
         raise OptionError(
@@ -151,6 +151,11 @@ def check_inputs(
             f"{pruned.path}: has other value layers than {original.path}; it was not made from it"
         )
     before, after = _zero_neurons(original), _zero_neurons(pruned)
+    if before - after and not after - before:
+        raise OptionError(
+            f"{original.path}: has rows of zeros that {pruned.path} has not, and lacks none of its own; "
+            f"give the original first, then the pruned one"
+        )
     if manifest is not None:
         _check_manifest(manifest, prompts, pruned)
     return union(after - before)

@@ -206,6 +206,13 @@ def test_a_model_is_not_judged_against_itself(model: Path) -> None:
             check_inputs(open_checkpoint(model), open_checkpoint(other), ["a"], None)
 
 
+def test_a_pruned_model_given_for_the_original(model: Path) -> None:
+    assert run("apply", model, "--neurons", f"{DOWN}:3", "-o", "c.safetensors").exit_code == 0
+    pruned = open_checkpoint(Path("c.safetensors"))
+    with pytest.raises(OptionError, match="has rows of zeros that m"):
+        check_inputs(pruned, open_checkpoint(model), ["a"], None)
+
+
 def test_configs_with_a_byte_order_mark(tmp_path: Path) -> None:
     from nemo_prune.files.strict_json import read_object
     from nemo_prune.model.configs import read_config
@@ -227,6 +234,11 @@ def test_configs_with_a_byte_order_mark(tmp_path: Path) -> None:
         (["- a cat", "* a dog"], "2 of its lines begin as items of a list"),
         (["# captions", "a cat"], "1 of its lines begin with #, as comments do"),
         (["a cat", "Negative prompt: bad", "Steps: 20, Seed: 1"], "2 of its lines begin as a picture's"),
+        (["0.jpg: a cat", "a dog", "a cow"], "1 of its lines begin with the name of a picture"),
+        (
+            ["<<<<<<< HEAD", "a cat", "=======", ">>>>>>> b"],
+            "3 of its lines begin as the marks",
+        ),
         (["WEBVTT", "00:00.000 --> 00:01.000", "a cat"], "1 of its lines begin as subtitles do"),
         (["1. a cat", "101 dalmatians", "3. a cow"], None),
         (["- a dash alone", "a cat", "a dog"], None),
@@ -255,6 +267,8 @@ def test_the_separator_that_excel_is_told(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("p.txt", "sep=;\nid;caption\n", "begins with sep=, as a table does; name it .csv"),
+        ("p.txt", "a/0.jpg|a cat\n1.PNG,a dog\n", "2 of its lines begin with the name of a picture"),
+        ("p.sql", "INSERT INTO t", r"\.sql files are not read as lists"),
         ("p.json", "[]", "holds no prompts; its column or list of them is empty"),
         ("p", None, "is a folder; give the lists in it as a pattern in quotes, such as"),
     ],
