@@ -13,7 +13,7 @@ import pytest
 import torch
 from layouts import SIDE
 from safetensors.torch import load_file
-from tiny import tiny_configs
+from tiny import tiny_configs, told_heads
 
 import nemo_prune
 from nemo_prune.checkpoint.apply import write_model
@@ -105,9 +105,7 @@ def test_an_lcm_in_a_single_file_keeps_what_it_is_told(folders: dict[str, Path],
     unet = load_file(folders["lcm"] / "unet" / "diffusion_pytorch_model.safetensors")
     guidance = unet.pop("time_embedding.cond_proj.weight")
     original = ldm.unet_to_ldm(unet) | {f"{ldm.UNET_PREFIX}time_embed.cond_proj.weight": guidance}
-    ldm.save_tensors(tmp_path / "lcm.safetensors", original, {
-        "nemo_prune.config": json.dumps({"unet": {"sample_size": SIDE}})
-    })  # fmt: skip
+    ldm.save_tensors(tmp_path / "lcm.safetensors", original, told_heads(sample_size=SIDE))
     single = loading.load_model(
         open_checkpoint(tmp_path / "lcm.safetensors"), device=CPU, dtype=torch.float32,
         text_encoder=(folders["lcm"],),

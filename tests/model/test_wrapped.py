@@ -38,7 +38,7 @@ def test_a_file_with_other_names_loads_as_the_plain_one(tmp_path, renamed):
     found = []
     for number, kept in enumerate((tensors, renamed(tensors))):
         path = tmp_path / f"{number}.safetensors"
-        save_file(kept, path)
+        save_file(kept, path, metadata=tiny.told_heads())
         pipeline = load_pipeline(open_checkpoint(path), device=torch.device("cpu"), dtype=torch.float32)
         found.append({
             f"{part}.{key}": tensor
@@ -56,7 +56,7 @@ def test_a_compiled_unet_alone(tmp_path):
     options = {"device": torch.device("cpu"), "dtype": torch.float32}
     unet = load_model(plain, **options).unet
     tensors = {f"_orig_mod.{key}": tensor.contiguous() for key, tensor in unet.state_dict().items()}
-    save_file(tensors, tmp_path / "compiled.safetensors")
+    save_file(tensors, tmp_path / "compiled.safetensors", metadata=tiny.told_heads())
     found = load_model(
         open_checkpoint(tmp_path / "compiled.safetensors"), text_encoder=(plain.path,), **options
     ).unet
