@@ -61,7 +61,7 @@ def recognize(path: Path) -> Checkpoint:
             f"the whole model (the one with unet/ in it)"
         )
     # The config beside a file of this name is its own.
-    stated = class_of(Path(path).parent) if Path(path).name.startswith(USUAL_NAMES) else ""
+    stated = class_of(header.path.parent) if header.path.name.startswith(USUAL_NAMES) else ""
     return _with_sidecar(identify(header.path, [header], stated))
 
 
