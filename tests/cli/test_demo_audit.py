@@ -1,7 +1,8 @@
 """The quick audit as it is shipped, of the demo's pruned file: nothing made cheaper.
 
 Of every second caption, which costs half of what all do: among them are the one that weights bring back
-and the one whose foreground gave false alarms. One audit for all tests. Modules that take minutes begin first (`conftest`), so it is no long tail.
+and the one whose foreground gave false alarms. One audit for all tests. Modules that take minutes begin
+first (`conftest`), so it is no long tail.
 """
 
 import csv
