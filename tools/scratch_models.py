@@ -23,20 +23,20 @@ VAE_CONFIG = {
 }
 UNET_CONFIG = {
     "sample_size": 32,
-    "block_out_channels": (32, 64, 128, 128),
+    "block_out_channels": (32, 64, 96, 96),
     "layers_per_block": 2,
-    "cross_attention_dim": 64,
+    "cross_attention_dim": 128,
     "attention_head_dim": 1,  # diffusers' misnomer: one head
     "norm_num_groups": 8,
 }
 TEXT_CONFIG = {
     "vocab_size": 49408,
-    "hidden_size": 64,
-    "intermediate_size": 256,
+    "hidden_size": 128,
+    "intermediate_size": 512,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 77,
-    "projection_dim": 64,
+    "projection_dim": 128,
     "hidden_act": "quick_gelu",
     "bos_token_id": 49406,
     "eos_token_id": 49407,
