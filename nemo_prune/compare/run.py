@@ -16,19 +16,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.compare.bench import Bench
-from nemo_prune.compare.drawing import EnoughError, Within, first_step, memorization_score
+from nemo_prune.compare.drawing import EnoughError, Within, first_step
 from nemo_prune.compare.methods import UNPRUNED, Method, State
 from nemo_prune.compare.metrics import measure, measure_same, reference_of
 from nemo_prune.compare.quality import Extractor, real_picture
 from nemo_prune.compare.table import quality_rows, table_rows
+from nemo_prune.compare.tasks import TOLD, Drawing, Preparing, Scoring, line, prepared
 from nemo_prune.compare.work import Work
-from nemo_prune.errors import CalibrationError, CheckpointError, OptionError
+from nemo_prune.errors import CheckpointError
 from nemo_prune.files.hashing import file_sha256
 from nemo_prune.files.prompts import prompt_id, prompts_hash, told_of
 from nemo_prune.options import Options, Progress
@@ -45,8 +45,6 @@ REFERENCE = "reference"
 """The unpruned model's pictures of ordinary prompts from other noises, that distances are taken to."""
 _OTHER_NOISES = "the unpruned model's from other noises"
 _DRIFT_PROMPTS = 8  # ordinary ones, a noise each
-_TOLD = (CheckpointError, OptionError, CalibrationError, torch.OutOfMemoryError)
-"""What may happen to one method and not to others."""
 _CHUNK = 4  # prompts for each worker whose pictures are on their way at once
 _SHOWN, _SHOWN_SEEDS = 12, 2  # prompts whose pictures a report shows, and pictures of each and method
 
@@ -287,8 +285,8 @@ class _Job:
             for index in left if method.whole_list else left[:1]:
                 try:
                     self._state(bench, method, index)
-                except _TOLD as error:
-                    failed[index] = _line(error)
+                except TOLD as error:
+                    failed[index] = line(error)
             left = [] if method.whole_list else left[1:]
         texts = [self.inputs.prompts[index] for index in left]
         known = [{name: s for (name, of), s in bench.states.items() if of == text} for text in texts]
@@ -646,87 +644,8 @@ class _Job:
         return found
 
 
-def prepared(bench: Bench, method: Method, prompt: str | None) -> State:
-    """What a method finds, and how long that took."""
-    began = time.monotonic()
-    state = dict(method.prepare(bench, prompt))
-    state.setdefault("seconds", round(time.monotonic() - began, 3))
-    return state
-
-
-@dataclass(frozen=True)
-class Preparing:
-    """Work: states of prompts, each with what is known of it; a state, or why there is none, and others
-    that it was built on."""
-
-    bench: Kept[Bench]
-    method: Method
-
-    def __call__(
-        self, items: Sequence[tuple[str, dict[str, State]]]
-    ) -> Iterator[tuple[int, tuple[State | str, dict[str, State]]]]:
-        bench = self.bench.get()
-        for place, (text, known) in enumerate(items):
-            bench.states.update({(name, text): state for name, state in known.items()})
-            found: State | str
-            try:
-                found = prepared(bench, self.method, text)
-            except _TOLD as error:
-                found = _line(error)
-            now = {name: state for (name, of), state in bench.states.items() if of == text}
-            yield place, (found, {name: now[name] for name in now.keys() - known.keys()})
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """Work: pictures of texts, each with a method's state, and what they took.
-
-    tolerant: what fails is told in their place.
-    """
-
-    bench: Kept[Bench]
-    method: Method
-    seeds: Sequence[int]
-    tolerant: bool
-
-    def __call__(
-        self, items: Sequence[tuple[str, State]]
-    ) -> Iterator[tuple[int, tuple[dict[str, Any], list[Picture]]]]:
-        bench = self.bench.get()
-        for place, (text, state) in enumerate(items):
-            began, before = time.monotonic(), bench.samples
-            try:
-                pictures = list(self.method.draw(bench, text, state, self.seeds))
-            except _TOLD as error:
-                if not self.tolerant:
-                    raise
-                yield place, ({"error": _line(error)}, [])
-                continue
-            seconds = round(time.monotonic() - began, 3)
-            samples, count = bench.samples - before, len(self.seeds)
-            yield place, ({"seconds": seconds, "samples": samples, "pictures": count}, pictures)
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Work: memorization scores of texts, each with a method's state; see `memorization_score`."""
-
-    bench: Kept[Bench]
-    method: Method
-    unpruned: dict[str, dict[int, Tensor]]
-
-    def __call__(self, items: Sequence[tuple[str, State]]) -> Iterator[tuple[int, float | None]]:
-        bench = self.bench.get()
-        for place, (text, state) in enumerate(items):
-            yield place, memorization_score(bench, self.method, text, state, self.unpruned)
-
-
 def _chunks(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (numbers[start : start + size] for start in range(0, len(numbers), size))
-
-
-def _line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _short(value: Any) -> str:

@@ -204,7 +204,10 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
 
 
 def odd_lines(path: Path, text: str) -> list[str]:
-    """Notes on lines of text that hold more, or something else, than prompts."""
+    """Notes on lines of text that hold more, or something else, than prompts.
+
+    Raises PromptFileError where most of them would be no prompt that a model was trained on.
+    """
     lines = [line for line in _lines(text) if line.strip()]
     kept = "taken as part of the prompt"
     found = []
@@ -225,7 +228,7 @@ def odd_lines(path: Path, text: str) -> list[str]:
     if count := sum(map(bool, map(_CUE.match, lines))):
         found.append((count, "as subtitles do (00:00 --> 00:01): every line is taken as a prompt"))
     if count := sum(map(bool, map(_PICTURE.match, lines))):
-        if count >= len(lines) / 2:  # no prompt of them would be what a model was trained on
+        if count >= len(lines) / 2:
             raise PromptFileError(
                 f"{path}: {count} of its lines begin with the name of a picture; give captions alone, "
                 f"or a table with a header"

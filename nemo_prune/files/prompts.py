@@ -338,11 +338,9 @@ def _cells(record: Record) -> Mapping[str, object]:
 
 def _word(record: Record, column: str) -> str:
     value = _cells(record).get(column)
-    # A number as its whole part: Parquet and JSON may hold 1.0.
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     word = "" if value is None else str(value).strip().lower()
-    return word.removesuffix(".0") if word in ("0.0", "1.0") else word  # as pandas writes them
+    # Parquet and JSON may hold 1.0, and pandas writes it.
+    return word.removesuffix(".0") if word in ("0.0", "1.0") else word
 
 
 def label_of(record: Record, column: str, path: Path, line: int) -> bool:

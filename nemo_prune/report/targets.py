@@ -110,13 +110,11 @@ def _pictures(folder: Path) -> list[Path]:
         parts = re.split(r"([0-9]+)", path.name.casefold())
         return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
-    for path in folder.iterdir():
-        _refuse_foreign(path)
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith("._")
-    ]
+    found = [path for path in folder.iterdir() if not path.name.startswith("._")]
+    for path in found:
+        if path.suffix.lower() in _FOREIGN:  # its prompt would go without
+            raise OptionError(f"{option('targets')}: {path}: cannot be read; save it as PNG")
+    found = [path for path in found if path.suffix.lower() in _SUFFIXES]
     return sorted(found, key=lambda path: (key(path), path.name))
 
 
@@ -192,12 +190,6 @@ def open_target(path: Path, width: int, height: int, given_by: str = "targets") 
         raise OptionError(f"{option(given_by)}: {path}: {reason}; mend or remove it") from None
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Raise OptionError for a picture of a kind that is not read: its prompt would go without."""
-    if path.suffix.lower() in _FOREIGN:
-        raise OptionError(f"{option('targets')}: {path}: cannot be read; save it as PNG")
-
-
 def _rgb(image: Image.Image) -> Image.Image:
     """The picture in colours of eight bits; ValueError for one whose numbers have no known range."""
     if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
@@ -210,10 +202,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _by_name(folder: Path, prompts: Sequence[str]) -> dict[int, Path]:
     names = {_letters(prompt): index for index, prompt in enumerate(prompts)}
     found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        _refuse_foreign(path)
-        if path.suffix.lower() not in _SUFFIXES:
-            continue
+    for path in _pictures(folder):
         stem = path.stem
         number = stem.isascii() and stem.isdigit() and len(stem) < 10
         index = int(stem) if number else names.get(_letters(stem))

@@ -17,6 +17,7 @@ from test_quality import Features, Flat, script
 from tiny import run, write_small
 
 from nemo_prune.compare import run as job
+from nemo_prune.compare import tasks
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def faked(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {one.name: one for one in fake_methods()}
     monkeypatch.setattr(job, "Bench", FakeBench)
-    monkeypatch.setattr(job, "memorization_score", lambda _bench, method, *_more: method.score)
+    monkeypatch.setattr(tasks, "memorization_score", lambda _bench, method, *_more: method.score)
     catalogue = "nemo_prune.compare.methods."
     monkeypatch.setattr(f"{catalogue}chosen", lambda names, *_more: [n for n in made if n in names])
     monkeypatch.setattr(f"{catalogue}methods", lambda names, *_more: [made[n] for n in names])

@@ -14,6 +14,7 @@ from tiny import Told, write_small
 
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.compare import run as job
+from nemo_prune.compare import tasks
 from nemo_prune.compare.quality import real_pictures
 from nemo_prune.compare.render import to_html, to_json, to_markdown, write_compare
 from nemo_prune.compare.run import CompareInputs, Comparison, compare
@@ -37,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inputs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CompareInputs:
     monkeypatch.setattr(job, "Bench", FakeBench)
-    monkeypatch.setattr(job, "memorization_score", lambda _bench, method, *_more: method.score)
+    monkeypatch.setattr(tasks, "memorization_score", lambda _bench, method, *_more: method.score)
     DRAWN.clear()
     FakeBench.opened = 0
     target = tmp_path / "target.png"
