@@ -1,8 +1,6 @@
-"""The quick audit as it is shipped, of the demo's pruned file: nothing made cheaper.
+"""The quick audit as it is shipped, of the demo's pruned file: all its captions, nothing made cheaper.
 
-Of every second caption, which costs half of what all do: among them are the one that weights bring back
-and the one whose foreground gave false alarms. One audit for all tests. Modules that take minutes begin
-first (`conftest`), so it is no long tail.
+One audit for all tests. Modules that take minutes begin first (`conftest`), so it is no long tail.
 """
 
 import csv
@@ -20,7 +18,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHECKPOINT.exists(), reason="the demo checkpoint is not there"),
 ]
-MEMORIZED = read_prompts(DATA / "memorized.txt").texts[1::2] if CHECKPOINT.exists() else ()
+MEMORIZED = read_prompts(DATA / "memorized.txt").texts if CHECKPOINT.exists() else ()
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ def told(demo: Any, demo_calibration: Path, shared: Path, tmp_path_factory: Any)
         rows = [("prompt", "file")]
         rows += [(text, str(DATA / "targets" / planted()[text]["target"])) for text in MEMORIZED]
         csv.writer(file).writerows(rows)
-    (folder / "some.txt").write_text("".join(f"{text}\n" for text in MEMORIZED))
-    lists = "--prompts", folder / "some.txt", "--targets", folder / "targets.csv"
+    lists = "--prompts", DATA / "memorized.txt", "--targets", folder / "targets.csv"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
         code, data = run(
@@ -61,7 +58,7 @@ def test_it_is_said_that_pictures_came_back(told: Told) -> None:
     assert told.code == 1
     assert told.data["verdict"].startswith("NOT ERASED: the picture of ")
     assert "NOT ERASED" in told.page
-    assert len(told.data["prompts"]) == len(MEMORIZED) == 4
+    assert len(told.data["prompts"]) == len(MEMORIZED) == 8
 
 
 def test_words_do_not_bring_the_pictures_back(told: Told) -> None:
@@ -93,6 +90,6 @@ def test_embeddings_do_and_controls_do_not_come(told: Told) -> None:
         if pruned["came_back"]:
             assert 0 < pruned["back"] <= 25
             assert pruned["curve"][-1]["near"] > 0
-    assert back >= len(MEMORIZED) - 1, "all of them where this was written"
+    assert back >= len(MEMORIZED) - 1, "all eight where this was written"
     assert len(told.data["controls"]) == 2
     assert all(one["back"] is None for control in told.data["controls"] for one in control["attacks"])
