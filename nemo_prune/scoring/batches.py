@@ -67,9 +67,9 @@ class Batches:
         texts = list(dict.fromkeys(one for one in captions if one))
         known = dict(zip(texts, self._rows(texts), strict=True)) if texts else {}
         rows = [known[one] if one else _NOTHING for one in captions]
-        found = {name: np.array([row[n] for row in rows], kind) for n, (name, kind) in
+        made: Columns = {name: np.array([row[n] for row in rows], kind) for n, (name, kind) in
                  enumerate(_NAMES.items())}  # fmt: skip
-        return {**batch, **found}
+        return {**batch, **made}
 
     def _caption(self, given: Any) -> str:
         if given is None or (isinstance(given, float) and given != given):
