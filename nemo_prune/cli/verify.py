@@ -27,6 +27,7 @@ from nemo_prune.cli.options import (
     save_plots,
     verb,
     workers_options,
+    written_as,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
 from nemo_prune.options import Reporting
@@ -45,6 +46,7 @@ from nemo_prune.options import Reporting
     click.option(
         "--targets-template",
         type=OUT,
+        callback=written_as("CSV"),
         metavar="FILE",
         help="Write a CSV of the prompts and the pictures of --targets that they are known to "
         "have, to be filled in, and stop; with --targets-match alike at the end. It holds "
