@@ -385,8 +385,8 @@ _KINDS = tuple(
          f"is a Kandinsky model, which {_PIXELS}; {_GIVE}"),
         (r"(^|\.)add_embedding\.pool\.", f"is a DeepFloyd IF model, which {_PIXELS}; {_GIVE}"),
         (r"(^|\.)(input_blocks|output_blocks|down_blocks|up_blocks)\.\d.*\.attn2\.to_v\.",
-         "is a Stable Diffusion model whose parts a program saved under its own names (unet., vae., ...); save "
-         "the UNet alone, or the whole as a diffusers folder or by Stable Diffusion's own names"),
+         "is a Stable Diffusion model whose parts a program saved under its own names (unet., vae.); "
+         "save the UNet alone, or the whole as a diffusers folder or by Stable Diffusion's own names"),
         (r"(^|\.)(transformer_blocks\.\d+\.attn2\.to_v|blocks\.\d+\.cross_attn\.kv_linear)\.",
          "is a transformer with cross-attention: of these PixArt-alpha and -sigma are read, from "
          "diffusers folders, and the method was never tried on others (Sana, ...); give such a folder, "
@@ -462,8 +462,8 @@ def no_model(names: Collection[str]) -> str:
     """What a file is that only goes with a model, and what to do; "" for all others."""
     if UNDO_HEADER in names:
         return (
-            f"is what {option('undo')} kept, the rows removed from a model, and no model; it goes with "
-            f"the verb restore: the pruned model, and this as {option('undo')}"
+            f"is what {option('undo')} kept, the rows removed from a model; give the model itself, or "
+            f"bring them back: restore, with the pruned model and this as {option('undo')}"
         )
     if is_addition(names):
         return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"

@@ -132,7 +132,7 @@ class Verb(cloup.Command):
             value = typed.get(str(one.name))
             for text in value if isinstance(value, list) else [value]:
                 if one.type is OUT and one.metavar != "DIR" and str(text).endswith(_SLASHES):
-                    raise click.BadParameter(f"{text} is a folder's name; name the file", ctx, one)
+                    raise click.BadParameter(f"{text} names a folder; name the file", ctx, one)
 
     def get_short_help_str(self, limit: int = 0) -> str:
         del limit  # where click would cut it off; what is too long is wrapped

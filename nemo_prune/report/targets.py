@@ -214,8 +214,8 @@ def _by_name(folder: Path, prompts: Sequence[str]) -> dict[int, Path]:
     if 0 not in numbers and max(numbers, default=0) == len(prompts):
         raise OptionError(
             f"{option('targets')} {folder}: its pictures are numbered from 1 to {len(prompts)}, prompts "
-            f"from 0 to {len(prompts) - 1}, so each would be the next prompt's; rename them, or, with one "
-            f"for each, give {option('targets_match')} order"
+            f"from 0 to {len(prompts) - 1}, so each would be the next prompt's; rename them, or, with "
+            f"one for each, give {option('targets_match')} order"
         )
     return found
 
