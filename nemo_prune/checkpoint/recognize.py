@@ -394,8 +394,6 @@ _KINDS = tuple(
         (r"^((model|vlm)\.)?(text_decoder|visual_encoder|qformer|query_tokens|multi_modal_projector"
          r"|image_text_embed)\b|^vision_tower\.",
          f"is a captioner (BLIP, LLaVA, ...), which describes pictures and draws none; {_GIVE}"),
-        (r"^(language_model\.)?(model\.)?layers\.\d+\.self_attn\.|^(transformer\.)?h\.\d+\.attn\.c_attn\.",
-         f"is a language model, which draws no picture; {_GIVE}"),
     )
 )  # fmt: skip
 # diffusers calls an embedding's tensor as the word that it stands for.

@@ -193,7 +193,6 @@ sidecars_option = click.option(
 undo_option = click.option(
     "--undo",
     type=OUT,
-    callback=written_as("safetensors"),
     help="Keep the removed rows in this new file (of a folder: new folder), for restore.",
 )
 

@@ -238,7 +238,6 @@ def test_what_only_goes_with_a_model_is_called_so(model: Path) -> None:
             "whose parts a program saved under its own",
         ),
         (["vision_model.x", "text_decoder.bert.x"], "is a captioner"),
-        (["model.layers.0.self_attn.q_proj.weight"], "is a language model"),
     ],
 )
 def test_models_of_other_kinds(tmp_path: Path, names: list[str], words: str) -> None:
