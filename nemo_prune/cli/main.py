@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -64,6 +65,7 @@ CONTEXT = cloup.Context.settings(
     ),
 )
 _NARROWEST = 24  # columns; a terminal of fewer has lines that it breaks itself
+_BARE = re.compile(r"\w[\w-]*")  # no path to a file, for which nobody would look long
 _OTHER_WORDS = {
     "detect": {"scan", "find", "score", "search", "rank", "screen"},
     "inspect": {"list", "ls", "info", "show", "stat", "view", "describe"},
@@ -149,7 +151,7 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
                 raise click.UsageError(
                     f"No such command or file '{word}'. Did you mean '{alike[0]}'?", ctx
                 )
-            if word.isalpha():
+            if _BARE.fullmatch(word):
                 raise click.UsageError(f"No such command or file '{word}'; --help lists commands", ctx)
         return super().resolve_command(ctx, args)
 

@@ -38,19 +38,20 @@ _MAGIC = {
 _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
 # A web page (such as an error), YAML, or a program's list: no captions begin so.
 _FOREIGN_BEGINS = re.compile(
-    r"<!--|<(!doctype|html|\?xml|head|title|body|center|h\d|pre|p|div|ul|ol|li|table|tr|error|svg|rss)\b"
+    r"<!--|!\[.*\]\(|diff --git |--- \S+\r?\n\+\+\+ "
+    r"|<(!doctype|html|\?xml|head|title|body|center|h\d|pre|p|div|ul|ol|li|table|tr|error|svg|rss)\b"
     r"|---\r?\n|\\\w+\{|(\w+ ){0,2}\w+ ?= ?[\[({]|\w+: *\r?\n *- ",
     re.I,
 )
 _QUOTED_CELLS = re.compile(r'"[^"]*"([,;\t|]("[^"]*"|[^",;]*))+$')
 # A line of a script for A1111's "prompts from file": --prompt "..." --steps 20.
 _OPTIONS_BEGIN = re.compile(r"--(negative_)?prompt[ =]")
-_CONFLICT = re.compile(r"^(<{7}|>{7})( |\r?$)", re.MULTILINE)
+_CONFLICT = re.compile(r"^(<{7}|>{7}|\|{7})( |\r?$)", re.MULTILINE)
 # What stands between the header and the rows of a table as psql, MySQL, SQLite, DuckDB or Markdown have
 # it, or above a record where they stand one by one.
 _RULE = re.compile(
     r"[\s|+:=\u2500-\u257f-]*[=\u2500\u2501\u2550-]{3}[\s|+:=\u2500-\u257f-]*$"
-    r"|-\[ RECORD 1 \]|\*{9,} 1\. row \*"
+    r"|\s*\|.*\|\s*$|-\[ RECORD 1 \]|\*{9,} 1\. row \*"
 )
 # What a server sends instead of a file, as all that it sends; and what it, or a program, begins with.
 _ANSWER = re.compile(
@@ -62,13 +63,13 @@ _ANSWER = re.compile(
 )
 _SAID = re.compile(
     r"HTTP/\d[\d.]* \d{3}\b|curl: \(\d|(wget|fatal): |\w+: error: |ERROR \d+\b|An error occurred \("
+    r"|Access to (model|dataset) \S+ is restricted|Found\. Redirecting to "
     r"|Traceback \(most recent call|.*: (No such file or directory|command not found)\r?(\n|$)"
 )
 _ANSWER_KEYS = {"message", "error", "errors", "detail"}
-_PICTURE = re.compile(r"^\s*\S+\.(jpe?g|png|webp|gif|bmp)(\W|$)", re.I)
-_ADDRESS = re.compile(
-    r"^\s*(?!-)((https?|s3|gs)://\S+|\S+[\\/]\S+\.\w{2,7}|\S+\.(txt|caption|json))\s*$"
-)
+_PICTURE = re.compile(r"^\s*\S+\.(jpe?g|png|webp|gif|bmp|txt|caption)(\W|$)", re.I)
+_IDENTIFIER = re.compile(r"^\s*((?=\S*\d)[\da-f-]{6,}\s*$|[\da-f]{32,}\b)")
+_ADDRESS = re.compile(r"^\s*(?!-)((https?|s3|gs)://\S+|\S+[\\/]\S+\.\w{2,7}|\S+\.json)\s*$")
 _NUMBERED = re.compile(r"\s*[\[(#]?(\d{1,9})([.):\]]+\s+|\s{2,}|\t)\S")
 _LABELLED = re.compile(r"\s*(\w[\w ]{0,19}):\s")
 _KEPT = "taken as part of the prompt"
@@ -76,18 +77,24 @@ _KEPT = "taken as part of the prompt"
 _ODD = tuple(
     (how, part, re.compile(pattern))
     for how, part, pattern in (
-        (f"begin as items of a list, with a mark (-, *) that is {_KEPT}", 0.5, r"^\s*[-*+\u2022]\s+\S"),
+        (f"begin as items of a list, with a mark (-, *) that is {_KEPT}", 0.5,
+         r"^\s*([-*+>\u2013\u2014\u2022\u2023\u25aa\u25cf\u2192\u2705\u2713\u274c]"
+         r"|#\d+|\(?([a-zA-Z]|[ivx]+)[.)])\s+\S"),
         ("begin with #, as comments do, and are taken as prompts", 0, r"^\s*#+\s"),
         ("begin as a picture's parameters do (Negative prompt:, Steps:): taken as prompts", 0,
          r"^(Negative prompt: |Steps: \d+, )"),  # as A1111 writes them into pictures
         ("begin as subtitles do (00:00 --> 00:01): every line is taken as a prompt", 0,
          r"^\d\d:\d\d[:.,]\d.* --> \d\d:"),
-        (f"begin with the name of a picture, which is {_KEPT}", 0, _PICTURE.pattern),
+        (f"begin with the name of a picture or a text, which is {_KEPT}", 0, _PICTURE.pattern),
         ("are rules (===, ---), as of a title or a conflict: taken as prompts", 0,
          r"^\s*(={4,}|-{4,})\s*$"),
         (f"begin with a number or an identifier, which is {_KEPT}", 1,
          r"^\s*(\w+ )?[\[(#]?[\w.-]*\d[\w-]*[\])]?(\s*[:|](?!\d)|,(?=\S)(?!\d)|\s{2,}|\t)\s*\S"
          r"|^\s{2,}\d+ \S"),  # the last: as uniq -c counts
+        (f"begin or end with a decimal number, which is {_KEPT}", 1,
+         r"^\s*\d*\.\d+\s+\S|\s\d*\.\d+\s*$"),
+        ("are NULL, None or the like, and are taken as prompts", 0,
+         r"^\s*(?i:null|none|nan|n/a|nil|undefined|\\N|\"\")\s*$"),
         (f"begin with a date and time, which is {_KEPT}", 0.5, r"^\W?\d{4}-\d\d-\d\d[T ]\d\d:\d\d"),
         (f"begin with an address, which is {_KEPT}", 0, r"^\s*(https?|s3|gs)://"),
         # As A1111, ComfyUI, NovelAI and their extensions read them.
@@ -96,8 +103,8 @@ _ODD = tuple(
          r"\([^()]*[^()\d]:-?\d*\.?\d+\)|<(lora|lyco|lycoris|hypernet|embedding|ti):|\{[^{}]*\|[^{}]*\}"
          r"|\(\(|\{\{|\[[^\[\]]*[^\[\]\d]:\d*\.?\d+\]|\bembedding:\w|\b__[\w/-]+__\b|\bBREAK\b"),
         ("hold options (--ar 16:9), as Midjourney's prompts do: scored as text, as they stand", 0,
-         r"\s(--|\u2014|\u2013)(ar|aspect|v|version|s|stylize|style|c|chaos|q|quality|niji|no|seed|iw|tile"
-         r"|weird|raw|sref|cref|stop|hd|fast|relax|turbo|video|steps|cfg|sampler)( |$)"),
+         r"(^|\s)(--|\u2014|\u2013)(ar|aspect|v|version|s|stylize|style|c|chaos|q|quality|niji|no|seed|iw|tile"
+         r"|weird|raw|sref|cref|stop|hd|fast|relax|turbo|video|steps|cfg|sampler)[\d.]*( |$)"),
     )
 )  # fmt: skip
 
@@ -107,6 +114,8 @@ def check_magic(path: Path, content: bytes, format: Format) -> None:
         if content.startswith(magic):
             what = f"is {_MAGIC[magic]}, and its name does not say so"
             raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
+    if content[8:10] == b'{"' and b"\0" in content[:8]:
+        raise refused(path, "is a safetensors file", None)
     for magic, what in _MAGIC.items():
         if content.startswith(magic) and not (what == "Parquet" and format == "parquet"):
             raise refused(path, f"is {what}", "parquet" if what == "Parquet" else None)
@@ -141,7 +150,7 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             raise refused(path, "begins with options (--prompt ...), not with a prompt", None)
         if rule := next(filter(_RULE.match, _lines(text)[:3]), None):
             line = text[: text.index(rule)].count("\n") + 1
-            what = f"line {line} is a rule, as tables have that databases and Markdown print"
+            what = f"line {line} is of a table as databases and Markdown print it"
             raise PromptFileError(
                 f"{path}: {what}; export it as CSV, or leave out what is no caption ({_as_text()})"
             )
@@ -168,8 +177,9 @@ def odd_lines(path: Path, text: str) -> list[str]:
         count = len(numbers) - numbers.count(None)
         found.append((count, f"begin with a number that counts up, which is {_KEPT}"))
     for pattern, what in (
-        (_PICTURE, "begin with the name of a picture"),
+        (_PICTURE, "begin with the name of a picture or a text"),
         (_ADDRESS, "are addresses or paths"),
+        (_IDENTIFIER, "are identifiers or hashes"),
     ):
         if (count := sum(map(bool, map(pattern.search, lines)))) and count >= len(lines) / 2:
             raise PromptFileError(

@@ -172,6 +172,8 @@ def table_rows(
             what = "a quote that is never closed" if open_quote else f"what is not CSV ({error})"
             if "field limit" in str(error):
                 what = f"a cell that is too long, as of a quote that is never closed ({error})"
+            if "new-line character" in str(error):
+                what = "a carriage return that ends no line"
             raise PromptFileError(
                 f"{path}: is not a readable CSV: line {number} has {what}; mend it"
             ) from None

@@ -21,7 +21,7 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp",
 _FOREIGN = {".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".exr"}  # pictures that are not read
 _SMALLEST = 8  # pixels of a picture that anything can be said of
 _TELLING = 8  # letters of a name that are a part of a prompt and no accident
-_FILE_COLUMNS = ("file", "target", "image", "path")
+_FILE_COLUMNS = ("file", "target", "image", "path", "file_name", "filename")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
         raise OptionError(
             f"{option('targets')} {place}: no picture belongs to a prompt; name the "
             f"pictures by the prompts' "
-            f"numbers from 0, or give a CSV with columns prompt and file"
+            f"numbers from 0, or give a CSV with columns prompt and file, or {option('targets_match')}"
         )
     for path in found.values():
         open_target(path, 64, 64)  # now rather than after hours of drawing
