@@ -50,7 +50,7 @@ _CONFLICT = re.compile(r"^(<{7}|>{7}|\|{7})( |\r?$)", re.MULTILINE)
 # What stands between the header and the rows of a table as psql, MySQL, SQLite, DuckDB or Markdown have
 # it, or above a record where they stand one by one.
 _RULE = re.compile(
-    r"[\s|+:=\u2500-\u257f-]*[=\u2500\u2501\u2550-]{3}[\s|+:=\u2500-\u257f-]*$"
+    r"(?=[\s|+:=\u2500-\u257f-]+$).*?[=\u2500\u2501\u2550-]{3}"
     r"|\s*\|.*\|\s*$|-\[ RECORD 1 \]|\*{9,} 1\. row \*"
 )
 # What a server sends instead of a file, as all that it sends; and what it, or a program, begins with.
@@ -68,10 +68,12 @@ _SAID = re.compile(
 )
 _ANSWER_KEYS = {"message", "error", "errors", "detail"}
 _PICTURE = re.compile(r"^\s*\S+\.(jpe?g|png|webp|gif|bmp|txt|caption)(\W|$)", re.I)
-_IDENTIFIER = re.compile(r"^\s*((?=\S*\d)[\da-f-]{6,}\s*$|[\da-f]{32,}\b)")
-_ADDRESS = re.compile(r"^\s*(?!-)((https?|s3|gs)://\S+|\S+[\\/]\S+\.\w{2,7}|\S+\.json)\s*$")
+_ADDRESS = re.compile(
+    r"^\s*(?=[^\s-]\S*\s*$)((https?|s3|gs)://\S+|[^\\/]*[\\/]\S*\.\w{2,7}|\S+\.json)\s*$"
+)
 _NUMBERED = re.compile(r"\s*[\[(#]?(\d{1,9})([.):\]]+\s+|\s{2,}|\t)\S")
 _LABELLED = re.compile(r"\s*(\w[\w ]{0,19}):\s")
+_LOOKED_AT = 500  # characters of a line
 _KEPT = "taken as part of the prompt"
 # Lines that are said: how, in which part of all at least, and how they are known.
 _ODD = tuple(
@@ -89,10 +91,12 @@ _ODD = tuple(
         ("are rules (===, ---), as of a title or a conflict: taken as prompts", 0,
          r"^\s*(={4,}|-{4,})\s*$"),
         (f"begin with a number or an identifier, which is {_KEPT}", 1,
-         r"^\s*(\w+ )?[\[(#]?[\w.-]*\d[\w-]*[\])]?(\s*[:|](?!\d)|,(?=\S)(?!\d)|\s{2,}|\t)\s*\S"
+         r"^\s*(\w+ )?[\[(#]?[\w.-]{0,40}\d[\w-]{0,40}[\])]?(\s*[:|](?!\d)|,(?=\S)(?!\d)|\s{2,}|\t)\s*\S"
          r"|^\s{2,}\d+ \S"),  # the last: as uniq -c counts
         (f"begin or end with a decimal number, which is {_KEPT}", 1,
          r"^\s*\d*\.\d+\s+\S|\s\d*\.\d+\s*$"),
+        ("are, or begin with, identifiers or hashes, and are taken as prompts", 0.5,
+         r"^\s*((?=\S*\d)[\da-f-]{6,}\s*$|[\da-f]{32,}\b)"),
         ("are NULL, None or the like, and are taken as prompts", 0,
          r"^\s*(?i:null|none|nan|n/a|nil|undefined|\\N|\"\")\s*$"),
         (f"begin with a date and time, which is {_KEPT}", 0.5, r"^\W?\d{4}-\d\d-\d\d[T ]\d\d:\d\d"),
@@ -168,6 +172,7 @@ def odd_lines(path: Path, text: str) -> list[str]:
     Raises PromptFileError where most of them would be no prompt that a model was trained on.
     """
     lines = _lines(text)
+    lines = [line[:_LOOKED_AT] for line in lines]
     found = []
     numbers = [int(match[1]) if (match := _NUMBERED.match(line)) else None for line in lines]
     counting = zip(numbers, numbers[1:], numbers[2:], strict=False)
@@ -179,7 +184,6 @@ def odd_lines(path: Path, text: str) -> list[str]:
     for pattern, what in (
         (_PICTURE, "begin with the name of a picture or a text"),
         (_ADDRESS, "are addresses or paths"),
-        (_IDENTIFIER, "are identifiers or hashes"),
     ):
         if (count := sum(map(bool, map(pattern.search, lines)))) and count >= len(lines) / 2:
             raise PromptFileError(
