@@ -48,7 +48,7 @@ def _print(found: dict[str, Any]) -> None:
 
     from nemo_prune.checkpoint.neurons import short_name
 
-    shown = Console(highlight=False)
+    shown = Console(highlight=False, emoji=False)
 
     def line(text: str) -> None:
         # A hash or a path is one word, to be copied as a whole.

@@ -480,6 +480,12 @@ def test_what_turns_a_line_round_is_escaped() -> None:
     assert one_line("a\u202eb\ufeff\u200b👩\u200d🚀") == "a\\u202eb\\ufeff\\u200b👩\u200d🚀"
 
 
+def test_names_between_colons_stay_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(quiet=False) as shown:
+        shown.note("p:x:q.txt: a <lora:dog:1>")
+    assert "p:x:q.txt: a <lora:dog:1>" in capsys.readouterr().err
+
+
 def test_forced_colours_make_no_bar_in_a_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
