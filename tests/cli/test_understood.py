@@ -158,6 +158,14 @@ def test_verbs_by_other_words(model: Path, word: str, verb: str) -> None:
     assert "No such command or file 'foo'; --help lists commands" in run("foo", model).stderr
 
 
+def test_a_folder_is_not_written_by_the_name_of_a_file() -> None:
+    from nemo_prune.checkpoint.apply import check_model_output
+
+    folder: Any = SimpleNamespace(is_folder=True, path=Path("sd"))
+    with pytest.raises(NemoPruneError, match="of a folder comes a folder; name it out, or give"):
+        check_model_output(folder, Path("out.safetensors"))
+
+
 def test_a_narrow_terminal_cuts_no_column_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     rows = [line for line in run("inspect", model).stdout.splitlines() if "\u2502" in line]
