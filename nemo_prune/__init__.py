@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from nemo_prune.api import Scorer as Scorer
     from nemo_prune.api import apply as apply
     from nemo_prune.api import detect as detect
     from nemo_prune.api import localize as localize
@@ -37,6 +38,7 @@ _PLACES = {
     "Neuron": "checkpoint.neurons",
     "Options": "options",
     "Progress": "options",
+    "Scorer": "api",
     "Status": "checkpoint.statuses",
     "apply": "api",
     "detect": "api",

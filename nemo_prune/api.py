@@ -16,7 +16,7 @@ or, where nothing is written, a live diffusers pipeline. Further keyword argumen
 functions that need it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -44,6 +44,7 @@ from nemo_prune.options import (
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from nemo_prune.model.denoiser import LoadedModel
@@ -152,6 +153,64 @@ def detect(
             calibration_prompts=calibration_prompts, early=not all_seeds,
             trajectories=trajectories, loaded=loaded,
         )  # fmt: skip
+
+
+class Scorer:
+    """`detect` for batches of captions, as Ray Data and other pipelines hand them out.
+
+        captions.map_batches(
+            nemo_prune.Scorer,
+            fn_constructor_kwargs={"model": "model.safetensors", "calibration": "cal.safetensors"},
+            concurrency=8,
+            num_gpus=1,
+            batch_size=256,
+        )
+
+    Each Scorer loads the model. Give a calibration file: else each also scores the ordinary prompts.
+
+    Args:
+        model: a checkpoint or its path.
+        column: of the captions.
+        calibration_prompts, all_seeds, options: as `detect` takes them.
+
+    Raises:
+        OptionError, CheckpointError, CalibrationError: as `detect` does.
+    """
+
+    def __init__(
+        self,
+        model: Checkpoint | AnyPath,
+        *,
+        column: str = "caption",
+        calibration_prompts: Sequence[str] | None = None,
+        all_seeds: bool = False,
+        **options: Unpack[OptionFields],
+    ) -> None:
+        from nemo_prune.scoring.batches import Batches
+
+        checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+        self._batches = Batches(
+            checkpoint, _options(options), calibration_prompts, column, not all_seeds
+        )
+
+    def __call__(self, batch: Mapping[str, "NDArray[Any]"]) -> "dict[str, NDArray[Any]]":
+        """Score a batch.
+
+        Args:
+            batch: column -> its values, `[n]` each, as Ray Data's batches are by default.
+
+        Returns:
+            The batch and, `[n]` each, "score" (float64, MS-SSIM in [0, 1]), "memorized" (bool),
+            "noise_norm" (float64, L2 norm in units of the latents), "seeds" (int64, how many were used)
+            and "truncated" (bool, whether the model sees only how the caption begins). A caption that
+            is missing or blank has no score: NaN, of 0 seeds.
+
+        Raises:
+            PromptFileError: no such column, something in it that is not text, or one of the new columns
+                is there already.
+            CheckpointError: the model gives NaN, or no caption changes what it predicts.
+        """
+        return self._batches.scored(batch)
 
 
 def localize(

@@ -40,8 +40,8 @@ class Rounds:
     def chaser(self) -> Chaser:
         models = self.models
         return Chaser(
-            models.original, models.pruned, self.effort, models.schedule, models.judges.unrelated,
-            models.codec, models.progress.advance,
+            models.original, models.pruned, self.effort, models.judges, models.codec,
+            models.progress.advance,
         )  # fmt: skip
 
     def run(self, number: int, off: frozenset[Neuron] = frozenset()) -> Round:
@@ -175,7 +175,8 @@ class Rounds:
             captions = [(PRUNED, models.pruned, models.pruned.prompts([text])[0])]
             if not number:
                 captions.append((ORIGINAL, models.original, models.caption(index)))
-            attacks = self.chaser.chase(aim, captions, off, first=10 * index)
+            own = [] if number or models.codec is None else models.pictures(index)
+            attacks = self.chaser.chase(aim, captions, off, first=10 * index, own=own)
         return (
             aim,
             drawn,

@@ -25,14 +25,14 @@ from torch import Tensor
 from nemo_prune.audit.codec import Codec
 from nemo_prune.audit.nearness import Near
 from nemo_prune.audit.strength import THERE, Effort
-from nemo_prune.audit.triggers import DRAW_SEED, REFERENCE_SEED, REFERENCES
+from nemo_prune.audit.triggers import DRAW_SEED, REFERENCES, Judges
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.report.gallery import inlined
 from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.embedding import Recipe, pursue, random_start
 from nemo_prune.scoring.engine import Engine, Prompt, Sample
 from nemo_prune.scoring.similarity import ms_ssim
-from nemo_prune.scoring.trajectory import LEAST_SCALE, Schedule, scaled, schedule_from
+from nemo_prune.scoring.trajectory import LEAST_SCALE, scaled, schedule_from
 
 CHASE_SEED, PICTURE_SEED = 64_000, 65_000
 """Where the seeds begin that optimizing and its pictures take: nothing else uses them."""
@@ -100,7 +100,7 @@ class Chaser:
 
     Args:
         original, pruned: the two models.
-        schedule: of the trajectories. unrelated: ends of ordinary prompts' trajectories in the original.
+        judges: the trajectories' schedule, and what is ordinary in the original.
         codec: makes pictures of latents and back; None: the model has no autoencoder, so nothing is
             shown and only pictures that the original draws can be aimed at.
         advance: is told of every denoiser sample.
@@ -111,13 +111,13 @@ class Chaser:
         original: Engine,
         pruned: Engine,
         effort: Effort,
-        schedule: Schedule,
-        unrelated: Sequence[Tensor],
+        judges: Judges,
         codec: Codec | None = None,
         advance: Callable[[int], None] = lambda _count: None,
     ) -> None:
         self.original, self.pruned, self.effort = original, pruned, effort
-        self.schedule, self.unrelated, self.codec, self.advance = schedule, unrelated, codec, advance
+        self.judges, self.codec, self.advance = judges, codec, advance
+        self.schedule = schedule = judges.schedule
         self.recipe = Recipe(effort.chase.budgets, effort.chase.batch, effort.chase.rate)
         first, steps = schedule.timesteps[0], effort.plain_steps
         self.whole = schedule_from(first, steps, schedule.guidance)
@@ -146,7 +146,7 @@ class Chaser:
 
     def aim(self, clean: Tensor, replica: float, picture: Picture | None = None) -> Aim:
         """Aim at a picture by its latents."""
-        chance = float(_likeness(self.unrelated, scaled(clean[None])[0]).mean())
+        chance = float(_likeness(self.judges.unrelated, scaled(clean[None])[0]).mean())
         if picture is None and self.codec:
             picture = self.codec.decode(clean)
         return Aim(clean, chance, replica, picture)
@@ -154,16 +154,16 @@ class Chaser:
     def memorized(self, prompt: Prompt, target: Picture | None) -> Aim:
         """The training picture, or what the original draws for the caption: of some noises the picture
         that is most like those of the others."""
-        seeds = range(REFERENCE_SEED, REFERENCE_SEED + REFERENCES)
-        samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
-        ends = self.original.trajectories(samples, self.schedule, self.advance)
+        known = self.judges.reference(self.original, prompt, self.advance).by_seed
+        ends = list(known.values())
         if target is not None:
             assert self.codec, "targets are read only where there is an autoencoder"
             clean, others = self.codec.encode(target), ends
         else:
             mutual = [float(_likeness([b for b in ends if b is not a], a).mean()) for a in ends]
             best = mutual.index(max(mutual))
-            (clean,) = self.original.drawn([samples[best]], self.mild, self.advance)
+            sample = Sample(prompt, frozenset(), list(known)[best])
+            (clean,) = self.original.drawn([sample], self.mild, self.advance)
             others = [end for place, end in enumerate(ends) if place != best]
         replica = float(_likeness(others, scaled(clean[None])[0]).max())
         return self.aim(clean, replica, target)
@@ -177,9 +177,13 @@ class Chaser:
     # -------------------------------------------------------------------------------------- attacks
 
     def attack(
-        self, engine: Engine, aim: Aim, start: Prompt, seed: int, off: frozenset[Neuron] = frozenset()
-    ) -> Attack:
-        """Optimize one embedding until the picture is there or the steps are spent."""
+        self, engine: Engine, aim: Aim, start: Prompt, seed: int, off: frozenset[Neuron] = frozenset(),
+        known: Sequence[Picture] = (),
+    ) -> Attack:  # fmt: skip
+        """Optimize one embedding until the picture is there or the steps are spent.
+
+        known: whole pictures of the start, which need not be drawn again.
+        """
         before = engine.cost.samples
         seeds = range(DRAW_SEED, DRAW_SEED + self.effort.draw_seeds)
         curve: list[dict[str, float]] = []
@@ -196,7 +200,8 @@ class Chaser:
                 # From the noises whose trajectories came nearest.
                 nearest = sorted(seeds, key=lambda one: -found[one - DRAW_SEED])
                 count = self.effort.chase.pictures
-                drawn = self.pictures(engine, prompt, nearest[:count], off, self.advance)
+                drawn = list(known[:count]) if not steps else []
+                drawn = drawn or self.pictures(engine, prompt, nearest[:count], off, self.advance)
                 which = [bool(aim.near.seen(picture)) for picture in drawn]
                 near, after = sum(which), steps
                 curve[-1] |= {"drawn": len(drawn), "near": near}
@@ -219,7 +224,7 @@ class Chaser:
 
     def chase(
         self, aim: Aim, captions: Sequence[tuple[str, Engine, Prompt]],
-        off: frozenset[Neuron] = frozenset(), first: int = 0,
+        off: frozenset[Neuron] = frozenset(), first: int = 0, own: Sequence[Picture] = (),
     ) -> list[dict[str, Any]]:  # fmt: skip
         """All attacks on one picture, as plain JSON.
 
@@ -227,6 +232,7 @@ class Chaser:
             captions: (a model's name, its engine, the embedding to begin with as it encodes it).
             off: neurons that are off in every model but the original.
             first: seed of the first attack; each kind of start takes the next.
+            own: whole pictures of the caption by the original.
 
         Returns:
             Of each attack "model", "start", "curve", "back", "by", what decides, "embedding" (base64 of
@@ -239,7 +245,8 @@ class Chaser:
             for model, engine, caption in captions:
                 without = frozenset[Neuron]() if model == ORIGINAL else off
                 seed = CHASE_SEED + 100 + first + kind
-                one = self.attack(engine, aim, self.start(caption, engine, kind), seed, without)
+                known = own if model == ORIGINAL and start == CAPTION else ()
+                one = self.attack(engine, aim, self.start(caption, engine, kind), seed, without, known)
                 kept = one.back is not None and model == PRUNED
                 shown = one.drawn[:_SHOWN] if model == PRUNED else []
                 found.append(

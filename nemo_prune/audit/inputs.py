@@ -9,7 +9,7 @@ from typing import Any
 from nemo_prune.audit.codec import Codec
 from nemo_prune.audit.pictures import draw_unrelated, draw_whole
 from nemo_prune.audit.strength import EFFORTS, Effort, Strength
-from nemo_prune.audit.triggers import REFERENCE_SEED, REFERENCES, SCORE_SEED, Judges
+from nemo_prune.audit.triggers import SCORE_SEED, Judges
 from nemo_prune.audit.words import Variation, variations
 from nemo_prune.checkpoint.checkpoint import Checkpoint
 from nemo_prune.checkpoint.neurons import Neuron
@@ -19,10 +19,10 @@ from nemo_prune.localize.confirm import UNRELATED, unrelated_ends
 from nemo_prune.options import Options, Progress, Silent
 from nemo_prune.report.likeness import Described, Likeness, open_likeness
 from nemo_prune.report.pictures import Picture
-from nemo_prune.scoring.engine import Baseline, Engine, Prompt, Sample
+from nemo_prune.scoring.engine import Baseline, Engine, Prompt
 from nemo_prune.scoring.opening import open_engines, trajectory_schedule
 from nemo_prune.scoring.sharing import Workers
-from nemo_prune.scoring.trajectory import Reference, Schedule, reference_from, schedule_from
+from nemo_prune.scoring.trajectory import Reference, Schedule, schedule_from
 from nemo_prune.scoring.workers import sent, wants_workers
 
 
@@ -81,7 +81,6 @@ class Models:
         self.removed = frozenset(removed)
         self.no_codec: str | None = None
         self.drawn: dict[int, list[Picture]] = {}
-        self._references: dict[int, Reference] = {}
         self._baselines: dict[int, Baseline] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,14 +184,7 @@ class Models:
 
     def reference(self, index: int) -> Reference:
         """What a prompt's trajectories are compared with: the original's own."""
-        if index not in self._references:
-            judges, prompt = self.judges, self.caption(index)
-            seeds = range(REFERENCE_SEED, REFERENCE_SEED + REFERENCES)
-            samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
-            ends = self.original.trajectories(samples, self.schedule)
-            known = dict(zip(seeds, ends, strict=True))
-            self._references[index] = reference_from(self.schedule, known, judges.unrelated)
-        return self._references[index]
+        return self.judges.reference(self.original, self.caption(index))
 
     def baseline(self, index: int) -> Baseline:
         """The original's noise differences for a prompt, on the seeds of an audit's scores."""

@@ -9,7 +9,7 @@ memorized the picture prove nothing about the pruned one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +39,23 @@ class Judges:
     gate: float
     schedule: Schedule
     unrelated: Sequence[Tensor]
+    _known: dict[bytes, Reference] = field(default_factory=dict)
+
+    def reference(
+        self, original: Engine, prompt: Prompt, advance: Callable[[int], None] = lambda _count: None
+    ) -> Reference:
+        """The original's own trajectories of a caption, drawn once; `advance` is told of them each time,
+        so that totals hold."""
+        key = prompt.text.float().cpu().numpy().tobytes()
+        if key in self._known:
+            advance(REFERENCES * self.schedule.passes)
+        else:
+            seeds = range(REFERENCE_SEED, REFERENCE_SEED + REFERENCES)
+            samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
+            ends = original.trajectories(samples, self.schedule, advance)
+            by_seed = dict(zip(seeds, ends, strict=True))
+            self._known[key] = reference_from(self.schedule, by_seed, self.unrelated)
+        return self._known[key]
 
 
 def samples_of(effort: Effort, variations: int, schedule: Schedule) -> int:
@@ -78,7 +95,7 @@ def try_words(
         "original": _scores(original, known, known[0]),
         "pruned": _scores(pruned, _differences(pruned, after, seeds, advance), known[0]),
     }
-    reference = _reference(original, before[0], judges, advance)
+    reference = judges.reference(original, before[0], advance)
     memorized = scored["original"][0][0] > judges.gate or reference.judged
     remaining = (
         _drawn(pruned, after, scored["pruned"], effort, judges, reference, advance)
@@ -134,15 +151,6 @@ def _scores(engine: Engine, found: Sequence[Baseline], caption: Baseline) -> lis
     own = best_pairs_of_each(found, published=engine.published)
     alike = scores_of_each([(one, caption) for one in found], "cross-seed", published=engine.published)
     return [(max(a.values()), max(b.values())) for a, b in zip(own, alike, strict=True)]
-
-
-def _reference(
-    engine: Engine, prompt: Prompt, judges: Judges, advance: Callable[[int], None]
-) -> Reference:
-    seeds = range(REFERENCE_SEED, REFERENCE_SEED + REFERENCES)
-    samples = [Sample(prompt, frozenset(), seed) for seed in seeds]
-    ends = engine.trajectories(samples, judges.schedule, advance)
-    return reference_from(judges.schedule, dict(zip(seeds, ends, strict=True)), judges.unrelated)
 
 
 def _drawn(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nemo_prune.checkpoint.families import FAMILIES, Family
 from nemo_prune.model.devices import memory_format
-from nemo_prune.model.hub import StableDiffusionPipeline, quiet
+from nemo_prune.model.hub import StableDiffusionPipeline
 from nemo_prune.model.inference import Config
 from nemo_prune.model.prediction import Prediction
 
@@ -141,7 +141,6 @@ class LoadedModel:
         finally:
             self.unet.to(self.dtype)
 
-    @quiet()
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt with start and end; more than `max_tokens` get truncated."""
         return [len(ids) for ids in self.token_ids(prompts)]
@@ -167,7 +166,7 @@ class LoadedModel:
         if not prompts:
             return []
         texts = [_as_pixart(prompt) for prompt in prompts] if self.is_transformer else list(prompts)
-        ids: list[list[int]] = tokenizer(texts)["input_ids"]
+        ids: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]  # cut off later
         return ids
 
     def encode(self, prompts: Sequence[str]) -> Tensor:

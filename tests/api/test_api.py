@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -169,6 +170,37 @@ def test_memorization_scores_need_two_seeds_of_some_size() -> None:
     for shape in [(1, 4, 16, 16), (4, 16, 16), (2, 4, 8, 8)]:
         with pytest.raises(ValueError, match=r"at least 2 seeds|smaller than the window"):
             nemo_prune.memorization_scores(torch.rand(shape))
+
+
+# ------------------------------------------------------------------------------------ in batches
+
+
+def test_batches_are_scored_as_a_list_is(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given: dict[str, Any] = {"seeds": 3, "tau": 0.0, "gate": 0.0, "device": "cpu"}
+    alone = nemo_prune.detect(model, PROMPTS, **given).detections
+    scorer = nemo_prune.Scorer(model, column="text", **given)
+    long = "a word " * 100
+    texts = np.array([PROMPTS[1], None, f" {PROMPTS[0]}", " ", PROMPTS[1], float("nan"), long], object)
+    found = scorer({"text": texts, "id": np.arange(7)})
+    for row, one in ((0, alone[1]), (2, alone[0]), (4, alone[1])):
+        assert (found["score"][row], found["seeds"][row]) == (one.score, one.seeds)
+        assert abs(found["noise_norm"][row] - one.noise_norm) < 1e-5
+        assert found["memorized"][row] == one.memorized
+    assert found["seeds"].tolist()[:6] == [2, 0, 2, 0, 2, 0]
+    assert np.isnan(found["score"]).tolist() == [False, True, False, True, False, True, False]
+    assert found["truncated"].tolist() == [False] * 6 + [True]
+    assert (found["id"] == np.arange(7)).all()
+    assert not caplog.records, "transformers would say that a caption is long"
+    assert list(scorer({"text": np.array([""])})["seeds"]) == [0]
+    for batch, message in [
+        ({"caption": texts}, "no column text, but caption"),
+        ({"text": np.array([3])}, "int64 under text where text should be"),
+        ({"text": texts, "score": texts}, "score already; rename"),
+    ]:
+        with pytest.raises(NemoPruneError, match=message):
+            scorer(batch)
+    with pytest.raises(NemoPruneError, match="workers, ray: whoever gives the batches"):
+        nemo_prune.Scorer(model, workers=2)
 
 
 # ----------------------------------------------------------------------------- a file from end to end

@@ -54,7 +54,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nemo_prune.audit.neurons.Locator._by_trajectory", lambda *_: (FOUND,))
     monkeypatch.setattr("nemo_prune.audit.inputs.UNRELATED", 2)
     monkeypatch.setattr("nemo_prune.audit.neurons._ORDINARY", 2)
-    for module in ("triggers", "embeddings", "inputs"):
+    for module in ("triggers", "embeddings"):
         monkeypatch.setattr(f"nemo_prune.audit.{module}.REFERENCES", 2)
 
 

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 import torch
 from planted import Enlarging, engine
-from test_triggers import CAT, SCHEDULE, words
+from test_triggers import CAT, GATE, SCHEDULE, TAU, words
 from tiny import Told
 
 from nemo_prune.audit.codec import dead_leaves
@@ -15,6 +15,7 @@ from nemo_prune.audit.embeddings import CAPTION, ORIGINAL, PRUNED, Chaser, packe
 from nemo_prune.audit.nearness import Near
 from nemo_prune.audit.outcome import alarms
 from nemo_prune.audit.strength import EFFORTS, THERE, Chase
+from nemo_prune.audit.triggers import REFERENCES, Judges
 from nemo_prune.localize.confirm import unrelated_ends
 from nemo_prune.report.pictures import Picture
 from nemo_prune.scoring.embedding import Recipe, pursue, random_start
@@ -32,7 +33,9 @@ def chaser(pruned: Sequence[int], hidden: int = 3) -> Chaser:
     shared = {1: 0, hidden: 0}
     original = engine(words, shared=shared)
     unrelated = unrelated_ends(original, ["sea"] * 16, SCHEDULE, Told())
-    return Chaser(original, engine(words, pruned, shared), EFFORT, SCHEDULE, unrelated)
+    return Chaser(
+        original, engine(words, pruned, shared), EFFORT, Judges(TAU, GATE, SCHEDULE, unrelated)
+    )
 
 
 def test_a_picture_that_only_an_embedding_brings_back_comes_before_what_was_never_seen() -> None:
@@ -101,6 +104,24 @@ def test_whole_pictures_decide_where_trajectories_say_that_it_is_there(
     assert alarms(row) == [4, 10][: near.count(0)]
     assert sum(told) == len(one.starts) * one.samples_of_attack
     assert one.pruned.cost.samples - before >= len(near) * 2 * one.whole.passes
+
+
+def test_what_the_original_draws_of_a_caption_is_drawn_once() -> None:
+    one = chaser([0, 1, 2])
+    one.codec = Enlarging()
+    (cat,) = one.original.prompts([CAT])
+    aim = replace(one.memorized(cat, None), near=cast(Near, Seeing(0)))
+    before, told = one.original.cost.samples, list[int]()
+    one.judges.reference(one.original, cat, told.append)
+    assert one.original.cost.samples == before
+    assert sum(told) == REFERENCES * SCHEDULE.passes, "totals hold"
+    own = one.pictures(one.original, cat, range(2), frozenset())
+    before = one.original.cost.samples
+    (row, *_) = one.chase(aim, [(ORIGINAL, one.original, cat)], own=own)
+    assert (row["back"], row["curve"][0]["drawn"]) == (0, 2)
+    random = one.samples_of_attack  # at most, of what starts from no caption
+    trajectories = EFFORT.draw_seeds * SCHEDULE.passes
+    assert one.original.cost.samples - before <= random + trajectories
 
 
 def test_the_budget_is_what_is_spent_and_a_step_can_be_repeated() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny import run, write_small
 
+import nemo_prune
 from nemo_prune.audit import strength
 from nemo_prune.audit.strength import Chase, Effort, Style
 from nemo_prune.checkpoint.apply import write_model
@@ -375,3 +376,27 @@ def test_a_comparison_is_the_same(
     assert told.count("Preparing") == 5 * (3 - 1), "the first prompt is prepared here"
     assert told.count("Drawing") == 6 * (3 + 2)
     assert told.count("Scoring") == 6 * 3
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+def test_ray_data_maps_the_scorer_over_batches(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two actors, each with the model; what comes is what one process gives."""
+    import ray.data
+
+    texts = [f"a {colour} {thing}" for colour in ("red", "blue", "grey") for thing in ("cat", "dog")]
+    given: dict[str, Any] = {"seeds": 3, "tau": 0.0, "gate": 0.0, "device": "cpu"}
+    with capfd.disabled():  # its progress
+        rows = (
+            ray.data.from_items([{"caption": text} for text in texts])
+            .map_batches(
+                nemo_prune.Scorer, fn_constructor_kwargs={"model": str(model), **given}, concurrency=2,
+                batch_size=2,
+            )
+            .take_all()
+        )  # fmt: skip
+    alone = nemo_prune.detect(model, texts, **given).detections
+    found = {row["caption"]: (row["score"], row["seeds"], row["memorized"]) for row in rows}
+    assert found == {
+        text: (one.score, one.seeds, one.memorized) for text, one in zip(texts, alone, strict=True)
+    }
