@@ -35,7 +35,7 @@ from nemo_prune.files.atomic import (
     refuse_same,
 )
 from nemo_prune.files.hashing import file_sha256, joint_sha256
-from nemo_prune.files.header import MAX_HEADER_BYTES, is_training_state
+from nemo_prune.files.header import MAX_HEADER_BYTES, PICKLE_SUFFIXES, is_training_state
 from nemo_prune.files.rewrite import Ranges, Source, rewrite
 from nemo_prune.files.sidecars import check_sidecars, copy_sidecars
 from nemo_prune.files.trees import check_apart, copy_file
@@ -98,6 +98,11 @@ def check_model_output(
             check_room(out, (), needed_room(checkpoint, out, neurons, undo=undo))
         return
     check_apart(out, checkpoint.path, "the model's folder")
+    if out.suffix.lower() in (WEIGHTS, *PICKLE_SUFFIXES):
+        raise OutputError(
+            f"{out}: has a file's name, and of a folder comes a folder; name it {out.stem}, or give "
+            f"the model's single .safetensors file"
+        )
     check_new_folder(out)
     if undo is not None:
         check_undo_folder(undo, checkpoint.path, out)

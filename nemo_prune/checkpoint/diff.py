@@ -12,7 +12,8 @@ from typing import Any
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint, Part
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import are_folders, open_checkpoint
-from nemo_prune.errors import ManifestError
+from nemo_prune.checkpoint.recognize import no_model
+from nemo_prune.errors import CheckpointError, ManifestError
 from nemo_prune.files import diff
 from nemo_prune.files.diff import Difference, Runs, nonzero_rows, rows_text
 from nemo_prune.files.hashing import file_hashes, file_sha256, joint_sha256
@@ -150,7 +151,12 @@ def compare(a: Path, b: Path) -> ModelDifference:
     for place in sorted(first.keys() & second.keys()):
         one, two = first[place], second[place]
         if not folders or one.suffix == WEIGHTS:
-            weights[place] = diff.compare(read_header(one), read_header(two))
+            headers = read_header(one), read_header(two)
+            kinds = [no_model(header.tensors) for header in headers]
+            if not folders and any(kinds) and not all(kinds):
+                odd = kinds.index("") ^ 1
+                raise CheckpointError(f"{(one, two)[odd]}: {kinds[odd]}")
+            weights[place] = diff.compare(*headers)
         elif file_sha256(one) != file_sha256(two):
             others.append(place)
     hidden = {path.relative_to(tree.root).as_posix() for tree in trees for path in tree.hidden}

@@ -21,6 +21,7 @@ from nemo_prune.checkpoint.sidecar import read_sidecar
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.header import Header, Tensor, quoted, read_header
 from nemo_prune.files.strict_json import read_object
+from nemo_prune.files.undo import UNDO_HEADER
 
 # Dtypes in which zero bytes mean 0.0: not F8_E8M0 (2^-127), not quantized integers (an offset).
 _ZERO_IS_ZERO = frozenset(
@@ -383,10 +384,16 @@ _KINDS = tuple(
          r"|visual_transformer_blocks|add_embedding\.(image_proj|text_proj|text_norm))\.",
          f"is a Kandinsky model, which {_PIXELS}; {_GIVE}"),
         (r"(^|\.)add_embedding\.pool\.", f"is a DeepFloyd IF model, which {_PIXELS}; {_GIVE}"),
+        (r"(^|\.)(input_blocks|output_blocks|down_blocks|up_blocks)\.\d.*\.attn2\.to_v\.",
+         "is a Stable Diffusion model whose parts a program saved under its own names (unet., vae.); "
+         "save the UNet alone, or the whole as a diffusers folder or by Stable Diffusion's own names"),
         (r"(^|\.)(transformer_blocks\.\d+\.attn2\.to_v|blocks\.\d+\.cross_attn\.kv_linear)\.",
          "is a transformer with cross-attention: of these PixArt-alpha and -sigma are read, from "
          "diffusers folders, and the method was never tried on others (Sana, ...); give such a folder, "
          "or a Stable Diffusion 1, 2 or XL checkpoint"),
+        (r"^((model|vlm)\.)?(text_decoder|visual_encoder|qformer|query_tokens|multi_modal_projector"
+         r"|image_text_embed)\b|^vision_tower\.",
+         f"is a captioner (BLIP, LLaVA, ...), which describes pictures and draws none; {_GIVE}"),
     )
 )  # fmt: skip
 # diffusers calls an embedding's tensor as the word that it stands for.
@@ -404,6 +411,8 @@ _VAE = re.compile(
 
 def _refuse_whole(tensors: Tensors) -> str | None:
     """What speaks against a file even if its value layers look right; None if nothing does."""
+    if UNDO_HEADER in tensors:
+        return no_model(tensors)
     if is_controlnet(tensors):
         return "holds a ControlNet, not a text-to-image model alone; give the model it steers"
     if any(_VIDEO.search(name) for name in tensors):
@@ -418,7 +427,7 @@ def _refuse_without_values(tensors: Tensors, stated: str) -> str:
     if _VIDEO_CLASS.search(stated):
         return _VIDEO_REASON
     if is_addition(tensors):
-        return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
+        return no_model(tensors)
     if any(len(tensor.shape) == 5 for tensor in tensors.values()):  # convolutions over time
         return _VIDEO_REASON
     for pattern, reason in _KINDS:
@@ -445,6 +454,18 @@ def _refuse_without_values(tensors: Tensors, stated: str) -> str:
     if stated:
         return f"is of the class {stated}, without cross-attention value layers (attn2.to_v); {_GIVE}"
     return f"is of an unknown family: it has no cross-attention value layers (attn2.to_v); {_GIVE}"
+
+
+def no_model(names: Collection[str]) -> str:
+    """What a file is that only goes with a model, and what to do; "" for all others."""
+    if UNDO_HEADER in names:
+        return (
+            f"is what {option('undo')} kept, the rows removed from a model; give the model itself, or "
+            f"bring them back: restore, with the pruned model and this as {option('undo')}"
+        )
+    if is_addition(names):
+        return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
+    return ""
 
 
 def is_controlnet(names: Iterable[str]) -> bool:

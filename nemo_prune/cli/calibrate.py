@@ -24,6 +24,7 @@ from nemo_prune.cli.options import (
     read_given,
     verb,
     workers_options,
+    written_as,
 )
 from nemo_prune.errors import CalibrationError, OptionError, PromptFileError, option
 from nemo_prune.options import Options
@@ -45,7 +46,14 @@ _OF_LONG = 10_000  # prompts of a list that may be too long for memory, and is f
 )
 @option_group(
     "Output",
-    click.option("-o", "--output", type=OUT, required=True, help="The calibration to write."),
+    click.option(
+        "-o",
+        "--output",
+        type=OUT,
+        required=True,
+        callback=written_as("safetensors"),
+        help="The calibration to write.",
+    ),
     overwrite_option,
     json_option,
     quiet_option,

@@ -25,6 +25,7 @@ from nemo_prune.cli.options import (
     threshold_options,
     verb,
     workers_options,
+    written_as,
 )
 from nemo_prune.options import BUNDLED_ORDINARY
 
@@ -106,7 +107,7 @@ from nemo_prune.options import BUNDLED_ORDINARY
     "Output",
     click.option("--report", "reports", type=OUT, multiple=True, required=True,
                  help="Write the report: .html, .md or .json; may be given several times."),
-    click.option("--csv", "table", type=OUT,
+    click.option("--csv", "table", type=OUT, callback=written_as("CSV"),
                  help="Also write the table: a line for each method and kind of prompt."),
     click.option("--keep", type=OUT, metavar="DIR",
                  help="Keep all pictures and what was found in this folder; a later run with --resume "

@@ -22,7 +22,7 @@ def flags(text: str) -> str:
 
 
 def console() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 def interval_text(gate: Mapping[str, Any]) -> str:
@@ -129,7 +129,7 @@ def _print_statuses(
 
 def print_findings(result: dict[str, Any]) -> None:
     """The ranked table of `detect` and its verdict, on standard output: it is what was asked for."""
-    shown = Console(highlight=False)
+    shown = Console(highlight=False, emoji=False)
     ranked = sorted(result["prompts"], key=lambda entry: (-entry["score"], entry["index"]))
     with_text = "text" in ranked[0]
     place = _place_title(ranked)

@@ -25,6 +25,7 @@ from nemo_prune.cli.options import (
     threshold_options,
     verb,
     workers_options,
+    written_as,
 )
 
 
@@ -33,7 +34,13 @@ from nemo_prune.cli.options import (
 @prompts_options
 @option_group(
     "Output",
-    click.option("--csv", "table", type=OUT, help="Also write the ranked table as CSV."),
+    click.option(
+        "--csv",
+        "table",
+        type=OUT,
+        callback=written_as("CSV"),
+        help="Also write the ranked table as CSV.",
+    ),
     click.option(
         "-o",
         "--output",

@@ -48,7 +48,7 @@ def _print(found: dict[str, Any]) -> None:
 
     from nemo_prune.checkpoint.neurons import short_name
 
-    shown = Console(highlight=False)
+    shown = Console(highlight=False, emoji=False)
 
     def line(text: str) -> None:
         # A hash or a path is one word, to be copied as a whole.
@@ -81,8 +81,8 @@ def _print(found: dict[str, Any]) -> None:
     line(f"text channels: {layers[0]['columns']}")
     table = Table(header_style="bold")
     for name in ("", "value layer", "neurons", "copies", "already zero"):
-        # Numbers and names are never cut off; a long list of rows is folded.
-        table.add_column(name, overflow="fold", no_wrap=name != "already zero")
+        # Numbers and names are never cut off; a long list of rows is folded, and all where it is narrow.
+        table.add_column(name, overflow="fold", no_wrap=name != "already zero" and shown.width >= 80)
     numbered = list(enumerate(layers))
     for number, layer in sorted(numbered, key=lambda pair: not pair[1]["zeroed"]):
         table.add_row(

@@ -30,6 +30,7 @@ from nemo_prune.cli.options import (
     threshold_options,
     verb,
     workers_options,
+    written_as,
 )
 from nemo_prune.errors import Interrupted
 from nemo_prune.options import Progress, Writing
@@ -45,7 +46,15 @@ if TYPE_CHECKING:
 @prompts_options
 @option_group(
     "Output",
-    click.option("-o", "--output", "manifest", type=OUT, required=True, help="The manifest."),
+    click.option(
+        "-o",
+        "--output",
+        "manifest",
+        type=OUT,
+        required=True,
+        callback=written_as("JSON"),
+        help="The manifest.",
+    ),
     neurons_csv_option,
     plots_option,
     resume_option,

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -64,6 +65,21 @@ CONTEXT = cloup.Context.settings(
     ),
 )
 _NARROWEST = 24  # columns; a terminal of fewer has lines that it breaks itself
+_BARE = re.compile(r"\w[\w-]*")  # no path to a file, for which nobody would look long
+_OTHER_WORDS = {
+    "detect": {"scan", "find", "score", "search", "rank", "screen"},
+    "inspect": {"list", "ls", "info", "show", "stat", "view", "describe"},
+    "check": {"test", "gate", "lint", "validate"},
+    "verify": {"evaluate", "eval", "report", "judge"},
+    "apply": {"edit", "zero", "patch", "write", "mask"},
+    "prune": {"run", "remove", "fix", "clean", "erase", "forget", "unlearn"},
+    "restore": {"undo", "revert", "unprune", "recover"},
+    "audit": {"attack", "recall"},
+    "compare": {"benchmark", "bench"},
+    "diff": {"cmp"},
+    "calibrate": {"measure"},
+}
+"""What programs of other people call such verbs."""
 _ALIKE = 0.7  # similarity from which on a word is taken for a mistyped verb (difflib's ratio)
 
 
@@ -129,11 +145,14 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
         if word not in self.commands and not os.path.lexists(word):
             known = {name for one in self.commands["prune"].params for name in one.opts}
             words = [*self.commands, "--help", "--version"]
-            alike = difflib.get_close_matches(word, words, n=1, cutoff=_ALIKE)
+            alike = difflib.get_close_matches(word.lower(), words, n=1, cutoff=_ALIKE)
+            alike += [verb for verb, others in _OTHER_WORDS.items() if word.lower() in others]
             if alike and word.partition("=")[0] not in known:
                 raise click.UsageError(
                     f"No such command or file '{word}'. Did you mean '{alike[0]}'?", ctx
                 )
+            if _BARE.fullmatch(word):
+                raise click.UsageError(f"No such command or file '{word}'; --help lists commands", ctx)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -46,8 +46,29 @@ FILE = _Named(path_type=Path, readable=False)
 OUT = _Named(path_type=Path, readable=False)
 """A file or folder that is written; see `check_files`."""
 FILE.name, OUT.name = "file", "out"  # as the help shows them
+_KINDS = {
+    "CSV": (".csv", ".txt", ".text", ""),
+    "JSON": (".json", ".txt", ".text", ""),
+    "safetensors": (".safetensors", ""),
+}
+"""What outputs are written as, and the suffixes among those of known formats that go with it."""
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+
+
+def written_as(kind: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
+    """A callback that refuses an output whose name says another format; programs go by the name."""
+
+    def check(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+        from nemo_prune.files.lists import FOREIGN, FORMATS
+
+        known = {*FOREIGN, *FORMATS, ".safetensors"}
+        if path is not None and path.suffix.lower() in known.difference(_KINDS[kind]):
+            what = f"{path} is written as {kind}; name it {path.with_suffix(_KINDS[kind][0]).name}"
+            raise click.BadParameter(what, context, parameter)
+        return path
+
+    return check
 
 
 class Whole(click.IntRange):
@@ -68,6 +89,7 @@ class Number(click.FloatRange):
         return number
 
 
+_SLASHES = (os.sep, os.altsep or os.sep)
 _DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # what word processors make of --
 
 
@@ -84,15 +106,33 @@ class Verb(cloup.Command):
             meant = f"--{name.lstrip(_DASHES)}"
             if name[:1] in (*_DASHES,) and name != meant and meant in known:
                 raise click.UsageError(f"No such option '{name}'. Did you mean '{meant}'?", ctx)
+        typed: Mapping[str, Any] = {}
         if not ctx.resilient_parsing:
-            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            typed, _, order = self.make_parser(ctx).parse_args(list(args))
             for parameter, times in Counter(order).items():
                 single = isinstance(parameter, click.Option) and not parameter.multiple
                 if times > 1 and single and isinstance(parameter.type, _Named):
                     raise click.UsageError(
                         f"{max(parameter.opts, key=len)}: given twice; give it once", ctx
                     )
-        return super().parse_args(ctx, args)
+        left = super().parse_args(ctx, args)
+        self._refuse_slashes(ctx, typed)
+        return left
+
+    def _refuse_slashes(self, ctx: click.Context, typed: Mapping[str, Any]) -> None:
+        """Refuse `-o folder/` where a file is written: it would be a file called `folder`."""
+        read: list[Path] = []
+        for one in self.params:
+            value = ctx.params.get(str(one.name)) if isinstance(one, click.Argument) else None
+            read += value if isinstance(value, tuple) else [value] if isinstance(value, Path) else []
+        folders = len(read) > 1 if "models" in ctx.params else False
+        if folders or any(map(os.path.isdir, read)):
+            return
+        for one in self.params:
+            value = typed.get(str(one.name))
+            for text in value if isinstance(value, list) else [value]:
+                if one.type is OUT and one.metavar != "DIR" and str(text).endswith(_SLASHES):
+                    raise click.BadParameter(f"{text} names a folder; name the file", ctx, one)
 
     def get_short_help_str(self, limit: int = 0) -> str:
         del limit  # where click would cut it off; what is too long is wrapped
@@ -157,7 +197,7 @@ undo_option = click.option(
 )
 
 neurons_csv_option = click.option(
-    "--neurons-csv", type=OUT,
+    "--neurons-csv", type=OUT, callback=written_as("CSV"),
     help="Also write a table: prompt, layer, row, attribution, harm, shared by which prompts.",
 )  # fmt: skip
 

@@ -44,6 +44,7 @@ from nemo_prune.cli.options import (
     verb,
     wanted_sidecars,
     workers_options,
+    written_as,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
 from nemo_prune.cli.restore import say_undo
@@ -56,7 +57,12 @@ from nemo_prune.options import Reporting, Writing
 @option_group(
     "Output",
     click.option("-o", "--output", type=OUT, help="The checkpoint to write."),
-    click.option("--manifest", type=OUT, help="Also keep the manifest: which neurons, and why."),
+    click.option(
+        "--manifest",
+        type=OUT,
+        callback=written_as("JSON"),
+        help="Also keep the manifest: which neurons, and why.",
+    ),
     neurons_csv_option,
     undo_option,
     click.option("--dry-run", is_flag=True, help="Stop before writing the checkpoint."),

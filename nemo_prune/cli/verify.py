@@ -27,6 +27,7 @@ from nemo_prune.cli.options import (
     save_plots,
     verb,
     workers_options,
+    written_as,
 )
 from nemo_prune.cli.reporting import check_reports, prepare, report_options
 from nemo_prune.options import Reporting
@@ -45,6 +46,7 @@ from nemo_prune.options import Reporting
     click.option(
         "--targets-template",
         type=OUT,
+        callback=written_as("CSV"),
         metavar="FILE",
         help="Write a CSV of the prompts and the pictures of --targets that they are known to "
         "have, to be filled in, and stop; with --targets-match alike at the end. It holds "
@@ -101,7 +103,7 @@ def verify(
         told = Targets()
         if reporting.targets:
             told = find_targets(reporting.targets, prompts, reporting.targets_match)
-        _write_template(targets_template, prompts, told.pictures, reporting)
+        _write_template(targets_template, prompts, told.pictures, reporting, told.left)
         context.exit(0)
     check_inputs(before, after, prompts, wanted)
     inputs.check()
@@ -132,13 +134,15 @@ def verify(
 
 
 def _write_template(
-    path: Path, prompts: Sequence[str], pictures: Mapping[int, Path], reporting: Reporting
-) -> None:
+    path: Path, prompts: Sequence[str], pictures: Mapping[int, Path], reporting: Reporting,
+    left: Sequence[Path] = (),
+) -> None:  # fmt: skip
     """Write the prompts and their pictures, and say how many there are and what to do with it."""
     from nemo_prune.report.targets import write_template
 
     write_template(path, prompts, pictures, reporting.overwrite)
+    spare = f" ({len(left)} pictures are named by no prompt's number or text)" if left else ""
     say(
-        f"wrote {path}: {len(pictures)} of {len(prompts)} prompts have a picture; fill in the column "
-        f"file and give it as --targets. It holds the prompts' texts."
+        f"wrote {path}: {len(pictures)} of {len(prompts)} prompts have a picture{spare}; fill in the "
+        f"column file and give it as --targets. It holds the prompts' texts."
     )

@@ -29,6 +29,20 @@ except ImportError:  # pragma: no cover - Windows
 
 _HIDDEN = re.compile(r"\.(?P<name>.*)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 _NAME_BYTES = 200  # of OUT's name in the hidden one: file systems stop at 255 in all
+_OTHERS = {
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".html",
+    ".md",
+    ".png",
+    ".zip",
+    ".gz",
+    ".onnx",
+    ".gguf",
+}
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -44,6 +58,8 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
     if same_file(out, Path(source)):
         raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
     check_suffix(out)
+    if out.suffix.lower() in _OTHERS:
+        raise OutputError(f"{out}: has not the name of a model; end it in .safetensors")
     check_place(out, overwrite)
     check_room(out, [source])
 

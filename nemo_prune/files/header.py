@@ -67,7 +67,7 @@ _TRAINING_STATE = re.compile(
 )
 _PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle, in the second byte
 _JSON = re.compile(rb"\{\s*\"")
-_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{16,}")  # the length of a real header has zeros
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{9,}")  # the length of a real header has zeros
 _DOWNLOAD = "download or copy it again"
 LIST_ADVICE = f"; a list of prompts, and each further one, needs {option('prompts')} before it"
 """What a message ends in, on text where a model is due; some verbs take no prompts."""

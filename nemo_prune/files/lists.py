@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_prune.errors import PromptFileError, option
+from nemo_prune.errors import PromptFileError
 from nemo_prune.files.text import MAX_BYTES, decoded
 
 Format = Literal["txt", "csv", "tsv", "jsonl", "json", "parquet"]
@@ -41,33 +41,8 @@ FOREIGN = frozenset({
     ".tgz", ".toml", ".txz", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
 })  # fmt: skip
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
-_MAGIC = {
-    b"PAR1": "Parquet",
-    b"\x1f\x8b": "compressed with gzip",
-    b"PK\x03\x04": "a zip archive or a spreadsheet",
-    b"BZh": "compressed with bzip2",
-    b"\xfd7zXZ": "compressed with xz",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd",
-    b"SQLite format 3": "a database",
-    b"%PDF": "a PDF",
-    b"{\\rtf": "rich text (RTF)",
-    b"version https://git-lfs": "a Git LFS pointer, without its content (git lfs pull)",
-}
-_JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
-# A web page (such as an error), YAML, or a program's list: no captions begin so.
-_FOREIGN_BEGINS = re.compile(r"<(!doctype|html|\?xml)|---\r?\n|\w+ ?= ?[\[({]|\w+: *\r?\n *- ", re.I)
-_QUOTED_CELLS = re.compile(r'"[^"]*"([,;\t|]("[^"]*"|[^",;]*))+$')
-# A line of a script for A1111's "prompts from file": --prompt "..." --steps 20.
-_OPTIONS_BEGIN = re.compile(r"--(negative_)?prompt[ =]")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t]*\r?\n', re.I)  # by which Excel is told
-_NUMBERED = re.compile(r"\s*(\d{1,9})[.):]\s+\S")
-_BULLET = re.compile(r"\s*[-*+\u2022]\s+\S")
-_COMMENT = re.compile(r"\s*#+\s")
-_PARAMETERS = re.compile(r"Negative prompt: |Steps: \d+, ")  # as A1111 writes them into pictures
-_CUE = re.compile(r"\d\d:\d\d[:.,]\d.* --> \d\d:")
-_PICTURE = re.compile(r"\s*\S+\.(jpe?g|png|webp|gif|bmp)\W", re.IGNORECASE)
-_CONFLICT = re.compile(r"(<{7}|={7}|>{7})( |$)")
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
 
 Record = str | Mapping[str, object]
@@ -152,7 +127,7 @@ def open_pipe(path: Path) -> tuple[bytes, FileIO]:
 
 
 def decoded_list(path: Path, content: bytes) -> str:
-    text = decoded(content, path, PromptFileError, WANTED)
+    text = decoded(content, path, PromptFileError, WANTED).removesuffix("\x1a")  # DOS's end of a text
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise PromptFileError(
@@ -161,155 +136,10 @@ def decoded_list(path: Path, content: bytes) -> str:
     return text
 
 
-# ----------------------------------------------------------------------------- name against content
-
-
-def check_magic(path: Path, content: bytes, format: Format) -> None:
-    for suffix, magic in COMPRESSED.items():
-        if content.startswith(magic):
-            what = f"is {_MAGIC[magic]}, and its name does not say so"
-            raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
-    for magic, what in _MAGIC.items():
-        if content.startswith(magic) and not (what == "Parquet" and format == "parquet"):
-            raise refused(path, f"is {what}", "parquet" if what == "Parquet" else None)
-
-
-def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
-    """The format that name and content agree on, and notes; PromptFileError where they do not."""
-    looks: Format | None = _looks_like(text)
-    if format in ("json", "jsonl"):
-        # The two are told apart without doubt, and many tools name one as the other.
-        if format == "json" and _parsed(text) is not None:
-            looks = "json"
-        if looks is not None and looks != format:
-            words = {"json": "holds one JSON document", "jsonl": "holds JSON lines"}
-            return looks, [f"{path}: {words[looks]}, and was read so whatever its name"]
-        return format, []
-    if looks in ("json", "jsonl"):
-        words = {"json": "JSON", "jsonl": "JSON lines"}
-        raise refused(path, f"holds {words[looks]}, not {_NAMES[format]}", looks)
-    if format == "txt":
-        if begins := _JSON_BEGINS.match(text.lstrip()):
-            raise refused(path, f"begins as JSON ({begins[1]}) that is cut or broken, not as text", None)
-        if _FOREIGN_BEGINS.match(text.lstrip()):
-            raise refused(path, "begins as a web page, YAML or a program, not as text", None)
-        if _OPTIONS_BEGIN.match(text.lstrip()):
-            raise refused(path, "begins with options (--prompt ...), not with a prompt", None)
-        if SEPARATOR_LINE.match(text.lstrip()):
-            raise refused(path, "begins with sep=, as a table does", "csv")
-        if separator := _table_separator(text):
-            what = f"is a table separated by {SEPARATORS[separator]}, not text"
-            raise refused(path, what, "tsv" if separator == "\t" else "csv")
-    return format, []
-
-
-def odd_lines(path: Path, text: str) -> list[str]:
-    """Notes on lines of text that hold more, or something else, than prompts.
-
-    Raises PromptFileError where most of them would be no prompt that a model was trained on.
-    """
-    lines = [line for line in _lines(text) if line.strip()]
-    kept = "taken as part of the prompt"
-    found = []
-    numbers = [int(match[1]) if (match := _NUMBERED.match(line)) else None for line in lines]
-    counting = zip(numbers, numbers[1:], numbers[2:], strict=False)
-    # Captions may begin with a number, but not with one after the other.
-    if any(a is not None and b == a + 1 and c == a + 2 for a, b, c in counting):
-        count = len(numbers) - numbers.count(None)
-        found.append((count, f"with a number that counts up, which is {kept}"))
-    if 2 <= (count := sum(map(bool, map(_BULLET.match, lines)))) >= len(lines) / 2:
-        found.append((count, f"as items of a list, with a mark (-, *) that is {kept}"))
-    if count := sum(map(bool, map(_COMMENT.match, lines))):
-        found.append((count, "with #, as comments do, and are taken as prompts"))
-    if count := sum(map(bool, map(_PARAMETERS.match, lines))):
-        found.append(
-            (count, "as a picture's parameters do (Negative prompt:, Steps:): taken as prompts")
-        )
-    if count := sum(map(bool, map(_CUE.match, lines))):
-        found.append((count, "as subtitles do (00:00 --> 00:01): every line is taken as a prompt"))
-    if count := sum(map(bool, map(_PICTURE.match, lines))):
-        if count >= len(lines) / 2:
-            raise PromptFileError(
-                f"{path}: {count} of its lines begin with the name of a picture; give captions alone, "
-                f"or a table with a header"
-            )
-        found.append((count, f"with the name of a picture, which is {kept}"))
-    if count := sum(map(bool, map(_CONFLICT.match, lines))):
-        found.append((count, "as the marks of a merge conflict do: taken as prompts"))
-    return [f"{path}: {count} of its lines begin {how}" for count, how in found]
-
-
-_NAMES = {"txt": "text", "csv": "CSV", "tsv": "TSV"}
-
-
-def _looks_like(text: str) -> Literal["json", "jsonl"] | None:
-    """What a text is if it is JSON as a whole, or JSON objects (or strings) line by line."""
-    begin = text.lstrip()[:1]
-    if begin not in ("[", "{", '"'):
-        return None
-    lines = [line for line in _lines(text) if line.strip()]
-    whole = None
-    if begin != '"':
-        # One line with an object may be both; it is a list of one.
-        whole = _parsed(text)
-    if isinstance(whole, list) or (isinstance(whole, dict) and _lists_in(whole, None)):
-        return "json"
-    first = _parsed(lines[0])
-    if isinstance(first, dict):
-        return "jsonl"
-    if isinstance(whole, dict):
-        return "json"
-    if isinstance(first, str) and len(lines) > 1 and all(isinstance(_parsed(x), str) for x in lines):
-        return "jsonl"
-    return None
-
-
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _table_separator(text: str) -> str | None:
-    """What separates the cells of a text that looks like a table: each line has it."""
-    lines = [line for line in _lines(text) if line.strip()]
-    for separator in SEPARATORS:
-        if separator not in lines[0] or 0 in (counts := {line.count(separator) for line in lines}):
-            continue
-        names = _names(lines[0].split(separator))
-        # Of a list of tags, with "text" among them, other lines would have fewer.
-        known = any(name in COLUMNS + LABELS for name in names)
-        known = known and lines[0].count(separator) == min(counts)
-        # Captions have commas, hardly ever tabs.
-        if known or (separator == "\t" and len(counts) == 1 and len(lines) > 1):
-            return separator
-    if len(lines) > 1 and all(_QUOTED_CELLS.match(line) for line in lines):
-        return ","
-    return None
-
-
-def refused(path: Path, what: str, looks: Format | None) -> PromptFileError:
-    """What a list is instead, and the remedy."""
-    if looks is None:
-        cure = f"give text, CSV, TSV, JSON, JSON lines or Parquet, or {option('prompts_format')}"
-    else:
-        named = "" if nameless(path) else f"name it .{looks}, or "
-        cure = f"{named}give {option('prompts_format')} {looks}"
-        if looks != "parquet":
-            cure += f" ({option('prompts_format')} txt takes each line as a prompt)"
-    return PromptFileError(f"{path}: {what}; {cure}")
-
-
 # ----------------------------------------------------------------------------------------- readers
 
 
-def _lines(text: str) -> list[str]:
-    # Not str.splitlines: it also splits at a form feed or U+2028, which a prompt may hold.
-    return re.split("\r?\n", text)
-
-
-def _names(cells: Sequence[str]) -> list[str]:
+def names_of(cells: Sequence[str]) -> list[str]:
     return [cell.strip().strip('"').strip().lower() for cell in cells]
 
 
@@ -342,11 +172,13 @@ def table_rows(
             what = "a quote that is never closed" if open_quote else f"what is not CSV ({error})"
             if "field limit" in str(error):
                 what = f"a cell that is too long, as of a quote that is never closed ({error})"
+            if "new-line character" in str(error):
+                what = "a carriage return that ends no line"
             raise PromptFileError(
                 f"{path}: is not a readable CSV: line {number} has {what}; mend it"
             ) from None
         if names is None:
-            names = _names(row)
+            names = names_of(row)
             if any(names.count(name) > 1 for name in (*COLUMNS, *LABELS)):
                 raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
             yield number, list(names)
@@ -359,7 +191,7 @@ def table_rows(
                 f"{path}: line {number} has {len(row)} cells, the header {len(names)}; put texts "
                 f'with separators in quotes ("), double quotes within them, and mend the line'
             )
-        if len(row) > 1 and row[0].strip().lower() == names[0] and _names(row) == list(names):
+        if len(row) > 1 and row[0].strip().lower() == names[0] and names_of(row) == list(names):
             raise PromptFileError(
                 f"{path}: line {number} is the header again, as of files that were joined; remove it"
             )
@@ -419,7 +251,7 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
         whole = decoder.decode(text)
         items: list[tuple[int, object]] = []
         if isinstance(whole, dict):
-            named = _lists_in(whole, column)
+            named = lists_in(whole, column)
             if len(named) > 1:
                 raise PromptFileError(f"{path}: has several lists of prompts; keep one of them")
             key = named[0] if named else None
@@ -455,7 +287,7 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
     return Listing(path, "json", records, 0, tuple(notes), named=key is not None and key == column)
 
 
-def _lists_in(whole: Mapping[str, object], column: str | None) -> list[str]:
+def lists_in(whole: Mapping[str, object], column: str | None) -> list[str]:
     """The keys, in lower case, under which an object may hold the list."""
     lists = {key.lower() for key, value in whole.items() if isinstance(value, list)}
     for names in ((column,) if column else (), _LISTS, COLUMNS):

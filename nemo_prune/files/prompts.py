@@ -19,7 +19,7 @@ _MEMORIZED = frozenset(
 )
 _ORDINARY = frozenset({"0", "false", "no", "ordinary", "not memorized", "none", "n"})
 _CERTAIN = ("memorized", "label")  # columns of these names can only be labels
-_VISIBLE = re.compile(r"[^\s\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+_VISIBLE = re.compile(r"[^\s\x00-\x1f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _BREAK = re.compile("[\n\v\f\x1c-\x1e\x85\u2028\u2029]")  # what some programs end a line with
 _KINDS = {
     "verbatim": "verbatim", "vm": "verbatim", "mv": "verbatim", "rv": "verbatim",

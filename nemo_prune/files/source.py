@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.errors import PromptFileError
+from nemo_prune.files.content import agreed, check_magic, odd_lines, refused
 from nemo_prune.files.lists import (
     COLUMNS,
     COMPRESSED,
@@ -30,18 +31,14 @@ from nemo_prune.files.lists import (
     Format,
     Listing,
     Record,
-    agreed,
-    check_magic,
     decoded_list,
     json_line,
     json_list,
     nameless,
-    odd_lines,
     open_parquet,
     open_pipe,
     parquet_columns,
     parquet_list,
-    refused,
     separator_of,
     table_rows,
     text_line,
@@ -311,6 +308,7 @@ class _Lines:
             raise PromptFileError(
                 f"{self._path}: line {self.number} is not UTF-8; give a UTF-8 text file"
             ) from None
+        text = text.removesuffix("\x1a")  # by which DOS ended texts; before a line's end it stays
         if "\0" in text:
             raise PromptFileError(
                 f"{self._path}: is not a text file (line {self.number} holds a NUL); give one prompt "

@@ -29,9 +29,9 @@ from nemo_prune.files.rewrite import Ranges, Source, copy, read_at, write_at
 SOURCE_SHA256 = "nemo_prune.source_sha256"
 """The metadata key under which a pruned file gives the hash of the file that it was made from."""
 _PREFIX = "nemo_prune_undo."
-_HEADER, _SOURCE, _OUTPUT, _ROWS = (
-    _PREFIX + key for key in ("header", "source_sha256", "output_sha256", "rows")
-)
+UNDO_HEADER = _PREFIX + "header"
+"""The tensor that only undo files have."""
+_SOURCE, _OUTPUT, _ROWS = (_PREFIX + key for key in ("source_sha256", "output_sha256", "rows"))
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -123,7 +123,11 @@ def _undo_header(
             _OUTPUT: output_sha256,
             _ROWS: json.dumps(rows, separators=(",", ":")),
         },
-        _HEADER: {"dtype": "U8", "shape": [header.data_start], "data_offsets": [0, header.data_start]},
+        UNDO_HEADER: {
+            "dtype": "U8",
+            "shape": [header.data_start],
+            "data_offsets": [0, header.data_start],
+        },
     }
     position = header.data_start
     for name, numbers in rows.items():
@@ -145,13 +149,13 @@ def read_undo(path: Path) -> Undo:
     except (ValueError, RecursionError):
         rows = None
     before, after = stated.get(_SOURCE, ""), stated.get(_OUTPUT, "")
-    first = header.tensors.get(_HEADER)
+    first = header.tensors.get(UNDO_HEADER)
     sound = (
         isinstance(rows, dict)
         and all(_SHA256.fullmatch(text) for text in (before, after))
         and first is not None
         and (first.dtype, len(first.shape)) == ("U8", 1)
-        and header.tensors.keys() == {_HEADER, *rows}
+        and header.tensors.keys() == {UNDO_HEADER, *rows}
         and all(_are_rows(rows[name], header.tensors[name]) for name in rows)
     )
     if not sound:
@@ -176,7 +180,7 @@ def restore(pruned: Path, undo: Path, out: Path, overwrite: bool = False) -> Res
     )
     if header.metadata.get(SOURCE_SHA256) != removed.source_sha256 or not _fits(removed, header):
         raise mismatch
-    length = removed.header.tensors[_HEADER].shape[0]
+    length = removed.header.tensors[UNDO_HEADER].shape[0]
     with Source(header) as source, Source(removed.header) as rows:
         if file_sha256(pruned) != removed.output_sha256:
             raise mismatch
@@ -196,7 +200,7 @@ def restore(pruned: Path, undo: Path, out: Path, overwrite: bool = False) -> Res
 
 def _moves(removed: Undo, header: Header, length: int) -> Iterator[tuple[int, int, int]]:
     """(place in the restored file, start and end in the undo file) of the header and all rows."""
-    first = removed.header.tensors[_HEADER]
+    first = removed.header.tensors[UNDO_HEADER]
     yield 0, first.start, first.end
     for name, rows in removed.rows.items():
         for number, row in enumerate(rows):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_prune.checkpoint.neurons import short_name
 from nemo_prune.checkpoint.statuses import Status
-from nemo_prune.errors import OptionError, option
+from nemo_prune.errors import OptionError, OutputError, option
 from nemo_prune.files.atomic import check_new_folder, new_folder
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def check_plots(folder: Path) -> None:
             f"{option('plots')}: needs matplotlib, which is not installed; pip install "
             f"'nemo-prune[{EXTRA}]'"
         )
+    if folder.suffix.lower() in (".png", ".svg", ".pdf", ".jpg"):
+        raise OutputError(f"{folder}: becomes a folder of SVG and PNG files; name it {folder.stem}")
     check_new_folder(folder)
 
 

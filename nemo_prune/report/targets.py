@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
-from nemo_prune.files.lists import COLUMNS
+from nemo_prune.files.lists import COLUMNS, FOREIGN, FORMATS
 from nemo_prune.options import TargetsMatch
 from nemo_prune.report.pictures import Picture
 
@@ -21,7 +21,7 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp",
 _FOREIGN = {".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".exr"}  # pictures that are not read
 _SMALLEST = 8  # pixels of a picture that anything can be said of
 _TELLING = 8  # letters of a name that are a part of a prompt and no accident
-_FILE_COLUMNS = ("file", "target", "image", "path")
+_FILE_COLUMNS = ("file", "target", "image", "path", "file_name", "filename")
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def _pictures(folder: Path) -> list[Path]:
 def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
     """Prompt number -> training picture.
 
-    place: a CSV (separated by `,` or `;`) with a column of prompts (caption, prompt or text) and one
-        of picture files (file, target, image or path; relative to the CSV), or a folder. In a folder
+    place: a CSV (separated by `,`, `;` or tabs) with a column of prompts (caption, prompt or text) and
+        one of picture files (file, target, image or path; relative to the CSV), or a folder. In a folder
         a CSV is read if it holds just one; else a picture belongs to the prompt whose number
         (`3.png`, `003.png`) or text is its name; of the text only letters and digits count, in any
         case. A row of a CSV that names no file says that its prompt has no picture.
@@ -131,10 +131,10 @@ def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
     readable picture.
     """
     if place.is_dir():
-        tables = sorted(place.glob("*.csv"))
+        tables = sorted(path for path in place.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
         if len(tables) > 1:
             raise OptionError(
-                f"{option('targets')} {place}: holds several CSV files; name the one to use"
+                f"{option('targets')} {place}: holds several tables (CSV, TSV); name the one to use"
             )
         found = _from_csv(tables[0], prompts) if tables else _by_name(place, prompts)
     elif place.is_file():
@@ -145,7 +145,7 @@ def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
         raise OptionError(
             f"{option('targets')} {place}: no picture belongs to a prompt; name the "
             f"pictures by the prompts' "
-            f"numbers from 0, or give a CSV with columns prompt and file"
+            f"numbers from 0, or give a CSV with columns prompt and file, or {option('targets_match')}"
         )
     for path in found.values():
         open_target(path, 64, 64)  # now rather than after hours of drawing
@@ -202,22 +202,37 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _by_name(folder: Path, prompts: Sequence[str]) -> dict[int, Path]:
     names = {_letters(prompt): index for index, prompt in enumerate(prompts)}
     found: dict[int, Path] = {}
+    numbers = set()
     for path in _pictures(folder):
         stem = path.stem
         number = stem.isascii() and stem.isdigit() and len(stem) < 10
         index = int(stem) if number else names.get(_letters(stem))
+        if number:
+            numbers.add(int(stem))
         if index is not None and index < len(prompts):
             found.setdefault(index, path)
+    if 0 not in numbers and max(numbers, default=0) == len(prompts):
+        raise OptionError(
+            f"{option('targets')} {folder}: its pictures are numbered from 1 to {len(prompts)}, prompts "
+            f"from 0 to {len(prompts) - 1}, so each would be the next prompt's; rename them, or, with "
+            f"one for each, give {option('targets_match')} order"
+        )
     return found
 
 
 def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
     known = {prompt: index for index, prompt in enumerate(prompts)}
+    tables = {"", ".txt", ".text", ".csv", ".tsv", ".tab"}
+    if path.suffix.lower() in (FOREIGN | FORMATS.keys()) - tables:
+        raise OptionError(
+            f"{option('targets')} {path}: is no table that is read; give a folder, or a CSV with the "
+            f"columns prompt and file"
+        )
     try:
         text = path.read_bytes().decode("utf-8-sig")
         head = text.partition("\n")[0]
         # By what the header uses, as in prompt files: captions hold commas.
-        separator = ";" if head.count(";") > head.count(",") else ","
+        separator = max(",;\t", key=head.count)
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "is no folder and no readable CSV (UTF-8)"

@@ -121,6 +121,59 @@ def test_calibrating_on_too_few_names_their_file(model: Path) -> None:
     assert result.stderr.startswith("nemo-prune: three.txt: 3 calibration prompts say too little")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["detect", "m", "--prompts", "p", "--csv", "t.xlsx"],
+            "t.xlsx is written as CSV; name it t.csv",
+        ),
+        (["prune", "m", "--prompts", "p", "--neurons-csv", "t.parquet"], "is written as CSV"),
+        (["verify", "m", "c", "--prompts", "p", "--targets-template", "t.json"], "is written as CSV"),
+        (["localize", "m", "--prompts", "p", "-o", "n.csv"], "n.csv is written as JSON; name it n.json"),
+        (["calibrate", "m", "-o", "c.json"], "c.json is written as safetensors; name it c.safetensors"),
+        (
+            ["apply", "m", "--neurons", "0:1", "-o", "c.json"],
+            "c.json: has not the name of a model; end it",
+        ),
+        (["apply", "m", "--neurons", "0:1", "-o", "new/"], "new/ names a folder; name the file"),
+        (["apply", "m", "--neurons", "0:1", "-o", "o", "--undo", "new/"], "new/ names a folder"),
+    ],
+)
+def test_outputs_by_the_name_of_something_else(model: Path, arguments: list[str], words: str) -> None:
+    result = run(*(str(model) if word == "m" else word for word in arguments))
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert [*Path().iterdir()] == [model]
+
+
+@pytest.mark.parametrize(
+    ("word", "verb"),
+    [("INSPECT", "inspect"), ("APPLY", "apply"), ("scan", "detect"), ("list", "inspect")],
+)
+def test_verbs_by_other_words(model: Path, word: str, verb: str) -> None:
+    result = run(word, model)
+    assert result.exit_code == 2
+    assert f"No such command or file '{word}'. Did you mean '{verb}'?" in result.stderr
+    assert "No such command or file 'foo'; --help lists commands" in run("foo", model).stderr
+
+
+def test_a_folder_is_not_written_by_the_name_of_a_file() -> None:
+    from nemo_prune.checkpoint.apply import check_model_output
+
+    folder: Any = SimpleNamespace(is_folder=True, path=Path("sd"))
+    with pytest.raises(NemoPruneError, match="of a folder comes a folder; name it out, or give"):
+        check_model_output(folder, Path("out.safetensors"))
+
+
+def test_a_narrow_terminal_cuts_no_column_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [line for line in run("inspect", model).stdout.splitlines() if "\u2502" in line]
+    cells = [line.split("\u2502") for line in rows]
+    assert [row[1].strip() for row in cells if row[1].strip()][:2] == ["0", "1"]
+    assert cells[0][5].strip() == "-"
+
+
 # ------------------------------------------------------------------------------- manifests
 
 
@@ -173,6 +226,36 @@ def test_a_lora_that_would_do_nothing(model: Path) -> None:
 
 
 # ------------------------------------------------------------------------------- models
+
+
+def test_what_only_goes_with_a_model_is_called_so(model: Path) -> None:
+    assert (
+        run("apply", model, "--neurons", "0:1", "-o", "c", "--undo", "u", "--lora", "l").exit_code == 0
+    )
+    for arguments in (["inspect", "u"], ["diff", model, "u"], ["diff", "u", model]):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "nemo-prune: u: is what --undo kept, the rows removed from a model; give" in result.stderr
+    result = run("diff", model, "l")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "nemo-prune: l: is a LoRA (or the like), an addition to a model" in result.stderr
+    assert run("diff", "l", "l").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            ["unet.down_blocks.0.a.attn2.to_v.weight", "vae.x"],
+            "whose parts a program saved under its own",
+        ),
+        (["vision_model.x", "text_decoder.bert.x"], "is a captioner"),
+    ],
+)
+def test_models_of_other_kinds(tmp_path: Path, names: list[str], words: str) -> None:
+    path = rawfiles.write(tmp_path / "m.safetensors", [(name, "F32", (8, 8)) for name in names])
+    with pytest.raises(CheckpointError, match=words):
+        open_checkpoint(path)
 
 
 def test_packed_models_and_lists_are_called_so(model: Path) -> None:
@@ -235,10 +318,26 @@ def test_configs_with_a_byte_order_mark(tmp_path: Path) -> None:
         (["# captions", "a cat"], "1 of its lines begin with #, as comments do"),
         (["a cat", "Negative prompt: bad", "Steps: 20, Seed: 1"], "2 of its lines begin as a picture's"),
         (["0.jpg: a cat", "a dog", "a cow"], "1 of its lines begin with the name of a picture"),
+        (["a cat", "a dog", "a cow", "======="], "1 of its lines are rules (===, ---)"),
+        (["4711: a cat", "42: a dog"], "2 of its lines begin with a number or an identifier"),
+        ([" 0 | a cat", " 1 | a dog"], "2 of its lines begin with a number or an identifier"),
+        (["caption: a cat", "caption: a dog"], "2 of its lines begin with one word and a colon"),
         (
-            ["<<<<<<< HEAD", "a cat", "=======", ">>>>>>> b"],
-            "3 of its lines begin as the marks",
+            ["2024-01-01 10:00:01 a cat", "[2024-01-01T10:00] a dog"],
+            "2 of its lines begin with a date and time",
         ),
+        (["0.98 a cat", "0.75 a dog"], "2 of its lines begin or end with a decimal number"),
+        (["a cat", "NULL", "nan"], "2 of its lines are NULL, None or the like"),
+        (["000000397133", "000000037777"], "2 of its lines are, or begin with, identifiers or hashes"),
+        (["a) a cat", "b) a dog"], "2 of its lines begin as items of a list"),
+        (["https://x.org/0 a cat", "a dog"], "1 of its lines begin with an address"),
+        (["(a cat:1.2)", "<lora:x:1> a dog", "a {red|blue} cow"], "3 of its lines hold weights, LoRAs"),
+        (["a cat --ar 16:9 --v 5", "a dog"], "1 of its lines hold options (--ar 16:9)"),
+        (["500: a space odyssey", "a cat"], None),
+        (["500: a space odyssey"], None),
+        (["Forbidden City"], None),
+        (["12:30 at night", "7:00 in the morning"], None),
+        (["1,000 cats", "a film in 16:9 (16:9)", "a dog -- a friend"], None),
         (["WEBVTT", "00:00.000 --> 00:01.000", "a cat"], "1 of its lines begin as subtitles do"),
         (["1. a cat", "101 dalmatians", "3. a cow"], None),
         (["- a dash alone", "a cat", "a dog"], None),
@@ -268,7 +367,38 @@ def test_the_separator_that_excel_is_told(tmp_path: Path) -> None:
     [
         ("p.txt", "sep=;\nid;caption\n", "begins with sep=, as a table does; name it .csv"),
         ("p.txt", "a/0.jpg|a cat\n1.PNG,a dog\n", "2 of its lines begin with the name of a picture"),
+        ("p.txt", "0.jpg\n1.jpg\n", "2 of its lines begin with the name of a picture"),
+        ("p.txt", "https://x.org/a?b\ntrain/0.json\n", "2 of its lines are addresses or paths; give"),
+        (
+            "p.txt",
+            " id | caption\n----+---------\n  0 | a cat\n(1 row)\n",
+            "line 2 is of a table as databases",
+        ),
+        (
+            "p.txt",
+            "+----+\n| id |\n+----+\n",
+            "line 1 is of a table .*; export it as CSV, or",
+        ),
+        ("p.txt", "caption | id\n:---: | ---\na cat | 0\n", "line 2 is of a table"),
+        ("p.txt", "\u2502 id \u2502\n\u251c\u2500\u2500\u2500\u2500\u2524\n", "line 2 is of a table"),
+        ("p.txt", "-[ RECORD 1 ]\ncaption | a cat\n", "line 1 is of a table"),
+        ("p.txt", "a cat\n<<<<<<< HEAD\n=======\n>>>>>>> b", "line 2 is the mark of a merge conflict"),
+        (
+            "p.csv",
+            "text\na cat\n>>>>>>> b\n",
+            "line 3 is the mark of a merge conflict; resolve it first",
+        ),
+        ("p.txt", "|| id || caption ||\n| 0 | a cat |\n", "line 1 is of a table"),
+        ("p.txt", "diff --git a/p b/p\n", "begins as a web page"),
+        ("p.txt", "p.txt:1:a cat\n", "1 of its lines begin with the name of a picture or a text"),
+        ("p.txt", "404: Not Found", "is what a server or a program says where .*; get the list again"),
+        ("p.txt", "AccessDenied\n", "is what a server or a program says"),
+        ("p.txt", '{"message": "Not Found"}', "is what a server or a program says"),
+        ("p.txt", "curl: (22) The requested URL ...\n", "is what a server or a program says"),
+        ("p.txt", "<Error><Code>AccessDenied", "begins as a web page"),
         ("p.sql", "INSERT INTO t", r"\.sql files are not read as lists"),
+        ("p.csv", "text\ra cat\ra dog\r", "is not a readable CSV: line 1 has a carriage return that"),
+        ("p.txt", "\x10\0\0\0\0\0\0\0" + '{"a":{"dtype":1}}', "is a safetensors file; give text"),
         ("p.json", "[]", "holds no prompts; its column or list of them is empty"),
         ("p", None, "is a folder; give the lists in it as a pattern in quotes, such as"),
     ],
@@ -278,6 +408,46 @@ def test_lists_that_are_none(tmp_path: Path, name: str, content: str | None, wor
     path.mkdir() if content is None else path.write_text(content)
     with pytest.raises(PromptFileError, match=f"{path}: {words}"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "a cat\r\na dog\r\n\x1a"),
+        ("p.txt", "a cat\na dog\x1a"),
+        ("p.txt", "a cat\n\x1a\na dog\n"),
+        ("p.csv", "text\r\na cat\r\na dog\r\n\x1a"),
+        ("p.jsonl", '"a cat"\n"a dog"\n\x1a'),
+        ("p.json", '["a cat", "a dog"]\x1a'),
+    ],
+)
+def test_what_ends_a_text_of_dos_is_no_prompt(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    assert read_prompts(path).texts == ("a cat", "a dog")
+    (block,) = PromptStream([path]).blocks(9)
+    assert [one.text for one in block.prompts] == ["a cat", "a dog"]
+
+
+def test_pictures_that_are_counted_from_one(tmp_path: Path) -> None:
+    for number in (1, 2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    with pytest.raises(
+        OptionError, match=r"numbered from 1 to 2, prompts from 0 to 1, .* targets_match o"
+    ):
+        find_targets(tmp_path, ["a cat", "a dog"])
+    assert len(find_targets(tmp_path, ["a cat", "a dog"], "order").pictures) == 2
+    assert set(find_targets(tmp_path, ["a cat", "a dog", "a cow"]).pictures) == {1, 2}
+
+
+def test_tables_of_pictures_by_their_names(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "t.tsv").write_text("prompt\tfile\na cat; asleep, at noon\ta.png\n")
+    for place in (tmp_path, tmp_path / "t.tsv"):
+        assert read_targets(place, ["a cat; asleep, at noon"]) == {0: tmp_path / "a.png"}
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(OptionError, match=r"t\.json: is no table that is read; give a folder, or a CSV"):
+        read_targets(tmp_path / "t.json", ["a cat"])
 
 
 def test_two_pictures_of_one_prompt(tmp_path: Path) -> None:
@@ -316,6 +486,12 @@ def test_a_journal_that_could_not_be_begun_is_not_left(
 
 def test_what_turns_a_line_round_is_escaped() -> None:
     assert one_line("a\u202eb\ufeff\u200b👩\u200d🚀") == "a\\u202eb\\ufeff\\u200b👩\u200d🚀"
+
+
+def test_names_between_colons_stay_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(quiet=False) as shown:
+        shown.note("p:x:q.txt: a <lora:dog:1>")
+    assert "p:x:q.txt: a <lora:dog:1>" in capsys.readouterr().err
 
 
 def test_forced_colours_make_no_bar_in_a_file(

@@ -148,7 +148,7 @@ def test_by_order_numbers_count_by_value(tmp_path: Path) -> None:
 
 def test_what_no_name_tells_is_kept_to_be_said(tmp_path: Path) -> None:
     red = np.zeros((8, 8, 3), dtype=np.uint8)
-    for name in ("1.png", "2.png", "3.png"):
+    for name in ("0.png", "1.png", "3.png"):
         save(tmp_path / name, red)
     found = find_targets(tmp_path, PROMPTS)
     assert [path.name for path in found.left] == ["3.png"], "they count from 0"

@@ -1,0 +1,279 @@
+"""What a list's content says: whether it agrees with the name, and what lines hold beside prompts.
+
+Whatever is no list of prompts is refused before anything is scored: a model was trained on none of its
+lines, so none would be found memorized. What prompts may be written with stays in them, and is said.
+Messages never quote the content.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+from nemo_prune.errors import PromptFileError, option
+from nemo_prune.files.lists import (
+    COLUMNS,
+    COMPRESSED,
+    LABELS,
+    SEPARATOR_LINE,
+    SEPARATORS,
+    Format,
+    lists_in,
+    nameless,
+    names_of,
+)  # fmt: skip
+
+_MAGIC = {
+    b"PAR1": "Parquet",
+    b"\x1f\x8b": "compressed with gzip",
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"SQLite format 3": "a database",
+    b"%PDF": "a PDF",
+    b"{\\rtf": "rich text (RTF)",
+    b"version https://git-lfs": "a Git LFS pointer, without its content (git lfs pull)",
+}
+_JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
+# A web page (such as an error), YAML, or a program's list: no captions begin so.
+_FOREIGN_BEGINS = re.compile(
+    r"<!--|!\[.*\]\(|diff --git |--- \S+\r?\n\+\+\+ "
+    r"|<(!doctype|html|\?xml|head|title|body|center|h\d|pre|p|div|ul|ol|li|table|tr|error|svg|rss)\b"
+    r"|---\r?\n|\\\w+\{|(\w+ ){0,2}\w+ ?= ?[\[({]|\w+: *\r?\n *- ",
+    re.I,
+)
+_QUOTED_CELLS = re.compile(r'"[^"]*"([,;\t|]("[^"]*"|[^",;]*))+$')
+# A line of a script for A1111's "prompts from file": --prompt "..." --steps 20.
+_OPTIONS_BEGIN = re.compile(r"--(negative_)?prompt[ =]")
+_CONFLICT = re.compile(r"^(<{7}|>{7}|\|{7})( |\r?$)", re.MULTILINE)
+# What stands between the header and the rows of a table as psql, MySQL, SQLite, DuckDB or Markdown have
+# it, or above a record where they stand one by one.
+_RULE = re.compile(
+    r"(?=[\s|+:=\u2500-\u257f-]+$).*?[=\u2500\u2501\u2550-]{3}"
+    r"|\s*\|.*\|\s*$|-\[ RECORD 1 \]|\*{9,} 1\. row \*"
+)
+# What a server sends instead of a file, as all that it sends; and what it, or a program, begins with.
+_ANSWER = re.compile(
+    r"(http\S* |error:? |[345]\d\d\W+)*(((page|file|entry|object|repository|resource) )?not found"
+    r"|moved permanently|bad (request|gateway)|unauthori[sz]ed|forbidden|(access|permission) ?denied"
+    r"|method not allowed|too many requests|rate limit exceeded|internal server error|no ?such ?key"
+    r"|service unavailable|gateway time-?out|invalid username or password)\W*(nginx\S*)?",
+    re.I,
+)
+_SAID = re.compile(
+    r"HTTP/\d[\d.]* \d{3}\b|curl: \(\d|(wget|fatal): |\w+: error: |ERROR \d+\b|An error occurred \("
+    r"|Access to (model|dataset) \S+ is restricted|Found\. Redirecting to "
+    r"|Traceback \(most recent call|.*: (No such file or directory|command not found)\r?(\n|$)"
+)
+_ANSWER_KEYS = {"message", "error", "errors", "detail"}
+_PICTURE = re.compile(r"^\s*\S+\.(jpe?g|png|webp|gif|bmp|txt|caption)(\W|$)", re.I)
+_ADDRESS = re.compile(
+    r"^\s*(?=[^\s-]\S*\s*$)((https?|s3|gs)://\S+|[^\\/]*[\\/]\S*\.\w{2,7}|\S+\.json)\s*$"
+)
+_NUMBERED = re.compile(r"\s*[\[(#]?(\d{1,9})([.):\]]+\s+|\s{2,}|\t)\S")
+_LABELLED = re.compile(r"\s*(\w[\w ]{0,19}):\s")
+_LOOKED_AT = 500  # characters of a line
+_KEPT = "taken as part of the prompt"
+# Lines that are said: how, in which part of all at least, and how they are known.
+_ODD = tuple(
+    (how, part, re.compile(pattern))
+    for how, part, pattern in (
+        (f"begin as items of a list, with a mark (-, *) that is {_KEPT}", 0.5,
+         r"^\s*([-*+>\u2013\u2014\u2022\u2023\u25aa\u25cf\u2192\u2705\u2713\u274c]"
+         r"|#\d+|\(?([a-zA-Z]|[ivx]+)[.)])\s+\S"),
+        ("begin with #, as comments do, and are taken as prompts", 0, r"^\s*#+\s"),
+        ("begin as a picture's parameters do (Negative prompt:, Steps:): taken as prompts", 0,
+         r"^(Negative prompt: |Steps: \d+, )"),  # as A1111 writes them into pictures
+        ("begin as subtitles do (00:00 --> 00:01): every line is taken as a prompt", 0,
+         r"^\d\d:\d\d[:.,]\d.* --> \d\d:"),
+        (f"begin with the name of a picture or a text, which is {_KEPT}", 0, _PICTURE.pattern),
+        ("are rules (===, ---), as of a title or a conflict: taken as prompts", 0,
+         r"^\s*(={4,}|-{4,})\s*$"),
+        (f"begin with a number or an identifier, which is {_KEPT}", 1,
+         r"^\s*(\w+ )?[\[(#]?[\w.-]{0,40}\d[\w-]{0,40}[\])]?(\s*[:|](?!\d)|,(?=\S)(?!\d)|\s{2,}|\t)\s*\S"
+         r"|^\s{2,}\d+ \S"),  # the last: as uniq -c counts
+        (f"begin or end with a decimal number, which is {_KEPT}", 1,
+         r"^\s*\d*\.\d+\s+\S|\s\d*\.\d+\s*$"),
+        ("are, or begin with, identifiers or hashes, and are taken as prompts", 0.5,
+         r"^\s*((?=\S*\d)[\da-f-]{6,}\s*$|[\da-f]{32,}\b)"),
+        ("are NULL, None or the like, and are taken as prompts", 0,
+         r"^\s*(?i:null|none|nan|n/a|nil|undefined|\\N|\"\")\s*$"),
+        (f"begin with a date and time, which is {_KEPT}", 0.5, r"^\W?\d{4}-\d\d-\d\d[T ]\d\d:\d\d"),
+        (f"begin with an address, which is {_KEPT}", 0, r"^\s*(https?|s3|gs)://"),
+        # As A1111, ComfyUI, NovelAI and their extensions read them.
+        ("hold weights, LoRAs or choices of a program ((x:1.2), <lora:x:1>, {a|b}): scored as text, as "
+         "they stand", 0,
+         r"\([^()]*[^()\d]:-?\d*\.?\d+\)|<(lora|lyco|lycoris|hypernet|embedding|ti):|\{[^{}]*\|[^{}]*\}"
+         r"|\(\(|\{\{|\[[^\[\]]*[^\[\]\d]:\d*\.?\d+\]|\bembedding:\w|\b__[\w/-]+__\b|\bBREAK\b"),
+        ("hold options (--ar 16:9), as Midjourney's prompts do: scored as text, as they stand", 0,
+         r"(^|\s)(--|\u2014|\u2013)(ar|aspect|v|version|s|stylize|style|c|chaos|q|quality|niji|no|seed|iw|tile"
+         r"|weird|raw|sref|cref|stop|hd|fast|relax|turbo|video|steps|cfg|sampler)[\d.]*( |$)"),
+    )
+)  # fmt: skip
+
+
+def check_magic(path: Path, content: bytes, format: Format) -> None:
+    for suffix, magic in COMPRESSED.items():
+        if content.startswith(magic):
+            what = f"is {_MAGIC[magic]}, and its name does not say so"
+            raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
+    if content[8:10] == b'{"' and b"\0" in content[:8]:
+        raise refused(path, "is a safetensors file", None)
+    for magic, what in _MAGIC.items():
+        if content.startswith(magic) and not (what == "Parquet" and format == "parquet"):
+            raise refused(path, f"is {what}", "parquet" if what == "Parquet" else None)
+
+
+def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
+    """The format that name and content agree on, and notes; PromptFileError where they do not."""
+    if conflict := _CONFLICT.search(text):
+        line = text.count("\n", 0, conflict.start()) + 1
+        raise PromptFileError(f"{path}: line {line} is the mark of a merge conflict; resolve it first")
+    if format == "txt" and _is_answer(text.strip()):
+        what = "is what a server or a program says where it has no list"
+        raise PromptFileError(f"{path}: {what}; get the list again ({_as_text()})")
+    looks: Format | None = _looks_like(text)
+    if format in ("json", "jsonl"):
+        # The two are told apart without doubt, and many tools name one as the other.
+        if format == "json" and _parsed(text) is not None:
+            looks = "json"
+        if looks is not None and looks != format:
+            words = {"json": "holds one JSON document", "jsonl": "holds JSON lines"}
+            return looks, [f"{path}: {words[looks]}, and was read so whatever its name"]
+        return format, []
+    if looks in ("json", "jsonl"):
+        words = {"json": "JSON", "jsonl": "JSON lines"}
+        raise refused(path, f"holds {words[looks]}, not {_NAMES[format]}", looks)
+    if format == "txt":
+        if begins := _JSON_BEGINS.match(text.lstrip()):
+            raise refused(path, f"begins as JSON ({begins[1]}) that is cut or broken, not as text", None)
+        if _FOREIGN_BEGINS.match(text.lstrip()):
+            raise refused(path, "begins as a web page, YAML or a program, not as text", None)
+        if _OPTIONS_BEGIN.match(text.lstrip()):
+            raise refused(path, "begins with options (--prompt ...), not with a prompt", None)
+        if rule := next(filter(_RULE.match, _lines(text)[:3]), None):
+            line = text[: text.index(rule)].count("\n") + 1
+            what = f"line {line} is of a table as databases and Markdown print it"
+            raise PromptFileError(
+                f"{path}: {what}; export it as CSV, or leave out what is no caption ({_as_text()})"
+            )
+        if SEPARATOR_LINE.match(text.lstrip()):
+            raise refused(path, "begins with sep=, as a table does", "csv")
+        if separator := _table_separator(text):
+            what = f"is a table separated by {SEPARATORS[separator]}, not text"
+            raise refused(path, what, "tsv" if separator == "\t" else "csv")
+    return format, []
+
+
+def odd_lines(path: Path, text: str) -> list[str]:
+    """Notes on lines of text that hold more, or something else, than prompts.
+
+    Raises PromptFileError where most of them would be no prompt that a model was trained on.
+    """
+    lines = _lines(text)
+    lines = [line[:_LOOKED_AT] for line in lines]
+    found = []
+    numbers = [int(match[1]) if (match := _NUMBERED.match(line)) else None for line in lines]
+    counting = zip(numbers, numbers[1:], numbers[2:], strict=False)
+    # Captions may begin with a number, but not with one after the other.
+    counted = any(a is not None and b == a + 1 and c == a + 2 for a, b, c in counting)
+    if counted:
+        count = len(numbers) - numbers.count(None)
+        found.append((count, f"begin with a number that counts up, which is {_KEPT}"))
+    for pattern, what in (
+        (_PICTURE, "begin with the name of a picture or a text"),
+        (_ADDRESS, "are addresses or paths"),
+    ):
+        if (count := sum(map(bool, map(pattern.search, lines)))) and count >= len(lines) / 2:
+            raise PromptFileError(
+                f"{path}: {count} of its lines {what}; give captions alone, or a table with a header"
+            )
+    for how, part, pattern in _ODD:
+        count = sum(map(bool, map(pattern.search, lines)))
+        if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
+            found.append((count, how))
+    labels = {match[1] if (match := _LABELLED.match(line)) else "" for line in lines}
+    if len(lines) > 1 and len(labels) == 1 and "" not in labels:
+        found.append((len(lines), f"begin with one word and a colon, which are {_KEPT}"))
+    return [f"{path}: {count} of its lines {how}" for count, how in found]
+
+
+def _is_answer(text: str) -> bool:
+    """Whether a text is what came in a list's place: a server's error, a program's complaint."""
+    whole = _parsed(text) if text[:1] == "{" and len(text) < 10_000 else None
+    if isinstance(whole, dict):
+        return bool(whole.keys() & _ANSWER_KEYS) and not whole.keys() & {*COLUMNS, "prompts", "captions"}
+    return bool(_ANSWER.fullmatch(text) or _SAID.match(text))
+
+
+_NAMES = {"txt": "text", "csv": "CSV", "tsv": "TSV"}
+
+
+def _looks_like(text: str) -> Literal["json", "jsonl"] | None:
+    """What a text is if it is JSON as a whole, or JSON objects (or strings) line by line."""
+    begin = text.lstrip()[:1]
+    if begin not in ("[", "{", '"'):
+        return None
+    lines = _lines(text)
+    whole = None
+    if begin != '"':
+        # One line with an object may be both; it is a list of one.
+        whole = _parsed(text)
+    if isinstance(whole, list) or (isinstance(whole, dict) and lists_in(whole, None)):
+        return "json"
+    first = _parsed(lines[0])
+    if isinstance(first, dict):
+        return "jsonl"
+    if isinstance(whole, dict):
+        return "json"
+    if isinstance(first, str) and len(lines) > 1 and all(isinstance(_parsed(x), str) for x in lines):
+        return "jsonl"
+    return None
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _table_separator(text: str) -> str | None:
+    """What separates the cells of a text that looks like a table: each line has it."""
+    lines = _lines(text)
+    for separator in SEPARATORS:
+        if separator not in lines[0] or 0 in (counts := {line.count(separator) for line in lines}):
+            continue
+        names = names_of(lines[0].split(separator))
+        # Of a list of tags, with "text" among them, other lines would have fewer.
+        known = any(name in COLUMNS + LABELS for name in names)
+        known = known and lines[0].count(separator) == min(counts)
+        # Captions have commas, hardly ever tabs.
+        if known or (separator == "\t" and len(counts) == 1 and len(lines) > 1):
+            return separator
+    if len(lines) > 1 and all(_QUOTED_CELLS.match(line) for line in lines):
+        return ","
+    return None
+
+
+def refused(path: Path, what: str, looks: Format | None) -> PromptFileError:
+    """What a list is instead, and the remedy."""
+    if looks is None:
+        cure = f"give text, CSV, TSV, JSON, JSON lines or Parquet, or {option('prompts_format')}"
+    else:
+        named = "" if nameless(path) else f"name it .{looks}, or "
+        cure = f"{named}give {option('prompts_format')} {looks}"
+        if looks != "parquet":
+            cure += f" ({_as_text()})"
+    return PromptFileError(f"{path}: {what}; {cure}")
+
+
+def _as_text() -> str:
+    return f"{option('prompts_format')} txt takes each line as a prompt"
+
+
+def _lines(text: str) -> list[str]:
+    """The lines that are not blank."""
+    # Not str.splitlines: it also splits at a form feed or U+2028, which a prompt may hold.
+    return [line for line in re.split("\r?\n", text) if line.strip()]
