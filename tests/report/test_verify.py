@@ -55,10 +55,12 @@ def verify(
     answers = [[before], ordinary, [after], ordinary]
     monkeypatch.setattr("nemo_prune.report.gallery.open_pipeline", lambda *_: None)
     monkeypatch.setattr("nemo_prune.report.gallery.draw", lambda *_, **__: answers.pop(0))
-    return run("verify", folder / "model.safetensors", folder / "clean.safetensors", "--prompts",
+    done = run("verify", folder / "model.safetensors", folder / "clean.safetensors", "--prompts",
                folder / "prompts.txt", "--ordinary", folder / "ordinary.txt", "--seeds", "3",
                "--device", "cpu", "--images", len(before), "--json", "--tau", "1", "--gate", "1",
                "--manifest", _manifest(folder, status, trajectory), *more)  # fmt: skip
+    assert done.stdout, done.stderr
+    return done
 
 
 def _manifest(folder: Path, status: str, trajectory: float | None) -> Path:
