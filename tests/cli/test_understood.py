@@ -197,6 +197,17 @@ def test_a_manifest_of_nothing_is_said(model: Path) -> None:
         assert "warning: n.json: holds no neurons: nothing is pruned\n" in result.stderr
 
 
+def test_a_part_of_what_was_found_is_said(model: Path) -> None:
+    path = manifest(
+        Path("n.json"), [(DOWN, 1), (DOWN, 2)], prompts=[[(DOWN, 1), (DOWN, 2)], [(DOWN, 1)]]
+    )
+    result = run("apply", model, "--manifest", path, "--top-k", 1, "-o", "o")
+    assert "note: 1 of the manifest's 2 neurons are left in" in result.stderr
+    assert "nemo-prune verify" in result.stderr
+    result = run("apply", model, "--manifest", path, "--top-k", 2, "-o", "o", "--overwrite")
+    assert "left in" not in result.stderr
+
+
 def test_a_manifest_of_a_run_that_was_stopped_is_said(model: Path) -> None:
     path = manifest(Path("n.json"), [(DOWN, 1)], prompts=[[(DOWN, 1)], []])
     path.write_text(path.read_text().replace('"suppressed"', '"not confirmed"', 1))
