@@ -32,6 +32,7 @@ from nemo_prune.report.inputs import check_inputs
 from nemo_prune.scoring.engine import Engine
 from nemo_prune.scoring.journal import Journal, fingerprint_of_run
 from nemo_prune.scoring.sharing import share
+from nemo_prune.scoring.trajectory import Reference
 
 FORMAT = "nemo-prune-audit/3"
 _SHOWN = 8  # wordings of a caption that brought its picture back and are drawn
@@ -171,9 +172,11 @@ def _words(models: Models, finished: Finished) -> dict[int, dict[str, Any]]:
         )
         progress.stage("trying other words", total, "samples")
 
-        def on_done(place: int, found: dict[str, Any]) -> None:
+        def on_done(place: int, told: tuple[dict[str, Any], Reference]) -> None:
+            found, reference = told
             finished.add(f"words {left[place]}", found)
             if models.workers:
+                models.judges.remember(models.caption(left[place]), reference)
                 progress.advance(most[place])
 
         share(models.workers, trying, tried, on_done, left)
@@ -182,7 +185,7 @@ def _words(models: Models, finished: Finished) -> dict[int, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Trying:
-    """Work: `try_words` of captions, each by its variations."""
+    """Work: `try_words` of captions, each by its variations; what the original draws of it too."""
 
     original: Engine
     pruned: Engine
@@ -190,10 +193,13 @@ class Trying:
     judges: Judges
     advance: Callable[[int], None] = lambda _count: None
 
-    def __call__(self, items: Sequence[Sequence[Variation]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def __call__(
+        self, items: Sequence[Sequence[Variation]]
+    ) -> Iterator[tuple[int, tuple[dict[str, Any], Reference]]]:
         for place, tried in enumerate(items):
             found = try_words(self.original, self.pruned, tried, self.effort, self.judges, self.advance)
-            yield place, found
+            (caption,) = self.original.prompts([tried[0].text])
+            yield place, (found, self.judges.reference(self.original, caption))
 
 
 def _pictures(

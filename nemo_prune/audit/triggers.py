@@ -46,7 +46,7 @@ class Judges:
     ) -> Reference:
         """The original's own trajectories of a caption, drawn once; `advance` is told of them each time,
         so that totals hold."""
-        key = prompt.text.float().cpu().numpy().tobytes()
+        key = _key(prompt)
         if key in self._known:
             advance(REFERENCES * self.schedule.passes)
         else:
@@ -56,6 +56,14 @@ class Judges:
             by_seed = dict(zip(seeds, ends, strict=True))
             self._known[key] = reference_from(self.schedule, by_seed, self.unrelated)
         return self._known[key]
+
+    def remember(self, prompt: Prompt, reference: Reference) -> None:
+        """What another process has drawn of a caption need not be drawn here."""
+        self._known.setdefault(_key(prompt), reference)
+
+
+def _key(prompt: Prompt) -> bytes:
+    return prompt.text.float().cpu().numpy().tobytes()
 
 
 def samples_of(effort: Effort, variations: int, schedule: Schedule) -> int:
