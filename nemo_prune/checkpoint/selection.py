@@ -143,7 +143,8 @@ def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     """The neurons that `text`, "layer:row,layer:row,...", names, in the order of the network.
 
     A layer is given by its name, with or without the ending ".attn2.to_v", short as `inspect` and
-    reports have it, or by its number: they count from 0 in the order of the network. Raises
+    reports have it, by its tensor's as `diff` has it, or by its number: they count from 0 in the order
+    of the network. Raises
     OptionError for what cannot be read, layers and rows that `checkpoint` does not have, and neurons
     named twice.
     """
@@ -151,6 +152,8 @@ def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     known = {layer.name: layer for layer in layers}
     known |= {layer.name.removesuffix(_SUFFIX): layer for layer in layers}
     known |= {short_name(layer.name): layer for layer in layers}
+    for end in ("", ".weight"):
+        known |= {key.removesuffix(end): layer for layer in layers for key in layer.tensors}
     known |= {str(number): layer for number, layer in enumerate(layers)}
     found: list[Neuron] = []
     for piece in text.split(","):

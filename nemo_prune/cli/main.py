@@ -80,6 +80,14 @@ _OTHER_WORDS = {
     "calibrate": {"measure"},
 }
 """What programs of other people call such verbs."""
+_MEANT = {
+    **dict.fromkeys(
+        ("--model", "-m", "--checkpoint", "--ckpt", "--model-path", "--input", "-i"),
+        "A model is named without one, as in the example of --help.",
+    ),
+    **dict.fromkeys(("--force", "-f", "--yes", "-y"), "Did you mean '--overwrite'?"),
+}
+"""Options of other people's programs."""
 _ALIKE = 0.7  # similarity from which on a word is taken for a mistyped verb (difflib's ratio)
 
 
@@ -159,6 +167,12 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
         with _termination() as came:
             try:
                 return super().invoke(ctx)
+            except click.NoSuchOption as error:
+                meant = _MEANT.get(error.option_name)
+                if meant is None:
+                    raise
+                told = f"No such option '{error.option_name}'. {meant}"
+                raise click.UsageError(told, error.ctx) from None
             except Interrupted as error:
                 say_failure(error)
                 stopped = True

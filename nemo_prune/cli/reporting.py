@@ -11,6 +11,7 @@ from cloup import option_group
 
 from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import FILE, OUT, Number, Whole
+from nemo_prune.errors import OptionError, option
 from nemo_prune.options import BUNDLED_ORDINARY, Progress, Reporting, TargetsMatch
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def check_reports(reporting: Reporting) -> None:
 
     for path in reporting.reports:
         check_format(path)
+    if (card := reporting.card) is not None and card.suffix.lower() in (".docx", ".html", ".pdf"):
+        raise OptionError(f"{option('card')} {card}: is written as Markdown, .md; name it so")
     for path in reporting.outputs:
         check_place(path, reporting.overwrite)
 

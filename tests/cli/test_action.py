@@ -195,6 +195,17 @@ def test_what_fails_the_step(
     job = act(tmp_path, given, FAKE_CODE=code)
     assert (job.code, job.outputs["verdict"], job.outputs["exit-code"]) == (exits, verdict, code)
     assert ("memorized" in job.outputs) == (int(code) < 2)
+    assert job.outputs["junit"] == ("memorization.xml" if int(code) <= 2 else "")
+    assert ("not run to its end" in job.stderr) == (tmp_path / "summary.md").exists() == (int(code) > 2)
+
+
+@pytest.mark.parametrize("command", ["nemo-prun", "python -m nemo_prune"])
+def test_a_program_that_is_none_is_no_verdict(tmp_path: Path, command: str) -> None:
+    job = act(tmp_path, {"model": "m", "prompts": "p", "command": command, "python": sys.executable})
+    assert job.code == 127
+    assert job.outputs["verdict"] == "error"
+    assert (job.outputs["exit-code"], job.outputs["junit"]) == ("127", "")
+    assert "one program, without arguments" in (tmp_path / "summary.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -211,6 +222,7 @@ def test_inputs_that_are_refused(tmp_path: Path, fake: Path, given: dict[str, st
     assert job.code == 2
     assert words in job.stderr
     assert job.outputs == {"verdict": "error", "exit-code": "2"}
+    assert words in (tmp_path / "summary.md").read_text()
     assert not (tmp_path / "argv").exists()
 
 

@@ -197,6 +197,33 @@ def test_a_manifest_of_nothing_is_said(model: Path) -> None:
         assert "warning: n.json: holds no neurons: nothing is pruned\n" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "MODEL", "--prompts", "p"], "'--model'. A model is named without one"),
+        (["inspect", "-m", "MODEL"], "'-m'. A model is named without one"),
+        (["apply", "MODEL", "--neurons", "0:1", "-o", "o", "--force"], "Did you mean '--overwrite'?"),
+        (["verify", "MODEL", "o", "--prompts", "p", "--card", "c.docx"], "is written as Markdown"),
+    ],
+)
+def test_options_of_other_programs(model: Path, arguments: list[str], words: str) -> None:
+    Path("p").write_text("a cat\n")
+    assert run("apply", model, "--neurons", "0:1", "-o", "o").exit_code == 0
+    result = run(*(str(model) if one == "MODEL" else one for one in arguments))
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+
+
+def test_a_layer_is_named_as_diff_names_it(model: Path) -> None:
+    assert run("apply", model, "--neurons", f"{DOWN}:1", "-o", "o.safetensors").exit_code == 0
+    told = run("diff", model, "o.safetensors").output
+    name = next(word.strip(":,'") for word in told.split() if "to_v.weight" in word)
+    for layer in (name, name.removesuffix(".weight")):
+        result = run("apply", model, "--neurons", f"{layer}:1", "-o", "p.safetensors", "--overwrite")
+        assert result.exit_code == 0, result.stderr
+        assert Path("p.safetensors").read_bytes() == Path("o.safetensors").read_bytes()
+
+
 def test_a_part_of_what_was_found_is_said(model: Path) -> None:
     path = manifest(
         Path("n.json"), [(DOWN, 1), (DOWN, 2)], prompts=[[(DOWN, 1), (DOWN, 2)], [(DOWN, 1)]]
