@@ -118,10 +118,10 @@ def new_lora(
     names: LoraNames = "kohya",
     *,
     overwrite: bool = False,
-) -> Iterator[None]:
+) -> Iterator[str]:
     """Write a LoRA that zeroes `neurons` of the model when it is added at weight 1.
 
-    It lies on the disk when the block begins and gets its name when that ends; if the block raises,
+    The block is given the model's hash. The LoRA lies on the disk when the block begins and gets its name when that ends; if the block raises,
     nothing is left of it. It is no more open to others than the model.
 
     Args:
@@ -134,6 +134,7 @@ def new_lora(
     Raises what `check_lora` raises, CheckpointError if the source cannot be read.
     """
     check_lora(checkpoint, neurons, out, overwrite=overwrite)
+    source_sha256 = model_sha256(checkpoint)
     layers = _layers(checkpoint, neurons)
     rank = max(len(layer.rows) for layer in layers)
     tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
@@ -158,7 +159,7 @@ def new_lora(
         "ss_training_comment": f"not trained: zeroes {len(neurons)} neurons; use at weight 1",
         "modelspec.architecture": f"{_ARCHITECTURES[checkpoint.family]}/lora",
         VERSION: __version__,
-        SOURCE_SHA256: model_sha256(checkpoint),
+        SOURCE_SHA256: source_sha256,
         NEURONS: rows_json(neurons),
     }
     entries: dict[str, object] = {"__metadata__": metadata}
@@ -171,7 +172,7 @@ def new_lora(
     with new_file(out, overwrite, like=layers[0].header.path) as file:
         write_at(file, content, 0)
         os.fsync(file.fileno())
-        yield
+        yield source_sha256
 
 
 def _layers(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> list[_Layer]:

@@ -263,26 +263,26 @@ def _write(
 ) -> dict[str, Any]:
     """Write what a job asks for; what was done as plain JSON."""
     from nemo_prune.checkpoint.apply import write_model
-    from nemo_prune.checkpoint.checkpoint import model_sha256
     from nemo_prune.checkpoint.lora import new_lora
     from nemo_prune.checkpoint.zeros import already_zero
 
     checkpoint, choice = job.checkpoint, job.choice
     zero = already_zero(checkpoint, choice.neurons)
-    written = None
+    written, source_sha256 = None, ""
     with ExitStack() as stack:
         # First, so that a disk that is full for it leaves no model behind.
         if job.lora is not None:
             lora = new_lora(checkpoint, choice.neurons, job.lora, names, overwrite=overwrite)
-            stack.enter_context(lora)
+            source_sha256 = stack.enter_context(lora)
         if job.output is not None:
             written = write_model(
                 checkpoint, choice.neurons, job.output, choice.provenance, overwrite=overwrite,
                 undo=job.undo, hashed=hashed, sidecars=job.sidecars, link=how["link"],
                 drop_pickles=how["drop_pickles"],
             )  # fmt: skip
-            say_folder(checkpoint, written)
-    source_sha256 = written.source_sha256 if written else model_sha256(checkpoint)
+            source_sha256 = written.source_sha256
+    if written is not None:
+        say_folder(checkpoint, written)
     result = {
         "source": {"path": str(checkpoint.path), "sha256": source_sha256},
         "output": written and {"path": str(job.output), "sha256": written.sha256},
