@@ -121,8 +121,8 @@ def new_lora(
 ) -> Iterator[str]:
     """Write a LoRA that zeroes `neurons` of the model when it is added at weight 1.
 
-    The block is given the model's hash. The LoRA lies on the disk when the block begins and gets its name when that ends; if the block raises,
-    nothing is left of it. It is no more open to others than the model.
+    The block is given the model's hash. The LoRA lies on the disk when it begins, and gets its name when
+    it ends; if it raises, nothing is left. Others get no more rights than the model gives them.
 
     Args:
         checkpoint: the source; its main copy's rows are taken, in its own dtype.
