@@ -24,6 +24,7 @@ from nemo_prune.files.lists import (
     nameless,
     names_of,
 )  # fmt: skip
+from nemo_prune.files.text import LFS_POINTER
 
 _MAGIC = {
     b"PAR1": "Parquet",
@@ -35,7 +36,7 @@ _MAGIC = {
     b"SQLite format 3": "a database",
     b"%PDF": "a PDF",
     b"{\\rtf": "rich text (RTF)",
-    b"version https://git-lfs": "a Git LFS pointer, without its content (git lfs pull)",
+    LFS_POINTER: "a Git LFS pointer, without its content (git lfs pull)",
 }
 _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
 # A web page (such as an error), YAML, or a program's list: no captions begin so.
