@@ -142,7 +142,7 @@ def check_magic(path: Path, content: bytes, format: Format) -> None:
             what = f"is {_MAGIC[magic]}, and its name does not say so"
             raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
     if content[8:10] == b'{"' and b"\0" in content[:8]:
-        raise refused(path, "is a safetensors file", None)
+        raise refused(path, "is not a list but a safetensors file", None)
     for magic, what in _MAGIC.items():
         if content.startswith(magic) and not (what == "Parquet" and format == "parquet"):
             raise refused(path, f"is {what}", "parquet" if what == "Parquet" else None)

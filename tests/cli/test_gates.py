@@ -215,8 +215,8 @@ def test_what_is_noted_stands_beside_the_verdict(
     """Who reads a green summary sees what was odd about the list."""
     (lists / "dated.txt").write_text("2024-05-01T10:00 a cat\n2024-05-01T10:01 a dog\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
-    result = run("check", model, "--prompts", lists / "dated.txt", "--tau", "1", "--gate", "1", "--seeds",
-                 "2", "--device", "cpu", "--json", "--junit", "j.xml")  # fmt: skip
+    result = run("check", model, "--prompts", lists / "dated.txt", "--tau", "1", "--gate", "1",
+                 "--seeds", "2", "--device", "cpu", "--json", "--junit", "j.xml")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     (note,) = (line for line in json.loads(result.stdout)["notes"] if "date and time" in line)
     assert f"note: {note}" in result.stderr
