@@ -476,7 +476,7 @@ def test_the_separator_that_excel_is_told(tmp_path: Path) -> None:
         ("p.txt", "<Error><Code>AccessDenied", "begins as a web page"),
         ("p.sql", "INSERT INTO t", r"\.sql files are not read as lists"),
         ("p.csv", "text\ra cat\ra dog\r", "is not a readable CSV: line 1 has a carriage return that"),
-        ("p.txt", "\x10\0\0\0\0\0\0\0" + '{"a":{"dtype":1}}', "is a safetensors file; give text"),
+        ("p.txt", "\x10\0\0\0\0\0\0\0" + '{"a":{"dtype":1}}', "is not a list but a safetensors file; give text"),
         ("p.json", "[]", "holds no prompts; its column or list of them is empty"),
         ("p", None, "is a folder; give the lists in it as a pattern in quotes, such as"),
     ],
