@@ -560,7 +560,7 @@ def test_labels_as_pandas_writes_them_and_where_two_disagree(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("memorised", True), ("is_memorized", True), ("likes", False)]
+    ("name", "said"), [("memorised", True), ("is_memorized", True), ("is_mem", True), ("likes", False)]
 )
 def test_columns_of_digits_whose_name_says_labels(tmp_path: Path, name: str, said: bool) -> None:
     path = tmp_path / "a.csv"
