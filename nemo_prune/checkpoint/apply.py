@@ -51,7 +51,8 @@ class Written:
     `sha256` and `source_sha256` are those of `model_sha256`; the first is None unless it was asked
     for or the undo states it. `neurons` counts those asked for.
     `rows_zeroed` counts rows of weights in all copies, so a neuron with an EMA twin counts twice.
-    `bytes_changed` counts the bytes of tensors that differ from the source's.
+    `bytes_changed` counts the bytes of tensors that differ from the source's. `unlinked` counts files
+    that were copied since they could not be hard-linked.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Written:
     neurons: int
     rows_zeroed: int
     bytes_changed: int
+    unlinked: int = 0
 
 
 def check_model_output(
@@ -269,6 +271,7 @@ def _fill(
     before: dict[str, str] = {}
     after: dict[str, str] = {}
     edited: dict[str, Written] = {}
+    unlinked = 0
     for place, path in checkpoint.kept().items():
         target = out / place
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -283,6 +286,7 @@ def _fill(
             continue
         if not (link and _link(path, target)):
             copy_file(path, target)
+            unlinked += link
         if path.suffix == WEIGHTS:
             before[place] = after[place] = file_sha256(target)
     if undo is not None:
@@ -294,6 +298,7 @@ def _fill(
         neurons=len(neurons),
         rows_zeroed=sum(written.rows_zeroed for written in edited.values()),
         bytes_changed=sum(written.bytes_changed for written in edited.values()),
+        unlinked=unlinked,
     )
 
 

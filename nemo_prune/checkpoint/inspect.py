@@ -1,13 +1,14 @@
 """What a model on disk is and says about itself, as plain JSON."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
-from nemo_prune.checkpoint.neurons import Neuron, union
+from nemo_prune.checkpoint.neurons import union
 from nemo_prune.checkpoint.provenance import MODELSPEC_HASH, earlier_neurons, provenance_of
 from nemo_prune.checkpoint.recognize import class_of
-from nemo_prune.checkpoint.zeros import Zeros, model_zeros, zeros_in
+from nemo_prune.checkpoint.zeros import Zeros, model_zeros
 from nemo_prune.errors import CheckpointError, rendered
 from nemo_prune.files.hashing import file_hashes
 
@@ -17,8 +18,9 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
 
     "zeroed" are the rows that are zero in every copy of a layer, biases included,
     "zeroed_in_some_copies" those where the copies disagree. "named_but_not_zero" are neurons that a
-    file's metadata names as removed (`nemo_prune.neurons`) though their rows are not all zero in it,
-    as when a program kept the metadata and lost the edit; None if that entry is damaged. `hashed` adds
+    file's metadata names as removed (`nemo_prune.neurons`) though their rows are not zero in every copy,
+    as when a program kept the metadata and lost the edit, or an unpruned copy was laid beside; None if
+    that entry is damaged. `hashed` adds
     "hashes": of the whole file ("sha256", "a1111"), of all behind the header ("modelspec"), and
     "modelspec_stated", what the metadata say of the latter or None.
 
@@ -60,7 +62,7 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
             }
             for layer in checkpoint.value_layers
         ],
-        "named_but_not_zero": _named_but_not_zero(checkpoint),
+        "named_but_not_zero": _named_but_not_zero(checkpoint, zeros),
         "provenance": provenance_of(checkpoint.metadata),
     }
     if checkpoint.is_folder:
@@ -102,13 +104,12 @@ def _kind(checkpoint: Checkpoint) -> str | None:
     return ", ".join(kind for kind, holds in kinds.items() if holds) or None
 
 
-def _named_but_not_zero(checkpoint: Checkpoint) -> list[dict[str, Any]] | None:
-    left: set[Neuron] = set()
-    for copy in checkpoint.copies:
-        try:
-            named = union(*(earlier_neurons(part.header) for part in copy))
-        except CheckpointError:
-            return None
-        zeros = zeros_in(copy) if named else {}
-        left |= {n for n in named if n.layer not in zeros or n.row not in zeros[n.layer].everywhere}
+def _named_but_not_zero(
+    checkpoint: Checkpoint, zeros: Mapping[str, Zeros]
+) -> list[dict[str, Any]] | None:
+    try:
+        named = union(*(earlier_neurons(part.header) for copy in checkpoint.copies for part in copy))
+    except CheckpointError:
+        return None
+    left = {n for n in named if n.layer not in zeros or n.row not in zeros[n.layer].everywhere}
     return [{"layer": neuron.layer, "row": neuron.row} for neuron in sorted(left)]

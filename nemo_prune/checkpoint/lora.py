@@ -12,8 +12,10 @@ All layers are filled up with zeros to the rank of the largest: with a rank for 
 0.42 takes one layer's alpha for all (its names for alphas match no layer) and scales the others wrongly.
 """
 
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,9 +25,9 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neuro
 from nemo_prune.checkpoint.neurons import Neuron, short_name
 from nemo_prune.checkpoint.provenance import NEURONS, VERSION, rows_json
 from nemo_prune.errors import CheckpointError, OptionError, option
-from nemo_prune.files.atomic import check_place, check_suffix, refuse_inputs, write_new
+from nemo_prune.files.atomic import check_place, check_suffix, new_file, refuse_inputs
 from nemo_prune.files.header import Header, encode_header
-from nemo_prune.files.rewrite import Source
+from nemo_prune.files.rewrite import Source, write_at
 from nemo_prune.files.trees import check_apart
 from nemo_prune.files.undo import SOURCE_SHA256
 
@@ -108,16 +110,19 @@ def _check_layer(checkpoint: Checkpoint, layer: ValueLayer) -> None:
         )
 
 
-def write_lora(
+@contextmanager
+def new_lora(
     checkpoint: Checkpoint,
     neurons: Sequence[Neuron],
     out: Path,
     names: LoraNames = "kohya",
     *,
     overwrite: bool = False,
-    source_sha256: str | None = None,
-) -> None:
+) -> Iterator[str]:
     """Write a LoRA that zeroes `neurons` of the model when it is added at weight 1.
+
+    The block is given the model's hash. The LoRA lies on the disk when it begins, and gets its name when
+    it ends; if it raises, nothing is left. Others get no more rights than the model gives them.
 
     Args:
         checkpoint: the source; its main copy's rows are taken, in its own dtype.
@@ -125,11 +130,11 @@ def write_lora(
         out: the safetensors file to write, of a rank as large as a layer has neurons to zero.
         names: of the tensors.
         overwrite: whether a file that exists may be replaced.
-        source_sha256: of the model, if it is known; else it is read whole.
 
     Raises what `check_lora` raises, CheckpointError if the source cannot be read.
     """
     check_lora(checkpoint, neurons, out, overwrite=overwrite)
+    source_sha256 = model_sha256(checkpoint)
     layers = _layers(checkpoint, neurons)
     rank = max(len(layer.rows) for layer in layers)
     tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
@@ -154,7 +159,7 @@ def write_lora(
         "ss_training_comment": f"not trained: zeroes {len(neurons)} neurons; use at weight 1",
         "modelspec.architecture": f"{_ARCHITECTURES[checkpoint.family]}/lora",
         VERSION: __version__,
-        SOURCE_SHA256: source_sha256 or model_sha256(checkpoint),
+        SOURCE_SHA256: source_sha256,
         NEURONS: rows_json(neurons),
     }
     entries: dict[str, object] = {"__metadata__": metadata}
@@ -164,7 +169,10 @@ def write_lora(
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
         position = offsets[1]
     content = encode_header(entries) + b"".join(data for _, _, data in tensors.values())
-    write_new(out, content, overwrite)
+    with new_file(out, overwrite, like=layers[0].header.path) as file:
+        write_at(file, content, 0)
+        os.fsync(file.fileno())
+        yield source_sha256
 
 
 def _layers(checkpoint: Checkpoint, neurons: Sequence[Neuron]) -> list[_Layer]:

@@ -28,6 +28,7 @@ from nemo_prune.cli.options import (
     json_option,
     models_argument,
     overwrite_option,
+    say_folder,
     say_sidecars,
     sidecars_option,
     undo_option,
@@ -262,24 +263,26 @@ def _write(
 ) -> dict[str, Any]:
     """Write what a job asks for; what was done as plain JSON."""
     from nemo_prune.checkpoint.apply import write_model
-    from nemo_prune.checkpoint.checkpoint import model_sha256
-    from nemo_prune.checkpoint.lora import write_lora
+    from nemo_prune.checkpoint.lora import new_lora
     from nemo_prune.checkpoint.zeros import already_zero
 
     checkpoint, choice = job.checkpoint, job.choice
     zero = already_zero(checkpoint, choice.neurons)
-    written = None
-    if job.output is not None:
-        written = write_model(
-            checkpoint, choice.neurons, job.output, choice.provenance, overwrite=overwrite,
-            undo=job.undo, hashed=hashed, sidecars=job.sidecars, link=how["link"],
-            drop_pickles=how["drop_pickles"],
-        )  # fmt: skip
-    source_sha256 = written.source_sha256 if written else model_sha256(checkpoint)
-    if job.lora is not None:
-        write_lora(
-            checkpoint, choice.neurons, job.lora, names, overwrite=overwrite, source_sha256=source_sha256
-        )
+    written, source_sha256 = None, ""
+    with ExitStack() as stack:
+        # First, so that a disk that is full for it leaves no model behind.
+        if job.lora is not None:
+            lora = new_lora(checkpoint, choice.neurons, job.lora, names, overwrite=overwrite)
+            source_sha256 = stack.enter_context(lora)
+        if job.output is not None:
+            written = write_model(
+                checkpoint, choice.neurons, job.output, choice.provenance, overwrite=overwrite,
+                undo=job.undo, hashed=hashed, sidecars=job.sidecars, link=how["link"],
+                drop_pickles=how["drop_pickles"],
+            )  # fmt: skip
+            source_sha256 = written.source_sha256
+    if written is not None:
+        say_folder(checkpoint, written)
     result = {
         "source": {"path": str(checkpoint.path), "sha256": source_sha256},
         "output": written and {"path": str(job.output), "sha256": written.sha256},
@@ -299,10 +302,8 @@ def _say(job: _Job, result: Mapping[str, Any], hashed: bool, sidecars: bool, dro
         say(f"note: {zero} of {result['neurons']} neurons were zero in {job.checkpoint.path} already")
     for path in (job.lora, None if job.checkpoint.is_folder else job.output):
         if path is not None and path.suffix.lower() != ".safetensors":
-            say(
-                f"note: {path}: A1111, Forge and ComfyUI list only what ends in .safetensors; rename it "
-                f"to use it there"
-            )
+            who = "A1111 and Forge" if path.suffix == ".sft" else "A1111, Forge and ComfyUI"
+            say(f"note: {path}: {who} list only what ends in .safetensors; rename it to use it there")
     if job.output is not None:
         say(f"wrote {job.output}: {result['neurons']} neurons, {result['rows_zeroed']} rows zeroed")
         if hashed:

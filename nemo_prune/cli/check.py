@@ -170,6 +170,7 @@ def check(
                     )  # fmt: skip
                     texts = screen.found.texts
                     verdicts.told.append(streamed_summary(screen))
+                verdicts.told[-1]["notes"] = bar.noted
             result = verdicts.tell(inputs, texts)
             for entry in result.get("prompts", ()):
                 if entry["memorized"] and not as_json:

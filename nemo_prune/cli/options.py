@@ -19,6 +19,7 @@ from nemo_prune.errors import OptionError
 from nemo_prune.options import Confirm, Criterion, Options, Progress, SearchKind
 
 if TYPE_CHECKING:
+    from nemo_prune.checkpoint.apply import Written
     from nemo_prune.checkpoint.checkpoint import Checkpoint
     from nemo_prune.files.prompts import PromptList
     from nemo_prune.report.plots import Plotted
@@ -457,6 +458,20 @@ def say_sidecars(asked: bool, model: Path, sidecars: Mapping[Path, Path]) -> Non
         say(f"wrote {place}")
     if asked and not sidecars:
         say(f"note: no sidecars lie beside {model}")
+
+
+def say_folder(checkpoint: "Checkpoint", written: "Written") -> None:
+    """Say what of a folder was left out, and what was copied that was to be linked."""
+    from nemo_prune.files.trees import shown
+
+    if checkpoint.twins:  # without the option they are refused
+        left = ", ".join(shown(checkpoint.place(path)) for path in checkpoint.twins)
+        say(f"note: --drop-pickles left out {left}")
+    if written.unlinked:
+        say(
+            f"note: --link: {written.unlinked} files lie on another disk or are of another owner, so "
+            f"they are copied"
+        )
 
 
 def counted(prompts: "PromptList") -> str:

@@ -57,14 +57,14 @@ class _Noting:
 
     def __init__(self, shown: Console) -> None:
         self._console = shown
-        self._noted: set[str] = set()
+        self.noted: list[str] = []
 
     def note(self, text: str) -> None:
         """Print the line, once: a run that opens a model and its pruned copy notes it for both."""
         text = one_line(flags(text))
-        if text in self._noted:
+        if text in self.noted:
             return
-        self._noted.add(text)
+        self.noted.append(text)
         self._say(f"note: {text}")
 
     def _say(self, line: str) -> None:

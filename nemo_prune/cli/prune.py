@@ -36,6 +36,7 @@ from nemo_prune.cli.options import (
     quiet_option,
     read_inputs,
     resume_option,
+    say_folder,
     say_sidecars,
     search_options,
     sidecars_option,
@@ -178,6 +179,7 @@ def prune(
     if written is not None and writing.undo is not None and not quiet:
         say_undo(writing.undo, writing.drop_pickles)
     if written is not None and not quiet:
+        say_folder(checkpoint, written)
         say_sidecars(given["sidecars"], model, sidecars)
     code = exit_code(record.status for record in found.manifest.prompts)
     if written is not None and reporting.outputs:

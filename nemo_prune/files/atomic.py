@@ -38,11 +38,8 @@ _OTHERS = {
     ".html",
     ".md",
     ".png",
-    ".zip",
-    ".gz",
-    ".onnx",
-    ".gguf",
 }
+_WEIGHTS = {".zip", ".gz", ".onnx", ".gguf"}
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -65,11 +62,12 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
 
 
 def check_suffix(out: Path) -> None:
-    """Raise OutputError if programs would take safetensors of this name for a pickle."""
-    if out.suffix.lower() in PICKLE_SUFFIXES:
+    """Raise OutputError if programs would take safetensors of this name for another format."""
+    pickle = out.suffix.lower() in PICKLE_SUFFIXES
+    if pickle or out.suffix.lower() in _WEIGHTS:
         raise OutputError(
-            f"{out}: has the name of a pickle, as which programs would fail to read it; end it in "
-            f".safetensors"
+            f"{out}: has the name of {'a pickle' if pickle else 'another format'}, as which programs "
+            f"would fail to read it; end it in .safetensors"
         )
 
 
@@ -207,18 +205,22 @@ def check_room(out: Path, sources: Iterable[Path], more: Iterable[tuple[Path, in
 
 
 @contextlib.contextmanager
-def new_file(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
+def new_file(out: Path, overwrite: bool, like: Path | None = None) -> Iterator[BinaryIO]:
     """Yield a new unbuffered binary file, open for reading and writing, that becomes `out`.
 
     When the block ends, the file is flushed to the disk and given its name at once; if the block
     raises, the file is removed. Without `overwrite` the name is taken only if it is free at that
     very moment, so of two writers one gets OutputError. The mode follows the umask, as for any
-    new file. An OSError out of the block or of the disk becomes OutputError.
+    new file, but gives others no more rights than the file `like` does. An OSError out of the block
+    or of the disk becomes OutputError.
     """
     check_place(out, overwrite)
     with _hidden(out) as temporary:
         with temporary.open("x+b", buffering=0) as file:
             _hold(file.fileno())
+            if like is not None:
+                rights = temporary.stat().st_mode & (like.stat().st_mode | stat.S_IRWXU)
+                temporary.chmod(stat.S_IMODE(rights))
             yield file
             os.fsync(file.fileno())
         take_name(temporary, out, overwrite)

@@ -7,6 +7,7 @@ Messages never quote the content.
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +19,12 @@ from nemo_prune.files.lists import (
     SEPARATOR_LINE,
     SEPARATORS,
     Format,
+    Listing,
     lists_in,
     nameless,
     names_of,
 )  # fmt: skip
+from nemo_prune.files.text import LFS_POINTER
 
 _MAGIC = {
     b"PAR1": "Parquet",
@@ -33,7 +36,7 @@ _MAGIC = {
     b"SQLite format 3": "a database",
     b"%PDF": "a PDF",
     b"{\\rtf": "rich text (RTF)",
-    b"version https://git-lfs": "a Git LFS pointer, without its content (git lfs pull)",
+    LFS_POINTER: "a Git LFS pointer, without its content (git lfs pull)",
 }
 _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
 # A web page (such as an error), YAML, or a program's list: no captions begin so.
@@ -76,6 +79,7 @@ _ADDRESS = re.compile(
 _NUMBERED = re.compile(r"\s*[\[(#]?(\d{1,9})([.):\]]+\s+|\s{2,}|\t)\S")
 _LABELLED = re.compile(r"\s*(\w[\w ]{0,19}):\s")
 _LOOKED_AT = 500  # characters of a line
+LOOKED_THROUGH = 1000  # records by which what cells hold is known, or a column for one of labels
 _KEPT = "taken as part of the prompt"
 # Lines that are said: how, in which part of all at least, and how they are known.
 _ODD = tuple(
@@ -117,13 +121,32 @@ _ODD = tuple(
 )  # fmt: skip
 
 
+# What captions seldom hold, so that a model was trained on none that does; known of no program.
+_SELDOM = tuple(
+    (what, re.compile(pattern))
+    for what, pattern in (
+        ("numbers or times in front", r"^\W*\w*\d\w*([-:]\w+){2}|^\W*\d{3,}-\S|^\W*\d+\s?\|"
+         r"|^\W*[A-Za-z].{0,18}\d[\])*]*:\s"),
+        ("options (--w 512, -s50)", r"(^|\s)--?[A-Za-z]\w*[ =]?-?[\d.]+\b|(^|\s)--\w|^[!/]\w"),
+        ("addresses", r"https?:|www\.|\]\("),
+        ("tags and marks (< > [ ] { } = _ \\ ` ** :: %20)",
+         r"[<>\[\]{}=_\\`~^]|\*\*|::|%[0-9A-Fa-f]{2}|\s:\d|\sAND\s(?![A-Z]{2})"),
+        ("decimal numbers and settings (seed: 1)", r"\d\.\d|\b[a-z]\w*: ?\d"),
+        ("comments (#)", r"\s#\s"),
+        ("a word and a colon in front, or a colon at the end", r"^\W*[A-Za-z]\w*:(\s|$)|:\s*$"),
+        ("numbers alone", r"^\W*\d[\d.,]*\W*$"),
+    )
+)  # fmt: skip
+_ESCAPES = "\x1b"  # with which programs colour what they print
+
+
 def check_magic(path: Path, content: bytes, format: Format) -> None:
     for suffix, magic in COMPRESSED.items():
         if content.startswith(magic):
             what = f"is {_MAGIC[magic]}, and its name does not say so"
             raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
     if content[8:10] == b'{"' and b"\0" in content[:8]:
-        raise refused(path, "is a safetensors file", None)
+        raise refused(path, "is not a list but a safetensors file", None)
     for magic, what in _MAGIC.items():
         if content.startswith(magic) and not (what == "Parquet" and format == "parquet"):
             raise refused(path, f"is {what}", "parquet" if what == "Parquet" else None)
@@ -177,32 +200,68 @@ def odd_lines(path: Path, text: str) -> list[str]:
 
     Raises PromptFileError where most of them would be no prompt that a model was trained on.
     """
-    lines = _lines(text)
-    lines = [line[:_LOOKED_AT] for line in lines]
+    return odd_prompts(path, _lines(text), "lines")
+
+
+def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> list[str]:
+    """The same of prompts of any list."""
+    lines = [line[:_LOOKED_AT] for line in prompts]
+    if control := next((n for n, line in enumerate(lines, 1) if _ESCAPES in line), 0):
+        raise PromptFileError(
+            f"{path}: number {control} of its {unit} holds colours of a terminal; write "
+            f"the list anew without them"
+        )
     found = []
+    told: set[int] = set()
     numbers = [int(match[1]) if (match := _NUMBERED.match(line)) else None for line in lines]
     counting = zip(numbers, numbers[1:], numbers[2:], strict=False)
     # Captions may begin with a number, but not with one after the other.
     counted = any(a is not None and b == a + 1 and c == a + 2 for a, b, c in counting)
     if counted:
-        count = len(numbers) - numbers.count(None)
-        found.append((count, f"begin with a number that counts up, which is {_KEPT}"))
+        told.update(n for n, number in enumerate(numbers) if number is not None)
+        found.append((len(told), f"begin with a number that counts up, which is {_KEPT}"))
+
+    def those(pattern: re.Pattern[str]) -> set[int]:
+        return {number for number, line in enumerate(lines) if pattern.search(line)}
+
     for pattern, what in (
         (_PICTURE, "begin with the name of a picture or a text"),
         (_ADDRESS, "are addresses or paths"),
     ):
-        if (count := sum(map(bool, map(pattern.search, lines)))) and count >= len(lines) / 2:
+        if (count := len(those(pattern))) and count >= len(lines) / 2:
             raise PromptFileError(
-                f"{path}: {count} of its lines {what}; give captions alone, or a table with a header"
+                f"{path}: {count} of its {unit} {what}; give captions alone, or a table with a header"
             )
     for how, part, pattern in _ODD:
-        count = sum(map(bool, map(pattern.search, lines)))
+        count = len(have := those(pattern))
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
+            told |= have
     labels = {match[1] if (match := _LABELLED.match(line)) else "" for line in lines}
     if len(lines) > 1 and len(labels) == 1 and "" not in labels:
         found.append((len(lines), f"begin with one word and a colon, which are {_KEPT}"))
-    return [f"{path}: {count} of its lines {how}" for count, how in found]
+        told.update(range(len(lines)))
+    seldom = {what: have for what, pattern in _SELDOM if (have := those(pattern) - told)}
+    if seldom:
+        count = len(set[int]().union(*seldom.values()))
+        found.append(
+            (count, f"hold what captions seldom do, scored as text, as it stands: {', '.join(seldom)}")
+        )
+    return [f"{path}: {count} of its {unit} {how}" for count, how in found]
+
+
+def odd_cells(listing: Listing, key: str | None) -> list[str]:
+    """`odd_prompts` of the first prompts of a table or of JSON; lines of text are looked at before."""
+    if listing.format == "txt":
+        return []
+    names = COLUMNS if key is None else (key,)
+    texts: list[object] = [
+        record if isinstance(record, str) else next((record[n] for n in names if n in record), None)
+        for _, record in listing.records[:LOOKED_THROUGH]
+    ]
+    return odd_prompts(
+        listing.path, [one.strip() for one in texts if isinstance(one, str) and one.strip()]
+    )
 
 
 def _is_answer(text: str) -> bool:

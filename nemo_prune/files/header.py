@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import CheckpointError, option
+from nemo_prune.files.text import LFS_POINTER
 
 MAX_HEADER_BYTES = 16 * 2**20
 _MAX_COMMAS = 1_000_000  # JSON needs one for each further entry, and Python up to 100 bytes
@@ -225,7 +226,7 @@ def _read_raw(file: BinaryIO, size: int) -> bytes:
 
 
 def _name_other_formats(start: bytes) -> None:
-    if start.startswith(b"version https://git-lfs"):
+    if start.startswith(LFS_POINTER):
         raise _Fault("is a git-lfs pointer, not the model itself; run `git lfs pull` to fetch it")
     if start.startswith(b"PK\x03\x04") or (start[0] == 0x80 and start[1:2] in _PROTOCOLS):
         raise _Fault(_PICKLE_ADVICE)

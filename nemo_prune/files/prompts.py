@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.errors import PromptFileError, option
+from nemo_prune.files.content import odd_cells
 from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record
 from nemo_prune.files.source import read_list
 
@@ -117,6 +118,7 @@ class _Merge:
         wanted = None if column is None else column.strip().lower()
         key = prompt_key(listing, wanted)
         self.notes += unread_columns(listing, wanted, key)
+        self.notes += odd_cells(listing, key)
         label = label_column(listing, self.notes) if labels else None
         self.unlabelled |= label is None
         self.blank += listing.blank

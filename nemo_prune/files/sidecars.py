@@ -23,7 +23,7 @@ from nemo_prune.files.trees import entries, start_of
 _ENDINGS = re.compile(
     r"(ya?ml|json|info|html|txt|md"
     r"|(civitai|metadata|cm-info|swarm|rgthree-info|api_info)\.(json|info)|description\.txt"
-    r"|(preview(\.\d+)?\.|cm-preview\.|swarmpreview\.)?(png|jpe?g|webp|gif|avif|mp4|webm))",
+    r"|(preview(\.\d+)?\.|cm-preview\.|swarmpreview\.|thumb\.|rgthree\.)?(png|jpe?g|webp|gif|avif|jxl|mp4|webm))",
     re.IGNORECASE,
 )
 _WEIGHTS = ".safetensors"

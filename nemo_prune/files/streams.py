@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from nemo_prune.errors import PromptFileError
+from nemo_prune.files.content import LOOKED_THROUGH, odd_cells
 from nemo_prune.files.lists import COMPRESSED, FORMATS, STDIN, Format, Listing
 from nemo_prune.files.prompts import (
     holds_break,
@@ -38,7 +39,6 @@ from nemo_prune.files.source import Source, opened, size_of
 LONG = 16 * 2**20
 """Bytes of text from which on a list is long: some 200,000 captions."""
 _RATIO = 6  # of compressed files and Parquet, as far as that can be known from outside
-_LABELLED = 1000  # records by which a column is known for one of labels
 _TAIL = 2**16  # bytes before a position, by which a list is known again
 
 
@@ -264,13 +264,14 @@ class PromptStream:
 
     def _columns_of(self, source: Source, notes: list[str]) -> tuple[str | None, str | None]:
         """The column of prompts, and of labels if there is one and it is wanted."""
-        begin = source.begin(_LABELLED if self.labelled else 1)
+        begin = source.begin(LOOKED_THROUGH)
         for note in source.notes:
             if note not in notes:
                 notes.append(note)
         listing = Listing(source.path, source.format, begin, columns=source.columns, named=source.named)
         key = prompt_key(listing, self._column)
         found = unread_columns(listing, self._column, key)
+        found += odd_cells(listing, key)
         label = label_column(listing, found) if self.labelled else None
         for note in found:
             if note not in notes:

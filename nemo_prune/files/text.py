@@ -10,13 +10,25 @@ MAX_BYTES = 256 * 2**20
 """Far above any list of prompts or neurons, far below a model handed in by mistake."""
 
 
+LFS_POINTER = b"version https://git-lfs"
+"""How the files begin that git-lfs leaves in place of contents that were not fetched."""
+
+
 def read_text(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -> str:
     """The UTF-8 text of the file at `path`, with or without a byte order mark.
 
     Raises `error` if it cannot be read: one line that says why, and to give `wanted`; `kind` is what
     the file should be.
     """
-    return decoded(read_bytes(path, error, kind, wanted), path, error, wanted)
+    content = read_bytes(path, error, kind, wanted)
+    refuse_pointer(content, path, error)
+    return decoded(content, path, error, wanted)
+
+
+def refuse_pointer(start: bytes, path: Path, error: type[NemoPruneError]) -> None:
+    """Raise `error` if a file that begins so is a git-lfs pointer."""
+    if start.startswith(LFS_POINTER):
+        raise error(f"{path}: is a git-lfs pointer, not the file itself; run `git lfs pull` to fetch it")
 
 
 def read_bytes(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -> bytes:

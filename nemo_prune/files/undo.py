@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import OutputError, UndoError, option
-from nemo_prune.files.atomic import check_output, check_place, new_file, refuse_same, same_file
+from nemo_prune.files.atomic import (
+    check_output,
+    check_place,
+    check_suffix,
+    new_file,
+    refuse_same,
+    same_file,
+)
 from nemo_prune.files.hashing import file_sha256
 from nemo_prune.files.header import Header, Tensor, encode_header, read_header
 from nemo_prune.files.rewrite import Ranges, Source, copy, read_at, write_at
@@ -65,6 +72,7 @@ def check_undo(undo: Path, out: Path) -> None:
         raise OutputError(
             f"{undo}: exists already, and undo files are never replaced; choose another name"
         )
+    check_suffix(undo)
     check_place(undo, overwrite=False)
     refuse_same([out, undo])
 
@@ -88,13 +96,13 @@ def write_undo(
 ) -> None:
     """Keep `rows` (by tensor, ascending) of `source` and its header in the new file `undo`.
 
-    The file is read back before it gets its name. Raises OutputError where it cannot be written,
-    CheckpointError if the source cannot be read.
+    The file is read back before it gets its name, and gives others no more rights than the source.
+    Raises OutputError where it cannot be written, CheckpointError if the source cannot be read.
     """
     header = source.header
     places = [(0, header.data_start), *row_places(header, rows)]
     start = _undo_header(header, rows, source_sha256, output_sha256)
-    with new_file(undo, overwrite=False) as file:
+    with new_file(undo, overwrite=False, like=header.path) as file:
         write_at(file, start, 0)
         position = len(start)
         for first, last in places:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nemo_prune.checkpoint.folder import component_copies
 from nemo_prune.errors import CheckpointError, OptionError, option
-from nemo_prune.files.header import read_header
+from nemo_prune.files.header import quoted, read_header
 from nemo_prune.files.strict_json import read_object
 from nemo_prune.model.configs import holds_tokenizer
 from nemo_prune.model.inference import Config
@@ -77,11 +77,23 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
     names = ("text encoder", "text encoder 2")
     for name, source in zip(names[:wanted], [*found, None, None], strict=False):
         if source is None or not source.tensors:
+            other = _elsewhere(checkpoint)
             raise CheckpointError(
-                f"{checkpoint.path}: holds no {name}, which prompts need; "
+                f"{checkpoint.path}: holds no {name}"
+                f"{other and f' under a name that is read, only {quoted(other)}'}, which prompts need; "
                 f"give one with {option('text_encoder')} PATH"
             )
     return found[:wanted]
+
+
+def _elsewhere(checkpoint: Checkpoint) -> str:
+    """The table of words of a file's text encoder under a prefix that is none of its family's, or ""."""
+    known = checkpoint.record.text_prefixes
+    for name in () if checkpoint.is_folder else checkpoint.tensors:
+        plain = name.removeprefix(checkpoint.wrapper)
+        if plain.endswith("token_embedding.weight") and not plain.startswith(known):
+            return name
+    return ""
 
 
 def _given(path: Path, family: Family) -> list[TextSource]:

@@ -90,7 +90,8 @@ def verdict_suite(result: dict[str, Any], texts: Sequence[str]) -> xml.Element:
     for name in ("version", "tau", "tau_source", "gate_source", "seeds", "timestep", "prompts_read",
                  "merged", "blank", *of_stream):  # fmt: skip
         known[name] = result[name]
-    for name, value in known.items():
+    noted = [("note", note) for note in result.get("notes", ())]
+    for name, value in (*known.items(), *noted):
         xml.SubElement(properties, "property", {"name": name, "value": xml_text(str(value))})
     for entry, prompt in zip(rows, texts, strict=True):
         name = f"prompt {prompt_id(prompt)}" + (f": {entry['text']}" if "text" in entry else "")
@@ -182,6 +183,8 @@ def markdown(result: dict[str, Any], named: bool = False) -> str:
         f"{result['blank']} blank.",
         "",
     ]
+    if notes := result.get("notes"):
+        lines += [*(f"- {_cell(note)}" for note in notes), ""]
     if found:
         if any(entry["seeds"] < result["seeds"] for entry in found):
             lines += [

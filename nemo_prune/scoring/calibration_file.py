@@ -20,6 +20,7 @@ from safetensors.torch import save
 from nemo_prune import __version__
 from nemo_prune.errors import CalibrationError
 from nemo_prune.files.atomic import write_new
+from nemo_prune.files.text import LFS_POINTER, refuse_pointer
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.activations import ActivationStatistics
 from nemo_prune.scoring.lineage import ROW_BYTES, Lineage, weights_sha256
@@ -99,6 +100,8 @@ def read_calibration(path: Path) -> Calibration:
         if not path.is_file():
             reason = "is a folder; give the file" if path.is_dir() else "no such file; check the path"
             raise CalibrationError(f"{path}: {reason}")
+        with path.open("rb") as start:
+            refuse_pointer(start.read(len(LFS_POINTER)), path, CalibrationError)
         with safe_open(path, "pt") as file:
             entry = json.loads((file.metadata() or {}).get(_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -106,8 +109,13 @@ def read_calibration(path: Path) -> Calibration:
         raise CalibrationError(
             f"{path}: is damaged or no calibration; make it anew with nemo-prune calibrate"
         ) from None
-    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
+    if not isinstance(entry, dict) or "format" not in entry:
         raise CalibrationError(f"{path}: is no calibration; give a file of nemo-prune calibrate")
+    if entry["format"] != FORMAT:
+        raise CalibrationError(
+            f"{path}: is of the format {ascii(entry['format'])[:60]}, this tool reads {FORMAT}; make it "
+            f"anew with nemo-prune calibrate"
+        )
     try:
         return _calibration(entry["about"], entry.get("apart"), tensors)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):

@@ -36,6 +36,7 @@ from nemo_prune.scoring.thresholds import (
     gate_from,
     margins_from,
     prompts_for,
+    standing_apart,
     tau_from,
 )
 from nemo_prune.scoring.trajectory import Ends
@@ -253,7 +254,7 @@ class Ordinary:
         tau, tau_source = known or (tau_from(last), source)
         found = gate_from(last, options.fpr, tau)
         if options.gate is None:
-            self._judge(found, tau_source)
+            self._judge(found, tau_source, last)
         return self._told(tau, tau_source, found, source, margins_from(paths), whence)
 
     def calibration(self) -> Calibration:
@@ -280,7 +281,7 @@ class Ordinary:
             gate, gate_source = Gate(self._options.gate), "given"
         return Thresholds(tau, tau_source, gate, gate_source, margins, scores_from)
 
-    def _judge(self, gate: Gate, tau_source: str) -> None:
+    def _judge(self, gate: Gate, tau_source: str, scores: Sequence[float]) -> None:
         """Say that a gate is extrapolated; refuse one that would let everything pass."""
         rate = f"a rate of {gate.fpr:g}" if self._calibrating else f"{option('fpr')} {gate.fpr:g}"
         needed = prompts_for(self._options.fpr)
@@ -298,6 +299,13 @@ class Ordinary:
             self._progress.note(
                 f"{gate.prompts} ordinary prompts are too few to see {rate}: the gate "
                 f"{gate.value:.3f} is extrapolated; at least {needed} prompts would be needed"
+            )
+        apart = standing_apart(scores)
+        if apart and gate.value >= apart[0]:
+            self._progress.note(
+                f"{len(apart)} of {len(scores)} ordinary prompts score {apart[0]:.2f} to "
+                f"{apart[-1]:.2f}, far above the others, as memorized ones do, and set the gate "
+                f"{gate.value:.3f}: what is memorized may pass; calibrate without them"
             )
 
     def _why_bundled(self) -> str:

@@ -104,6 +104,17 @@ def gate_from(scores: Sequence[float], fpr: float, tau: float, most: float | Non
     )
 
 
+def standing_apart(scores: Sequence[float]) -> list[float]:
+    """The scores that lie far above all others, as those of memorized prompts among ordinary ones do.
+
+    More than four standard deviations above the median, the deviation being that of the median absolute
+    one, which a few of them do not move.
+    """
+    middle = statistics.median(scores)
+    spread = 1.4826 * statistics.median(abs(score - middle) for score in scores)
+    return [score for score in sorted(scores) if score > middle + 4 * spread > middle]
+
+
 def prompts_for(fpr: float) -> int:
     """How many ordinary prompts show the rate `fpr`, so that `gate_from` extrapolates nothing."""
     return max(FEWEST_PROMPTS, math.ceil(round(1 / fpr - 1, 9)))

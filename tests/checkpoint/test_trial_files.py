@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import rawfiles
 from click.testing import CliRunner, Result
 from folders import WEIGHTS, add_copy, pipeline, put, tree
+from test_surgery import no_space
 
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.cli.main import main
@@ -281,6 +283,74 @@ def test_a_name_that_other_programs_do_not_list(model: Path) -> None:
         assert f"note: {name}: A1111, Forge and ComfyUI list only what ends in .safe" in result.stderr
     result = run("apply", model, "--neurons", "1:3", "-o", "p", "--lora", "m.safetensors")
     assert "note" not in result.stderr
+
+
+@pytest.mark.usefixtures("model")
+def test_what_comfyui_lists() -> None:
+    result = run("apply", rawfiles.sd1(Path("a.safetensors")), "--neurons", "1:3", "-o", "x.sft")
+    assert "note: x.sft: A1111 and Forge list only what ends in .safetensors" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["rows.pt", "rows.BIN", "rows.gguf", "rows.onnx", "rows.zip"])
+@pytest.mark.usefixtures("model")
+def test_names_of_other_formats_are_given_to_none(name: str) -> None:
+    given = ["apply", rawfiles.sd1(Path("a.safetensors")), "--neurons", "1:3"]
+    for options in (["-o", "o", "--undo", name], ["--lora", name], ["-o", name]):
+        result = run(*given, *options)
+        assert result.exit_code == 2
+        assert f"{name}: has the name of " in result.stderr
+    assert not Path("o").exists()
+    assert not Path(name).exists()
+
+
+def test_what_is_left_out_is_said(model: Path) -> None:
+    put(model / "v1.ckpt", "a pickle")
+    result = run("apply", model, "--neurons", "1:3", "-o", "o", "--drop-pickles")
+    assert "note: --drop-pickles left out v1.ckpt\n" in result.stderr
+
+
+def test_files_that_are_copied_instead_of_linked_are_said(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["apply", model, "--neurons", "1:3", "--link", "-o"]
+    assert "note" not in run(*given, "linked").stderr
+    monkeypatch.setattr(Path, "hardlink_to", no_space)
+    assert "note: --link: 5 files lie on another disk or " in run(*given, "copied").stderr
+
+
+@pytest.mark.usefixtures("model")
+def test_a_full_disk_for_the_lora_leaves_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    rawfiles.sd1(Path("a.safetensors"))
+    monkeypatch.setattr("nemo_prune.checkpoint.lora.write_at", no_space)
+    given = ["-o", "o.safetensors", "--undo", "u.safetensors", "--lora", "l.safetensors"]
+    result = run("apply", "a.safetensors", "--neurons", "1:3", *given)
+    assert "l.safetensors: cannot be written (no space left" in result.stderr
+    assert sorted(path.name for path in Path().iterdir()) == ["a.safetensors", "m"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no rights of others")
+@pytest.mark.usefixtures("model")
+def test_removed_rows_are_as_private_as_the_model() -> None:
+    rawfiles.sd1(Path("a.safetensors")).chmod(0o600)
+    assert run("apply", "a.safetensors", "--neurons", "1:3", "-o", "o", "--undo", "u", "--lora", "l")
+    assert [Path(name).stat().st_mode & 0o777 for name in "ul"] == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("place", [FP16, PLAIN, "v1.safetensors"])
+def test_an_unpruned_copy_beside_a_pruned_one_is_found(model: Path, place: str) -> None:
+    add_copy(model / FP16)
+    assert run("apply", model, "--neurons", "1:3", "-o", "o").exit_code == 0
+    assert run("inspect", "o", "--strict").exit_code == 0
+    Path("o", place).write_bytes((model / PLAIN).read_bytes())
+    result = run("inspect", "o", "--strict")
+    assert result.exit_code == 1
+    assert "the metadata name row 3 of " in result.stdout
+
+
+def test_a_pointer_of_git_lfs_is_no_manifest(model: Path) -> None:
+    Path("n.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    result = run("apply", model, "--manifest", "n.json", "-o", "o")
+    assert "n.json: is a git-lfs pointer, not the file itself; run `git lfs pull`" in result.stderr
 
 
 def test_a_list_where_nobody_gives_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

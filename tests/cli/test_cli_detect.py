@@ -168,7 +168,8 @@ def test_a_calibration_needs_no_room_for_a_model(
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=10**5))
     result = run("calibrate", model, "--prompts", ordinary, "-o", tmp_path / "c.safetensors")
     assert "Measured" in result.stderr  # it came that far
-    for other in (model, ordinary):
+    (tmp_path / "linked.safetensors").symlink_to(ordinary)  # .txt is refused by its name
+    for other in (model, tmp_path / "linked.safetensors"):
         refused = run("calibrate", model, "--prompts", ordinary, "-o", other, "--overwrite")
         assert refused.exit_code == 2
         assert "is read by this command" in refused.stderr
@@ -418,8 +419,8 @@ def test_a_copy_with_other_metadata_takes_the_same_calibration(
                     "--calibration-prompts", "p.txt"], "give one of them"),
         ("detect", ["--prompts", "p.txt", "--calibration-prompts", "p.txt"], "at least 30"),
         ("detect", ["--prompts", "p.txt", "--tau", "0.5", "--gate", "0.4"], "lies below tau"),
-        ("detect", ["--prompts", "p.txt", "--calibration", "c.safetensors", "--csv", "c.safetensors",
-                    "--overwrite"], "is read by this command"),
+        ("detect", ["--prompts", "p.txt", "--calibration", "c", "--csv", "c", "--overwrite"],
+         "is read by this command"),
         ("check", ["--prompts", "odd.csv", "--calibration-prompts", "p.txt", "--junit", "p.txt",
                    "--overwrite"], "is read by this command"),
         ("check", ["--prompts", "p.txt", "--text-encoder", "c.safetensors", "--junit",
@@ -438,6 +439,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     Path("odd.csv").write_text("caption,label\na dog,perhaps\n")
     Path("both.csv").write_text("caption,memorized\na dog,1\na dog,0\n")
     shutil.copy(calibration, "c.safetensors")
+    shutil.copy(calibration, "c")
     Path("cut.safetensors").write_bytes(calibration.read_bytes()[:500])
     there = sorted(tmp_path.iterdir())
     result = run(verb, model, *extra, *SEEDS)

@@ -54,7 +54,7 @@ def folder(
     monkeypatch.setattr("nemo_prune.localize.confirm.SEEDS", 4)
     for module, count in (("localize.localize", 4), ("audit.inputs", 4), ("audit.pictures", 1)):
         monkeypatch.setattr(f"nemo_prune.{module}.UNRELATED", count)
-    for module in ("pictures", "triggers", "embeddings", "inputs"):
+    for module in ("pictures", "triggers", "embeddings"):
         monkeypatch.setattr(f"nemo_prune.audit.{module}.REFERENCES", 2)
     Path("model.safetensors").symlink_to(CHECKPOINT)
     shutil.copy(demo_calibration, "calibration.safetensors")

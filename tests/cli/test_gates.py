@@ -209,6 +209,22 @@ def test_prompts_that_are_one_to_the_model_are_said(model: Path, lists: Path) ->
         assert "note: all 2 prompts are the same to the model" in result.stderr
 
 
+def test_what_is_noted_stands_beside_the_verdict(
+    model: Path, lists: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads a green summary sees what was odd about the list."""
+    (lists / "dated.txt").write_text("2024-05-01T10:00 a cat\n2024-05-01T10:01 a dog\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    result = run("check", model, "--prompts", lists / "dated.txt", "--tau", "1", "--gate", "1",
+                 "--seeds", "2", "--device", "cpu", "--json", "--junit", "j.xml")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    (note,) = (line for line in json.loads(result.stdout)["notes"] if "date and time" in line)
+    assert f"note: {note}" in result.stderr
+    assert "2 of its lines begin with a date and time" in Path("summary.md").read_text()
+    properties = ElementTree.parse("j.xml").iter("property")
+    assert note in [one.get("value") for one in properties if one.get("name") == "note"]
+
+
 def test_scores_that_all_lie_below_the_ordinary_mean_are_said() -> None:
     ordinary = [(0.1, 0.3), (0.2, 0.5)]  # means: .15 on two seeds, .4 on three
 

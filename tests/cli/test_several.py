@@ -58,6 +58,14 @@ def test_apply_writes_each_under_its_name() -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_a_files_name_for_several_is_refused() -> None:
+    result = run("apply", "a.safetensors", "b.safetensors", "--neurons", "0:1", "-o", "both.safetensors")
+    assert result.exit_code == 2
+    assert "both.safetensors: has a file's name, and several models go into a folder" in result.stderr
+    assert not Path("both.safetensors").exists()
+
+
+@pytest.mark.usefixtures("here")
 def test_a_folder_that_exists_is_filled_and_nothing_in_it_replaced() -> None:
     Path("out").mkdir()
     Path("out/kept").touch()

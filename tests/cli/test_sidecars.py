@@ -21,6 +21,7 @@ GO_ALONG = [
     "model.yaml", "model.yml", "model.json", "model.civitai.info", "model.metadata.json",
     "model.cm-info.json", "model.preview.png", "model.preview.1.jpeg", "model.png", "model.WEBP",
     "model.mp4", "model.txt", "model.description.txt", "model.safetensors.rgthree-info.json",
+    "model.thumb.jpg", "model.rgthree.jpg", "model.jxl",
 ]  # fmt: skip
 STAY = [
     "model.vae.pt", "model.vae.safetensors", "model.sha256", "model.safetensors.sha256", "model.ckpt",

@@ -23,7 +23,7 @@ from nemo_prune.cli.failures import Refused, one_line
 from nemo_prune.cli.progress import progress
 from nemo_prune.errors import CheckpointError, NemoPruneError, OptionError, PromptFileError
 from nemo_prune.files.prompts import PromptList, read_prompts
-from nemo_prune.files.streams import PromptStream
+from nemo_prune.files.streams import Lists, PromptStream
 from nemo_prune.model.configs import METADATA_KEY
 from nemo_prune.options import Options
 from nemo_prune.report.inputs import check_inputs
@@ -195,6 +195,46 @@ def test_a_manifest_of_nothing_is_said(model: Path) -> None:
     for result in taken(model, path):
         assert result.exit_code == 0
         assert "warning: n.json: holds no neurons: nothing is pruned\n" in result.stderr
+
+
+AROUND = [
+    "3f2a91c0-8b1d-4e6f-9a0b-aa {}", "[12:34:50] {}", "12:34:50 | generating: {}", "001_{}", "No. 1: {}",
+    "**Prompt 1:** {}", "00000-3141592653-{}", "{} --w 512 --h 512 --d 1", '"{}" -s50 -S123 -W512 -C7.5',
+    '!dream "{}" -n 4 -g', "/imagine prompt: {}", "{}::2 blurry::-0.5", "{} AND a cat :0.5",
+    "{} [blurry, low quality]", "{} https://a.b/c.jpg", "[{}](https://x)", "<caption>{}</caption>",
+    "<|startoftext|>{}", "[CLS] {} [SEP]", "prompt0 = {}", 'PROMPT_0="{}"', "caption = {}",
+    "{} (score: 0.93)", "{}, seed: 4711, steps: 30", "{}  # verbatim", "{} & 0.93 & VM \\\\", "a%20{}",
+    "Q: {}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_stands_around_a_caption_is_said(tmp_path: Path, around: str, count: int) -> None:
+    """By what captions seldom hold, whichever program wrote it."""
+    texts = [around.format(one) for one in ("A Cat, Asleep", "Clock by Wayfair", "Coins 7")[:count]]
+    (tmp_path / "p.txt").write_text("\n".join(texts))
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"caption": one}) for one in texts))
+    for name, unit in (("p.txt", "lines"), ("p.jsonl", "prompts")):
+        notes = read_prompts(tmp_path / name).notes
+        assert any(f"{count} of its {unit}" in note for note in notes), notes
+        stream = Lists((tmp_path / name,)).stream()
+        assert len(next(iter(stream.blocks(256))).prompts) == count
+        assert any(f"{count} of its {unit}" in note for note in stream.notes)
+
+
+def test_colours_of_a_terminal_are_no_caption(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n\x1b[35ma dog\x1b[m\n")
+    with pytest.raises(PromptFileError, match="number 2 of its lines holds colours of a terminal"):
+        read_prompts(tmp_path / "p.txt")
+
+
+def test_cells_are_looked_at_as_lines_are(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("image,caption\n1,img/0.txt\n2,img/1.txt\n")
+    with pytest.raises(PromptFileError, match="2 of its prompts begin with the name of a picture"):
+        read_prompts(tmp_path / "p.csv")
+    with pytest.raises(PromptFileError, match="2 of its prompts begin with the name of a picture"):
+        list(Lists((tmp_path / "p.csv",)).stream().blocks(256))
 
 
 @pytest.mark.parametrize(
@@ -436,7 +476,11 @@ def test_the_separator_that_excel_is_told(tmp_path: Path) -> None:
         ("p.txt", "<Error><Code>AccessDenied", "begins as a web page"),
         ("p.sql", "INSERT INTO t", r"\.sql files are not read as lists"),
         ("p.csv", "text\ra cat\ra dog\r", "is not a readable CSV: line 1 has a carriage return that"),
-        ("p.txt", "\x10\0\0\0\0\0\0\0" + '{"a":{"dtype":1}}', "is a safetensors file; give text"),
+        (
+            "p.txt",
+            "\x10\0\0\0\0\0\0\0" + '{"a":{"dtype":1}}',
+            "is not a list but a safetensors file; give text",
+        ),
         ("p.json", "[]", "holds no prompts; its column or list of them is empty"),
         ("p", None, "is a folder; give the lists in it as a pattern in quotes, such as"),
     ],

@@ -59,7 +59,7 @@ PRUNE = ("prune", "m.safetensors", "--prompts", "p.txt")
         ["-o", "caf\u00e9", "--manifest", "cafe\u0301"],
         ["-o", "x", "--undo", "u", "--manifest", "u"],
         ["-o", "x", "--report", "x.json", "--manifest", "x.json"],
-        ["-o", "x.md", "--report", "X.md"],
+        ["-o", "x", "--card", "x.md", "--report", "X.md"],
         ["-o", "x", "--manifest", "n", "--card", "n.journal"],
         ["-o", "x", "--report", "r.html", "--report", "./r.html"],
     ],

@@ -601,6 +601,10 @@ def test_missing_components_are_named(folder: Path) -> None:
         match="holds no text encoder, which prompts need; give one with text_encoder PATH",
     ):
         load(path)
+    tensors = {f"x.{n}" if n.startswith("cond_") else n: t for n, t in tiny_tensors().items()}
+    ldm.save_tensors(folder / "elsewhere.safetensors", tensors, told_heads())
+    with pytest.raises(CheckpointError, match=r"under a name that is read, only 'x\.cond_stage_model\."):
+        load(folder / "elsewhere.safetensors")
     path = write_tiny(folder / "blind.safetensors", vae=False)
     assert load(path).latent_shape == (4, 64, 64)
     with pytest.raises(CheckpointError, match="holds no VAE, which drawing pictures needs"):

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from nemo_prune.checkpoint.apply import write_model
-from nemo_prune.checkpoint.lora import write_lora
+from nemo_prune.checkpoint.lora import new_lora
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.model.loading import load_pipeline
@@ -22,7 +22,8 @@ def test_fused_at_weight_1_it_is_the_pruned_model(tmp_path, family, names):
     layers = [checkpoint.value_layers[number] for number in (0, 3, -1)]
     chosen = [Neuron(layer.name, row) for n, layer in enumerate(layers) for row in range(2, 3 + n)]
     write_model(checkpoint, chosen, tmp_path / "pruned.safetensors", {})
-    write_lora(checkpoint, chosen, tmp_path / "patch.safetensors", names)
+    with new_lora(checkpoint, chosen, tmp_path / "patch.safetensors", names):
+        pass
 
     def pipeline(name):
         found = open_checkpoint(tmp_path / name)

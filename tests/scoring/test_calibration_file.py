@@ -80,11 +80,14 @@ def test_there_and_back(file: Path) -> None:
 def test_what_is_no_calibration_is_refused_in_one_line(file: Path, tmp_path: Path) -> None:
     whole = file.read_bytes()
     places = {"none": "no such file", "folder": "is a folder", "cut": "damaged", "text": "damaged",
+              "lfs": "is a git-lfs pointer", "later": "is of the format 'nemo-prune-calibration/2'",
               "other": "is no calibration", "empty": "damaged"}  # fmt: skip
     (tmp_path / "folder").mkdir()
     (tmp_path / "cut").write_bytes(whole[:-9])
     (tmp_path / "text").write_text("hello, this is not a safetensors file")
     (tmp_path / "empty").touch()
+    (tmp_path / "lfs").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "later").write_bytes(whole.replace(b"calibration/1", b"calibration/2"))
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
     for name, reason in places.items():
         with pytest.raises(CalibrationError, match=reason) as caught:

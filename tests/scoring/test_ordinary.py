@@ -122,6 +122,23 @@ def test_a_gate_below_a_tau_that_is_found_late_is_refused(monkeypatch: pytest.Mo
         _ = Case(monkeypatch, {"gate": 0.5}, side=32).thresholds
 
 
+def test_memorized_prompts_among_the_ordinary_ones_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would set the gate that judges them."""
+    captions = [f"caption {i}" for i in range(120)]
+    for high, notes in ((0.95, 1), (0.5, 0)):
+        case = Case(
+            monkeypatch,
+            {},
+            captions=captions,
+            score=lambda i, high=high: 0.4 + i / 1000 if i > 2 else high,
+        )
+        assert (case.thresholds.gate.value >= 0.9) == (notes > 0)
+        assert len(case.told.notes) == notes
+        for note in case.told.notes:
+            assert "3 of 120 ordinary prompts score 0.95 to 0.95, far above the others" in note
+            assert "calibrate without them" in note
+
+
 FEW = [f"caption {i}" for i in range(30)]
 
 

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_prune.scoring.thresholds import gate_from, margins_from, prompts_for, tau_from
+from nemo_prune.scoring.thresholds import (
+    gate_from,
+    margins_from,
+    prompts_for,
+    standing_apart,
+    tau_from,
+)
 
 SCORES = st.lists(st.floats(0, 1), min_size=30, max_size=300)
 RATES = st.sampled_from([0.001, 0.01, 0.02, 0.05, 0.1, 0.5])
@@ -100,3 +106,11 @@ def test_margins_are_what_90_percent_of_prompts_rise_by() -> None:
     paths = [(0.3, 0.3 + rise / 2, 0.3 + rise) for rise in rises]
     assert margins_from(paths) == pytest.approx((0.089, 0.0445))
     assert margins_from([(0.1,), (0.2,)]) == ()
+
+
+def test_memorized_prompts_stand_apart_and_a_normal_tail_does_not() -> None:
+    lot = random.Random(0)
+    ordinary = [lot.gauss(0.55, 0.05) for _ in range(300)]
+    assert standing_apart(ordinary) == []
+    assert standing_apart([*ordinary, 0.97, 0.85]) == [0.85, 0.97]
+    assert standing_apart([0.5] * 40 + [0.9]) == [], "nothing is told by scores that are all the same"
