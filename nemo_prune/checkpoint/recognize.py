@@ -341,7 +341,8 @@ _VIDEO = re.compile(
     r"(\.|^)(time_stack|time_mixer|temporal_transformer_blocks|motion_modules|temp_convs"
     r"|temp_attentions|patchify_proj)\."
 )
-_LORA = re.compile(r"(^|[._])(lora|lycoris|hada|lokr|oft|dora)[._]", re.IGNORECASE)
+_LORA = re.compile(r"(^|[._])(lora|lycoris|hada|lokr|oft|dora)[._]|\.diff(_b)?$", re.IGNORECASE)
+_IP_ADAPTER = re.compile(r"\.to_[kv]_ip\.|^(ip_adapter|image_proj)\.")
 _WRAPPED_LAYER = re.compile(r"\.base_layer\.")
 
 _WHOLE = "give the checkpoint that it belongs to"
@@ -362,14 +363,15 @@ _PIXELS = "takes its text through added keys and values beside the picture's own
 _KINDS = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
-        (r"\.to_[kv]_ip\.|^(ip_adapter|image_proj)\.",
-         f"is an IP-Adapter, an addition to a model that lets pictures be prompts; {_WHOLE}"),
+        (r"\.to_(q|k|v|out)_custom_diffusion\.",
+         f"is of Custom Diffusion, an addition to a model; {_WHOLE}"),
         (r"^(adapter\.)?body\.\d+\.(resnets\.|block\d|in_conv|skep|down_opt)",
          f"is a T2I-Adapter, an addition that steers a model; {_WHOLE}"),
         (r"(^|\.)(double_layers|joint_transformer_blocks)\.\d", f"is an AuraFlow model: {_JOINT}"),
         (r"(^|\.)txt_in\.individual_token_refiner\.", _VIDEO_REASON),
         (r"(^|\.)(double_blocks|single_transformer_blocks)\.\d", f"is a Flux model: {_JOINT}"),
         (r"(^|\.)joint_blocks\.\d", f"is a Stable Diffusion 3 model: {_JOINT}"),
+        (r"(^|\.)(double|single)_stream_blocks\.\d", f"is a HiDream model: {_JOINT}"),
         (r"\.attn\.add_v_proj\.",
          f"is a joint-attention transformer (Stable Diffusion 3, Flux): {_JOINT}"),
         (r"^(model\.)?(text_embedding_padding$|mlp_t5\.)|blocks\.\d+\.attn2\.kv_proj\.",
@@ -426,8 +428,8 @@ def _refuse_without_values(tensors: Tensors, stated: str) -> str:
     """Why a file in which no cross-attention value layer was found cannot be pruned."""
     if _VIDEO_CLASS.search(stated):
         return _VIDEO_REASON
-    if is_addition(tensors):
-        return no_model(tensors)
+    if reason := no_model(tensors):
+        return reason
     if any(len(tensor.shape) == 5 for tensor in tensors.values()):  # convolutions over time
         return _VIDEO_REASON
     for pattern, reason in _KINDS:
@@ -463,6 +465,8 @@ def no_model(names: Collection[str]) -> str:
             f"is what {option('undo')} kept, the rows removed from a model; give the model itself, or "
             f"bring them back: restore, with the pruned model and this as {option('undo')}"
         )
+    if any(map(_IP_ADAPTER.search, names)):  # some hold LoRAs too
+        return f"is an IP-Adapter, an addition to a model that lets pictures be prompts; {_WHOLE}"
     if is_addition(names):
         return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
     return ""

@@ -150,6 +150,7 @@ def check(
         from nemo_prune.scoring.detection_run import find_memorized, summary
         from nemo_prune.scoring.streaming import screen_lists, streamed_summary
 
+        on_github = os.environ.get("GITHUB_ACTIONS", "").lower() not in ("", "0", "false")
         for model, inputs in read.items():
             texts: Sequence[str] = inputs.prompts.texts
             with going_on(model, alone, verdicts.told), progress(quiet) as bar:
@@ -174,7 +175,7 @@ def check(
             for entry in result.get("prompts", ()):
                 if entry["memorized"] and not as_json:
                     click.echo(finding_line(entry, result, not alone))
-                if entry["memorized"] and os.environ.get("GITHUB_ACTIONS") == "true":
+                if entry["memorized"] and on_github:
                     click.echo(annotation(entry, result, not alone), err=True)  # it reads both streams
             if not quiet and "error" not in result:
                 _say(inputs, result, confirm, alone)

@@ -49,6 +49,8 @@ _FOREIGN_BEGINS = re.compile(
 _QUOTED_CELLS = re.compile(r'"[^"]*"([,;\t|]("[^"]*"|[^",;]*))+$')
 # A line of a script for A1111's "prompts from file": --prompt "..." --steps 20.
 _OPTIONS_BEGIN = re.compile(r"--(negative_)?prompt[ =]")
+# ComfyUI's (Inspire's) prompt files, with ---- between two.
+_SIGNED = re.compile(r"positive ?:(?=.*\n(.*\n)*?[ \t]*negative ?:)", re.I)
 _CONFLICT = re.compile(r"^(<{7}|>{7}|\|{7})( |\r?$)", re.MULTILINE)
 # What stands between the header and the rows of a table as psql, MySQL, SQLite, DuckDB or Markdown have
 # it, or above a record where they stand one by one.
@@ -104,12 +106,14 @@ _ODD = tuple(
         ("are NULL, None or the like, and are taken as prompts", 0,
          r"^\s*(?i:null|none|nan|n/a|nil|undefined|\\N|\"\")\s*$"),
         (f"begin with a date and time, which is {_KEPT}", 0.5, r"^\W?\d{4}-\d\d-\d\d[T ]\d\d:\d\d"),
+        (f"begin as a program's log does (INFO:), which is {_KEPT}", 0.5,
+         r"^\W?(DEBUG|INFO|WARNING|ERROR)\]?\s*[:|-]"),
         (f"begin with an address, which is {_KEPT}", 0, r"^\s*(https?|s3|gs)://"),
         # As A1111, ComfyUI, NovelAI and their extensions read them.
         ("hold weights, LoRAs or choices of a program ((x:1.2), <lora:x:1>, {a|b}): scored as text, as "
          "they stand", 0,
          r"\([^()]*[^()\d]:-?\d*\.?\d+\)|<(lora|lyco|lycoris|hypernet|embedding|ti):|\{[^{}]*\|[^{}]*\}"
-         r"|\(\(|\{\{|\[[^\[\]]*[^\[\]\d]:\d*\.?\d+\]|\bembedding:\w|\b__[\w/-]+__\b|\bBREAK\b"),
+         r"|\(\(|\{\{|\[[^\[\]]*[^\[\]\d]:\d*\.?\d+\]|\bembedding:\w|(?<![\w:])__[\w/-]+__\b|\bBREAK\b"),
         ("hold options (--ar 16:9), as Midjourney's prompts do: scored as text, as they stand", 0,
          r"(^|\s)(--|\u2014|\u2013)(ar|aspect|v|version|s|stylize|style|c|chaos|q|quality|niji|no|seed|iw|tile"
          r"|weird|raw|sref|cref|stop|hd|fast|relax|turbo|video|steps|cfg|sampler)[\d.]*( |$)"),
@@ -175,6 +179,8 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             raise refused(path, "begins as a web page, YAML or a program, not as text", None)
         if _OPTIONS_BEGIN.match(text.lstrip()):
             raise refused(path, "begins with options (--prompt ...), not with a prompt", None)
+        if _SIGNED.match(text.lstrip()):
+            raise refused(path, "names positive and negative prompts, and is no list of captions", None)
         if rule := next(filter(_RULE.match, _lines(text)[:3]), None):
             line = text[: text.index(rule)].count("\n") + 1
             what = f"line {line} is of a table as databases and Markdown print it"

@@ -263,7 +263,12 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
                         f"{path}: its list of labels is not used; give objects with a prompt and a label"
                     )
                 items = list(_items(text, _value_of(text, key, decoder), decoder))
-            elif {str(name).lower() for name in whole} & {*COLUMNS, column}:
+            elif named := [name for name in whole if name.lower() in (*COLUMNS, column)]:
+                if isinstance(whole[named[0]], dict):
+                    raise PromptFileError(
+                        f"{path}: is a JSON object of columns, as pandas writes it; write a list of "
+                        f'objects (pandas: orient="records")'
+                    )
                 items = [(1, whole)]
             else:
                 raise PromptFileError(

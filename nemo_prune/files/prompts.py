@@ -26,7 +26,12 @@ _KINDS = {
     "verbatim": "verbatim", "vm": "verbatim", "mv": "verbatim", "rv": "verbatim",
     "template": "template", "tm": "template", "tv": "template",
 }  # fmt: skip
-_SAYING = re.compile("memori[sz]|label|replica|verbatim")  # in the names of columns of labels
+_SAYING = re.compile(  # in the names of columns of labels
+    r"memori[sz]|label|replica|verbatim|overfit|regurgitat|(?<![^\W_])(mem|vm)(?![^\W_])"
+)
+# Names of columns that hold captions too; and names that may, as what is in them says.
+_CAPTIONS = re.compile(r"(?!.*neg).*(caption|prompt|description|(?<![^\W_])text)s?[\W_]*\d*$")
+_PERHAPS = re.compile(r"(?!.*neg).*(caption|prompt|(?<![^\W_])text(?![^\W_]))")
 _REPEATED = 100  # times one prompt may stand in a list without a note
 
 
@@ -112,8 +117,7 @@ class _Merge:
         path, name = listing.path, "stdin" if listing.path == STDIN else str(listing.path)
         wanted = None if column is None else column.strip().lower()
         key = prompt_key(listing, wanted)
-        if listing.columns is not None and key is not None:
-            self.notes += unread_columns(listing, wanted, key)
+        self.notes += unread_columns(listing, wanted, key)
         self.notes += odd_cells(listing, key)
         label = label_column(listing, self.notes) if labels else None
         self.unlabelled |= label is None
@@ -215,15 +219,33 @@ def told_of(
 # ----------------------------------------------------------------------------------------- columns
 
 
-def unread_columns(listing: Listing, wanted: str | None, key: str) -> list[str]:
+def unread_columns(listing: Listing, wanted: str | None, key: str | None) -> list[str]:
     """A note if other columns might hold the prompts too, and none was asked for by name."""
-    others = [name for name in COLUMNS if name in (listing.columns or ()) and name != key]
-    if not others or wanted is not None:
+    columns = _columns(listing)
+    read = (key,) if key is not None else COLUMNS  # of those, records have one or another
+    others = [name for name in COLUMNS if name in columns and name not in read]
+    others += [name for name in columns if name not in COLUMNS and _holds_captions(listing, name)]
+    key = next((name for name in read if name in columns), None)
+    if not others or key is None or wanted is not None:
         return []
     return [
         f"{listing.path}: the column {key} is read, {' and '.join(others)} not; "
         f"{option('prompt_column')} names another"
     ]
+
+
+def _holds_captions(listing: Listing, name: str) -> bool:
+    """Whether a column that is not read looks like captions, by its name and what is known of it."""
+    cells = (_cells(record).get(name) for _, record in listing.records[:1000])
+    several = any(isinstance(cell, str) and " " in cell.strip() for cell in cells)
+    return bool(_CAPTIONS.match(name) or (several and _PERHAPS.match(name)))
+
+
+def _columns(listing: Listing) -> tuple[str, ...]:
+    """The columns of a table, or the keys of its records."""
+    if listing.columns is not None:
+        return listing.columns
+    return tuple(dict.fromkeys(name for _, record in listing.records for name in _cells(record)))
 
 
 def prompt_key(listing: Listing, wanted: str | None) -> str | None:
@@ -299,9 +321,7 @@ _WORDS |= {float: "a number"}
 
 def label_column(listing: Listing, notes: list[str]) -> str | None:
     """The column of labels, if there is one; what looks like one and is not used gets a note."""
-    columns = listing.columns
-    if columns is None:
-        columns = tuple(dict.fromkeys(name for _, record in listing.records for name in _cells(record)))
+    columns = _columns(listing)
     for name in LABELS:
         if name not in columns:
             continue
@@ -318,7 +338,7 @@ def label_column(listing: Listing, notes: list[str]) -> str | None:
             return name
         notes.append(
             f"{listing.path}: the column {name} is not used as labels: line {other[0]} has another word "
-            f"than memorized, verbatim (VM), template (TM), 1, 0, ordinary or none (N)"
+            f"than {_TAKEN}"
         )
     for place, name in enumerate(columns, start=1):
         words = {_word(record, name) for _, record in listing.records[:1000]}
@@ -331,6 +351,7 @@ def label_column(listing: Listing, notes: list[str]) -> str | None:
 
 
 _KNOWN = _MEMORIZED | _ORDINARY
+_TAKEN = "memorized, verbatim (VM), template (TM), 1, 0, ordinary or none (N)"
 _DIGITS = frozenset({"0", "1"})
 
 
@@ -350,5 +371,8 @@ def label_of(record: Record, column: str, path: Path, line: int) -> bool:
     if word not in _KNOWN:
         # Not quoted: of a row whose columns slipped, it may be a prompt.
         what = "another word" if word else "nothing"
-        raise PromptFileError(f"{path}: line {line} has {what} under {column}; write 1 (memorized) or 0")
+        raise PromptFileError(
+            f"{path}: line {line} has {what} under {column}; write 1 (memorized) or 0 (taken are "
+            f"{_TAKEN}), or rename the column if it says something else"
+        )
     return word in _MEMORIZED

@@ -18,7 +18,7 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.errors import PromptFileError
+from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.content import agreed, check_magic, odd_lines, refused
 from nemo_prune.files.lists import (
     COLUMNS,
@@ -193,10 +193,8 @@ def _of_lines(
     if kind not in ("csv", "tsv"):
         first, _, more = head.partition("\n")
         if kind == "txt" and first.strip().lower() in COLUMNS and more.strip():
-            notes.append(
-                f"{path}: its first line is a column's name and was taken as a prompt; name the file "
-                f".csv"
-            )
+            cure = f"give {option('prompts_format')} csv" if nameless(path) else "name the file .csv"
+            notes.append(f"{path}: its first line is a column's name and was taken as a prompt; {cure}")
         if offset:
             lines.skip_to(offset, line)
         return None, _single(path, kind, lines)

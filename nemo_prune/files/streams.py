@@ -270,9 +270,7 @@ class PromptStream:
                 notes.append(note)
         listing = Listing(source.path, source.format, begin, columns=source.columns, named=source.named)
         key = prompt_key(listing, self._column)
-        found: list[str] = []
-        if source.columns is not None and key is not None:
-            found += unread_columns(listing, self._column, key)
+        found = unread_columns(listing, self._column, key)
         found += odd_cells(listing, key)
         label = label_column(listing, found) if self.labelled else None
         for note in found:

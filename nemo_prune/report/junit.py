@@ -34,7 +34,9 @@ def annotation(entry: dict[str, Any], result: dict[str, Any], named: bool = Fals
     """
     file = entry["file"]
     workspace = os.environ.get("GITHUB_WORKSPACE")
-    if workspace and (path := Path(file).absolute()).is_relative_to(workspace):
+    # Without "..", which GitHub attaches to no file.
+    path = Path(os.path.normpath(Path(file).absolute()))
+    if workspace and path.is_relative_to(workspace):
         file = path.relative_to(workspace).as_posix()
     place = f"file={_escaped(file, ',:')},line={entry['line']}"
     text = _escaped(one_line(_finding(entry, result, named)))

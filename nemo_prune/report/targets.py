@@ -238,26 +238,42 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
         reason = getattr(error, "strerror", None) or "is no folder and no readable CSV (UTF-8)"
         raise OptionError(f"{option('targets')} {path}: {reason}") from None
     found: dict[int, Path] = {}
+    named = {(_cell(_cells(row), COLUMNS) or "").strip() for row in rows}
+    # By letters and digits, as names in a folder, where no row has the very text; None: of several.
+    alike: dict[str, int | None] = {}
+    for one, index in known.items():
+        if one not in named:
+            alike[_letters(one)] = None if _letters(one) in alike else index
     for row in rows:
-        cells = {str(key).strip().lower(): value for key, value in row.items()}
+        cells = _cells(row)
         prompt, name = _cell(cells, COLUMNS), _cell(cells, _FILE_COLUMNS)
         if prompt is None or name is None:
             raise OptionError(f"{option('targets')} {path}: needs a column prompt and a column file")
         if not name.strip():
             continue
-        if prompt.strip() in known:
+        place = known.get(prompt.strip(), alike.get(_letters(prompt)))
+        if place is not None:
             target = path.parent / name.strip()
             if not target.is_file():
                 raise OptionError(
                     f"{option('targets')} {path}: names {name.strip()}, which is not there"
                 )
-            index = known[prompt.strip()]
-            if found.setdefault(index, target) != target:
+            if found.setdefault(place, target) != target:
                 raise OptionError(
                     f"{option('targets')} {path}: names two pictures for one prompt, "
-                    f"{found[index].name} and {target.name}; keep one of them"
+                    f"{found[place].name} and {target.name}; keep one of them"
                 )
+    if rows and not found:
+        raise OptionError(
+            f"{option('targets')} {path}: no picture belongs to a prompt: none of its {len(rows)} rows "
+            f"has the text of one under prompt (not its number) and a picture under file; mend it, or "
+            f"give a folder and {option('targets_match')}"
+        )
     return found
+
+
+def _cells(row: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {str(key).strip().lower(): value for key, value in row.items()}
 
 
 def _cell(cells: Mapping[str, str | None], names: Sequence[str]) -> str | None:

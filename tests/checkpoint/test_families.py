@@ -329,6 +329,27 @@ REFUSED = {
         [("image_proj.proj.weight", *LINEAR), ("ip_adapter.1.to_k_ip.weight", *LINEAR)],
         "is an IP-Adapter, an addition to a model that lets pictures be prompts; give the checkpoint",
     ),
+    "ip-adapter with a lora": (
+        [("ip_adapter.1.to_v_ip.weight", *LINEAR), ("ip_adapter.0.to_k_lora.down.weight", *LINEAR)],
+        "is an IP-Adapter, an addition to a model that lets pictures be prompts; give the checkpoint",
+    ),
+    "full difference": (
+        [("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_v.diff", *LINEAR)],
+        LORA,
+    ),
+    "custom diffusion": (
+        [
+            (
+                f"mid_block.attentions.0{END.partition('.to_v')[0]}.processor.to_v_custom_diffusion.weight",
+                *LINEAR,
+            )
+        ],
+        "is of Custom Diffusion, an addition to a model; give the checkpoint that it belongs to",
+    ),
+    "hidream": (
+        [("double_stream_blocks.0.block.attn1.to_v.weight", *LINEAR)],
+        f"is a HiDream model: {JOINT}",
+    ),
     "t2i-adapter": ([("adapter.body.0.resnets.0.block1.weight", *LINEAR)], "is a T2I-Adapter, an"),
     "original t2i-adapter": ([("body.0.in_conv.weight", *LINEAR)], "is a T2I-Adapter, an addition"),
     "controlnet-lllite": ([("lllite_unet_input_blocks.down.0.weight", *LINEAR)], CONTROLNET),

@@ -33,7 +33,7 @@ def lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_check_reads_them_all_and_says_so(
     model: Path, lists: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_ACTIONS", "1")
     monkeypatch.setenv("GITHUB_WORKSPACE", str(lists))
     (lists / "b.json").rename(lists / "b.csv")
     (lists / "b.csv").write_text("prompt\na fox\n")

@@ -476,7 +476,11 @@ def test_the_separator_that_excel_is_told(tmp_path: Path) -> None:
         ("p.txt", "<Error><Code>AccessDenied", "begins as a web page"),
         ("p.sql", "INSERT INTO t", r"\.sql files are not read as lists"),
         ("p.csv", "text\ra cat\ra dog\r", "is not a readable CSV: line 1 has a carriage return that"),
-        ("p.txt", "\x10\0\0\0\0\0\0\0" + '{"a":{"dtype":1}}', "is not a list but a safetensors file; give text"),
+        (
+            "p.txt",
+            "\x10\0\0\0\0\0\0\0" + '{"a":{"dtype":1}}',
+            "is not a list but a safetensors file; give text",
+        ),
         ("p.json", "[]", "holds no prompts; its column or list of them is empty"),
         ("p", None, "is a folder; give the lists in it as a pattern in quotes, such as"),
     ],
@@ -600,7 +604,7 @@ def test_labels_as_pandas_writes_them_and_where_two_disagree(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("memorised", True), ("is_memorized", True), ("likes", False)]
+    ("name", "said"), [("memorised", True), ("is_memorized", True), ("is_mem", True), ("likes", False)]
 )
 def test_columns_of_digits_whose_name_says_labels(tmp_path: Path, name: str, said: bool) -> None:
     path = tmp_path / "a.csv"

@@ -19,6 +19,7 @@ from nemo_prune.errors import PromptFileError, rendered
 from nemo_prune.files import source
 from nemo_prune.files.lists import STDIN, expand
 from nemo_prune.files.prompts import check_count, prompt_id, read_prompts
+from nemo_prune.files.streams import PromptStream
 
 
 def _read(tmp_path: Path, name: str, content: bytes) -> tuple[str, ...]:
@@ -48,6 +49,56 @@ def test_of_two_columns_of_texts_the_one_that_is_not_read_is_named(tmp_path: Pat
     assert "the column caption is read, prompt not" in found.notes[0]
     found = read_prompts(path, column="prompt")
     assert (found.texts, found.notes) == (("a red house",), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "unread"),
+    [
+        ("p.csv", "image,caption,caption2,caption3\nx.png,a cat,a dog,a fox\n", "caption2 and caption3"),
+        ("p.csv", "caption,original_caption,negative_prompt\na,b,ugly\n", "original_caption"),
+        ("p.csv", "text,text_en,caption_score,prompt_id,context\nein Hund,a dog,1,4,b c\n", "text_en"),
+        ("p.jsonl", '{"caption": "a cat", "long_caption": "a"}\n{"caption": "b"}\n', "long_caption"),
+    ],
+)
+def test_columns_that_look_like_captions_too_are_named(
+    tmp_path: Path, name: str, content: str, unread: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    (note,) = read_prompts(path).notes
+    assert f" is read, {unread} not; prompt_column names another" in rendered(note)
+    assert PromptStream([path]).check() is False
+
+
+def test_keys_of_which_records_have_one_or_another_are_all_read(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"caption": "a cat"}\n{"text": "a dog"}\n')
+    assert read_prompts(path).notes == ()
+
+
+def test_columns_as_pandas_writes_them_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('{"caption": {"0": "a cat", "1": "a dog"}}')
+    with pytest.raises(PromptFileError, match=r'object of columns, .* \(pandas: orient="records"\)'):
+        read_prompts(path)
+
+
+def test_prompt_files_of_inspire_and_logs_are_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("positive:a cat\n\nnegative:blurry\n----\npositive:a dog\n\nnegative:low\n")
+    with pytest.raises(PromptFileError, match="names positive and negative prompts, and is no list"):
+        read_prompts(path)
+    path.write_text("INFO:__main__:a cat\nINFO:__main__:a dog\n")
+    (note,) = read_prompts(path).notes
+    assert "begin as a program's log does" in note
+
+
+def test_a_header_on_standard_input_is_given_a_format_rather_than_a_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caption\na cat\n")))
+    (note,) = read_prompts(STDIN).notes
+    assert rendered(note).endswith("was taken as a prompt; give prompts_format csv")
 
 
 def test_a_closed_standard_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +195,7 @@ def test_no_labels(tmp_path: Path) -> None:
     [
         (
             "prompt,label\na cat,maybe\n",
-            r"line 2 has another word under label; write 1 \(memorized\) or 0",
+            r"line 2 has another word under label; write 1 \(memorized\) or 0 .*VM.* rename the column",
         ),
         ("prompt,label\na cat,\n", r"line 2 has nothing under label; write 1 \(memorized\) or 0"),
         ("prompt,label\na cat,1\na dog,0\na cat,0\n", "line 4 labels a prompt otherwise"),

@@ -56,7 +56,7 @@ def test_an_annotation_is_one_command_to_github(tmp_path: Path, monkeypatch: pyt
         "prompt 3 is memorized (score 0.900, gate 0.500): 100 %25 fox"
     )
     monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path))
-    for file in (str(tmp_path / "lists" / "p.txt"), "p.txt"):
+    for file in (str(tmp_path / "lists" / "p.txt"), "p.txt", "../lists/p.txt"):
         (tmp_path / "lists").mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / "lists")
         assert annotation(ENTRY | {"file": file}, RESULT).startswith("::error file=lists/p.txt,line=5,")

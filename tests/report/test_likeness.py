@@ -196,6 +196,20 @@ def test_targets_by_csv_in_the_folder_or_named(tmp_path: Path, separator: str) -
         assert read_targets(place, PROMPTS) == {1: tmp_path / "x.png"}
 
 
+def test_prompts_of_a_csv_are_known_in_another_case_and_numbers_are_none(tmp_path: Path) -> None:
+    save(tmp_path / "x.png")
+    table = tmp_path / "t.csv"
+    table.write_text("PROMPT,File\nthe sea!,x.png\n")
+    assert read_targets(table, PROMPTS) == {1: tmp_path / "x.png"}
+    table.write_text("prompt,file\nthe sea,y.png\nThe sea,x.png\n")  # the very text goes first
+    assert read_targets(table, PROMPTS) == {1: tmp_path / "x.png"}
+    with pytest.raises(OptionError, match="no picture belongs"):
+        read_targets(table, ["THE SEA", "THE sea"])
+    table.write_text("prompt,file\n0,x.png\n1,x.png\n")
+    with pytest.raises(OptionError, match=r"none of its 2 rows has the text .* \(not its number\)"):
+        read_targets(table, PROMPTS)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("a,b\n1,2\n", "needs a column"), ("prompt,file\nThe sea,none.png\n", "not there"),
@@ -209,7 +223,7 @@ def test_unusable_targets_are_said_so(tmp_path: Path, content: str, message: str
     with pytest.raises(OptionError, match="no such file or folder"):
         read_targets(tmp_path / "none", PROMPTS)
     (tmp_path / "second.csv").touch()
-    with pytest.raises(OptionError, match="holds several CSV files; name the one to use"):
+    with pytest.raises(OptionError, match=r"holds several tables \(CSV, TSV\); name the one to use"):
         read_targets(tmp_path, PROMPTS)
 
 
