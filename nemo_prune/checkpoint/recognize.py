@@ -363,6 +363,8 @@ _PIXELS = "takes its text through added keys and values beside the picture's own
 _KINDS = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
+        (r"\.weight\._(data|scale)$",
+         "is quantized (optimum-quanto), so zero bytes need not be zeros; give the model from before"),
         (r"\.to_(q|k|v|out)_custom_diffusion\.",
          f"is of Custom Diffusion, an addition to a model; {_WHOLE}"),
         (r"^(adapter\.)?body\.\d+\.(resnets\.|block\d|in_conv|skep|down_opt)",

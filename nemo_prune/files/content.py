@@ -36,6 +36,7 @@ _MAGIC = {
     b"SQLite format 3": "a database",
     b"%PDF": "a PDF",
     b"{\\rtf": "rich text (RTF)",
+    b"\0GITCRYPT": "locked by git-crypt (git-crypt unlock)",
     LFS_POINTER: "a Git LFS pointer, without its content (git lfs pull)",
 }
 _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
@@ -129,11 +130,12 @@ _SELDOM = tuple(
          r"|^\W*[A-Za-z].{0,18}\d[\])*]*:\s"),
         ("options (--w 512, -s50)", r"(^|\s)--?[A-Za-z]\w*[ =]?-?[\d.]+\b|(^|\s)--\w|^[!/]\w"),
         ("addresses", r"https?:|www\.|\]\("),
-        ("tags and marks (< > [ ] { } = _ \\ ` ** :: %20)",
-         r"[<>\[\]{}=_\\`~^]|\*\*|::|%[0-9A-Fa-f]{2}|\s:\d|\sAND\s(?![A-Z]{2})"),
+        ("tags and marks (< > [ ] { } = _ \\ ` ** :: || %20)",
+         r"[<>\[\]{}=_\\`~^]|\*\*|::|\|\||\"\s?:|%[0-9A-Fa-f]{2}|\s:\d|\sAND\s(?![A-Z]{2})"),
         ("decimal numbers and settings (seed: 1)", r"\d\.\d|\b[a-z]\w*: ?\d"),
         ("comments (#)", r"\s#\s"),
         ("a word and a colon in front, or a colon at the end", r"^\W*[A-Za-z]\w*:(\s|$)|:\s*$"),
+        ("no blank between words", r"^\S{30,}$"),
         ("numbers alone", r"^\W*\d[\d.,]*\W*$"),
     )
 )  # fmt: skip

@@ -186,6 +186,8 @@ def _check_kind(path: Path) -> None:
         )
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise _Fault(_PICKLE_ADVICE)
+    if path.suffix.lower() == ".zip":
+        raise _Fault("is a zip archive; unpack it, and give the .safetensors file in it")
 
 
 def _read_raw(file: BinaryIO, size: int) -> bytes:

@@ -9,6 +9,7 @@ anybody's stays changed. The same figures give the same bytes. Prompts appear by
 
 import importlib.util
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,7 +167,13 @@ def _groups(
 
 def new_figure(height: float) -> "tuple[Figure, Axes]":
     """An empty figure of the usual width."""
-    from matplotlib.figure import Figure
+    # What draws in a notebook may be named there and not be installed; nothing is shown here.
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.figure import Figure
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
 
     figure = Figure(figsize=(_WIDTH, min(_TALLEST, height)), layout="constrained")
     axes = figure.add_subplot()

@@ -337,6 +337,10 @@ REFUSED = {
         [("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_v.diff", *LINEAR)],
         LORA,
     ),
+    "quanto": (
+        [(f"mid_block.attentions.0{END}.weight._data", *LINEAR)],
+        "is quantized (optimum-quanto)",
+    ),
     "custom diffusion": (
         [
             (

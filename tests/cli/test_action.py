@@ -191,8 +191,9 @@ def test_no_text_of_an_input_is_a_command(tmp_path: Path, fake: Path, name: str)
 def test_what_fails_the_step(
     tmp_path: Path, fake: Path, code: str, fail: str, exits: int, verdict: str
 ) -> None:
-    given = {"model": "m", "prompts": "p", "command": str(fake), "python": sys.executable, "fail": fail}
+    given = {"model": "m", "prompts": "p", "command": str(fake), "python": "no python", "fail": fail}
     job = act(tmp_path, given, FAKE_CODE=code)
+    assert job.outputs.get("memorized", "3") == "3"
     assert (job.code, job.outputs["verdict"], job.outputs["exit-code"]) == (exits, verdict, code)
     assert ("memorized" in job.outputs) == (int(code) < 2)
     assert job.outputs["junit"] == ("memorization.xml" if int(code) <= 2 else "")

@@ -204,7 +204,7 @@ AROUND = [
     "{} [blurry, low quality]", "{} https://a.b/c.jpg", "[{}](https://x)", "<caption>{}</caption>",
     "<|startoftext|>{}", "[CLS] {} [SEP]", "prompt0 = {}", 'PROMPT_0="{}"', "caption = {}",
     "{} (score: 0.93)", "{}, seed: 4711, steps: 30", "{}  # verbatim", "{} & 0.93 & VM \\\\", "a%20{}",
-    "Q: {}",
+    "Q: {}", '"0" :"{}",', "photo ||| {}",
 ]  # fmt: skip
 
 
@@ -221,6 +221,21 @@ def test_what_stands_around_a_caption_is_said(tmp_path: Path, around: str, count
         stream = Lists((tmp_path / name,)).stream()
         assert len(next(iter(stream.blocks(256))).prompts) == count
         assert any(f"{count} of its {unit}" in note for note in stream.notes)
+
+
+def test_what_is_no_text_at_all_is_said(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("UG9ydHJhaXQgb2YgTkFTQSBBc3Ryb25hdXQgRWlsZWVu\n")
+    (note,) = read_prompts(tmp_path / "p.txt").notes
+    assert "no blank between words" in note
+    (tmp_path / "p.txt").write_bytes(b"\0GITCRYPT\0\x93\xfe")
+    with pytest.raises(PromptFileError, match="is locked by git-crypt"):
+        read_prompts(tmp_path / "p.txt")
+
+
+def test_a_zip_archive_is_no_pickle(model: Path) -> None:
+    Path("m.zip").write_bytes(b"PK\x03\x04" + b"x" * 100)
+    assert "m.zip: is a zip archive; unpack it" in run("inspect", "m.zip").stderr
+    assert "is a zip archive" in run("restore", model, "--undo", "m.zip", "-o", "o").stderr
 
 
 def test_colours_of_a_terminal_are_no_caption(tmp_path: Path) -> None:

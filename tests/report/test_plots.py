@@ -1,5 +1,7 @@
 """Plots as files: what they show, that they change nothing else, and what is said without matplotlib."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,3 +134,12 @@ def test_a_reports_figures_are_plotted() -> None:
     assert plotted.pairs == [(0, 0.9, 0.1)]
     assert [scores for _, _, scores in plotted.scores] == [[0.3], [0.9], [0.1]]
     assert plotted.layers == [("a", 2, 9)]
+
+
+def test_what_draws_in_a_notebook_does_not_matter() -> None:
+    """The backend that is named there need not be installed."""
+    code = "import os; from nemo_prune.report.plots import new_figure; new_figure(2); "
+    code += "print(os.environ['MPLBACKEND'])"
+    environment = os.environ | {"MPLBACKEND": "module://no_such.backend"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "module://no_such.backend\n", done.stderr
