@@ -25,7 +25,7 @@ from nemo_prune.checkpoint.restore import check_undo_folder, write_index
 from nemo_prune.checkpoint.zeros import zeros_in
 from nemo_prune.errors import CheckpointError, OptionError, OutputError, option
 from nemo_prune.files.atomic import (
-    check_new_folder,
+    check_models_folder,
     check_output,
     check_room,
     is_at,
@@ -35,7 +35,7 @@ from nemo_prune.files.atomic import (
     refuse_same,
 )
 from nemo_prune.files.hashing import file_sha256, joint_sha256
-from nemo_prune.files.header import MAX_HEADER_BYTES, PICKLE_SUFFIXES, is_training_state
+from nemo_prune.files.header import MAX_HEADER_BYTES, is_training_state
 from nemo_prune.files.rewrite import Ranges, Source, rewrite
 from nemo_prune.files.sidecars import check_sidecars, copy_sidecars
 from nemo_prune.files.trees import check_apart, copy_file
@@ -100,12 +100,8 @@ def check_model_output(
             check_room(out, (), needed_room(checkpoint, out, neurons, undo=undo))
         return
     check_apart(out, checkpoint.path, "the model's folder")
-    if out.suffix.lower() in (WEIGHTS, *PICKLE_SUFFIXES):
-        raise OutputError(
-            f"{out}: has a file's name, and of a folder comes a folder; name it {out.stem}, or give "
-            f"the model's single .safetensors file"
-        )
-    check_new_folder(out)
+    instead = ", or give the model's single .safetensors file"
+    check_models_folder(out, "of a folder comes a folder", instead)
     if undo is not None:
         check_undo_folder(undo, checkpoint.path, out)
     if checkpoint.twins and not drop_pickles:

@@ -20,9 +20,8 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
     "zeroed_in_some_copies" those where the copies disagree. "named_but_not_zero" are neurons that a
     file's metadata names as removed (`nemo_prune.neurons`) though their rows are not zero in every copy,
     as when a program kept the metadata and lost the edit, or an unpruned copy was laid beside; None if
-    that entry is damaged. `hashed` adds
-    "hashes": of the whole file ("sha256", "a1111"), of all behind the header ("modelspec"), and
-    "modelspec_stated", what the metadata say of the latter or None.
+    that entry is damaged. `hashed` adds "hashes": of the whole file ("sha256", "a1111"), of all behind
+    the header ("modelspec"), and "modelspec_stated", what the metadata say of the latter or None.
 
     "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "inpainting"), or None.
 

@@ -144,9 +144,8 @@ def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
 
     A layer is given by its name, with or without the ending ".attn2.to_v", short as `inspect` and
     reports have it, by its tensor's as `diff` has it, or by its number: they count from 0 in the order
-    of the network. Raises
-    OptionError for what cannot be read, layers and rows that `checkpoint` does not have, and neurons
-    named twice.
+    of the network. Raises OptionError for what cannot be read, layers and rows that `checkpoint` does
+    not have, and neurons named twice.
     """
     layers = checkpoint.value_layers
     known = {layer.name: layer for layer in layers}

@@ -194,11 +194,11 @@ def apply(
         if wanted is not None and manifest is not None:
             for line in odd_manifest(wanted, manifest):
                 say(f"warning: {flags(line)}")
-        if wanted is not None and (left := len(wanted.neurons) - len(jobs[0].choice.neurons)) > 0:
-            say(
-                f"note: {left} of the manifest's {len(wanted.neurons)} neurons are left in; what it "
-                f"says of prompts holds for all together, so judge the file (nemo-prune verify)"
-            )
+            if (left := len(wanted.neurons) - len(jobs[0].choice.neurons)) > 0:
+                say(
+                    f"note: {left} of the manifest's {len(wanted.neurons)} neurons are left in; what it "
+                    f"says of prompts holds for all together, so judge the file (nemo-prune verify)"
+                )
         if import_csv is not None:
             say(f"note: {import_csv} does not say for which model it was made")
         if wanted is None:

@@ -153,16 +153,11 @@ def folder_for_several(folder: Path | None) -> Iterator[None]:
         yield
         return
     from nemo_prune.errors import OutputError
-    from nemo_prune.files.atomic import check_new_folder
-    from nemo_prune.files.header import PICKLE_SUFFIXES
+    from nemo_prune.files.atomic import check_models_folder
 
     if folder.exists():
         raise OutputError(f"{folder}: is a file; give a folder, since several models go into it")
-    if folder.suffix.lower() in (".safetensors", *PICKLE_SUFFIXES):
-        raise OutputError(
-            f"{folder}: has a file's name, and several models go into a folder; name it {folder.stem}"
-        )
-    check_new_folder(folder)
+    check_models_folder(folder, "several models go into a folder")
     try:
         folder.mkdir()
     except OSError as error:

@@ -126,9 +126,8 @@ class Verb(cloup.Command):
         for one in self.params:
             value = ctx.params.get(str(one.name)) if isinstance(one, click.Argument) else None
             read += value if isinstance(value, tuple) else [value] if isinstance(value, Path) else []
-        folders = len(read) > 1 if "models" in ctx.params else False
-        if folders or any(map(os.path.isdir, read)):
-            return
+        if ("models" in ctx.params and len(read) > 1) or any(map(os.path.isdir, read)):
+            return  # then a folder is written
         for one in self.params:
             value = typed.get(str(one.name))
             for text in value if isinstance(value, list) else [value]:

@@ -29,17 +29,8 @@ except ImportError:  # pragma: no cover - Windows
 
 _HIDDEN = re.compile(r"\.(?P<name>.*)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 _NAME_BYTES = 200  # of OUT's name in the hidden one: file systems stop at 255 in all
-_OTHERS = {
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".html",
-    ".md",
-    ".png",
-}
-_WEIGHTS = {".zip", ".gz", ".onnx", ".gguf"}
+_NO_MODELS = {".json", ".jsonl", ".csv", ".tsv", ".txt", ".html", ".md", ".png"}
+_PACKED = {".zip", ".gz", ".onnx", ".gguf"}  # what may hold weights, in another format
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -55,7 +46,7 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
     if same_file(out, Path(source)):
         raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
     check_suffix(out)
-    if out.suffix.lower() in _OTHERS:
+    if out.suffix.lower() in _NO_MODELS:
         raise OutputError(f"{out}: has not the name of a model; end it in .safetensors")
     check_place(out, overwrite)
     check_room(out, [source])
@@ -64,7 +55,7 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
 def check_suffix(out: Path) -> None:
     """Raise OutputError if programs would take safetensors of this name for another format."""
     pickle = out.suffix.lower() in PICKLE_SUFFIXES
-    if pickle or out.suffix.lower() in _WEIGHTS:
+    if pickle or out.suffix.lower() in _PACKED:
         raise OutputError(
             f"{out}: has the name of {'a pickle' if pickle else 'another format'}, as which programs "
             f"would fail to read it; end it in .safetensors"
@@ -289,6 +280,16 @@ def check_new_folder(out: Path) -> None:
             f"{out}: exists already, and a folder is never replaced; remove it or choose another name"
         )
     check_place(out, overwrite=False)
+
+
+def check_models_folder(out: Path, why: str, instead: str = "") -> None:
+    """`check_new_folder`, where its name might be a model's file.
+
+    why: a folder is written and no file; instead: what else can be done.
+    """
+    if out.suffix.lower() in (".safetensors", *PICKLE_SUFFIXES):
+        raise OutputError(f"{out}: has a file's name, and {why}; name it {out.stem}{instead}")
+    check_new_folder(out)
 
 
 def take_name(temporary: Path, out: Path, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.content import odd_cells
+from nemo_prune.files.content import LOOKED_THROUGH, odd_cells
 from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record
 from nemo_prune.files.source import read_list
 
@@ -236,7 +236,7 @@ def unread_columns(listing: Listing, wanted: str | None, key: str | None) -> lis
 
 def _holds_captions(listing: Listing, name: str) -> bool:
     """Whether a column that is not read looks like captions, by its name and what is known of it."""
-    cells = (_cells(record).get(name) for _, record in listing.records[:1000])
+    cells = (_cells(record).get(name) for _, record in listing.records[:LOOKED_THROUGH])
     several = any(isinstance(cell, str) and " " in cell.strip() for cell in cells)
     return bool(_CAPTIONS.match(name) or (several and _PERHAPS.match(name)))
 
@@ -341,7 +341,7 @@ def label_column(listing: Listing, notes: list[str]) -> str | None:
             f"than {_TAKEN}"
         )
     for place, name in enumerate(columns, start=1):
-        words = {_word(record, name) for _, record in listing.records[:1000]}
+        words = {_word(record, name) for _, record in listing.records[:LOOKED_THROUGH]}
         said = words - _DIGITS or _SAYING.search(name.lower())
         if name not in (*LABELS, *COLUMNS) and words <= _KNOWN and said:
             notes.append(

@@ -282,7 +282,8 @@ class Ordinary:
         return Thresholds(tau, tau_source, gate, gate_source, margins, scores_from)
 
     def _judge(self, gate: Gate, tau_source: str, scores: Sequence[float]) -> None:
-        """Say that a gate is extrapolated; refuse one that would let everything pass."""
+        """Say that a gate is extrapolated, or set by what looks memorized; refuse one that would let
+        everything pass."""
         rate = f"a rate of {gate.fpr:g}" if self._calibrating else f"{option('fpr')} {gate.fpr:g}"
         needed = prompts_for(self._options.fpr)
         # A --tau that high is what the user asked for.
