@@ -24,7 +24,7 @@ from nemo_prune.files.lists import (
     nameless,
     names_of,
 )  # fmt: skip
-from nemo_prune.files.text import LFS_POINTER
+from nemo_prune.files.text import LFS_POINTER, stand_in
 
 _MAGIC = {
     b"PAR1": "Parquet",
@@ -36,7 +36,6 @@ _MAGIC = {
     b"SQLite format 3": "a database",
     b"%PDF": "a PDF",
     b"{\\rtf": "rich text (RTF)",
-    b"\0GITCRYPT": "locked by git-crypt (git-crypt unlock)",
     LFS_POINTER: "a Git LFS pointer, without its content (git lfs pull)",
 }
 _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
@@ -152,6 +151,8 @@ def check_magic(path: Path, content: bytes, format: Format) -> None:
     for magic, what in _MAGIC.items():
         if content.startswith(magic) and not (what == "Parquet" and format == "parquet"):
             raise refused(path, f"is {what}", "parquet" if what == "Parquet" else None)
+    if stands_in := stand_in(content):
+        raise PromptFileError(f"{path}: {stands_in}")
 
 
 def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:

@@ -11,6 +11,7 @@ from nemo_prune.errors import CheckpointError, OutputError
 from nemo_prune.files.atomic import lies_in, same_file
 from nemo_prune.files.header import quoted, unreadable
 from nemo_prune.files.rewrite import share_blocks
+from nemo_prune.files.text import absent
 
 _MOST = 100_000
 _DEEPEST = 100  # folders in folders; Python's own functions on trees stop near a thousand
@@ -82,7 +83,8 @@ def _status(path: Path) -> os.stat_result:
         return path.stat()
     except OSError:
         if path.is_symlink():
-            raise CheckpointError(f"{path}: is a broken link; download the folder again") from None
+            why = absent(path, "is a broken link; download the folder again")
+            raise CheckpointError(f"{path}: {why}") from None
         raise
 
 

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.lists import COLUMNS, FOREIGN, FORMATS
+from nemo_prune.files.text import STAND_IN_BYTES, absent, stand_in
+from nemo_prune.files.trees import start_of
 from nemo_prune.options import TargetsMatch
 from nemo_prune.report.pictures import Picture
 
@@ -186,6 +188,8 @@ def open_target(path: Path, width: int, height: int, given_by: str = "targets") 
                 )
             return np.asarray(ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if why := absent(path, "") if not path.exists() else stand_in(start_of(path, STAND_IN_BYTES)):
+            raise OptionError(f"{option(given_by)}: {path}: {why}") from None
         reason = getattr(error, "strerror", None) or "is not a readable picture"
         raise OptionError(f"{option(given_by)}: {path}: {reason}; mend or remove it") from None
 

@@ -18,6 +18,7 @@ from test_cli_files import manifest
 from test_surgery import DOWN
 from tiny import run, write_tiny
 
+from nemo_prune.checkpoint.manifest import read_manifest
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.cli.failures import Refused, one_line
 from nemo_prune.cli.progress import progress
@@ -28,6 +29,7 @@ from nemo_prune.model.configs import METADATA_KEY
 from nemo_prune.options import Options
 from nemo_prune.report.inputs import check_inputs
 from nemo_prune.report.targets import find_targets, open_target, read_targets
+from nemo_prune.scoring.calibration_file import read_calibration
 from nemo_prune.scoring.journal import Journal
 from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.table import Table
@@ -230,6 +232,47 @@ def test_what_is_no_text_at_all_is_said(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"\0GITCRYPT\0\x93\xfe")
     with pytest.raises(PromptFileError, match="is locked by git-crypt"):
         read_prompts(tmp_path / "p.txt")
+
+
+STAND_INS = {
+    "annex": (b"/annex/objects/SHA256E-s128--0123.txt\n", "git annex get"),
+    "crypt": (b"\0GITCRYPT\0" + bytes(99), "is locked by git-crypt; run `git-crypt unlock`"),
+    "lnk": (bytes.fromhex("4c00000001140200") + bytes(99), "is a shortcut"),
+    "url": (b"[InternetShortcut]\r\nURL=file:///C:/x\r\n", "is a shortcut"),
+    "link": (None, "git annex get"),
+}
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("kind", STAND_INS)
+def test_what_stands_where_a_file_is_meant_is_said(kind: str) -> None:
+    """As a model, a list, a manifest, a calibration and a training picture."""
+    content, words = STAND_INS[kind]
+    for path in (x := Path("x")), Path("t/0.png"):
+        path.parent.mkdir(exist_ok=True)
+        if content is None:
+            path.symlink_to(".git/annex/objects/Xk/x/x")
+        else:
+            path.write_bytes(content)
+    for read in (
+        lambda: open_checkpoint(x),
+        lambda: read_prompts(x),
+        lambda: read_manifest(x),
+        lambda: read_calibration(x),
+        lambda: read_targets(Path("t"), ["a cat"]),
+    ):
+        with pytest.raises(NemoPruneError) as caught:
+            read()
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "is empty"), (b"PK\3\4" + bytes(99), "is a zip archive; unpack it")]
+)
+def test_a_calibration_as_it_was_handed_over(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "c").write_bytes(content)
+    with pytest.raises(NemoPruneError, match=words):
+        read_calibration(tmp_path / "c")
 
 
 def test_a_zip_archive_is_no_pickle(model: Path) -> None:
