@@ -275,6 +275,48 @@ def test_a_calibration_as_it_was_handed_over(tmp_path: Path, content: bytes, wor
         read_calibration(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cinematic still {prompt} . emotional", "they are templates"),
+        ("a photo of a [name], [filewords]", "they are templates"),
+        ("Caf\u00c3\u00a9 at night", "look like UTF-8 read as Windows-1252"),
+        ("Pompeii \u00e2\u20ac\u201c Brooklyn Museum", "look like UTF-8 read as Windows-1252"),
+        ("\u00d0\u0178\u00d1\u20ac\u00d0\u00b8", "look like UTF-8 read as Windows-1252"),
+        ("a) a cat on a mat", "letters or times in front"),
+        ("a cat on\na mat\n\na dog in\nthe sun", "its 4 lines stand in paragraphs"),
+        ("a cat on a mat; a dog; a bird", "is one line of several parts"),
+        (
+            "CAF\u00c9\u00ae \u00abCAF\u00c9\u00bb \u00e0 la carte, S\u00e3o Tom\u00e9\u2026\n\nan eye",
+            "",
+        ),
+    ],
+)
+def test_lists_of_something_else_are_said(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "p.txt").write_text(text, encoding="utf-8")
+    assert [words in note for note in read_prompts(tmp_path / "p.txt").notes] == (
+        [True] if words else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '{"prompts": ["ENC[AES256_GCM,data:x,type:str]"], "sops": {}}',
+            "is encrypted by SOPS; decrypt it",
+        ),
+        ("-----BEGIN AGE ENCRYPTED FILE-----\nYWdl\n", "is a key or encrypted"),
+        ("$ANSIBLE_VAULT;1.1;AES256\n6263\n", "is encrypted by Ansible"),
+    ],
+)
+@pytest.mark.parametrize("name", ["p.json", "p.txt"])
+def test_encrypted_lists_are_refused_as_such(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PromptFileError, match=words):
+        read_prompts(tmp_path / name)
+
+
 def test_a_zip_archive_is_no_pickle(model: Path) -> None:
     Path("m.zip").write_bytes(b"PK\x03\x04" + b"x" * 100)
     assert "m.zip: is a zip archive; unpack it" in run("inspect", "m.zip").stderr
