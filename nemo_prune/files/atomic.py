@@ -29,7 +29,7 @@ except ImportError:  # pragma: no cover - Windows
 
 _HIDDEN = re.compile(r"\.(?P<name>.*)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 _NAME_BYTES = 200  # of OUT's name in the hidden one: file systems stop at 255 in all
-_NO_MODELS = {".json", ".jsonl", ".csv", ".tsv", ".txt", ".html", ".md", ".png"}
+_NO_MODELS = {".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".html", ".md", ".png"}
 _PACKED = {".zip", ".gz", ".onnx", ".gguf"}  # what may hold weights, in another format
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -45,9 +45,9 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
     out = Path(out)
     if same_file(out, Path(source)):
         raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
-    check_suffix(out)
     if out.suffix.lower() in _NO_MODELS:
         raise OutputError(f"{out}: has not the name of a model; end it in .safetensors")
+    check_suffix(out)
     check_place(out, overwrite)
     check_room(out, [source])
 
@@ -55,7 +55,7 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
 def check_suffix(out: Path) -> None:
     """Raise OutputError if programs would take safetensors of this name for another format."""
     pickle = out.suffix.lower() in PICKLE_SUFFIXES
-    if pickle or out.suffix.lower() in _PACKED:
+    if pickle or out.suffix.lower() in _PACKED | _NO_MODELS:
         raise OutputError(
             f"{out}: has the name of {'a pickle' if pickle else 'another format'}, as which programs "
             f"would fail to read it; end it in .safetensors"

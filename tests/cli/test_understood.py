@@ -317,6 +317,38 @@ def test_encrypted_lists_are_refused_as_such(tmp_path: Path, name: str, text: st
         read_prompts(tmp_path / name)
 
 
+def test_what_json_prints_is_no_manifest(model: Path) -> None:
+    printed = {"version": "0", "source": {}, "prompts": [], "neurons": [], "cost": {}}
+    Path("found.json").write_text(json.dumps(printed))
+    for result in taken(model, Path("found.json")):
+        assert result.exit_code == 2
+        assert "found.json: is the result that a run prints, not its manifest" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["u.yaml", "u.json", "u.txt"])
+def test_undo_files_by_the_name_of_text(model: Path, name: str) -> None:
+    result = run("apply", model, "--neurons", "0:1", "-o", "o.safetensors", "--undo", name)
+    assert f"{name}: has the name of another format" in result.stderr
+    assert [*Path().iterdir()] == [model]
+    Path(name).write_text("a: \u00e4\n")
+    result = run("restore", model, "--undo", name, "-o", "o.safetensors")
+    assert result.stderr == f"nemo-prune: {name}: is text, and nothing that --undo wrote; give that\n"
+
+
+@pytest.mark.parametrize("word", ["a/b", "m.ckpt", "./none"])
+@pytest.mark.usefixtures("model")
+def test_a_model_that_is_not_there_is_named_before_options(word: str) -> None:
+    assert f"{Path(word)}: no such file; " in run(word).stderr
+    assert run(word, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "pytorch_lora_weights.safetensors"])
+def test_a_folder_with_a_lora(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=rf"holds a LoRA or the like \({name}\); merge it"):
+        open_checkpoint(tmp_path)
+
+
 def test_a_zip_archive_is_no_pickle(model: Path) -> None:
     Path("m.zip").write_bytes(b"PK\x03\x04" + b"x" * 100)
     assert "m.zip: is a zip archive; unpack it" in run("inspect", "m.zip").stderr
