@@ -4,6 +4,7 @@ import filecmp
 import os
 import shutil
 import stat
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,12 @@ def entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError as error:
         raise unreadable(folder, error) from None
+
+
+def in_any_form(path: Path) -> Path:
+    """`path`, or what lies there by the same name in another Unicode form, as macOS writes names."""
+    forms = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
+    return path if path.exists() else next(filter(Path.exists, forms), path)
 
 
 def start_of(path: Path, length: int = 16) -> bytes:
