@@ -14,7 +14,7 @@ import pytest
 import rawfiles
 from click.testing import Result
 from PIL import Image
-from test_cli_files import manifest
+from test_cli_files import manifest, sha256
 from test_surgery import DOWN
 from tiny import run, write_tiny
 
@@ -190,6 +190,30 @@ def test_a_manifest_that_contradicts_itself(model: Path) -> None:
     for result in taken(model, path):
         assert result.exit_code == 2
         assert "n.json: lists neurons of its prompts, and none to remove" in result.stderr
+
+
+def test_a_pruned_copy_of_what_a_manifest_was_made_for_is_said(model: Path) -> None:
+    path = manifest(Path("n.json"), [(DOWN, 1)], sha256(model))
+    assert "warning" not in run("apply", model, "--manifest", path, "-o", "o").stderr
+    result = run("apply", "o", "--manifest", path, "-o", "p")
+    assert "(other.safetensors), but by its metadata a pruned copy of it\n" in result.stderr
+
+
+def test_layers_without_anything_are_said(model: Path) -> None:
+    assert "wholly zero" not in run("inspect", model).stdout
+    every = ",".join(f"0:{row}" for row in range(4))
+    assert run("apply", model, "--neurons", every, "-o", "o").exit_code == 0
+    assert "1 of 16 value layers are wholly zero: is the file complete?" in run("inspect", "o").stdout
+
+
+def test_a_part_of_a_folder_names_the_folder(tmp_path: Path) -> None:
+    name = "text_model.encoder.layers.0.self_attn.v_proj.weight"
+    (tmp_path / "te").mkdir()
+    part = rawfiles.write(tmp_path / "te" / "model.safetensors", [(name, "F32", (2, 2))])
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(part)
+    assert str(caught.value).endswith(f", or the diffusers folder that it is a part of ({tmp_path})")
 
 
 def test_a_manifest_of_nothing_is_said(model: Path) -> None:
