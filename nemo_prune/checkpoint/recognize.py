@@ -67,7 +67,8 @@ def recognize(path: Path) -> Checkpoint:
         return _with_sidecar(identify(header.path, [header], stated))
     except CheckpointError as error:
         whole = header.path.parent.parent
-        if header.path.parent.name == "unet" or not (whole / "model_index.json").is_file():
+        denoiser = header.path.parent.name in ("unet", "transformer")
+        if denoiser or not (whole / "model_index.json").is_file():
             raise
         what = f"{error.message}, or the diffusers folder that it is a part of ({whole})"
         raise CheckpointError(what) from None

@@ -199,10 +199,12 @@ def open_target(path: Path, width: int, height: int, given_by: str = "targets") 
                 )
             return np.asarray(ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if why := absent(path, "") if not path.exists() else stand_in(start_of(path, STAND_IN_BYTES)):
-            raise OptionError(f"{option(given_by)}: {path}: {why}") from None
-        reason = getattr(error, "strerror", None) or "is not a readable picture"
-        raise OptionError(f"{option(given_by)}: {path}: {reason}; mend or remove it") from None
+        reason = getattr(error, "strerror", None)  # None: it was read, and is no picture
+        why = "" if reason else stand_in(start_of(path, STAND_IN_BYTES))
+        if isinstance(error, FileNotFoundError):
+            why = absent(path, "")
+        why = why or f"{reason or 'is not a readable picture'}; mend or remove it"
+        raise OptionError(f"{option(given_by)}: {path}: {why}") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -102,10 +102,12 @@ def read_calibration(path: Path) -> Calibration:
             raise CalibrationError(f"{path}: {reason}")
         with path.open("rb") as begins:
             start = begins.read(STAND_IN_BYTES)
-        zipped = "is a zip archive; unpack it" if start.startswith(b"PK\3\4") else ""
-        empty = "" if start else "is damaged: it is empty; make it anew with nemo-prune calibrate"
-        if reason := stand_in(start) or zipped or empty:
-            raise CalibrationError(f"{path}: {reason}")
+        reason = stand_in(start)
+        if start.startswith(b"PK\3\4"):
+            reason = "is a zip archive; unpack it"
+        if reason or not start:
+            empty = "is damaged: it is empty; make it anew with nemo-prune calibrate"
+            raise CalibrationError(f"{path}: {reason or empty}")
         with safe_open(path, "pt") as file:
             entry = json.loads((file.metadata() or {}).get(_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
