@@ -178,6 +178,9 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
             "is a model's place in the Hugging Face cache; give the folder of one version, which lies "
             "in snapshots/"
         )
+    for name in ("adapter_config.json", "pytorch_lora_weights.safetensors"):  # PEFT, diffusers
+        if (root / name).is_file():
+            return f"holds a LoRA or the like ({name}); merge it into its model and give that"
     # What the folder holds instead says best what it is.
     for copy in component_copies(root):
         if copy.name.name.startswith(USUAL_NAMES):

@@ -199,6 +199,11 @@ def _parse(text: str, path: Path) -> Manifest:
 
 
 def _manifest(parsed: object) -> Manifest:
+    if isinstance(parsed, dict) and {"source", "prompts", "neurons", "cost"} <= parsed.keys():
+        raise Fault(
+            f"is the result that a run prints, not its manifest, which {option('manifest')} of prune or "
+            f"{option('output')} of localize wrote"
+        )
     if not isinstance(parsed, dict) or "format" not in parsed:
         raise Fault(f'is not a manifest: it has no "format": "{FORMAT}"')
     if parsed["format"] != FORMAT:

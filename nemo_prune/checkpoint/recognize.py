@@ -63,7 +63,15 @@ def recognize(path: Path) -> Checkpoint:
         )
     # The config beside a file of this name is its own.
     stated = class_of(header.path.parent) if header.path.name.startswith(USUAL_NAMES) else ""
-    return _with_sidecar(identify(header.path, [header], stated))
+    try:
+        return _with_sidecar(identify(header.path, [header], stated))
+    except CheckpointError as error:
+        whole = header.path.parent.parent
+        denoiser = header.path.parent.name in ("unet", "transformer")
+        if denoiser or not (whole / "model_index.json").is_file():
+            raise
+        what = f"{error.message}, or the diffusers folder that it is a part of ({whole})"
+        raise CheckpointError(what) from None
 
 
 def _with_sidecar(checkpoint: Checkpoint) -> Checkpoint:

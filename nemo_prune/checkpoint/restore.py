@@ -23,15 +23,24 @@ from typing import TypeGuard
 from nemo_prune.checkpoint.checkpoint import WEIGHTS
 from nemo_prune.checkpoint.open import are_folders
 from nemo_prune.errors import OutputError, UndoError, option
-from nemo_prune.files.atomic import check_new_folder, check_room, new_folder, refuse_same, write_new
+from nemo_prune.files.atomic import (
+    check_models_folder,
+    check_new_folder,
+    check_room,
+    new_folder,
+    refuse_same,
+    write_new,
+)
 from nemo_prune.files.hashing import file_sha256, joint_sha256
 from nemo_prune.files.strict_json import read_object
+from nemo_prune.files.text import stand_in
 from nemo_prune.files.trees import check_apart, copy_file, read_tree, shown, start_of
 from nemo_prune.files.undo import Restored, restore
 
 _INDEX = "undo.json"
 _FORMAT = "nemo-prune-undo-folder/1"
 _MANIFEST = re.compile(rb'"format": *"nemo-prune-manifest/')
+_TEXT = re.compile(rb"[^\0-\x08\x0e-\x1f\x7f]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,12 +55,15 @@ def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = Fals
     for files that cannot be read, OutputError if `out` may not or cannot be written; then nothing is
     left behind.
     """
-    if undo.is_file() and _MANIFEST.search(start_of(undo, 4096)):
+    start = start_of(undo, 4096) if undo.is_file() else b""
+    if _MANIFEST.search(start):
         raise UndoError(
             f"{undo}: is a manifest, which names the neurons and holds no rows; give what "
             f"{option('undo')} wrote when the model was pruned"
         )
     if not are_folders(pruned, undo):
+        if _TEXT.fullmatch(start) and not stand_in(start):
+            raise UndoError(f"{undo}: is text, and nothing that {option('undo')} wrote; give that")
         return restore(pruned, undo, out, overwrite)
     source_sha256, rewritten, left_out = _read_index(undo)
     check_apart(out, pruned, "the model's folder")
@@ -100,7 +112,7 @@ def check_undo_folder(undo: Path, source: Path, out: Path) -> None:
     check_apart(undo, source, "the model's folder")
     check_apart(undo, out, "the output")
     refuse_same([out, undo])
-    check_new_folder(undo)
+    check_models_folder(undo, "of a folder the removed rows go into a folder")
 
 
 def write_index(undo: Path, source_sha256: str, files: Iterable[str], left_out: Sequence[str]) -> None:

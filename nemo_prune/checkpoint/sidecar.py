@@ -11,6 +11,7 @@ from typing import Any
 
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.text import read_text
+from nemo_prune.files.trees import in_any_form
 
 _PARAMETERIZATIONS = {"v": "v_prediction", "eps": "epsilon"}
 # Of generative-models (SDXL), by the name of the class.
@@ -34,7 +35,7 @@ class Sidecar:
 
 def read_sidecar(model: Path) -> tuple[Path, Sidecar] | None:
     """The sidecar of the file at `model` and what it says; None if there is none."""
-    path = model.with_suffix(".yaml")
+    path = in_any_form(model.with_suffix(".yaml"))
     if path == model or not path.is_file():
         return None
     if (size := path.stat().st_size) > _LARGEST:

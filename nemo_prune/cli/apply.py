@@ -124,6 +124,7 @@ def apply(
     from nemo_prune.checkpoint.lora import check_lora
     from nemo_prune.checkpoint.manifest import read_manifest
     from nemo_prune.checkpoint.open import open_checkpoint
+    from nemo_prune.checkpoint.provenance import original_sha256
     from nemo_prune.checkpoint.selection import (
         Choice,
         check_alike,
@@ -208,9 +209,12 @@ def apply(
             with going_on(model, alone, told):
                 result = _write(job, lora_names, overwrite, hashed, how)
                 if wanted is not None and job.choice.source_sha256 != result["source"]["sha256"]:
+                    came = original_sha256(job.checkpoint.parts[0].header) == job.choice.source_sha256
+                    but = "; the neurons may mean something else in it"
                     say(
                         f"warning: {model} is not the file that {manifest} was made for "
-                        f"({wanted.source['path']}); the neurons may mean something else in it"
+                        f"({wanted.source['path']})"
+                        f"{', but by its metadata a pruned copy of it' if came else but}"
                     )
                 told.append(result)
                 _say(job, result, hashed, sidecars, how["drop_pickles"])

@@ -90,6 +90,8 @@ def _print(found: dict[str, Any]) -> None:
             ", ".join(map(str, layer["zeroed"])) or "-",
         )  # fmt: skip
     shown.print(table)
+    if empty := sum(len(layer["zeroed"]) == layer["rows"] for layer in layers):
+        line(f"{empty} of {len(layers)} value layers are wholly zero: is the file complete?")
     for layer in layers:
         if rows := ", ".join(map(str, layer["zeroed_in_some_copies"])):
             line(

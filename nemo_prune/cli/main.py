@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -66,6 +67,7 @@ CONTEXT = cloup.Context.settings(
 )
 _NARROWEST = 24  # columns; a terminal of fewer has lines that it breaks itself
 _BARE = re.compile(r"\w[\w-]*")  # no path to a file, for which nobody would look long
+_PATH = re.compile(r"(?!\w+://)[\w.~/\\]")  # no option, no address
 _OTHER_WORDS = {
     "detect": {"scan", "find", "score", "search", "rank", "screen"},
     "inspect": {"list", "ls", "info", "show", "stat", "view", "describe"},
@@ -161,6 +163,11 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
                 )
             if _BARE.fullmatch(word):
                 raise click.UsageError(f"No such command or file '{word}'; --help lists commands", ctx)
+            asked = {"-h", "--help"} & {*args} or ctx.resilient_parsing
+            if _PATH.match(word) and not asked:
+                from nemo_prune.checkpoint.open import open_checkpoint
+
+                open_checkpoint(Path(word))  # says why it cannot, before options are looked at
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +29,7 @@ except ImportError:  # pragma: no cover - Windows
 
 _HIDDEN = re.compile(r"\.(?P<name>.*)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 _NAME_BYTES = 200  # of OUT's name in the hidden one: file systems stop at 255 in all
-_NO_MODELS = {".json", ".jsonl", ".csv", ".tsv", ".txt", ".html", ".md", ".png"}
+NO_MODELS = {".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".html", ".md", ".png"}
 _PACKED = {".zip", ".gz", ".onnx", ".gguf"}  # what may hold weights, in another format
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -46,16 +46,19 @@ def check_output(source: Path, out: Path, overwrite: bool) -> None:
     if same_file(out, Path(source)):
         raise OutputError(f"{out}: is the model itself, which is never changed; choose another name")
     check_suffix(out)
-    if out.suffix.lower() in _NO_MODELS:
+    if out.suffix.lower() in NO_MODELS:
         raise OutputError(f"{out}: has not the name of a model; end it in .safetensors")
     check_place(out, overwrite)
     check_room(out, [source])
 
 
-def check_suffix(out: Path) -> None:
-    """Raise OutputError if programs would take safetensors of this name for another format."""
+def check_suffix(out: Path, others: Collection[str] = ()) -> None:
+    """Raise OutputError if programs would take safetensors of this name for another format.
+
+    others: further suffixes that say so.
+    """
     pickle = out.suffix.lower() in PICKLE_SUFFIXES
-    if pickle or out.suffix.lower() in _PACKED:
+    if pickle or out.suffix.lower() in {*_PACKED, *others}:
         raise OutputError(
             f"{out}: has the name of {'a pickle' if pickle else 'another format'}, as which programs "
             f"would fail to read it; end it in .safetensors"

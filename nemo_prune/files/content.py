@@ -24,7 +24,7 @@ from nemo_prune.files.lists import (
     nameless,
     names_of,
 )  # fmt: skip
-from nemo_prune.files.text import LFS_POINTER
+from nemo_prune.files.text import LFS_POINTER, stand_in
 
 _MAGIC = {
     b"PAR1": "Parquet",
@@ -36,7 +36,9 @@ _MAGIC = {
     b"SQLite format 3": "a database",
     b"%PDF": "a PDF",
     b"{\\rtf": "rich text (RTF)",
-    b"\0GITCRYPT": "locked by git-crypt (git-crypt unlock)",
+    b"-----BEGIN ": "a key or encrypted (PEM, PGP, age)",
+    b"age-encryption.org/": "encrypted by age",
+    b"$ANSIBLE_VAULT;": "encrypted by Ansible",
     LFS_POINTER: "a Git LFS pointer, without its content (git lfs pull)",
 }
 _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
@@ -82,11 +84,18 @@ _LABELLED = re.compile(r"\s*(\w[\w ]{0,19}):\s")
 _LOOKED_AT = 500  # characters of a line
 LOOKED_THROUGH = 1000  # records by which what cells hold is known, or a column for one of labels
 _KEPT = "taken as part of the prompt"
+# What the later bytes of a letter in UTF-8 are in Windows-1252.
+_BEHIND = f"[\x80-\xbf{bytes({*range(128, 160)} - {129, 141, 143, 144, 157}).decode('cp1252')}]"
 # Lines that are said: how, in which part of all at least, and how they are known.
 _ODD = tuple(
     (how, part, re.compile(pattern))
     for how, part, pattern in (
-        (f"begin as items of a list, with a mark (-, *) that is {_KEPT}", 0.5,
+        ("hold {prompt} or the like: they are templates, as styles are, not captions", 0,
+         r"\{(\d?|prompt|caption|text|subject|style|artist|name|class)\}|\[(name|filewords)\]|%s\b"),
+        ("look like UTF-8 read as Windows-1252 (\u00c3\u00a9, \u00e2\u20ac); save the list anew", 0,
+         f"[\u00c2\u00c3]{_BEHIND}|\u00e2\u20ac|\u00f0\u0178|([\u00d0\u00d1]{_BEHIND}){{2}}"
+         f"|([\u00e3-\u00e9]{_BEHIND}{{2}}){{2}}"),
+        (f"begin as items of a list, with a mark (-, *, a)) that is {_KEPT}", 0.5,
          r"^\s*([-*+>\u2013\u2014\u2022\u2023\u25aa\u25cf\u2192\u2705\u2713\u274c]"
          r"|#\d+|\(?([a-zA-Z]|[ivx]+)[.)])\s+\S"),
         ("begin with #, as comments do, and are taken as prompts", 0, r"^\s*#+\s"),
@@ -126,7 +135,8 @@ _ODD = tuple(
 _SELDOM = tuple(
     (what, re.compile(pattern))
     for what, pattern in (
-        ("numbers or times in front", r"^\W*\w*\d\w*([-:]\w+){2}|^\W*\d{3,}-\S|^\W*\d+\s?\|"
+        ("numbers, letters or times in front",
+         r"^\W*\w*\d\w*([-:]\w+){2}|^\W*\d{3,}-\S|^\W*\d+\s?\||^\W*([A-Za-z]|[ivx]+)\)\s"
          r"|^\W*[A-Za-z].{0,18}\d[\])*]*:\s"),
         ("options (--w 512, -s50)", r"(^|\s)--?[A-Za-z]\w*[ =]?-?[\d.]+\b|(^|\s)--\w|^[!/]\w"),
         ("addresses", r"https?:|www\.|\]\("),
@@ -152,6 +162,10 @@ def check_magic(path: Path, content: bytes, format: Format) -> None:
     for magic, what in _MAGIC.items():
         if content.startswith(magic) and not (what == "Parquet" and format == "parquet"):
             raise refused(path, f"is {what}", "parquet" if what == "Parquet" else None)
+    if b"ENC[AES256_GCM," in content:
+        raise PromptFileError(f"{path}: is encrypted by SOPS; decrypt it (sops decrypt)")
+    if stands_in := stand_in(content):
+        raise PromptFileError(f"{path}: {stands_in}")
 
 
 def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
@@ -202,7 +216,17 @@ def odd_lines(path: Path, text: str) -> list[str]:
 
     Raises PromptFileError where most of them would be no prompt that a model was trained on.
     """
-    return odd_prompts(path, _lines(text), "lines")
+    lines = _lines(text)
+    paragraphs = re.split(r"\n\s*\n", text.strip().replace("\r\n", "\n"))
+    if (
+        len(paragraphs) > 1 and 2 <= len(lines) / len(paragraphs) <= 6
+    ):  # as of captions that were wrapped
+        what = f"its {len(lines)} lines stand in paragraphs"
+    elif len(lines) == 1 and len(re.findall(r";\s|\s\|\s", text)) > 1:
+        what = "it is one line of several parts"
+    else:
+        return odd_prompts(path, lines, "lines")
+    return [f"{path}: {what}: each line is taken as one prompt", *odd_prompts(path, lines, "lines")]
 
 
 def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> list[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import CheckpointError, option
-from nemo_prune.files.text import LFS_POINTER
+from nemo_prune.files.text import STAND_IN_BYTES, absent, stand_in
 
 MAX_HEADER_BYTES = 16 * 2**20
 _MAX_COMMAS = 1_000_000  # JSON needs one for each further entry, and Python up to 100 bytes
@@ -172,7 +172,7 @@ def _check_kind(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         if _REMOTE.fullmatch(path.as_posix()):
             raise _Fault("no such file; nothing is fetched from the Hub: download it first") from None
-        raise _Fault("no such file; check the path") from None
+        raise _Fault(absent(path)) from None
     except ValueError:
         raise _Fault("is not a possible file name; check the path") from None
     if stat.S_ISDIR(mode):
@@ -192,7 +192,7 @@ def _check_kind(path: Path) -> None:
 
 def _read_raw(file: BinaryIO, size: int) -> bytes:
     """Return the JSON bytes; refuse other file formats by their names."""
-    start = file.read(64)
+    start = file.read(STAND_IN_BYTES)
     if not start:
         raise _Fault(f"is empty; {_DOWNLOAD}")
     length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
@@ -228,8 +228,8 @@ def _read_raw(file: BinaryIO, size: int) -> bytes:
 
 
 def _name_other_formats(start: bytes) -> None:
-    if start.startswith(LFS_POINTER):
-        raise _Fault("is a git-lfs pointer, not the model itself; run `git lfs pull` to fetch it")
+    if stands_in := stand_in(start):
+        raise _Fault(stands_in)
     if start.startswith(b"PK\x03\x04") or (start[0] == 0x80 and start[1:2] in _PROTOCOLS):
         raise _Fault(_PICKLE_ADVICE)
     if packed := next((name for magic, name in _PACKED.items() if start.startswith(magic)), None):

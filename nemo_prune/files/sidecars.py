@@ -13,6 +13,7 @@ copied as they are, so a hash in them is the source's.
 
 import filecmp
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -46,8 +47,9 @@ def find_sidecars(model: Path, out: Path, apart: Iterable[Path | None] = ()) -> 
     for path in entries(model.parent):
         # The whole name first: `model.safetensors.json` does not begin with the stem alone.
         for whole in (True, False):
-            ending = path.name.removeprefix(f"{_base(model, whole)}.")
-            if ending != path.name and _ENDINGS.fullmatch(ending):
+            name, base = (unicodedata.normalize("NFC", n) for n in (path.name, _base(model, whole)))
+            ending = name.removeprefix(f"{base}.")
+            if ending != name and _ENDINGS.fullmatch(ending):
                 if path.is_file() and not any(same_file(path, other) for other in read):
                     found[path] = out.with_name(f"{_base(out, whole)}.{ending}")
                 break

@@ -1,6 +1,7 @@
 """Text files that users give: read whole, with a one-line error for whatever is wrong with them."""
 
 import codecs
+import re
 import stat
 from pathlib import Path
 
@@ -12,6 +13,16 @@ MAX_BYTES = 256 * 2**20
 
 LFS_POINTER = b"version https://git-lfs"
 """How the files begin that git-lfs leaves in place of contents that were not fetched."""
+STAND_IN_BYTES = 64
+_ANNEX = "is a pointer of git-annex, not the file itself; run `git annex get` to fetch it"
+# How files begin that stand where another one is meant.
+_STAND_INS = (
+    (LFS_POINTER, "is a git-lfs pointer, not the file itself; run `git lfs pull` to fetch it"),
+    (rb"/annex/objects/", _ANNEX),
+    (rb"\0GITCRYPT\0", "is locked by git-crypt; run `git-crypt unlock`"),
+    (rb"L\0\0\0\x01\x14\x02\0|\[(InternetShortcut\]|Desktop Entry\]|\{000214A0-)",
+     "is a shortcut, not the file that it leads to; give that"),  # .lnk, .desktop, .url
+)  # fmt: skip
 
 
 def read_text(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -> str:
@@ -21,14 +32,20 @@ def read_text(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -
     the file should be.
     """
     content = read_bytes(path, error, kind, wanted)
-    refuse_pointer(content, path, error)
+    if stands_in := stand_in(content):
+        raise error(f"{path}: {stands_in}")
     return decoded(content, path, error, wanted)
 
 
-def refuse_pointer(start: bytes, path: Path, error: type[NemoPruneError]) -> None:
-    """Raise `error` if a file that begins so is a git-lfs pointer."""
-    if start.startswith(LFS_POINTER):
-        raise error(f"{path}: is a git-lfs pointer, not the file itself; run `git lfs pull` to fetch it")
+def stand_in(start: bytes) -> str:
+    """What a file that begins so stands in place of, and what to do; "" for one that does not."""
+    return next((what for begins, what in _STAND_INS if re.match(begins, start)), "")
+
+
+def absent(path: Path, otherwise: str = "no such file; check the path") -> str:
+    """Why there is no file at `path`: a link to what git-annex did not fetch, or `otherwise`."""
+    leads = path.readlink().parts if path.is_symlink() else ()
+    return _ANNEX if {"annex", "objects"} <= {*leads} else otherwise
 
 
 def read_bytes(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -> bytes:
@@ -53,7 +70,7 @@ def check_regular(path: Path, error: type[NemoPruneError], wanted: str) -> int:
             raise error(f"{path}: is not a regular file; give {wanted}")
         return status.st_size
     except FileNotFoundError:
-        raise error(f"{path}: no such file; check the path") from None
+        raise error(f"{path}: {absent(path)}") from None
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise error(f"{path}: cannot be read ({reason})") from None

@@ -4,6 +4,7 @@ import filecmp
 import os
 import shutil
 import stat
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from nemo_prune.errors import CheckpointError, OutputError
 from nemo_prune.files.atomic import lies_in, same_file
 from nemo_prune.files.header import quoted, unreadable
 from nemo_prune.files.rewrite import share_blocks
+from nemo_prune.files.text import absent
 
 _MOST = 100_000
 _DEEPEST = 100  # folders in folders; Python's own functions on trees stop near a thousand
@@ -82,7 +84,8 @@ def _status(path: Path) -> os.stat_result:
         return path.stat()
     except OSError:
         if path.is_symlink():
-            raise CheckpointError(f"{path}: is a broken link; download the folder again") from None
+            why = absent(path, "is a broken link; download the folder again")
+            raise CheckpointError(f"{path}: {why}") from None
         raise
 
 
@@ -101,6 +104,12 @@ def entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError as error:
         raise unreadable(folder, error) from None
+
+
+def in_any_form(path: Path) -> Path:
+    """`path`, or what lies there by the same name in another Unicode form, as macOS writes names."""
+    forms = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
+    return path if path.exists() else next(filter(Path.exists, forms), path)
 
 
 def start_of(path: Path, length: int = 16) -> bytes:

@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from nemo_prune.errors import OutputError, UndoError, option
 from nemo_prune.files.atomic import (
+    NO_MODELS,
     check_output,
     check_place,
     check_suffix,
@@ -72,7 +73,7 @@ def check_undo(undo: Path, out: Path) -> None:
         raise OutputError(
             f"{undo}: exists already, and undo files are never replaced; choose another name"
         )
-    check_suffix(undo)
+    check_suffix(undo, NO_MODELS)
     check_place(undo, overwrite=False)
     refuse_same([out, undo])
 

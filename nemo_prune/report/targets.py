@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image, ImageOps
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.lists import COLUMNS, FOREIGN, FORMATS
+from nemo_prune.files.text import STAND_IN_BYTES, absent, stand_in
+from nemo_prune.files.trees import in_any_form, start_of
 from nemo_prune.options import TargetsMatch
 from nemo_prune.report.pictures import Picture
 
@@ -57,7 +60,8 @@ def find_targets(place: Path, prompts: Sequence[str], match: TargetsMatch = "nam
         )
     pictures = _pictures(place)
     if not pictures:
-        raise OptionError(f"{option('targets')} {place}: holds no pictures; check the path")
+        within = _within(place, prompts)
+        raise OptionError(f"{option('targets')} {place}: holds no pictures{within}; check the path")
     if match == "order" and len(pictures) != len(prompts):
         raise OptionError(
             f"{option('targets')} {place}: holds {len(pictures)} pictures for {len(prompts)} prompts; "
@@ -110,12 +114,20 @@ def _pictures(folder: Path) -> list[Path]:
         parts = re.split(r"([0-9]+)", path.name.casefold())
         return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
-    found = [path for path in folder.iterdir() if not path.name.startswith("._")]
+    found = [path for path in sorted(folder.iterdir()) if not path.name.startswith("._")]
     for path in found:
         if path.suffix.lower() in _FOREIGN:  # its prompt would go without
             raise OptionError(f"{option('targets')}: {path}: cannot be read; save it as PNG")
     found = [path for path in found if path.suffix.lower() in _SUFFIXES]
     return sorted(found, key=lambda path: (key(path), path.name))
+
+
+def _within(place: Path, prompts: Sequence[str]) -> str:
+    """That pictures lie in folders of a folder; "" if none do."""
+    inside = (path for path in sorted(place.glob("*/*")) if path.suffix.lower() in _SUFFIXES)
+    names = [*dict.fromkeys(shown_name(path.parent, prompts) for path in inside)]
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f", and what lies in its folders ({shown}) is not looked into" if names else ""
 
 
 def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
@@ -143,8 +155,8 @@ def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
         raise OptionError(f"{option('targets')} {place}: no such file or folder; check the path")
     if not found:
         raise OptionError(
-            f"{option('targets')} {place}: no picture belongs to a prompt; name the "
-            f"pictures by the prompts' "
+            f"{option('targets')} {place}: no picture belongs to a prompt"
+            f"{_within(place, prompts)}; name the pictures by the prompts' "
             f"numbers from 0, or give a CSV with columns prompt and file, or {option('targets_match')}"
         )
     for path in found.values():
@@ -163,7 +175,8 @@ def read_pictures(places: Sequence[Path]) -> tuple[Path, ...]:
             raise OptionError(f"{option('unseen')} {place}: no such file or folder; check the path")
         some = _pictures(place) if place.is_dir() else [place]
         if not some:
-            raise OptionError(f"{option('unseen')} {place}: holds no picture (.png, .jpg, .webp, ...)")
+            what = f"holds no picture (.png, .jpg, .webp, ...){_within(place, ())}"
+            raise OptionError(f"{option('unseen')} {place}: {what}")
         found += some
     for path in found:
         open_target(path, 64, 64, "unseen")
@@ -186,8 +199,12 @@ def open_target(path: Path, width: int, height: int, given_by: str = "targets") 
                 )
             return np.asarray(ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "is not a readable picture"
-        raise OptionError(f"{option(given_by)}: {path}: {reason}; mend or remove it") from None
+        reason = getattr(error, "strerror", None)  # None: it was read, and is no picture
+        why = "" if reason else stand_in(start_of(path, STAND_IN_BYTES))
+        if isinstance(error, FileNotFoundError):
+            why = absent(path, "")
+        why = why or f"{reason or 'is not a readable picture'}; mend or remove it"
+        raise OptionError(f"{option(given_by)}: {path}: {why}") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -253,7 +270,7 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
             continue
         place = known.get(prompt.strip(), alike.get(_letters(prompt)))
         if place is not None:
-            target = path.parent / name.strip()
+            target = in_any_form(path.parent / name.strip())
             if not target.is_file():
                 raise OptionError(
                     f"{option('targets')} {path}: names {name.strip()}, which is not there"
@@ -281,4 +298,4 @@ def _cell(cells: Mapping[str, str | None], names: Sequence[str]) -> str | None:
 
 
 def _letters(text: str) -> str:
-    return re.sub(r"[\W_]+", "", text).lower()
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFC", text)).lower()

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from nemo_prune import __version__
 from nemo_prune.errors import CalibrationError
 from nemo_prune.files.atomic import write_new
-from nemo_prune.files.text import LFS_POINTER, refuse_pointer
+from nemo_prune.files.text import STAND_IN_BYTES, absent, stand_in
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.activations import ActivationStatistics
 from nemo_prune.scoring.lineage import ROW_BYTES, Lineage, weights_sha256
@@ -98,10 +98,16 @@ def read_calibration(path: Path) -> Calibration:
     """Return the calibration at `path`; CalibrationError, one line, if it is not a sound one."""
     try:
         if not path.is_file():
-            reason = "is a folder; give the file" if path.is_dir() else "no such file; check the path"
+            reason = "is a folder; give the file" if path.is_dir() else absent(path)
             raise CalibrationError(f"{path}: {reason}")
-        with path.open("rb") as start:
-            refuse_pointer(start.read(len(LFS_POINTER)), path, CalibrationError)
+        with path.open("rb") as begins:
+            start = begins.read(STAND_IN_BYTES)
+        reason = stand_in(start)
+        if start.startswith(b"PK\3\4"):
+            reason = "is a zip archive; unpack it"
+        if reason or not start:
+            empty = "is damaged: it is empty; make it anew with nemo-prune calibrate"
+            raise CalibrationError(f"{path}: {reason or empty}")
         with safe_open(path, "pt") as file:
             entry = json.loads((file.metadata() or {}).get(_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -246,6 +246,7 @@ def test_the_verbs_refuse(tmp_path, monkeypatch):
         ("m", "m: exists already"),
         ("m/u", "lies in the model's folder"),
         ("none/u", "create it first"),
+        ("u.safetensors", "has a file's name, and of a folder the removed rows go into a folder"),
     ],
 )
 def test_undo_folders_that_are_refused(tmp_path, model, monkeypatch, undo, words):

@@ -13,7 +13,9 @@ from tiny import run, write_small
 
 import nemo_prune
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.errors import OptionError, OutputError
+from nemo_prune.files.sidecars import find_sidecars
 from nemo_prune.localize import prune as pruning
 
 # What users of A1111, Forge, ComfyUI and of helpers for Civitai have beside `model.safetensors`.
@@ -67,6 +69,15 @@ def test_without_the_option_nothing_goes_along(model: Path) -> None:
 def test_python_copies_them_too(model: Path) -> None:
     nemo_prune.apply(model, [Neuron(DOWN, 1)], "out/clean.safetensors", sidecars=True)
     assert len(copies()) == len(GO_ALONG)
+
+
+@pytest.mark.usefixtures("model")
+def test_sidecars_in_another_unicode_form() -> None:
+    """As macOS writes names."""
+    model = rawfiles.sd1(Path("caf\u00e9.safetensors"))
+    Path("cafe\u0301.yaml").write_text("model: {params: {parameterization: v}}")
+    assert open_checkpoint(model).prediction_type == "v_prediction"
+    assert [*find_sidecars(model, Path("out/o.safetensors")).values()] == [Path("out/o.yaml")]
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])

@@ -14,10 +14,11 @@ import pytest
 import rawfiles
 from click.testing import Result
 from PIL import Image
-from test_cli_files import manifest
+from test_cli_files import manifest, sha256
 from test_surgery import DOWN
 from tiny import run, write_tiny
 
+from nemo_prune.checkpoint.manifest import read_manifest
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.cli.failures import Refused, one_line
 from nemo_prune.cli.progress import progress
@@ -28,6 +29,7 @@ from nemo_prune.model.configs import METADATA_KEY
 from nemo_prune.options import Options
 from nemo_prune.report.inputs import check_inputs
 from nemo_prune.report.targets import find_targets, open_target, read_targets
+from nemo_prune.scoring.calibration_file import read_calibration
 from nemo_prune.scoring.journal import Journal
 from nemo_prune.scoring.opening import open_engine
 from nemo_prune.scoring.table import Table
@@ -190,6 +192,30 @@ def test_a_manifest_that_contradicts_itself(model: Path) -> None:
         assert "n.json: lists neurons of its prompts, and none to remove" in result.stderr
 
 
+def test_a_pruned_copy_of_what_a_manifest_was_made_for_is_said(model: Path) -> None:
+    path = manifest(Path("n.json"), [(DOWN, 1)], sha256(model))
+    assert "warning" not in run("apply", model, "--manifest", path, "-o", "o").stderr
+    result = run("apply", "o", "--manifest", path, "-o", "p")
+    assert "(other.safetensors), but by its metadata a pruned copy of it\n" in result.stderr
+
+
+def test_layers_without_anything_are_said(model: Path) -> None:
+    assert "wholly zero" not in run("inspect", model).stdout
+    every = ",".join(f"0:{row}" for row in range(4))
+    assert run("apply", model, "--neurons", every, "-o", "o").exit_code == 0
+    assert "1 of 16 value layers are wholly zero: is the file complete?" in run("inspect", "o").stdout
+
+
+def test_a_part_of_a_folder_names_the_folder(tmp_path: Path) -> None:
+    name = "text_model.encoder.layers.0.self_attn.v_proj.weight"
+    (tmp_path / "te").mkdir()
+    part = rawfiles.write(tmp_path / "te" / "model.safetensors", [(name, "F32", (2, 2))])
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(part)
+    assert str(caught.value).endswith(f", or the diffusers folder that it is a part of ({tmp_path})")
+
+
 def test_a_manifest_of_nothing_is_said(model: Path) -> None:
     path = manifest(Path("n.json"), [], prompts=[[]])
     for result in taken(model, path):
@@ -230,6 +256,121 @@ def test_what_is_no_text_at_all_is_said(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"\0GITCRYPT\0\x93\xfe")
     with pytest.raises(PromptFileError, match="is locked by git-crypt"):
         read_prompts(tmp_path / "p.txt")
+
+
+STAND_INS = {
+    "annex": (b"/annex/objects/SHA256E-s128--0123.txt\n", "git annex get"),
+    "crypt": (b"\0GITCRYPT\0" + bytes(99), "is locked by git-crypt; run `git-crypt unlock`"),
+    "lnk": (bytes.fromhex("4c00000001140200") + bytes(99), "is a shortcut"),
+    "url": (b"[InternetShortcut]\r\nURL=file:///C:/x\r\n", "is a shortcut"),
+    "link": (None, "git annex get"),
+}
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("kind", STAND_INS)
+def test_what_stands_where_a_file_is_meant_is_said(kind: str) -> None:
+    """As a model, a list, a manifest, a calibration and a training picture."""
+    content, words = STAND_INS[kind]
+    for path in (x := Path("x")), Path("t/0.png"):
+        path.parent.mkdir(exist_ok=True)
+        if content is None:
+            path.symlink_to(".git/annex/objects/Xk/x/x")
+        else:
+            path.write_bytes(content)
+    for read in (
+        lambda: open_checkpoint(x),
+        lambda: read_prompts(x),
+        lambda: read_manifest(x),
+        lambda: read_calibration(x),
+        lambda: read_targets(Path("t"), ["a cat"]),
+    ):
+        with pytest.raises(NemoPruneError) as caught:
+            read()
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "is empty"), (b"PK\3\4" + bytes(99), "is a zip archive; unpack it")]
+)
+def test_a_calibration_as_it_was_handed_over(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "c").write_bytes(content)
+    with pytest.raises(NemoPruneError, match=words):
+        read_calibration(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cinematic still {prompt} . emotional", "they are templates"),
+        ("a photo of a [name], [filewords]", "they are templates"),
+        ("Caf\u00c3\u00a9 at night", "look like UTF-8 read as Windows-1252"),
+        ("Pompeii \u00e2\u20ac\u201c Brooklyn Museum", "look like UTF-8 read as Windows-1252"),
+        ("\u00d0\u0178\u00d1\u20ac\u00d0\u00b8", "look like UTF-8 read as Windows-1252"),
+        ("a) a cat on a mat", "letters or times in front"),
+        ("a cat on\na mat\n\na dog in\nthe sun", "its 4 lines stand in paragraphs"),
+        ("a cat on a mat; a dog; a bird", "is one line of several parts"),
+        (
+            "CAF\u00c9\u00ae \u00abCAF\u00c9\u00bb \u00e0 la carte, S\u00e3o Tom\u00e9\u2026\n\nan eye",
+            "",
+        ),
+    ],
+)
+def test_lists_of_something_else_are_said(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "p.txt").write_text(text, encoding="utf-8")
+    assert [words in note for note in read_prompts(tmp_path / "p.txt").notes] == (
+        [True] if words else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '{"prompts": ["ENC[AES256_GCM,data:x,type:str]"], "sops": {}}',
+            "is encrypted by SOPS; decrypt it",
+        ),
+        ("-----BEGIN AGE ENCRYPTED FILE-----\nYWdl\n", "is a key or encrypted"),
+        ("$ANSIBLE_VAULT;1.1;AES256\n6263\n", "is encrypted by Ansible"),
+    ],
+)
+@pytest.mark.parametrize("name", ["p.json", "p.txt"])
+def test_encrypted_lists_are_refused_as_such(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PromptFileError, match=words):
+        read_prompts(tmp_path / name)
+
+
+def test_what_json_prints_is_no_manifest(model: Path) -> None:
+    printed = {"version": "0", "source": {}, "prompts": [], "neurons": [], "cost": {}}
+    Path("found.json").write_text(json.dumps(printed))
+    for result in taken(model, Path("found.json")):
+        assert result.exit_code == 2
+        assert "found.json: is the result that a run prints, not its manifest" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["u.yaml", "u.json", "u.txt"])
+def test_undo_files_by_the_name_of_text(model: Path, name: str) -> None:
+    result = run("apply", model, "--neurons", "0:1", "-o", "o.safetensors", "--undo", name)
+    assert f"{name}: has the name of another format" in result.stderr
+    assert [*Path().iterdir()] == [model]
+    Path(name).write_text("a: \u00e4\n")
+    result = run("restore", model, "--undo", name, "-o", "o.safetensors")
+    assert result.stderr == f"nemo-prune: {name}: is text, and nothing that --undo wrote; give that\n"
+
+
+@pytest.mark.parametrize("word", ["a/b", "m.ckpt", "./none"])
+@pytest.mark.usefixtures("model")
+def test_a_model_that_is_not_there_is_named_before_options(word: str) -> None:
+    assert f"{Path(word)}: no such file; " in run(word).stderr
+    assert run(word, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "pytorch_lora_weights.safetensors"])
+def test_a_folder_with_a_lora(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=rf"holds a LoRA or the like \({name}\); merge it"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_zip_archive_is_no_pickle(model: Path) -> None:

@@ -4,6 +4,8 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from nemo_prune.checkpoint.apply import write_model
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import OptionError
-from nemo_prune.options import Reporting
+from nemo_prune.options import Reporting, TargetsMatch
 from nemo_prune.report.likeness import Likeness, open_likeness
 from nemo_prune.report.matching import Matched, match_alike
 from nemo_prune.report.pictures import Picture
@@ -27,6 +29,7 @@ from nemo_prune.report.targets import find_targets, read_targets, shown_name, wr
 from nemo_prune.report.verdict import notes, target_lines
 
 DRAWN = {0: "chelsea", 1: "coffee", 4: "rocket"}
+Form = Literal["NFC", "NFD"]
 ORDINARY = ("moon", "grass", "brick")
 
 
@@ -174,6 +177,28 @@ def test_folders_that_will_not_do(
             (tmp_path / name).write_bytes(b"bad")
     with pytest.raises(OptionError, match=message):
         find_targets(place, PROMPTS, match)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("match", ["name", "order", "alike"])
+def test_pictures_in_folders_are_said(tmp_path: Path, match: TargetsMatch) -> None:
+    """As kohya's programs want them."""
+    for folder in ("10_nasa astronaut", "5_cup"):
+        (tmp_path / folder).mkdir()
+        save(tmp_path / folder / "1.png", np.zeros((8, 8, 3), dtype=np.uint8))
+    words = r"what lies in its folders \(10_nasa astronaut, 5_cup\) is not looked into"
+    with pytest.raises(OptionError, match=words):
+        find_targets(tmp_path, PROMPTS, match)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_another_unicode_form(tmp_path: Path, forms: tuple[Form, Form]) -> None:
+    """As macOS writes them."""
+    one, other = forms
+    prompts = [normalize(one, "a caf\u00e9")]
+    there = save(tmp_path / normalize(other, "a caf\u00e9.png"), np.zeros((8, 8, 3), dtype=np.uint8))
+    assert read_targets(tmp_path, prompts) == {0: there}
+    (tmp_path / "t.csv").write_text(f"prompt,file\n{prompts[0]},{normalize(one, there.name)}\n")
+    assert read_targets(tmp_path / "t.csv", prompts) == {0: there}
 
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
