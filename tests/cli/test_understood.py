@@ -223,6 +223,83 @@ def test_what_stands_around_a_caption_is_said(tmp_path: Path, around: str, count
         assert any(f"{count} of its {unit}" in note for note in stream.notes)
 
 
+APART = [
+    "n0144{n} {}", "B07XJ{n} {}", "a1b2c{n} {}", "SKU-443{n} {}", "P{n} {}", "4711{n} {}", "v1.{n} {}",
+    "28.11.2{n} {}", "A{n}. {}", "\u2460 {}", "{}|{n}", "{} img{n}.jpg", "{} a.jpg", "{} VM",
+    "{} memorized", "{};", "\u201c{}\u201d", "'{}'", "// {}", "{n}\u3001{}",
+]  # fmt: skip
+APART_IN_LISTS = [
+    "{n} {}", "{n}- {}", "Prompt {n} {}", "12:3{n} {}", "{} 81{n}", "{} (#{n})", "{}, 1", "{},",
+    "{}...", "1 {}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("around", "count"), [(a, n) for a in APART for n in (1, 3)] + [(a, 3) for a in APART_IN_LISTS]
+)
+def test_what_stands_apart_from_a_caption_is_said(tmp_path: Path, around: str, count: int) -> None:
+    """Identifiers, numbers, labels and marks, with whatever mark or blank between."""
+    captions = ("A Cat, Asleep", "Clock by Wayfair", "Coins and a Lamp")[:count]
+    texts = [around.format(caption, n=n) for n, caption in enumerate(captions, 1)]
+    (tmp_path / "p.txt").write_text("\n".join(texts))
+    (note,) = read_prompts(tmp_path / "p.txt").notes
+    assert f"{count} of its lines" in note
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"caption": one}) for one in texts))
+    assert read_prompts(tmp_path / "p.jsonl").notes
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["2 dogs", "1980s car", "3D render of a cat", "4k photo", "16:9 picture"],
+        ["1girl, solo", "2girls, 8k"],
+        ["12 monkeys"],
+        ["4k photo of a dog"],
+        ["1980s car"],
+        ["a cat, 8k", "a dog in 1968", "R2-D2 on a beach"],
+        ["B-52 in the sky", "a cat", "a dog"],
+        [" " * 600 + "a cat", "a dog"],
+        ['The "Cat" 3', '\'Tis a "dog" house', '"Lamp" by a painter'],
+    ],
+)
+def test_captions_with_numbers_and_quotations_are_not_said(tmp_path: Path, lines: list[str]) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(lines))
+    assert read_prompts(path).notes == ()
+
+
+@pytest.mark.parametrize(
+    "line", ['"{n}" "{}" 81', '{n} "{}" 81', '"{}" 81', "'a' '{}'", '{n} "{}" VM', '"a \\"b\\"" "{}" NA']
+)
+@pytest.mark.parametrize("head", ["", '"caption" "n"\n', " caption n\n", '"caption"\n'])
+@pytest.mark.parametrize("count", [1, 3])
+def test_cells_in_quotes_between_blanks_are_a_table(
+    tmp_path: Path, line: str, head: str, count: int
+) -> None:
+    if count == 1 and '"n"' not in head:
+        head = ""  # of two lines, one is not most
+    texts = [line.format(caption, n=n) for n, caption in enumerate(("A cat", "B", "C, d")[:count], 1)]
+    (tmp_path / "p.txt").write_text(head + "\n".join(texts))
+    for read in (read_prompts, lambda path: list(PromptStream([path]).blocks(9))):
+        with pytest.raises(PromptFileError, match="is a table separated by blanks, with cells in quo"):
+            read(tmp_path / "p.txt")
+
+
+@pytest.mark.parametrize(("name", "head"), [("p.jsonl", '"caption"'), ("p.txt", "id caption")])
+def test_a_header_in_quotes_or_of_several_columns_is_said(tmp_path: Path, name: str, head: str) -> None:
+    (tmp_path / name).write_text(f'{head}\n"a cat on a mat"\n"a dog"\n')
+    assert any(
+        "its first line is a column's name" in note for note in read_prompts(tmp_path / name).notes
+    )
+
+
+@pytest.mark.parametrize("name", ["captions.gsheet", "p.json"])
+def test_a_pointer_to_a_document_of_google_is_no_list(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"":"WARNING! DO NOT EDIT","doc_id":"1aB2","resource_key":""}')
+    with pytest.raises(PromptFileError, match=r"points to a Google document .*; download that as CSV"):
+        read_prompts(tmp_path / name)
+
+
 def test_what_is_no_text_at_all_is_said(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("UG9ydHJhaXQgb2YgTkFTQSBBc3Ryb25hdXQgRWlsZWVu\n")
     (note,) = read_prompts(tmp_path / "p.txt").notes
@@ -491,6 +568,7 @@ def test_the_separator_that_excel_is_told(tmp_path: Path) -> None:
         ("p.txt", "<Error><Code>AccessDenied", "begins as a web page"),
         ("p.sql", "INSERT INTO t", r"\.sql files are not read as lists"),
         ("p.csv", "text\ra cat\ra dog\r", "is not a readable CSV: line 1 has a carriage return that"),
+        ("p.csv", "text\ra cat\r", ".*so several may be one; end lines with LF or CR LF"),
         (
             "p.txt",
             "\x10\0\0\0\0\0\0\0" + '{"a":{"dtype":1}}',
