@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -428,6 +429,38 @@ def test_models_of_other_kinds(tmp_path: Path, names: list[str], words: str) -> 
         open_checkpoint(path)
 
 
+def _further_inputs(path: Path, scale: float) -> Path:
+    """A UNet alone of 8 input channels, with the layer norms before its value layers at `scale`."""
+    entries = rawfiles.unet(rawfiles.SD1, "diffusers", "F16", in_channels=8)
+    norms = [n.replace("attn2.to_v", "norm2") for n, _, _ in entries if "to_v" in n]
+    entries += [(name, "F16", (2,)) for name in norms] + [("conv_out.weight", "F16", (4, 4, 3, 3))]
+    return rawfiles.write(path, entries, values=dict.fromkeys(norms, struct.pack("<2e", scale, -scale)))
+
+
+def test_differences_to_a_model_are_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _further_inputs(Path("m.safetensors"), 0.01)
+    Path("p.txt").write_text("a cat\n")
+    for arguments in (
+        ["apply", "m.safetensors", "--neurons", "0:1", "-o", "o.safetensors"],
+        ["apply", "m.safetensors", "--neurons", "0:1", "--lora", "o.safetensors"],
+        ["check", "m.safetensors", "--prompts", "p.txt", "--tau", ".5", "--gate", ".5"],
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "m.safetensors: holds differences to a model and no model" in result.stderr
+        assert "its UNet takes 8 channels" in result.stderr
+    assert not Path("o.safetensors").exists()
+    assert "family: sd1 (differences to a model)" in run("inspect", "m.safetensors").output
+
+
+def test_further_input_channels_are_said_before_a_text_encoder_is_asked_for(tmp_path: Path) -> None:
+    path = _further_inputs(tmp_path / "m.safetensors", 1.0)
+    with pytest.raises(CheckpointError, match="takes 8 channels, so it draws from more than text"):
+        open_engine(open_checkpoint(path), Options(device="cpu"))
+    assert run("apply", path, "--neurons", "0:1", "-o", tmp_path / "o.safetensors").exit_code == 0
+
+
 def test_packed_models_and_lists_are_called_so(model: Path) -> None:
     Path("g.safetensors").write_bytes(gzip.compress(model.read_bytes()))
     Path("p.txt").write_text("a cat on a mat in the sun\n")
@@ -694,6 +727,15 @@ def test_labels_as_pandas_writes_them_and_where_two_disagree(tmp_path: Path) -> 
     other.write_text("caption,label\na dog,1\n")
     with pytest.raises(PromptFileError, match=f"b.csv: line 2 labels .* than line 3 of {path}"):
         read_prompts([path, other], labels=True)
+
+
+@pytest.mark.parametrize(("label", "word"), [(1, "memorized (1)"), (0, "ordinary (0)")])
+def test_labels_that_are_all_alike_tell_nothing_apart(tmp_path: Path, label: int, word: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"caption,label\na cat,{label}\na dog,{label}\n")
+    (note,) = read_prompts(path, labels=True).notes
+    assert note == f"all labels are {word}, so there is no AUROC, TPR or accuracy to tell"
+    assert read_prompts(path).notes == ()
 
 
 @pytest.mark.parametrize(
