@@ -18,6 +18,7 @@ from nemo_prune.cli.options import (
     all_seeds_option,
     check_files,
     json_option,
+    misnamed,
     model_options,
     models_argument,
     overwrite_option,
@@ -27,6 +28,7 @@ from nemo_prune.cli.options import (
     several_threshold_options,
     verb,
     workers_options,
+    written_as,
 )
 from nemo_prune.errors import NemoPruneError, OutputError
 
@@ -53,7 +55,7 @@ class _Check(Verb):
             message = failure(error)
             if step_summary := _step_summary():
                 append_step_summary(no_verdict("", message), step_summary)
-            if junit := _junit_of(words):
+            if (junit := _junit_of(words)) and not misnamed(junit, "XML"):
                 with contextlib.suppress(OutputError):
                     write_junit([error_suite(Path("usage"), message)], junit, is_own(junit))
             raise
@@ -75,7 +77,12 @@ def _junit_of(words: Sequence[str]) -> Path | None:
 @prompts_options
 @option_group(
     "Output",
-    click.option("--junit", type=OUT, help="Also write a JUnit file: a test case a prompt."),
+    click.option(
+        "--junit",
+        type=OUT,
+        callback=written_as("XML"),
+        help="Also write a JUnit file: a test case a prompt.",
+    ),
     overwrite_option,
     json_option,
     quiet_option,

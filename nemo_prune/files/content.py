@@ -31,6 +31,7 @@ _MAGIC = {
     b"PAR1": "Parquet",
     b"\x1f\x8b": "compressed with gzip",
     b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"Salted__": "encrypted by openssl (openssl enc -d)",
     b"BZh": "compressed with bzip2",
     b"\xfd7zXZ": "compressed with xz",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",

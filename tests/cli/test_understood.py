@@ -85,6 +85,79 @@ def test_addresses_are_shown_as_typed(model: Path, address: str) -> None:
         )
 
 
+def test_of_outputs_an_address_is_to_be_uploaded_to(model: Path) -> None:
+    result = run("apply", model, "--neurons", "0:1", "-o", "s3://b/m.safetensors")
+    assert result.exit_code == 2
+    assert "s3://b/m.safetensors: URLs are not written to; give a path, and upload" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["--json", "inspect", "m"], "inspect --json m"),
+        (["--overwrite", "apply", "m", "--manifest", "a", "-o", "o"],
+         "apply --overwrite m --manifest a -o o"),
+        (["-q", "check", "m", "--prompts", "p"], "check -q m --prompts p"),
+        (["--strict", "inspect", "m"], "inspect --strict m"),
+        (["-o", "out", "localize", "m", "--prompts", "p"], "localize -o out m --prompts p"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("model")
+def test_options_before_the_verb(arguments: list[str], meant: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert f"options go behind the verb: nemo-prune {meant}" in " ".join(result.stderr.split())
+
+
+def test_options_before_the_model_stay_where_they_are(model: Path) -> None:
+    for words in (["-o", "diff", str(model)], [str(model), "-o", "diff"]):
+        result = run("--prompts", "none.txt", *words)
+        assert "none.txt: no such file" in result.stderr
+    model.rename("demo")
+    assert "none.txt: no such file" in run("--prompts", "none.txt", "-o", "o", "demo").stderr
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_the_help_of_a_verb_before_it(flag: str) -> None:
+    assert run(flag, "apply").output == run("apply", flag).output != run(flag).output
+    assert "Usage: main apply" in run(flag, "apply").output
+
+
+@pytest.mark.parametrize("mark", ["^", "`", "n.json^"])
+def test_marks_that_break_lines_in_other_shells(model: Path, mark: str) -> None:
+    for more in ([], [mark]):
+        result = run("apply", model, mark, "--neurons", "0:1", *more, "-o", "o.safetensors")
+        assert result.exit_code == 2
+        assert f"'{mark}': a mark by which another shell" in " ".join(result.stderr.split())
+    assert [*Path().iterdir()] == [model]
+
+
+def test_junit_by_another_name(model: Path) -> None:
+    for arguments in (["check", model, "--prompts", "p"], ["audit", model, model, "--prompts", "p"]):
+        result = run(*arguments, "--junit", "results.json")
+        assert result.exit_code == 2
+        assert "results.json is written as XML; name it results.xml" in " ".join(result.stderr.split())
+    assert [*Path().iterdir()] == [model]
+
+
+@pytest.mark.parametrize(
+    ("start", "by"), [(b"Salted__", "openssl"), (b"age-encryption.org/v1\n", "age")]
+)
+def test_encrypted_files_are_to_be_decrypted(model: Path, start: bytes, by: str) -> None:
+    Path("e").write_bytes(start + b"\x93" * 99)
+    for arguments in (["restore", model, "--undo", "e", "-o", "o"], ["inspect", "e"]):
+        result = run(*arguments)
+        assert (result.exit_code, result.stderr) == (
+            2, f"nemo-prune: e: is encrypted by {by}; decrypt it\n"
+        )  # fmt: skip
+
+
+def test_an_encrypted_list_is_to_be_decrypted(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"Salted__" + b"\x93" * 99)
+    with pytest.raises(PromptFileError, match="is encrypted by openssl"):
+        read_prompts(tmp_path / "p.txt")
+
+
 def test_a_file_of_somebody_else_leaves_one_line_and_a_junit_file(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +439,26 @@ def test_a_part_of_what_was_found_is_said(model: Path) -> None:
     assert "nemo-prune verify" in result.stderr
     result = run("apply", model, "--manifest", path, "--top-k", 2, "-o", "o", "--overwrite")
     assert "left in" not in result.stderr
+
+
+def test_neurons_that_no_prompt_of_a_manifest_needs_are_said(model: Path) -> None:
+    neurons = [(DOWN, 1), (DOWN, 2), (DOWN, 3)]
+    path = manifest(Path("n.json"), neurons, prompts=[[(DOWN, 1)], [(DOWN, 2)]])
+    result = run("apply", model, "--manifest", path, "-o", "o")
+    assert result.exit_code == 0
+    assert "note: 1 of the manifest's 3 neurons are no prompt's\n" in result.stderr
+
+
+def test_metadata_that_say_what_was_done_are_named_as_the_only_other_change(tmp_path: Path) -> None:
+    model = rawfiles.sd1(tmp_path / "m.safetensors", metadata={"modelspec.hash_sha256": "0x0"})
+    path = manifest(tmp_path / "n.json", [(DOWN, 1)])
+    assert run("apply", model, "--manifest", path, "-o", tmp_path / "o").exit_code == 0
+    result = run("diff", model, tmp_path / "o", "--expect", path)
+    assert result.exit_code == 0
+    assert result.stdout.endswith(
+        "as expected: 1 rows are zero, and nothing else was changed but metadata that say so "
+        "(modelspec.hash_sha256, nemo_prune.*)\n"
+    )
 
 
 def test_a_manifest_of_a_run_that_was_stopped_is_said(model: Path) -> None:
