@@ -155,7 +155,7 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
         asked = {*args} & {*ctx.help_option_names, "--version"} or ctx.resilient_parsing
         if args and args[0][:1] == "-" and not asked:
             self._refuse_options_first(ctx, args)
-        return super().parse_args(ctx, args)  # type: ignore[no-any-return]
+        return super().parse_args(ctx, args)
 
     def _refuse_options_first(self, ctx: click.Context, args: list[str]) -> None:
         prune = self.commands["prune"]

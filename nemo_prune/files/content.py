@@ -380,7 +380,8 @@ def _table_separator(text: str) -> str | None:
         known = any(name in COLUMNS + LABELS for name in names)
         known = known and lines[0].count(separator) == min(counts)
         # Captions have commas, hardly ever tabs.
-        if known or (separator == "\t" and len(counts) == 1 and len(lines) > 1):
+        items = all(re.match(r"[^\w\s]+\t", line) for line in lines)  # of a list, as Word writes them
+        if known or (separator == "\t" and len(counts) == 1 and len(lines) > 1 and not items):
             return separator
     if len(lines) > 1 and all(_QUOTED_CELLS.match(line) for line in lines):
         return ","

@@ -611,6 +611,7 @@ def test_configs_with_a_byte_order_mark(tmp_path: Path) -> None:
         (["1. a cat", "2. a dog", "3. a cow"], "3 of its lines begin with a number that counts up"),
         (["1) a cat", "2) a dog", "3) a cow", "x"], "3 of its lines begin with a number"),
         (["- a cat", "* a dog"], "2 of its lines begin as items of a list"),
+        (["\u2022\ta cat", "\u2022\ta dog"], "2 of its lines begin as items of a list"),
         (["# captions", "a cat"], "1 of its lines begin with #, as comments do"),
         (["a cat", "Negative prompt: bad", "Steps: 20, Seed: 1"], "2 of its lines begin as a picture's"),
         (["0.jpg: a cat", "a dog", "a cow"], "1 of its lines begin with the name of a picture"),
