@@ -37,7 +37,7 @@ def holds_differences(checkpoint: Checkpoint) -> bool:
                     return False
                 numbers = [abs(number) for (number,) in struct.iter_unpack(f"<{kind}", data)]
                 means.append(sum(numbers) / max(1, len(numbers)))
-    return bool(means) and max(means) < _FAR_FROM_ONE
+    return bool(means) and 0 < max(means) < _FAR_FROM_ONE  # 0: of a model that is damaged
 
 
 def refuse_differences(checkpoint: Checkpoint) -> None:

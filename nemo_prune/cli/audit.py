@@ -17,6 +17,7 @@ from nemo_prune.cli.options import (
     Inputs,
     Whole,
     check_files,
+    check_junit,
     given_parameters,
     json_option,
     model_options,
@@ -29,7 +30,6 @@ from nemo_prune.cli.options import (
     threshold_options,
     verb,
     workers_options,
-    written_as,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     click.option("--repair", type=OUT, metavar="OUT",
                  help="Also write a model without the neurons of whatever wording still triggers, and "
                       "without what --harden found: a new file or folder."),
-    click.option("--junit", type=OUT, callback=written_as("XML"),
+    click.option("--junit", type=OUT,
                  help="Also write JUnit XML: a test case for each prompt."),
     click.option("--plots", type=OUT, metavar="DIR",
                  help="Also plot the curves of embeddings and their controls: a new folder of SVG and "
@@ -120,6 +120,7 @@ def audit(
     context = click.get_current_context()
     journal = journal_path(reports[0])
     check_files(journal)
+    check_junit(junit)
     check_audit_reports(reports, overwrite)
     if junit:
         check_place(junit, overwrite)

@@ -17,6 +17,7 @@ from nemo_prune.cli.options import (
     Verb,
     all_seeds_option,
     check_files,
+    check_junit,
     json_option,
     misnamed,
     model_options,
@@ -28,7 +29,6 @@ from nemo_prune.cli.options import (
     several_threshold_options,
     verb,
     workers_options,
-    written_as,
 )
 from nemo_prune.errors import NemoPruneError, OutputError
 
@@ -80,7 +80,6 @@ def _junit_of(words: Sequence[str]) -> Path | None:
     click.option(
         "--junit",
         type=OUT,
-        callback=written_as("XML"),
         help="Also write a JUnit file: a test case a prompt.",
     ),
     overwrite_option,
@@ -130,6 +129,7 @@ def check(
 
     step_summary = _step_summary()
     check_files(step_summary)
+    check_junit(junit)
     alone = len(models) == 1
     verdicts = _Verdicts(models, junit, overwrite, step_summary)
     try:

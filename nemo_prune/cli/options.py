@@ -73,11 +73,20 @@ def written_as(kind: str) -> Callable[[click.Context, click.Parameter, Path | No
 
     def check(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
         if path is not None and misnamed(path, kind):
-            what = f"{path} is written as {kind}; name it {path.with_suffix(_KINDS[kind][0]).name}"
-            raise click.BadParameter(what, context, parameter)
+            raise click.BadParameter(_renamed(path, kind), context, parameter)
         return path
 
     return check
+
+
+def _renamed(path: Path, kind: str) -> str:
+    return f"{path} is written as {kind}; name it {path.with_suffix(_KINDS[kind][0]).name}"
+
+
+def check_junit(junit: Path | None) -> None:
+    """The same of a JUnit file, behind `check_files`, which says it if an input was given as one."""
+    if junit and misnamed(junit, "XML"):
+        raise click.UsageError(f"--junit: {_renamed(junit, 'XML')}")
 
 
 class Whole(click.IntRange):

@@ -133,7 +133,8 @@ def test_marks_that_break_lines_in_other_shells(model: Path, mark: str) -> None:
 
 
 def test_junit_by_another_name(model: Path) -> None:
-    for arguments in (["check", model, "--prompts", "p"], ["audit", model, model, "--prompts", "p"]):
+    audit = ["audit", model, model, "--prompts", "p", "--report", "r.html"]
+    for arguments in (["check", model, "--prompts", "p"], audit):
         result = run(*arguments, "--junit", "results.json")
         assert result.exit_code == 2
         assert "results.json is written as XML; name it results.xml" in " ".join(result.stderr.split())
