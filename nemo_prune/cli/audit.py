@@ -78,8 +78,7 @@ if TYPE_CHECKING:
     click.option("--repair", type=OUT, metavar="OUT",
                  help="Also write a model without the neurons of whatever wording still triggers, and "
                       "without what --harden found: a new file or folder."),
-    click.option("--junit", type=OUT,
-                 help="Also write JUnit XML: a test case for each prompt."),
+    click.option("--junit", type=OUT, help="Also write JUnit XML: a test case for each prompt."),
     click.option("--plots", type=OUT, metavar="DIR",
                  help="Also plot the curves of embeddings and their controls: a new folder of SVG and "
                       "PNG files (the extra plots)."),

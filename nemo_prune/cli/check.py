@@ -77,11 +77,7 @@ def _junit_of(words: Sequence[str]) -> Path | None:
 @prompts_options
 @option_group(
     "Output",
-    click.option(
-        "--junit",
-        type=OUT,
-        help="Also write a JUnit file: a test case a prompt.",
-    ),
+    click.option("--junit", type=OUT, help="Also write a JUnit file: a test case a prompt."),
     overwrite_option,
     json_option,
     quiet_option,
