@@ -145,7 +145,7 @@ def test_junit_by_another_name(model: Path) -> None:
     ("start", "by"), [(b"Salted__", "openssl"), (b"age-encryption.org/v1\n", "age")]
 )
 def test_encrypted_files_are_to_be_decrypted(model: Path, start: bytes, by: str) -> None:
-    Path("e").write_bytes(start + b"\x93" * 99)
+    Path("e").write_bytes(start + b"\x93\0" * 99)
     for arguments in (["restore", model, "--undo", "e", "-o", "o"], ["inspect", "e"]):
         result = run(*arguments)
         assert (result.exit_code, result.stderr) == (
