@@ -28,7 +28,7 @@ from nemo_prune.checkpoint.manifest import Manifest, read_manifest
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import open_checkpoint as _open_checkpoint
 from nemo_prune.checkpoint.provenance import stated_settings
-from nemo_prune.checkpoint.selection import check_fits, from_manifest
+from nemo_prune.checkpoint.selection import check_fits, from_manifest, named_neurons
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.prompts import read_prompts as _read_prompts
 from nemo_prune.files.sidecars import find_sidecars
@@ -54,6 +54,10 @@ if TYPE_CHECKING:
 AnyPath = str | PathLike[str]
 Model = Checkpoint | AnyPath | Any
 """An opened checkpoint, a path, or a live diffusers pipeline."""
+Neurons = (
+    Iterable[Neuron | tuple[str | int, int] | Mapping[str, Any]] | Mapping[str | int, Iterable[int]]
+)
+"""Neurons one by one, or rows by layer; a layer is its name, whole or short, or its number."""
 
 
 class OptionFields(TypedDict, total=False):
@@ -150,7 +154,7 @@ def detect(
     with _loaded(model, options) as (checkpoint, loaded):
         return find_memorized(
             checkpoint, texts, asked, progress or Silent(),
-            calibration_prompts=calibration_prompts, early=not all_seeds,
+            calibration_prompts=_ordinary(calibration_prompts), early=not all_seeds,
             trajectories=trajectories, loaded=loaded,
         )  # fmt: skip
 
@@ -190,7 +194,7 @@ class Scorer:
 
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
         self._batches = Batches(
-            checkpoint, _options(options), calibration_prompts, column, not all_seeds
+            checkpoint, _options(options), _ordinary(calibration_prompts), column, not all_seeds
         )
 
     def __call__(self, batch: Mapping[str, "NDArray[Any]"]) -> "dict[str, NDArray[Any]]":
@@ -250,14 +254,14 @@ def localize(
     with _loaded(model, options) as (checkpoint, loaded):
         found = run(
             checkpoint, texts, asked, progress or Silent(),
-            calibration_prompts=calibration_prompts, show_prompts=show_prompts, loaded=loaded,
+            calibration_prompts=_ordinary(calibration_prompts), show_prompts=show_prompts, loaded=loaded,
         )  # fmt: skip
         found.engine.close()
         return found.manifest
 
 
 @contextmanager
-def masked(unet: Any, neurons: Iterable[Neuron]) -> Iterator[None]:
+def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
     """Switch neurons off in a live UNet for as long as the `with` lasts; no weight is changed.
 
     The outputs of the neurons' value layers are multiplied by 0, for every sample of a batch, so in
@@ -265,9 +269,10 @@ def masked(unet: Any, neurons: Iterable[Neuron]) -> Iterator[None]:
 
     Args:
         unet: a diffusers `UNet2DConditionModel`, of any device and dtype.
-        neurons: rows of its value layers, such as a manifest's `neurons`; each once.
+        neurons: rows of its value layers, a manifest's or by hand as `apply` takes them; each once.
 
     Raises:
+        OptionError: what names no neurons.
         CheckpointError: the UNet is compiled, its projections are fused, or it has no value layers.
         ManifestError: neurons that it does not have.
     """
@@ -275,8 +280,9 @@ def masked(unet: Any, neurons: Iterable[Neuron]) -> Iterator[None]:
 
     from nemo_prune.model.live import describe
 
-    chosen = tuple(neurons)
-    check_neurons(describe(unet), chosen)
+    live = describe(unet)
+    chosen = named_neurons(neurons.neurons if isinstance(neurons, Manifest) else neurons, live)
+    check_neurons(live, chosen)
     rows: dict[str, list[int]] = {}
     for neuron in chosen:
         rows.setdefault(neuron.layer, []).append(neuron.row)
@@ -300,7 +306,7 @@ def masked(unet: Any, neurons: Iterable[Neuron]) -> Iterator[None]:
 
 def apply(
     model: Checkpoint | AnyPath,
-    neurons: Iterable[Neuron] | Manifest,
+    neurons: Neurons | Manifest | AnyPath,
     output: AnyPath,
     *,
     top: int | None = None,
@@ -315,8 +321,9 @@ def apply(
 
     Args:
         model: a checkpoint or its path.
-        neurons: each once; or a manifest, whose thresholds then stand in the file's metadata, where
-            `verify` reads them.
+        neurons: a manifest or its path, whose thresholds then stand in the file's metadata, where
+            `verify` reads them; or each neuron once: `Neuron(layer, row)`s, or rows by layer. A layer is
+            its name, whole or short, or its number.
         top: of a manifest, only so many neurons, those with the largest attributions.
         output: the new file, or for a folder the new folder. It appears whole or not at all.
         overwrite: whether a file that exists may be replaced; a folder never is.
@@ -338,14 +345,18 @@ def apply(
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     provenance: dict[str, str] = {}
+    whence = Path("the manifest")
+    if isinstance(neurons, str | PathLike):
+        whence = Path(neurons)
+        neurons = read_manifest(whence)
     if isinstance(neurons, Manifest):
-        check_fits(neurons, Path("the manifest"), checkpoint)
+        check_fits(neurons, whence, checkpoint)
         choice = from_manifest(neurons, top=top)
         chosen, provenance = choice.neurons, choice.provenance
     elif top is not None:
         raise OptionError(f"{option('top')}: goes with a manifest, which says what each neuron does")
     else:
-        chosen = tuple(neurons)
+        chosen = named_neurons(neurons, checkpoint)
     return write_model(
         checkpoint, chosen, Path(output), provenance, overwrite=overwrite,
         undo=None if undo is None else Path(undo), link=link, drop_pickles=drop_pickles, hashed=hashed,
@@ -431,14 +442,15 @@ def verify(
     place = None if targets is None else Path(targets)
     Reporting(targets=place, targets_match=targets_match, images=images)  # refuses what does not go
     told = Targets() if place is None else find_targets(place, texts, targets_match)
+    ordinary_texts = bundled if ordinary is None else _texts(ordinary, "ordinary")
     settings = PictureSettings(
         images, picture_steps, guidance, ordinary_images=ordinary_images, targets=told.pictures,
         targets_match=told.match, targets_left=told.left,
     )  # fmt: skip
     likeness = open_likeness(*(None if path is None else Path(path) for path in (sscd, clip)))
-    thresholds = verify_thresholds(before, asked, calibration_prompts, stated, progress)
+    thresholds = verify_thresholds(before, asked, _ordinary(calibration_prompts), stated, progress)
     inputs = VerifyInputs(
-        before, after, texts, bundled if ordinary is None else tuple(ordinary), asked, *thresholds,
+        before, after, texts, ordinary_texts, asked, *thresholds,
         wanted, show_prompts, whence if ordinary is None else "the caller",
     )  # fmt: skip
     return run(inputs, likeness, settings, progress)
@@ -484,15 +496,29 @@ def memorization_scores(noise_differences: "Tensor", *, published: bool = False)
 # ------------------------------------------------------------------------------------- arguments
 
 
-def _prompts(prompts: Sequence[str]) -> tuple[str, ...]:
-    """Raises OptionError for a text where a list is due, and for an empty list."""
-    if isinstance(prompts, str):
-        raise OptionError(
-            "prompts: give a list of them, not one text; nemo_prune.read_prompts reads a file's"
-        )
-    if not prompts:
+def _prompts(prompts: Iterable[str]) -> tuple[str, ...]:
+    """Raises OptionError for what is no list of texts, and for an empty one."""
+    texts = _texts(prompts, "prompts")
+    if not texts:
         raise OptionError("prompts: give at least one")
-    return tuple(prompts)
+    return texts
+
+
+def _texts(given: Iterable[str] | None, name: str) -> tuple[str, ...]:
+    """Raises OptionError for one text, a path, and what else is no list of texts."""
+    what = "one text" if isinstance(given, str) else "a path" if isinstance(given, PathLike) else ""
+    listed = not what and isinstance(given, Iterable) and not isinstance(given, Mapping)
+    texts = tuple(given) if listed and given is not None else ()
+    if not listed or not all(isinstance(text, str) for text in texts):
+        what = what or "something else"
+        raise OptionError(
+            f"{name}: give a list of texts, not {what}; nemo_prune.read_prompts reads a file's"
+        )
+    return texts
+
+
+def _ordinary(prompts: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if prompts is None else _texts(prompts, "calibration_prompts")
 
 
 def _options(given: OptionFields) -> Options:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint, Part, check_neurons
+from nemo_prune.checkpoint.differences import refuse_differences
 from nemo_prune.checkpoint.folder import is_misnamed
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.provenance import (
@@ -84,7 +85,8 @@ def check_model_output(
     their rows too. The places of `sidecars` must be free, or hold the same.
 
     Raises OptionError for an option that does not go with a file, CheckpointError for twins of the
-    weights that would stay unpruned, unless `drop_pickles` leaves them out.
+    weights that would stay unpruned, unless `drop_pickles` leaves them out, and for differences to a
+    model.
     """
     if not checkpoint.is_folder:
         for name, given in (("link", link), ("drop_pickles", drop_pickles)):
@@ -93,6 +95,7 @@ def check_model_output(
                     f"{option(name)}: goes with a diffusers folder, and {checkpoint.path} is a file"
                 )
         check_output(checkpoint.path, out, overwrite)
+        refuse_differences(checkpoint)
         check_sidecars(sidecars)
         refuse_same([out, undo, *sidecars.values()])
         if undo is not None:
@@ -102,6 +105,7 @@ def check_model_output(
     check_apart(out, checkpoint.path, "the model's folder")
     instead = ", or give the model's single .safetensors file"
     check_models_folder(out, "of a folder comes a folder", instead)
+    refuse_differences(checkpoint)
     if undo is not None:
         check_undo_folder(undo, checkpoint.path, out)
     if checkpoint.twins and not drop_pickles:

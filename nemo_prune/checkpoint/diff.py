@@ -85,7 +85,8 @@ class Expectation:
     `rows` counts the rows that the neurons stand for in all copies of their layers, biases
     included. `unexpected` says, a line each, what is not as promised; empty if all is.
     `a_sha256` and `b_sha256` are those of `model_sha256`. `left_out`, of folders, are copies of the
-    denoiser in forms that are not edited, which the second folder rightly lacks.
+    denoiser in forms that are not edited, which the second folder rightly lacks. `metadata` are the
+    entries that rightly differ, `nemo_prune.*` as one.
     """
 
     rows: int
@@ -93,6 +94,7 @@ class Expectation:
     a_sha256: str
     b_sha256: str
     left_out: tuple[str, ...] | None = None
+    metadata: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
         """Lines for people; with the hashes, as a proof names what it is about."""
@@ -100,7 +102,8 @@ class Expectation:
         lines += [f"sha256 of the first: {self.a_sha256}", f"sha256 of the second: {self.b_sha256}"]
         if self.unexpected:
             return [*lines, *(f"unexpected: {text}" for text in self.unexpected)]
-        return [*lines, f"as expected: {self.rows} rows are zero, and nothing else was changed"]
+        but = f" but metadata that say so ({', '.join(self.metadata)})" if self.metadata else ""
+        return [*lines, f"as expected: {self.rows} rows are zero, and nothing else was changed{but}"]
 
     def to_json(self) -> dict[str, Any]:
         """What `diff --expect --json` prints of it."""
@@ -233,6 +236,8 @@ def expect(a: Checkpoint, difference: ModelDifference, neurons: Sequence[Neuron]
         for place, path in files.items():
             if path.suffix == WEIGHTS and place not in hashes:
                 hashes[place] = file_sha256(path)
+    noted = {key for place in parts.keys() & difference.weights for key in
+             difference.weights[place].metadata}  # fmt: skip
     rows = [rows for part in a.parts for rows in part.rows(set(neurons)).values()]
     return Expectation(
         rows=sum(map(len, rows)),
@@ -240,6 +245,7 @@ def expect(a: Checkpoint, difference: ModelDifference, neurons: Sequence[Neuron]
         a_sha256=joint_sha256(before) if a.is_folder else before[""],
         b_sha256=joint_sha256(after) if a.is_folder else after[""],
         left_out=tuple(sorted(twins - difference.b.keys())) if a.is_folder else None,
+        metadata=tuple(sorted({f"{_OWN}*" if key.startswith(_OWN) else key for key in noted})),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
+from nemo_prune.checkpoint.differences import holds_differences
 from nemo_prune.checkpoint.neurons import union
 from nemo_prune.checkpoint.provenance import MODELSPEC_HASH, earlier_neurons, provenance_of
 from nemo_prune.checkpoint.recognize import class_of
@@ -23,7 +24,8 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
     that entry is damaged. `hashed` adds "hashes": of the whole file ("sha256", "a1111"), of all behind
     the header ("modelspec"), and "modelspec_stated", what the metadata say of the latter or None.
 
-    "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "inpainting"), or None.
+    "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "inpainting",
+    "differences to a model"), or None.
 
     Of a folder, bytes, dtypes and provenance are the main copy's, "copies" has files, bytes and
     dtypes of each, "files" are where they lie, "unedited" those that cannot be pruned, and "hashes"
@@ -99,6 +101,7 @@ def _kind(checkpoint: Checkpoint) -> str | None:
         "lcm": any(".cond_proj." in name for name in names),
         "instruct-pix2pix": "InstructPix2Pix" in stated,
         "inpainting": checkpoint.in_channels == 9,
+        "differences to a model": holds_differences(checkpoint),
     }
     return ", ".join(kind for kind, holds in kinds.items() if holds) or None
 

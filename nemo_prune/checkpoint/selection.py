@@ -10,8 +10,9 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neurons
@@ -19,6 +20,7 @@ from nemo_prune.checkpoint.manifest import Manifest
 from nemo_prune.checkpoint.neurons import Neuron, network_order, short_name, union
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import ManifestError, OptionError, option
+from nemo_prune.files.header import quoted
 from nemo_prune.files.strict_json import Fault
 from nemo_prune.files.text import MAX_BYTES, read_text
 from nemo_prune.files.trees import shown
@@ -148,12 +150,7 @@ def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     not have, and neurons named twice.
     """
     layers = checkpoint.value_layers
-    known = {layer.name: layer for layer in layers}
-    known |= {layer.name.removesuffix(_SUFFIX): layer for layer in layers}
-    known |= {short_name(layer.name): layer for layer in layers}
-    for end in ("", ".weight"):
-        known |= {key.removesuffix(end): layer for layer in layers for key in layer.tensors}
-    known |= {str(number): layer for number, layer in enumerate(layers)}
+    known = _by_name(checkpoint)
     found: list[Neuron] = []
     for piece in text.split(","):
         name, colon, row = (part.strip() for part in piece.rpartition(":"))
@@ -177,6 +174,49 @@ def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
             f"{option('neurons')}: row {twice[0].row} of {short_name(twice[0].layer)} is named twice"
         )
     return union(found)
+
+
+def _by_name(checkpoint: Checkpoint) -> dict[str, ValueLayer]:
+    """The value layers by whatever they may be called."""
+    layers = checkpoint.value_layers
+    known = {layer.name: layer for layer in layers}
+    known |= {layer.name.removesuffix(_SUFFIX): layer for layer in layers}
+    known |= {short_name(layer.name): layer for layer in layers}
+    for end in ("", ".weight"):
+        known |= {key.removesuffix(end): layer for layer in layers for key in layer.tensors}
+    return known | {str(number): layer for number, layer in enumerate(layers)}
+
+
+def named_neurons(given: object, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
+    """Neurons that a program names: (layer, row), {"layer": ..., "row": ...}, or {layer: rows} of all.
+
+    A layer is called as `parse_neurons` has it, or is its number. Rows stay unchecked, as do whole names
+    of layers that `checkpoint` does not have.
+
+    Raises ManifestError for a layer by a name that none has, OptionError for what names no neurons.
+    """
+    known = _by_name(checkpoint)
+    first = checkpoint.value_layers[0].name
+    found = []
+    try:
+        if isinstance(given, Mapping):
+            given = [(layer, row) for layer, rows in given.items() for row in rows]
+        for one in given:  # type: ignore[attr-defined]
+            layer, row = (one["layer"], one["row"]) if isinstance(one, Mapping) else one
+            row, name = index(row), layer if isinstance(layer, str) else str(index(layer))
+            if name not in known and _SUFFIX not in name:
+                raise ManifestError(
+                    f"{checkpoint.path}: has no value layer {quoted(name)}; give its name, such as "
+                    f"{first} or {short_name(first)}, or its number from 0 to "
+                    f"{len(checkpoint.value_layers) - 1}"
+                )
+            found.append(Neuron(known[name].name if name in known else name, row))
+    except (TypeError, ValueError, KeyError):
+        raise OptionError(
+            f"{option('neurons')}: give a manifest, or Neuron(layer, row) of each; a layer is its name, "
+            f"such as {first}, or its number"
+        ) from None
+    return tuple(found)
 
 
 def read_results(path: Path, checkpoint: Checkpoint) -> Groups:

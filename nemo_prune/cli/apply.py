@@ -122,7 +122,7 @@ def apply(
     """
     from nemo_prune.checkpoint.apply import check_model_output
     from nemo_prune.checkpoint.lora import check_lora
-    from nemo_prune.checkpoint.manifest import read_manifest
+    from nemo_prune.checkpoint.manifest import prompts_by_neuron, read_manifest
     from nemo_prune.checkpoint.open import open_checkpoint
     from nemo_prune.checkpoint.provenance import original_sha256
     from nemo_prune.checkpoint.selection import (
@@ -195,6 +195,9 @@ def apply(
         if wanted is not None and manifest is not None:
             for line in odd_manifest(wanted, manifest):
                 say(f"warning: {flags(line)}")
+            own = prompts_by_neuron(wanted)
+            if wanted.prompts and (strays := sum(one not in own for one in wanted.neurons)):
+                say(f"note: {strays} of the manifest's {len(wanted.neurons)} neurons are no prompt's")
             if (left := len(wanted.neurons) - len(jobs[0].choice.neurons)) > 0:
                 say(
                     f"note: {left} of the manifest's {len(wanted.neurons)} neurons are left in; what it "

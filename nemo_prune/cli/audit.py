@@ -17,6 +17,7 @@ from nemo_prune.cli.options import (
     Inputs,
     Whole,
     check_files,
+    check_junit,
     given_parameters,
     json_option,
     model_options,
@@ -118,6 +119,7 @@ def audit(
     context = click.get_current_context()
     journal = journal_path(reports[0])
     check_files(journal)
+    check_junit(junit)
     check_audit_reports(reports, overwrite)
     if junit:
         check_place(junit, overwrite)

@@ -17,7 +17,9 @@ from nemo_prune.cli.options import (
     Verb,
     all_seeds_option,
     check_files,
+    check_junit,
     json_option,
+    misnamed,
     model_options,
     models_argument,
     overwrite_option,
@@ -53,7 +55,7 @@ class _Check(Verb):
             message = failure(error)
             if step_summary := _step_summary():
                 append_step_summary(no_verdict("", message), step_summary)
-            if junit := _junit_of(words):
+            if (junit := _junit_of(words)) and not misnamed(junit, "XML"):
                 with contextlib.suppress(OutputError):
                     write_junit([error_suite(Path("usage"), message)], junit, is_own(junit))
             raise
@@ -123,6 +125,7 @@ def check(
 
     step_summary = _step_summary()
     check_files(step_summary)
+    check_junit(junit)
     alone = len(models) == 1
     verdicts = _Verdicts(models, junit, overwrite, step_summary)
     try:

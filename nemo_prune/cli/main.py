@@ -10,6 +10,7 @@ import difflib
 import io
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -148,6 +149,27 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
         """Verbs, and files, since the first word may be the model."""
         # Bash drops what comes before a file, and takes files where no verb matches.
         return [CompletionItem(incomplete, type="file"), *super().shell_complete(ctx, incomplete)]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`-h VERB` is the verb's help; further options before a verb are refused."""
+        if args[1:] and args[0] in ctx.help_option_names and args[1] in self.commands:
+            args = [args[1], args[0]]
+        asked = {*args} & {*ctx.help_option_names, "--version"} or ctx.resilient_parsing
+        if args and args[0][:1] == "-" and not asked:
+            self._refuse_options_first(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def _refuse_options_first(self, ctx: click.Context, args: list[str]) -> None:
+        prune = self.commands["prune"]
+        try:
+            model = prune.make_parser(click.Context(prune)).parse_args(list(args))[0].get("model")
+        except click.UsageError:  # an option that prune does not have: then what is no option
+            model = next((word for word in args if word[:1] != "-"), None)
+        if isinstance(model, str) and model in self.commands and not os.path.lexists(model):
+            rest = args[: args.index(model)] + args[args.index(model) + 1 :]
+            raise click.UsageError(
+                f"options go behind the verb: nemo-prune {shlex.join([model, *rest])}", ctx
+            )
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The first word is a verb, else the model that `prune` is to prune."""

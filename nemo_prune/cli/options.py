@@ -33,7 +33,10 @@ class _Named(click.Path):
             self.fail("is empty; give a path", param, ctx)
         # As it was typed: a path has no double slash.
         if _ADDRESS.match(str(value)) and not os.path.lexists(value):
-            raise OptionError(f"{value}: URLs are neither read nor written; download it first")
+            what = "neither read nor written; download it first"
+            if self is OUT:
+                what = "not written to; give a path, and upload what is written there"
+            raise OptionError(f"{value}: URLs are {what}")
         # Not Path.exists, which fails for what is no possible name.
         there = os.path.exists(value)  # noqa: PTH110
         if self is FILE and there and not os.access(value, os.R_OK):
@@ -51,25 +54,39 @@ _KINDS = {
     "CSV": (".csv", ".txt", ".text", ""),
     "JSON": (".json", ".txt", ".text", ""),
     "safetensors": (".safetensors", ""),
+    "XML": (".xml", ".txt", ".text", ""),
 }
 """What outputs are written as, and the suffixes among those of known formats that go with it."""
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
+def misnamed(path: Path, kind: str) -> bool:
+    """Whether an output's name says another format than it is written in."""
+    from nemo_prune.files.lists import FOREIGN, FORMATS
+
+    return path.suffix.lower() in {*FOREIGN, *FORMATS, ".safetensors"}.difference(_KINDS[kind])
+
+
 def written_as(kind: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
     """A callback that refuses an output whose name says another format; programs go by the name."""
 
     def check(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-        from nemo_prune.files.lists import FOREIGN, FORMATS
-
-        known = {*FOREIGN, *FORMATS, ".safetensors"}
-        if path is not None and path.suffix.lower() in known.difference(_KINDS[kind]):
-            what = f"{path} is written as {kind}; name it {path.with_suffix(_KINDS[kind][0]).name}"
-            raise click.BadParameter(what, context, parameter)
+        if path is not None and misnamed(path, kind):
+            raise click.BadParameter(_renamed(path, kind), context, parameter)
         return path
 
     return check
+
+
+def _renamed(path: Path, kind: str) -> str:
+    return f"{path} is written as {kind}; name it {path.with_suffix(_KINDS[kind][0]).name}"
+
+
+def check_junit(junit: Path | None) -> None:
+    """The same of a JUnit file, behind `check_files`, which says it if an input was given as one."""
+    if junit and misnamed(junit, "XML"):
+        raise click.UsageError(f"--junit: {_renamed(junit, 'XML')}")
 
 
 class Whole(click.IntRange):
@@ -91,6 +108,7 @@ class Number(click.FloatRange):
 
 
 _SLASHES = (os.sep, os.altsep or os.sep)
+_LINE_END = re.compile(r"[\^`\\]|[^^]+\^")  # a word that was to break the line
 _DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # what word processors make of --
 
 
@@ -107,6 +125,12 @@ class Verb(cloup.Command):
             meant = f"--{name.lstrip(_DASHES)}"
             if name[:1] in (*_DASHES,) and name != meant and meant in known:
                 raise click.UsageError(f"No such option '{name}'. Did you mean '{meant}'?", ctx)
+            if _LINE_END.fullmatch(word) and not os.path.lexists(word):
+                raise click.UsageError(
+                    f"'{word}': a mark by which another shell goes on in the next line (^ of cmd, ` of "
+                    f"PowerShell) is a word here; remove it",
+                    ctx,
+                )
         typed: Mapping[str, Any] = {}
         if not ctx.resilient_parsing:
             typed, _, order = self.make_parser(ctx).parse_args(list(args))

@@ -7,7 +7,8 @@ Messages never quote the content.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ _MAGIC = {
     b"PAR1": "Parquet",
     b"\x1f\x8b": "compressed with gzip",
     b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"Salted__": "encrypted by openssl (openssl enc -d)",
     b"BZh": "compressed with bzip2",
     b"\xfd7zXZ": "compressed with xz",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
@@ -50,6 +52,9 @@ _FOREIGN_BEGINS = re.compile(
     re.I,
 )
 _QUOTED_CELLS = re.compile(r'"[^"]*"([,;\t|]("[^"]*"|[^",;]*))+$')
+# Cells separated by blanks, some in quotes, as R's write.table writes them: "1" "a cat" 812 VM.
+_CELL = r"""("([^"\\]|\\.|"")*"|'([^'\\]|\\.|'')*'|(?=\S*\d)(?!-[-A-Za-z])[^\s"']+|[A-Z]{2,5})"""
+_BLANK_CELLS = re.compile(rf"""(?=.*["'])\s*{_CELL}(\s+{_CELL})+\s*""")
 # A line of a script for A1111's "prompts from file": --prompt "..." --steps 20.
 _OPTIONS_BEGIN = re.compile(r"--(negative_)?prompt[ =]")
 # ComfyUI's (Inspire's) prompt files, with ---- between two.
@@ -79,7 +84,16 @@ _PICTURE = re.compile(r"^\s*\S+\.(jpe?g|png|webp|gif|bmp|txt|caption)(\W|$)", re
 _ADDRESS = re.compile(
     r"^\s*(?=[^\s-]\S*\s*$)((https?|s3|gs)://\S+|[^\\/]*[\\/]\S*\.\w{2,7}|\S+\.json)\s*$"
 )
-_NUMBERED = re.compile(r"\s*[\[(#]?(\d{1,9})([.):\]]+\s+|\s{2,}|\t)\S")
+_NUMBERED = re.compile(
+    r"\s*[\[(#]?(\d{1,9})([.):\]]+\s+|[\u3001\u3002\uff0e\uff1a\uff09]\s*|\s{2,}|\t)\S"
+)
+_WORD = re.compile(r"[^\W_].*[^\W_]|[^\W_]")  # without the marks around it
+_DIGIT = re.compile(r"[\d\u2460-\u24ff\u2776-\u2793]")
+# Words with digits as captions have them: small numbers and years, 3d, 1980s, 35-year-old, 16:9.
+_USUAL = re.compile(
+    r"\d{1,4}('?s|st|nd|rd|th|d|k|x|px?|[cmk]?m|ft|kg|\+?(girl|boy)s?|(st|nd|rd|th)?-[a-z]+(-[a-z]+)?)?"
+    r"|\d{1,3}(,\d{3})+|\d{1,4}[.,:/x-]\d{1,4}", re.I
+)  # fmt: skip
 _LABELLED = re.compile(r"\s*(\w[\w ]{0,19}):\s")
 _LOOKED_AT = 500  # characters of a line
 LOOKED_THROUGH = 1000  # records by which what cells hold is known, or a column for one of labels
@@ -111,6 +125,11 @@ _ODD = tuple(
          r"|^\s{2,}\d+ \S"),  # the last: as uniq -c counts
         (f"begin or end with a decimal number, which is {_KEPT}", 1,
          r"^\s*\d*\.\d+\s+\S|\s\d*\.\d+\s*$"),
+        (f"begin or end with what may be a label (VM, memorized, 1), which is {_KEPT}", 1,
+         r"^\W*(([VTMR][MV]|(not )?memori[sz]ed|verbatim|ordinary)\W*\s|[01]\s+\w)|[\s,;|:/]\W*"
+         r"([VTMR][MV]|N|[01]|(?i:(not )?memori[sz]ed|verbatim|template|ordinary|true|false))\W*$"),
+        ("end with a comma or with ..., as where a text goes on: taken as prompts", 0.5,
+         r"(,|\.\.\.|\u2026)[\"']?\s*$"),
         ("are, or begin with, identifiers or hashes, and are taken as prompts", 0.5,
          r"^\s*((?=\S*\d)[\da-f-]{6,}\s*$|[\da-f]{32,}\b)"),
         ("are NULL, None or the like, and are taken as prompts", 0,
@@ -139,11 +158,16 @@ _SELDOM = tuple(
          r"^\W*\w*\d\w*([-:]\w+){2}|^\W*\d{3,}-\S|^\W*\d+\s?\||^\W*([A-Za-z]|[ivx]+)\)\s"
          r"|^\W*[A-Za-z].{0,18}\d[\])*]*:\s"),
         ("options (--w 512, -s50)", r"(^|\s)--?[A-Za-z]\w*[ =]?-?[\d.]+\b|(^|\s)--\w|^[!/]\w"),
-        ("addresses", r"https?:|www\.|\]\("),
+        ("addresses", r"https?:|www\.|\]\(|\.(jpe?g|png|webp)\W*$"),
         ("tags and marks (< > [ ] { } = _ \\ ` ** :: || %20)",
          r"[<>\[\]{}=_\\`~^]|\*\*|::|\|\||\"\s?:|%[0-9A-Fa-f]{2}|\s:\d|\sAND\s(?![A-Z]{2})"),
         ("decimal numbers and settings (seed: 1)", r"\d\.\d|\b[a-z]\w*: ?\d"),
         ("comments (#)", r"\s#\s"),
+        ("a label (VM)", r"^\W*(VM|TM|memori[sz]ed)\b|(VM|TM|memori[sz]ed)\W*$"),
+        ("a tab, or a mark in front or at the end", r"\t|^\s*[!#$%&*+/:;<=>@\\^`|~]{1,3}\s+\S"
+         r"|\w\s*[;|/]\s*$"),
+        ("quotes around all of it, or a number",
+         r"^\s*[\"'\u2018\u201c\u201e\u00ab](.*[\"'\u2019\u201c\u201d\u00bb]\s*$|\d+[\"'])"),
         ("a word and a colon in front, or a colon at the end", r"^\W*[A-Za-z]\w*:(\s|$)|:\s*$"),
         ("no blank between words", r"^\S{30,}$"),
         ("numbers alone", r"^\W*\d[\d.,]*\W*$"),
@@ -173,6 +197,10 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
     if conflict := _CONFLICT.search(text):
         line = text.count("\n", 0, conflict.start()) + 1
         raise PromptFileError(f"{path}: line {line} is the mark of a merge conflict; resolve it first")
+    if len(text) < 10_000 and isinstance(whole := _parsed(text), dict) and "doc_id" in whole:
+        raise PromptFileError(
+            f"{path}: points to a Google document and holds none of it; download that as CSV"
+        )
     if format == "txt" and _is_answer(text.strip()):
         what = "is what a server or a program says where it has no list"
         raise PromptFileError(f"{path}: {what}; get the list again ({_as_text()})")
@@ -208,6 +236,11 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
         if separator := _table_separator(text):
             what = f"is a table separated by {SEPARATORS[separator]}, not text"
             raise refused(path, what, "tsv" if separator == "\t" else "csv")
+        lines = _lines(text)
+        # Captions may hold a quotation, even be one, but hardly most of them are several.
+        if 2 * sum(_BLANK_CELLS.fullmatch(line) is not None for line in lines) > len(lines):
+            what = "is a table separated by blanks, with cells in quotes, not text"
+            raise PromptFileError(f"{path}: {what}; write it as CSV (R: write.csv) ({_as_text()})")
     return format, []
 
 
@@ -263,6 +296,10 @@ def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> li
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
             told |= have
+    for how, have in _apart(lines):
+        if 2 * len(new := have - told) > len(lines):
+            found.append((len(new), how))
+            told |= new
     labels = {match[1] if (match := _LABELLED.match(line)) else "" for line in lines}
     if len(lines) > 1 and len(labels) == 1 and "" not in labels:
         found.append((len(lines), f"begin with one word and a colon, which are {_KEPT}"))
@@ -274,6 +311,32 @@ def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> li
             (count, f"hold what captions seldom do, scored as text, as it stands: {', '.join(seldom)}")
         )
     return [f"{path}: {count} of its {unit} {how}" for count, how in found]
+
+
+def _apart(lines: Sequence[str]) -> Iterator[tuple[str, set[int]]]:
+    """Lines that begin, or end, with what is no word of a caption, whatever mark or blank follows."""
+    split = [line.split() for line in lines]
+    for verb, step in (("begin", 1), ("end", -1)):
+        rows = [words[::step] for words in split]
+        first = {" ".join(row[:1]) for row in rows}
+        shared = len(first) == 1 < len(rows)  # as in: Prompt 1 ..., Prompt 2 ...
+        for place in range(1 + shared):
+            words = [
+                match[0] if row[place + 1 :] and (match := _WORD.search(row[place])) else ""
+                for row in rows
+            ]
+            numbers = {
+                at: int(digits)  # of a time too
+                for at, word in enumerate(words)
+                if (digits := word.replace(":", "")).isdecimal()
+            }
+            rising = len(numbers) == len(lines) > 1 and all(a < b for a, b in pairwise(numbers.values()))
+            have = {
+                at for at, word in enumerate(words) if _DIGIT.search(word) and not _USUAL.fullmatch(word)
+            }
+            if rising or 4 < len(lines) < 1.2 * len(numbers):
+                have |= numbers.keys()
+            yield f"{verb} with a number or an identifier, which is {_KEPT}", have
 
 
 def odd_cells(listing: Listing, key: str | None) -> list[str]:
@@ -341,7 +404,8 @@ def _table_separator(text: str) -> str | None:
         known = any(name in COLUMNS + LABELS for name in names)
         known = known and lines[0].count(separator) == min(counts)
         # Captions have commas, hardly ever tabs.
-        if known or (separator == "\t" and len(counts) == 1 and len(lines) > 1):
+        items = all(re.match(r"[^\w\s]+\t", line) for line in lines)  # of a list, as Word writes them
+        if known or (separator == "\t" and len(counts) == 1 and len(lines) > 1 and not items):
             return separator
     if len(lines) > 1 and all(_QUOTED_CELLS.match(line) for line in lines):
         return ","

@@ -33,6 +33,7 @@ STDIN = Path("-")
 WANTED = "a UTF-8 text file"
 COLUMNS = ("caption", "prompt", "text")
 LABELS = ("memorized", "label", "type", "kind")
+_BESIDE = ("id", "n", "no", "number", "index", "score", "url", "image", "file", "filename", "seed")
 _LISTS = ("prompts", "captions")
 FOREIGN = frozenset({
     ".7z", ".arrow", ".avro", ".bin", ".br", ".ckpt", ".db", ".docx", ".feather", ".htm", ".html",
@@ -143,6 +144,12 @@ def names_of(cells: Sequence[str]) -> list[str]:
     return [cell.strip().strip('"').strip().lower() for cell in cells]
 
 
+def names_header(line: str) -> bool:
+    """Whether a line of text, or a text of JSON lines, is a column's name, or several (`id caption`)."""
+    names = names_of(line.split())
+    return any(name in COLUMNS for name in names) and {*names} <= {*COLUMNS, *LABELS, *_BESIDE}
+
+
 def text_line(path: Path, number: int, line: str) -> str:
     """The line; PromptFileError for one that may be several, ended as on old Macs."""
     if "\r" in line.strip():
@@ -169,13 +176,15 @@ def table_rows(
             return
         except csv.Error as error:
             open_quote = "unexpected end" in str(error)
+            cure = "mend it"
             what = "a quote that is never closed" if open_quote else f"what is not CSV ({error})"
             if "field limit" in str(error):
                 what = f"a cell that is too long, as of a quote that is never closed ({error})"
             if "new-line character" in str(error):
-                what = "a carriage return that ends no line"
+                what = "a carriage return that ends no line, so several may be one"
+                cure = "end lines with LF or CR LF (Excel: CSV UTF-8, not CSV (Macintosh))"
             raise PromptFileError(
-                f"{path}: is not a readable CSV: line {number} has {what}; mend it"
+                f"{path}: is not a readable CSV: line {number} has {what}; {cure}"
             ) from None
         if names is None:
             names = names_of(row)

@@ -158,6 +158,9 @@ class _Merge:
             name, line = self.places[text]
             self.notes.append(f"{name}: the prompt of line {line} stands there {most} times")
         labelled = labels and not self.unlabelled
+        if labelled and len(kinds := {*self.labels.values()}) == 1:
+            every = "memorized (1)" if True in kinds else "ordinary (0)"
+            self.notes.append(f"all labels are {every}, so there is no AUROC, TPR or accuracy to tell")
         return PromptList(
             texts=tuple(self.places),
             merged=sum(self.times.values()) - len(self.times),

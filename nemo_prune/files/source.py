@@ -21,7 +21,6 @@ from typing import Any
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.content import agreed, check_magic, odd_lines, refused
 from nemo_prune.files.lists import (
-    COLUMNS,
     COMPRESSED,
     FOREIGN,
     FORMATS,
@@ -35,6 +34,7 @@ from nemo_prune.files.lists import (
     json_line,
     json_list,
     nameless,
+    names_header,
     open_parquet,
     open_pipe,
     parquet_columns,
@@ -192,8 +192,9 @@ def _of_lines(
     """The columns and the records of text, JSON lines or a table."""
     if kind not in ("csv", "tsv"):
         first, _, more = head.partition("\n")
-        if kind == "txt" and first.strip().lower() in COLUMNS and more.strip():
+        if names_header(first) and more.strip():
             cure = f"give {option('prompts_format')} csv" if nameless(path) else "name the file .csv"
+            cure = "write it as CSV" if len(first.split()) > 1 else cure
             notes.append(f"{path}: its first line is a column's name and was taken as a prompt; {cure}")
         if offset:
             lines.skip_to(offset, line)

@@ -6,6 +6,7 @@ bundled or inferred; see `configs.py`. This module imports torch, so import it l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from nemo_prune.checkpoint.differences import refuse_differences
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.strict_json import read_object
 from nemo_prune.model import weights
@@ -43,6 +45,8 @@ from nemo_prune.model.prediction import measure
 from nemo_prune.model.schedule import alphas_cumprod, read_schedule, told_prediction
 from nemo_prune.model.text_sources import TextSource, text_sources
 from nemo_prune.model.tokenizer import load_tokenizer, read_t5_tokenizer, read_tokenizer
+
+_EXIT = re.compile(r"(^|\.)(?<!coder\.)(conv_out|out\.2)\.weight$")  # of a UNet, not of a VAE
 
 __all__ = ["LoadedModel", "TextEncoder", "load_model", "load_pipeline"]
 
@@ -76,7 +80,11 @@ def load_model(
             predicts something else than is told.
         OptionError: the config folder cannot be used.
     """
+    refuse_differences(checkpoint)
     loader = _Loader(checkpoint, device, dtype, config)
+    exits = (t.shape[0] for name, t in checkpoint.tensors.items() if _EXIT.search(name))
+    if outputs := next(exits, 0):  # before a text encoder is asked for
+        loader.check_channels(checkpoint.in_channels, outputs)
     told = told_prediction(checkpoint, loader.configs, prediction_type)
     schedule = read_schedule(checkpoint, loader.configs, prediction_type)
     text_encoders = loader.text_encoders(text_encoder)
@@ -229,13 +237,7 @@ class _Loader:
         # PixArt also puts out a variance, in as many channels again.
         transformer = self.checkpoint.record.denoiser == "transformer"
         shape = (inputs if transformer else int(unet.config["out_channels"]), side, side)
-        known = (shape[0], 2 * shape[0] + 1, *([2 * shape[0]] if self._is_pix2pix() else []))
-        if inputs not in known:
-            raise CheckpointError(
-                f"{self.path}: its UNet takes {inputs} channels, so it draws from more than text (a "
-                f"picture, a depth map); give a text-to-image or inpainting model, or the diffusers "
-                f"folder of an instruct-pix2pix"
-            )
+        self.check_channels(inputs, shape[0])
         layers = self.checkpoint.value_layers
         return LoadedModel(
             family=self.checkpoint.family,
@@ -250,6 +252,16 @@ class _Loader:
             dtype=self.dtype,
             blank=self.blank(shape, inputs - shape[0]) if inputs != shape[0] else None,
         )
+
+    def check_channels(self, inputs: int, outputs: int) -> None:
+        """Raise CheckpointError for a denoiser that draws from more than text, by its channels."""
+        known = (outputs, 2 * outputs + 1, *([2 * outputs] if self._is_pix2pix() else []))
+        if inputs not in known:
+            raise CheckpointError(
+                f"{self.path}: its UNet takes {inputs} channels, so it draws from more than text (a "
+                f"picture, a depth map); give a text-to-image or inpainting model, or the diffusers "
+                f"folder of an instruct-pix2pix"
+            )
 
     def _is_pix2pix(self) -> bool:
         """Whether a folder says that it is an instruct-pix2pix; others take as many channels."""

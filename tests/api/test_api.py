@@ -22,6 +22,7 @@ from nemo_prune import NemoPruneError, Neuron
 from nemo_prune.api import OptionFields
 from nemo_prune.checkpoint.inspect import inspection
 from nemo_prune.checkpoint.manifest import PromptRecord, to_json
+from nemo_prune.checkpoint.neurons import short_name
 from nemo_prune.errors import CheckpointError, ManifestError, OptionError
 from nemo_prune.model import hub
 from nemo_prune.model.loading import load_pipeline
@@ -146,6 +147,63 @@ def test_prompts_are_a_list(model: Path) -> None:
     for prompts in ("a red fox", []):
         with pytest.raises(OptionError, match="prompts: give"):
             nemo_prune.detect(model, prompts)
+
+
+@pytest.mark.parametrize("given", [Path("p.txt"), "p.txt", {"caption": ["a"]}, [1, 2], 7])
+def test_what_is_no_list_of_texts_is_said(model: Path, given: Any) -> None:
+    for name in ("prompts", "calibration_prompts"):
+        with pytest.raises(OptionError, match=f"{name}: give a list of texts, not .*read_prompts reads"):
+            nemo_prune.detect(model, **{"prompts": ["a"], name: given})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [Neuron(LAYER, 1)], [(LAYER, 1)], [(0, 1)], [Neuron("0", 1)],
+        [Neuron(short_name(LAYER), 1)], [{"layer": LAYER, "row": 1}], {LAYER: [1]}, {0: (1,)},
+    ],
+)  # fmt: skip
+def test_neurons_in_all_their_forms(model: Path, tmp_path: Path, given: Any) -> None:
+    nemo_prune.apply(model, given, tmp_path / "o.safetensors")
+    layers = inspection(nemo_prune.open_checkpoint(tmp_path / "o.safetensors"))["value_layers"]
+    assert [(one["name"], one["zeroed"]) for one in layers if one["zeroed"]] == [(LAYER, [1])]
+
+
+def test_a_manifest_by_its_path(model: Path, tmp_path: Path) -> None:
+    manifest = nemo_prune.Manifest("0", {"path": "m", "sha256": "0" * 64}, {}, (), (Neuron(LAYER, 1),))
+    nemo_prune.write_manifest(manifest, tmp_path / "m.json")
+    for number, place in enumerate((tmp_path / "m.json", str(tmp_path / "m.json"))):
+        written = nemo_prune.apply(model, place, tmp_path / f"{number}.safetensors")
+        assert written.neurons == 1
+    with pytest.raises(ManifestError, match="3:41: no such file"):
+        nemo_prune.apply(model, "3:41", tmp_path / "o.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ([3], OptionError, r"neurons: give a manifest, or Neuron\(layer, row\) of each; a layer is its"),
+        ([(LAYER, "1")], OptionError, "neurons: give a manifest"),
+        ({"format": "x", "neurons": []}, OptionError, "neurons: give a manifest"),
+        (None, OptionError, "neurons: give a manifest"),
+        (
+            [("mid", 1)],
+            ManifestError,
+            "has no value layer .mid.*; give its name, .* from 0",
+        ),
+        ([(99, 1)], ManifestError, "has no value layer .99.*; give its name"),
+        (
+            [(LAYER.replace("down_blocks.0", "up_blocks.9"), 1)],
+            ManifestError,
+            "are those of another model",
+        ),
+    ],
+)
+def test_what_names_no_neurons_is_said(
+    model: Path, tmp_path: Path, given: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        nemo_prune.apply(model, given, tmp_path / "o.safetensors")
 
 
 # ----------------------------------------------------------------------------------- the measure

@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,80 @@ def test_addresses_are_shown_as_typed(model: Path, address: str) -> None:
         assert result.stderr == (
             f"nemo-prune: {address}: URLs are neither read nor written; download it first\n"
         )
+
+
+def test_of_outputs_an_address_is_to_be_uploaded_to(model: Path) -> None:
+    result = run("apply", model, "--neurons", "0:1", "-o", "s3://b/m.safetensors")
+    assert result.exit_code == 2
+    assert "s3://b/m.safetensors: URLs are not written to; give a path, and upload" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["--json", "inspect", "m"], "inspect --json m"),
+        (["--overwrite", "apply", "m", "--manifest", "a", "-o", "o"],
+         "apply --overwrite m --manifest a -o o"),
+        (["-q", "check", "m", "--prompts", "p"], "check -q m --prompts p"),
+        (["--strict", "inspect", "m"], "inspect --strict m"),
+        (["-o", "out", "localize", "m", "--prompts", "p"], "localize -o out m --prompts p"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("model")
+def test_options_before_the_verb(arguments: list[str], meant: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert f"options go behind the verb: nemo-prune {meant}" in " ".join(result.stderr.split())
+
+
+def test_options_before_the_model_stay_where_they_are(model: Path) -> None:
+    for words in (["-o", "diff", str(model)], [str(model), "-o", "diff"]):
+        result = run("--prompts", "none.txt", *words)
+        assert "none.txt: no such file" in result.stderr
+    model.rename("demo")
+    assert "none.txt: no such file" in run("--prompts", "none.txt", "-o", "o", "demo").stderr
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_the_help_of_a_verb_before_it(flag: str) -> None:
+    assert run(flag, "apply").output == run("apply", flag).output != run(flag).output
+    assert "Usage: main apply" in run(flag, "apply").output
+
+
+@pytest.mark.parametrize("mark", ["^", "`", "n.json^"])
+def test_marks_that_break_lines_in_other_shells(model: Path, mark: str) -> None:
+    for more in ([], [mark]):
+        result = run("apply", model, mark, "--neurons", "0:1", *more, "-o", "o.safetensors")
+        assert result.exit_code == 2
+        assert f"'{mark}': a mark by which another shell" in " ".join(result.stderr.split())
+    assert [*Path().iterdir()] == [model]
+
+
+def test_junit_by_another_name(model: Path) -> None:
+    audit = ["audit", model, model, "--prompts", "p", "--report", "r.html"]
+    for arguments in (["check", model, "--prompts", "p"], audit):
+        result = run(*arguments, "--junit", "results.json")
+        assert result.exit_code == 2
+        assert "results.json is written as XML; name it results.xml" in " ".join(result.stderr.split())
+    assert [*Path().iterdir()] == [model]
+
+
+@pytest.mark.parametrize(
+    ("start", "by"), [(b"Salted__", "openssl"), (b"age-encryption.org/v1\n", "age")]
+)
+def test_encrypted_files_are_to_be_decrypted(model: Path, start: bytes, by: str) -> None:
+    Path("e").write_bytes(start + b"\x93\0" * 99)
+    for arguments in (["restore", model, "--undo", "e", "-o", "o"], ["inspect", "e"]):
+        result = run(*arguments)
+        assert (result.exit_code, result.stderr) == (
+            2, f"nemo-prune: e: is encrypted by {by}; decrypt it\n"
+        )  # fmt: skip
+
+
+def test_an_encrypted_list_is_to_be_decrypted(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"Salted__" + b"\x93" * 99)
+    with pytest.raises(PromptFileError, match="is encrypted by openssl"):
+        read_prompts(tmp_path / "p.txt")
 
 
 def test_a_file_of_somebody_else_leaves_one_line_and_a_junit_file(
@@ -247,6 +322,83 @@ def test_what_stands_around_a_caption_is_said(tmp_path: Path, around: str, count
         stream = Lists((tmp_path / name,)).stream()
         assert len(next(iter(stream.blocks(256))).prompts) == count
         assert any(f"{count} of its {unit}" in note for note in stream.notes)
+
+
+APART = [
+    "n0144{n} {}", "B07XJ{n} {}", "a1b2c{n} {}", "SKU-443{n} {}", "P{n} {}", "4711{n} {}", "v1.{n} {}",
+    "28.11.2{n} {}", "A{n}. {}", "\u2460 {}", "{}|{n}", "{} img{n}.jpg", "{} a.jpg", "{} VM",
+    "{} memorized", "{};", "\u201c{}\u201d", "'{}'", "// {}", "{n}\u3001{}",
+]  # fmt: skip
+APART_IN_LISTS = [
+    "{n} {}", "{n}- {}", "Prompt {n} {}", "12:3{n} {}", "{} 81{n}", "{} (#{n})", "{}, 1", "{},",
+    "{}...", "1 {}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("around", "count"), [(a, n) for a in APART for n in (1, 3)] + [(a, 3) for a in APART_IN_LISTS]
+)
+def test_what_stands_apart_from_a_caption_is_said(tmp_path: Path, around: str, count: int) -> None:
+    """Identifiers, numbers, labels and marks, with whatever mark or blank between."""
+    captions = ("A Cat, Asleep", "Clock by Wayfair", "Coins and a Lamp")[:count]
+    texts = [around.format(caption, n=n) for n, caption in enumerate(captions, 1)]
+    (tmp_path / "p.txt").write_text("\n".join(texts))
+    (note,) = read_prompts(tmp_path / "p.txt").notes
+    assert f"{count} of its lines" in note
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"caption": one}) for one in texts))
+    assert read_prompts(tmp_path / "p.jsonl").notes
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["2 dogs", "1980s car", "3D render of a cat", "4k photo", "16:9 picture"],
+        ["1girl, solo", "2girls, 8k"],
+        ["12 monkeys"],
+        ["4k photo of a dog"],
+        ["1980s car"],
+        ["a cat, 8k", "a dog in 1968", "R2-D2 on a beach"],
+        ["B-52 in the sky", "a cat", "a dog"],
+        [" " * 600 + "a cat", "a dog"],
+        ['The "Cat" 3', '\'Tis a "dog" house', '"Lamp" by a painter'],
+    ],
+)
+def test_captions_with_numbers_and_quotations_are_not_said(tmp_path: Path, lines: list[str]) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(lines))
+    assert read_prompts(path).notes == ()
+
+
+@pytest.mark.parametrize(
+    "line", ['"{n}" "{}" 81', '{n} "{}" 81', '"{}" 81', "'a' '{}'", '{n} "{}" VM', '"a \\"b\\"" "{}" NA']
+)
+@pytest.mark.parametrize("head", ["", '"caption" "n"\n', " caption n\n", '"caption"\n'])
+@pytest.mark.parametrize("count", [1, 3])
+def test_cells_in_quotes_between_blanks_are_a_table(
+    tmp_path: Path, line: str, head: str, count: int
+) -> None:
+    if count == 1 and '"n"' not in head:
+        head = ""  # of two lines, one is not most
+    texts = [line.format(caption, n=n) for n, caption in enumerate(("A cat", "B", "C, d")[:count], 1)]
+    (tmp_path / "p.txt").write_text(head + "\n".join(texts))
+    for read in (read_prompts, lambda path: list(PromptStream([path]).blocks(9))):
+        with pytest.raises(PromptFileError, match="is a table separated by blanks, with cells in quo"):
+            read(tmp_path / "p.txt")
+
+
+@pytest.mark.parametrize(("name", "head"), [("p.jsonl", '"caption"'), ("p.txt", "id caption")])
+def test_a_header_in_quotes_or_of_several_columns_is_said(tmp_path: Path, name: str, head: str) -> None:
+    (tmp_path / name).write_text(f'{head}\n"a cat on a mat"\n"a dog"\n')
+    assert any(
+        "its first line is a column's name" in note for note in read_prompts(tmp_path / name).notes
+    )
+
+
+@pytest.mark.parametrize("name", ["captions.gsheet", "p.json"])
+def test_a_pointer_to_a_document_of_google_is_no_list(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"":"WARNING! DO NOT EDIT","doc_id":"1aB2","resource_key":""}')
+    with pytest.raises(PromptFileError, match=r"points to a Google document .*; download that as CSV"):
+        read_prompts(tmp_path / name)
 
 
 def test_what_is_no_text_at_all_is_said(tmp_path: Path) -> None:
@@ -431,6 +583,26 @@ def test_a_part_of_what_was_found_is_said(model: Path) -> None:
     assert "left in" not in result.stderr
 
 
+def test_neurons_that_no_prompt_of_a_manifest_needs_are_said(model: Path) -> None:
+    neurons = [(DOWN, 1), (DOWN, 2), (DOWN, 3)]
+    path = manifest(Path("n.json"), neurons, prompts=[[(DOWN, 1)], [(DOWN, 2)]])
+    result = run("apply", model, "--manifest", path, "-o", "o")
+    assert result.exit_code == 0
+    assert "note: 1 of the manifest's 3 neurons are no prompt's\n" in result.stderr
+
+
+def test_metadata_that_say_what_was_done_are_named_as_the_only_other_change(tmp_path: Path) -> None:
+    model = rawfiles.sd1(tmp_path / "m.safetensors", metadata={"modelspec.hash_sha256": "0x0"})
+    path = manifest(tmp_path / "n.json", [(DOWN, 1)])
+    assert run("apply", model, "--manifest", path, "-o", tmp_path / "o").exit_code == 0
+    result = run("diff", model, tmp_path / "o", "--expect", path)
+    assert result.exit_code == 0
+    assert result.stdout.endswith(
+        "as expected: 1 rows are zero, and nothing else was changed but metadata that say so "
+        "(modelspec.hash_sha256, nemo_prune.*)\n"
+    )
+
+
 def test_a_manifest_of_a_run_that_was_stopped_is_said(model: Path) -> None:
     path = manifest(Path("n.json"), [(DOWN, 1)], prompts=[[(DOWN, 1)], []])
     path.write_text(path.read_text().replace('"suppressed"', '"not confirmed"', 1))
@@ -492,6 +664,38 @@ def test_models_of_other_kinds(tmp_path: Path, names: list[str], words: str) -> 
         open_checkpoint(path)
 
 
+def _further_inputs(path: Path, scale: float) -> Path:
+    """A UNet alone of 8 input channels, with the layer norms before its value layers at `scale`."""
+    entries = rawfiles.unet(rawfiles.SD1, "diffusers", "F16", in_channels=8)
+    norms = [n.replace("attn2.to_v", "norm2") for n, _, _ in entries if "to_v" in n]
+    entries += [(name, "F16", (2,)) for name in norms] + [("conv_out.weight", "F16", (4, 4, 3, 3))]
+    return rawfiles.write(path, entries, values=dict.fromkeys(norms, struct.pack("<2e", scale, -scale)))
+
+
+def test_differences_to_a_model_are_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _further_inputs(Path("m.safetensors"), 0.01)
+    Path("p.txt").write_text("a cat\n")
+    for arguments in (
+        ["apply", "m.safetensors", "--neurons", "0:1", "-o", "o.safetensors"],
+        ["apply", "m.safetensors", "--neurons", "0:1", "--lora", "o.safetensors"],
+        ["check", "m.safetensors", "--prompts", "p.txt", "--tau", ".5", "--gate", ".5"],
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "m.safetensors: holds differences to a model and no model" in result.stderr
+        assert "its UNet takes 8 channels" in result.stderr
+    assert not Path("o.safetensors").exists()
+    assert "family: sd1 (differences to a model)" in run("inspect", "m.safetensors").output
+
+
+def test_further_input_channels_are_said_before_a_text_encoder_is_asked_for(tmp_path: Path) -> None:
+    path = _further_inputs(tmp_path / "m.safetensors", 1.0)
+    with pytest.raises(CheckpointError, match="takes 8 channels, so it draws from more than text"):
+        open_engine(open_checkpoint(path), Options(device="cpu"))
+    assert run("apply", path, "--neurons", "0:1", "-o", tmp_path / "o.safetensors").exit_code == 0
+
+
 def test_packed_models_and_lists_are_called_so(model: Path) -> None:
     Path("g.safetensors").write_bytes(gzip.compress(model.read_bytes()))
     Path("p.txt").write_text("a cat on a mat in the sun\n")
@@ -549,6 +753,7 @@ def test_configs_with_a_byte_order_mark(tmp_path: Path) -> None:
         (["1. a cat", "2. a dog", "3. a cow"], "3 of its lines begin with a number that counts up"),
         (["1) a cat", "2) a dog", "3) a cow", "x"], "3 of its lines begin with a number"),
         (["- a cat", "* a dog"], "2 of its lines begin as items of a list"),
+        (["\u2022\ta cat", "\u2022\ta dog"], "2 of its lines begin as items of a list"),
         (["# captions", "a cat"], "1 of its lines begin with #, as comments do"),
         (["a cat", "Negative prompt: bad", "Steps: 20, Seed: 1"], "2 of its lines begin as a picture's"),
         (["0.jpg: a cat", "a dog", "a cow"], "1 of its lines begin with the name of a picture"),
@@ -632,6 +837,7 @@ def test_the_separator_that_excel_is_told(tmp_path: Path) -> None:
         ("p.txt", "<Error><Code>AccessDenied", "begins as a web page"),
         ("p.sql", "INSERT INTO t", r"\.sql files are not read as lists"),
         ("p.csv", "text\ra cat\ra dog\r", "is not a readable CSV: line 1 has a carriage return that"),
+        ("p.csv", "text\ra cat\r", ".*so several may be one; end lines with LF or CR LF"),
         (
             "p.txt",
             "\x10\0\0\0\0\0\0\0" + '{"a":{"dtype":1}}',
@@ -757,6 +963,15 @@ def test_labels_as_pandas_writes_them_and_where_two_disagree(tmp_path: Path) -> 
     other.write_text("caption,label\na dog,1\n")
     with pytest.raises(PromptFileError, match=f"b.csv: line 2 labels .* than line 3 of {path}"):
         read_prompts([path, other], labels=True)
+
+
+@pytest.mark.parametrize(("label", "word"), [(1, "memorized (1)"), (0, "ordinary (0)")])
+def test_labels_that_are_all_alike_tell_nothing_apart(tmp_path: Path, label: int, word: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"caption,label\na cat,{label}\na dog,{label}\n")
+    (note,) = read_prompts(path, labels=True).notes
+    assert note == f"all labels are {word}, so there is no AUROC, TPR or accuracy to tell"
+    assert read_prompts(path).notes == ()
 
 
 @pytest.mark.parametrize(
