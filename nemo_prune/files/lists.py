@@ -44,6 +44,7 @@ FOREIGN = frozenset({
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t]*\r?\n', re.I)  # by which Excel is told
+TYPE_LINE = re.compile(r'"?#TYPE [\w.]+"?[ \t]*\r?\n', re.I)  # by which PowerShell tells itself
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
 
 Record = str | Mapping[str, object]

@@ -26,6 +26,7 @@ from nemo_prune.files.lists import (
     FORMATS,
     SEPARATOR_LINE,
     STDIN,
+    TYPE_LINE,
     WANTED,
     Format,
     Listing,
@@ -169,6 +170,10 @@ def opened(
         cut = len(head) if len(head) < _HEAD else head.rfind(b"\n") + 1 or len(head)
         if kind != "parquet":
             text = decoded_list(path, head[:cut])
+            if (format is None or kind in ("csv", "tsv")) and TYPE_LINE.match(text.lstrip()):
+                raise PromptFileError(
+                    f"{path}: begins with #TYPE (PowerShell); export with -NoTypeInformation"
+                )
             if format is None and text.strip():
                 kind, said = agreed(path, text, kind)
                 notes += said

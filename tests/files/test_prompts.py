@@ -317,6 +317,11 @@ def test_formats(tmp_path: Path, name: str, content: str, lines: tuple[int, int]
         ("p.tsv", "id\tcaption\n1\ta\tcat\n", "line 2 has 3 cells, the header 2"),
         ("p.csv", "caption,Caption\na,b\n", "has two columns of one name"),
         ("p.txt", "a cat\na \0dog\n", "line 2 holds a NUL"),
+        (
+            "p.csv",
+            '#TYPE System.Data.Row\n"id","caption"\n"1","a cat"\n',
+            "export with -NoTypeInformation",
+        ),
     ],
 )
 def test_what_is_not_what_it_is_named_is_refused(
