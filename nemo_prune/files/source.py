@@ -31,6 +31,7 @@ from nemo_prune.files.lists import (
     Format,
     Listing,
     Record,
+    class_names,
     decoded_list,
     json_line,
     json_list,
@@ -40,6 +41,7 @@ from nemo_prune.files.lists import (
     open_pipe,
     parquet_columns,
     parquet_list,
+    parquet_record,
     separator_of,
     table_rows,
     text_line,
@@ -260,6 +262,7 @@ def _rows(path: Path, column: str | None, offset: int) -> Source:
     """The rows of a Parquet file, from one of them on."""
     arrow, file = open_parquet(path, path)
     every, names = parquet_columns(path, file, column)
+    classes = class_names(file)
     size = path.stat().st_size
     total = max(1, file.metadata.num_rows)
     source = Source(path, "parquet", [], every, iter(()), lambda: size * source.offset // total)
@@ -274,8 +277,7 @@ def _rows(path: Path, column: str | None, offset: int) -> Source:
                 for row in batch.to_pylist():
                     number += 1
                     if number > offset:
-                        record = {key.strip().lower(): value for key, value in row.items()}
-                        yield number, number, number, record
+                        yield number, number, number, parquet_record(row, classes)
         except (arrow.ArrowException, OSError, ValueError) as error:
             raise unreadable_parquet(path, error) from None
 
