@@ -168,6 +168,9 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
             f"holds its denoiser only by a name that is not read ({pickles[0].relative_to(root)}); "
             f"rename it to end in .safetensors"
         )
+    graphs = [path.relative_to(root) for path in pickles if path.suffix.lower() == ".onnx"]
+    if graphs and {path.suffix.lower() for path in pickles} & _PICKLES == {".onnx"}:
+        return f"is an ONNX export ({graphs[0]}); give the diffusers folder it was made from"
     if pickles:
         return (
             f"holds its denoiser only in a form that is not opened ({pickles[0].relative_to(root)}), "

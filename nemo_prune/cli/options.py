@@ -323,7 +323,7 @@ workers_options = option_group(
 # Where the verbs that decide by thresholds take them from.
 _calibration_option = click.option("--calibration", type=FILE, help="A file of nemo-prune calibrate.")
 _thresholds = options(
-    click.option("--calibration-prompts", type=FILE,
+    click.option("--calibration-prompts", type=FILE, multiple=True, callback=_expanded,
                  help="Ordinary prompts: activation statistics, tau and the gate come from them."),
     click.option("--force", is_flag=True,
                  help="Use the calibration though it was made for another model or setting."),
@@ -547,8 +547,8 @@ def read_for_several(
     if "layers" in given:
         for checkpoint, one in zip(checkpoints, asked, strict=True):
             checkpoint.select(one.layers)
-    path = given["calibration_prompts"]
-    ordinary = read_prompts(path).texts if path else None
+    lists = given["calibration_prompts"]
+    ordinary = read_prompts(lists).texts if lists else None
     return [
         Inputs(checkpoint, prompts, one, ordinary)
         for checkpoint, one in zip(checkpoints, asked, strict=True)

@@ -33,8 +33,8 @@ def inputs_beside(
     """
     from nemo_prune.files.prompts import PromptList, read_prompts
 
-    path = given["calibration_prompts"]
-    ordinary = read_prompts(path).texts if path else None
+    files = given["calibration_prompts"]
+    ordinary = read_prompts(files).texts if files else None
     return Inputs(
         checkpoint, PromptList((), 0), build(Options, given, calibration=calibration), ordinary
     )

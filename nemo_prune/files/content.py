@@ -173,6 +173,7 @@ _SELDOM = tuple(
         ("numbers alone", r"^\W*\d[\d.,]*\W*$"),
     )
 )  # fmt: skip
+_BARS = re.compile(r"[^\W\d_]\s?\|\s?[^\W\d_]")  # as A1111's prompt matrix has them
 _ESCAPES = "\x1b"  # with which programs colour what they print
 
 
@@ -296,6 +297,8 @@ def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> li
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
             told |= have
+    if 2 * len(have := those(_BARS) - told) > len(lines):
+        found.append((len(have), "hold bars (|) between words: several captions may stand in one line"))
     for how, have in _apart(lines):
         if 2 * len(new := have - told) > len(lines):
             found.append((len(new), how))

@@ -44,6 +44,7 @@ FOREIGN = frozenset({
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t]*\r?\n', re.I)  # by which Excel is told
+TYPE_LINE = re.compile(r'"?#TYPE [\w.]+"?[ \t]*\r?\n', re.I)  # by which PowerShell tells itself
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
 
 Record = str | Mapping[str, object]
@@ -349,6 +350,7 @@ def parquet_list(path: Path, content: bytes, column: str | None) -> Listing:
     """All records of a Parquet file; raises PromptFileError."""
     arrow, file = open_parquet(path, content)
     every, names = parquet_columns(path, file, column)
+    classes = class_names(file)
     records: list[tuple[int, Record]] = []
     size = 0
     try:
@@ -357,8 +359,7 @@ def parquet_list(path: Path, content: bytes, column: str | None) -> Listing:
             if size > MAX_BYTES:
                 raise PromptFileError(f"{path}: holds more than {MAX_BYTES} bytes of text; split it")
             for row in batch.to_pylist():
-                cells = {key.strip().lower(): value for key, value in row.items()}
-                records.append((len(records) + 1, cells))
+                records.append((len(records) + 1, parquet_record(row, classes)))
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise unreadable_parquet(path, error) from None
     return Listing(path, "parquet", records, columns=every)
@@ -389,6 +390,28 @@ def parquet_columns(path: Path, file: Any, column: str | None) -> tuple[tuple[st
     if len({name.strip().lower() for name in names}) < len(names):
         raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
     return tuple(name.strip().lower() for name in every), names
+
+
+def class_names(file: Any) -> dict[str, dict[int, str]]:
+    """What the numbers of columns of labels mean, as Hugging Face datasets have them (ClassLabel)."""
+    found: dict[str, dict[int, str]] = {}
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        told = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        for key, feature in told["info"]["features"].items():
+            if (name := key.strip().lower()) in LABELS and feature.get("_type") == "ClassLabel":
+                found[name] = dict(enumerate(map(str, feature["names"])))
+    return found
+
+
+def parquet_record(
+    row: Mapping[str, object], classes: Mapping[str, Mapping[int, str]]
+) -> dict[str, object]:
+    """A row of Parquet, with labels by their names; a number that has none is no label."""
+    cells = {key.strip().lower(): value for key, value in row.items()}
+    for name in classes.keys() & cells.keys():
+        if isinstance(number := cells[name], int):
+            cells[name] = classes[name].get(number)
+    return cells
 
 
 def unreadable_parquet(path: Path, error: Exception) -> PromptFileError:

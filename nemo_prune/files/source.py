@@ -26,10 +26,12 @@ from nemo_prune.files.lists import (
     FORMATS,
     SEPARATOR_LINE,
     STDIN,
+    TYPE_LINE,
     WANTED,
     Format,
     Listing,
     Record,
+    class_names,
     decoded_list,
     json_line,
     json_list,
@@ -39,6 +41,7 @@ from nemo_prune.files.lists import (
     open_pipe,
     parquet_columns,
     parquet_list,
+    parquet_record,
     separator_of,
     table_rows,
     text_line,
@@ -169,6 +172,10 @@ def opened(
         cut = len(head) if len(head) < _HEAD else head.rfind(b"\n") + 1 or len(head)
         if kind != "parquet":
             text = decoded_list(path, head[:cut])
+            if (format is None or kind in ("csv", "tsv")) and TYPE_LINE.match(text.lstrip()):
+                raise PromptFileError(
+                    f"{path}: begins with #TYPE (PowerShell); export with -NoTypeInformation"
+                )
             if format is None and text.strip():
                 kind, said = agreed(path, text, kind)
                 notes += said
@@ -255,6 +262,7 @@ def _rows(path: Path, column: str | None, offset: int) -> Source:
     """The rows of a Parquet file, from one of them on."""
     arrow, file = open_parquet(path, path)
     every, names = parquet_columns(path, file, column)
+    classes = class_names(file)
     size = path.stat().st_size
     total = max(1, file.metadata.num_rows)
     source = Source(path, "parquet", [], every, iter(()), lambda: size * source.offset // total)
@@ -269,8 +277,7 @@ def _rows(path: Path, column: str | None, offset: int) -> Source:
                 for row in batch.to_pylist():
                     number += 1
                     if number > offset:
-                        record = {key.strip().lower(): value for key, value in row.items()}
-                        yield number, number, number, record
+                        yield number, number, number, parquet_record(row, classes)
         except (arrow.ArrowException, OSError, ValueError) as error:
             raise unreadable_parquet(path, error) from None
 

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree as xml
 
 from nemo_prune.files.atomic import write_new
+from nemo_prune.files.lists import COMPRESSED, FORMATS
 from nemo_prune.files.prompts import prompt_id
 
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -38,9 +39,18 @@ def annotation(entry: dict[str, Any], result: dict[str, Any], named: bool = Fals
     path = Path(os.path.normpath(Path(file).absolute()))
     if workspace and path.is_relative_to(workspace):
         file = path.relative_to(workspace).as_posix()
-    place = f"file={_escaped(file, ',:')},line={entry['line']}"
-    text = _escaped(one_line(_finding(entry, result, named)))
-    return f"::error {place},title=memorized prompt::{text}"
+    place, text = f"file={_escaped(file, ',:')}", _finding(entry, result, named)
+    if _has_lines(entry["file"]):
+        place += f",line={entry['line']}"
+    else:
+        text = f"row {entry['line']}: {text}"
+    return f"::error {place},title=memorized prompt::{_escaped(one_line(text))}"
+
+
+def _has_lines(file: str) -> bool:
+    """Whether a list is text as it lies there; of Parquet and what is compressed, rows have numbers."""
+    suffix = Path(file).suffix.lower()
+    return suffix not in COMPRESSED and FORMATS.get(suffix) != "parquet"
 
 
 def _finding(entry: dict[str, Any], result: dict[str, Any], named: bool) -> str:
@@ -96,7 +106,9 @@ def verdict_suite(result: dict[str, Any], texts: Sequence[str]) -> xml.Element:
     for entry, prompt in zip(rows, texts, strict=True):
         name = f"prompt {prompt_id(prompt)}" + (f": {entry['text']}" if "text" in entry else "")
         case = {"classname": xml_text(f"{model} {entry['file']}"), "name": xml_text(name),
-                "file": xml_text(entry["file"]), "line": str(entry["line"])}  # fmt: skip
+                "file": xml_text(entry["file"])}  # fmt: skip
+        if _has_lines(entry["file"]):
+            case["line"] = str(entry["line"])
         element = xml.SubElement(suite, "testcase", case)
         if entry["memorized"]:
             line = xml_text(finding_line(entry, result))

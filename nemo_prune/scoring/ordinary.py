@@ -303,10 +303,14 @@ class Ordinary:
             )
         apart = standing_apart(scores)
         if apart and gate.value >= apart[0]:
+            cure = "calibrate without them"
+            if self._bundled and not self._file:  # which nobody can leave out
+                mine = "prompts" if self._calibrating else "calibration_prompts"
+                cure = f"they are bundled captions, so give {option(mine)} of your own"
             self._progress.note(
                 f"{len(apart)} of {len(scores)} ordinary prompts score {apart[0]:.2f} to "
                 f"{apart[-1]:.2f}, far above the others, as memorized ones do, and set the gate "
-                f"{gate.value:.3f}: what is memorized may pass; calibrate without them"
+                f"{gate.value:.3f}: what is memorized may pass; {cure}"
             )
 
     def _why_bundled(self) -> str:

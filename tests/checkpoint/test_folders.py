@@ -677,6 +677,12 @@ def test_joint_attention_and_refiner_folders(tmp_path):
     assert "is the SDXL refiner, which only retouches what the base model drew" in refusal(refiner)
 
 
+def test_an_onnx_export_is_named(model):
+    (model / PLAIN).rename(model / "unet" / "model.onnx")
+    put(model / "unet" / "model.onnx_data", "")
+    assert "is an ONNX export (unet/model.onnx); give the diffusers folder it was" in refusal(model)
+
+
 def test_folders_that_are_no_model(tmp_path, model):
     (tmp_path / "empty").mkdir()
     assert "without unet/" in refusal(tmp_path / "empty")
@@ -688,6 +694,9 @@ def test_folders_that_are_no_model(tmp_path, model):
     assert "without unet/" in refusal(tmp_path / "files")
     (model / PLAIN).rename(model / "unet" / "diffusion_pytorch_model.bin")
     assert "only in a form that is not opened" in refusal(model)
+    put(model / "unet" / "model.onnx", "")
+    assert "only in a form that is not opened" in refusal(model)
+    (model / "unet" / "model.onnx").unlink()
     (model / "unet" / "diffusion_pytorch_model.bin").rename(model / "unet" / "weights.SAFETENSORS")
     assert "rename it to end in .safetensors" in refusal(model)
 

@@ -418,6 +418,7 @@ def test_a_copy_with_other_metadata_takes_the_same_calibration(
         ("detect", ["--prompts", "p.txt", "--calibration", "c.safetensors",
                     "--calibration-prompts", "p.txt"], "give one of them"),
         ("detect", ["--prompts", "p.txt", "--calibration-prompts", "p.txt"], "at least 30"),
+        ("detect", ["--prompts", "p.txt", "--calibration-prompts", "p*.txt"], "at least 30"),
         ("detect", ["--prompts", "p.txt", "--tau", "0.5", "--gate", "0.4"], "lies below tau"),
         ("detect", ["--prompts", "p.txt", "--calibration", "c", "--csv", "c", "--overwrite"],
          "is read by this command"),

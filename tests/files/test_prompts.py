@@ -317,6 +317,11 @@ def test_formats(tmp_path: Path, name: str, content: str, lines: tuple[int, int]
         ("p.tsv", "id\tcaption\n1\ta\tcat\n", "line 2 has 3 cells, the header 2"),
         ("p.csv", "caption,Caption\na,b\n", "has two columns of one name"),
         ("p.txt", "a cat\na \0dog\n", "line 2 holds a NUL"),
+        (
+            "p.csv",
+            '#TYPE System.Data.Row\n"id","caption"\n"1","a cat"\n',
+            "with -NoTypeInformation",
+        ),
     ],
 )
 def test_what_is_not_what_it_is_named_is_refused(
@@ -495,6 +500,28 @@ def test_parquet(tmp_path: Path) -> None:
     numbers = _parquet(tmp_path / "n.parquet", text=[1, 2])
     with pytest.raises(PromptFileError, match="line 1 has no string under"):
         read_prompts(numbers)
+
+
+@pytest.mark.parametrize("features", ["label", "Label"])
+def test_labels_of_a_parquet_by_their_names(tmp_path: Path, features: str) -> None:
+    """Hugging Face datasets write numbers, and what they mean beside them: 0 may be memorized."""
+
+    def write(names: list[str]) -> Path:
+        told = {"info": {"features": {features: {"names": names, "_type": "ClassLabel"}}}}
+        table = pyarrow.table({"text": TWO, features: [0, 1]})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(told)})
+        parquet.write_table(table, tmp_path / "p.parquet")
+        return tmp_path / "p.parquet"
+
+    path = write(["memorized", "ordinary"])
+    assert read_prompts(path, labels=True).labels == (True, False)
+    packed = tmp_path / "p.parquet.gz"  # is read whole
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_prompts(packed, labels=True).labels == (True, False)
+    assert read_prompts(write(["0", "1"]), labels=True).labels == (False, True)
+    for names in (["cat", "dog"], ["ordinary"]):
+        with pytest.raises(PromptFileError, match=r"line \d has (another word|nothing) under label"):
+            read_prompts(write(names), labels=True)
 
 
 def test_parquet_without_pyarrow_says_what_to_install(

@@ -93,6 +93,19 @@ def test_cases_are_known_by_model_list_and_prompt(tmp_path: Path) -> None:
     assert _cases(moved, path)[0].get("name") == names[0][1]
 
 
+@pytest.mark.parametrize("file", ["p.parquet", "p.PQ", "p.csv.gz"])
+def test_files_that_are_not_text_have_no_lines(tmp_path: Path, file: str) -> None:
+    assert annotation(ENTRY | {"file": file}, RESULT) == (
+        f"::error file={file},title=memorized prompt::"
+        "row 5: prompt 3 is memorized (score 0.900, gate 0.500)"
+    )
+    result = _result()
+    result["prompts"][0]["file"] = file
+    first, second = _cases(result, tmp_path / "j.xml")
+    assert (first.get("line"), second.get("line")) == (None, "7")
+    assert (first.findtext("failure") or "").startswith(f"{file}:1: ")
+
+
 def test_passing_cases_carry_score_and_seeds(tmp_path: Path) -> None:
     failing, passing = _cases(_result(), tmp_path / "j.xml")
     assert passing.find("failure") is None

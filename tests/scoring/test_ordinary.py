@@ -139,6 +139,18 @@ def test_memorized_prompts_among_the_ordinary_ones_are_said(monkeypatch: pytest.
             assert "calibrate without them" in note
 
 
+@pytest.mark.parametrize(("calibrating", "cure"), [(0, "calibration_prompts"), (1, "prompts")])
+def test_bundled_captions_that_look_memorized_are_not_to_be_left_out(
+    monkeypatch: pytest.MonkeyPatch, calibrating: int, cure: str
+) -> None:
+    case = Case(
+        monkeypatch, {}, side=32, score=lambda i: 0.4 + i / 1000 if i > 2 else 0.95,
+        calibrating=bool(calibrating),
+    )  # fmt: skip
+    case.ordinary.from_scores()
+    assert case.told.notes[-1].endswith(f"they are bundled captions, so give {cure} of your own")
+
+
 FEW = [f"caption {i}" for i in range(30)]
 
 
