@@ -499,10 +499,9 @@ def say_folder(checkpoint: "Checkpoint", written: "Written") -> None:
 
 def counted(prompts: "PromptList") -> str:
     """How many prompts were read, in words."""
-    return (
-        f"{len(prompts.texts)} prompts: {prompts.counts['prompts_read']} read, "
-        f"{prompts.merged} repeated prompts merged, {prompts.blank} blank left out"
-    )
+    from nemo_prune.files import prompts as lists
+
+    return lists.counted(len(prompts.texts), prompts.merged, prompts.blank)
 
 
 def given_parameters() -> set[str]:
