@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from nemo_prune.checkpoint.neurons import short_name
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
+from nemo_prune.files.lists import COMPRESSED
 from nemo_prune.report import verdict as says
 from nemo_prune.report.verdict import Data
 
@@ -30,7 +31,7 @@ def check_format(path: Path) -> None:
 
 def check_card(path: Path) -> None:
     """Raise OptionError for a card whose name says another format than Markdown."""
-    if path.suffix.lower() in (".docx", ".html", ".pdf"):
+    if path.suffix.lower() in (".docx", ".html", ".pdf", *COMPRESSED):
         raise OptionError(f"{option('card')} {path}: is written as Markdown, .md; name it so")
 
 
