@@ -268,8 +268,7 @@ def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
     both halves of guidance. That is what a pruned file computes.
 
     Args:
-        unet: a diffusers `UNet2DConditionModel` or PixArt's transformer, of any device and dtype, or the
-            pipeline that has it.
+        unet: a diffusers `UNet2DConditionModel`, of any device and dtype, or the pipeline that has it.
         neurons: rows of its value layers, a manifest's or by hand as `apply` takes them; each once.
 
     Raises:
@@ -282,10 +281,12 @@ def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
     from nemo_prune.model.live import describe
 
     if not isinstance(unet, torch.nn.Module):
-        parts = (getattr(unet, name, None) for name in ("unet", "transformer"))
-        unet = next((part for part in parts if isinstance(part, torch.nn.Module)), None)
-        if unet is None:
-            raise OptionError("unet: give a diffusers pipeline, or its UNet: masked(pipe.unet, ...)")
+        given, unet = unet, getattr(unet, "unet", None)
+        if not isinstance(unet, torch.nn.Module):
+            raise OptionError(
+                f"unet: a {type(given).__name__} has no UNet; give a diffusers pipeline of Stable Diffusion, "
+                f"or its UNet"
+            )
     live = describe(unet)
     chosen = named_neurons(neurons.neurons if isinstance(neurons, Manifest) else neurons, live)
     check_neurons(live, chosen)
