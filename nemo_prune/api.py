@@ -284,8 +284,8 @@ def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
         given, unet = unet, getattr(unet, "unet", None)
         if not isinstance(unet, torch.nn.Module):
             raise OptionError(
-                f"unet: a {type(given).__name__} has no UNet; give a diffusers pipeline of Stable Diffusion, "
-                f"or its UNet"
+                f"unet: a {type(given).__name__} has no UNet; give a diffusers pipeline of Stable "
+                f"Diffusion, or its UNet"
             )
     live = describe(unet)
     chosen = named_neurons(neurons.neurons if isinstance(neurons, Manifest) else neurons, live)
