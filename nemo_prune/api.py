@@ -280,9 +280,9 @@ def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
 
     from nemo_prune.model.live import describe
 
-    if not isinstance(unet, torch.nn.Module):
+    if not hasattr(unet, "named_modules"):
         given, unet = unet, getattr(unet, "unet", None)
-        if not isinstance(unet, torch.nn.Module):
+        if not hasattr(unet, "named_modules"):
             raise OptionError(
                 f"unet: a {type(given).__name__} has no UNet; give a diffusers pipeline of Stable "
                 f"Diffusion, or its UNet"
