@@ -268,11 +268,11 @@ def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
     both halves of guidance. That is what a pruned file computes.
 
     Args:
-        unet: a diffusers `UNet2DConditionModel`, of any device and dtype.
+        unet: a diffusers `UNet2DConditionModel`, of any device and dtype, or the pipeline that has it.
         neurons: rows of its value layers, a manifest's or by hand as `apply` takes them; each once.
 
     Raises:
-        OptionError: what names no neurons.
+        OptionError: what names no neurons, or is no model in memory.
         CheckpointError: the UNet is compiled, its projections are fused, or it has no value layers.
         ManifestError: neurons that it does not have.
     """
@@ -280,6 +280,13 @@ def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
 
     from nemo_prune.model.live import describe
 
+    if not hasattr(unet, "named_modules"):
+        given, unet = unet, getattr(unet, "unet", None)
+        if not hasattr(unet, "named_modules"):
+            raise OptionError(
+                f"unet: a {type(given).__name__} has no UNet; give a diffusers pipeline of Stable "
+                f"Diffusion, or its UNet"
+            )
     live = describe(unet)
     chosen = named_neurons(neurons.neurons if isinstance(neurons, Manifest) else neurons, live)
     check_neurons(live, chosen)
@@ -456,6 +463,10 @@ def verify(
     return run(inputs, likeness, settings, progress)
 
 
+class _NotScorable(OptionError, ValueError):
+    """What has no memorization score."""
+
+
 def memorization_scores(noise_differences: "Tensor", *, published: bool = False) -> "Tensor":
     """Each seed's memorization score: its best similarity with another seed ("Finding NeMo", 3.1).
 
@@ -470,15 +481,18 @@ def memorization_scores(noise_differences: "Tensor", *, published: bool = False)
         score is its maximum over seeds, `.amax(-1)`. NaN where a difference holds NaN.
 
     Raises:
-        ValueError: fewer than 2 seeds, or pictures that are too small.
+        OptionError: no tensor of floats, fewer than 2 seeds, or pictures that are too small; it is a
+            ValueError too.
     """
     import torch
 
     from nemo_prune.scoring.criterion import best_pairs
     from nemo_prune.scoring.similarity import noise_difference
 
+    if not (isinstance(noise_differences, torch.Tensor) and noise_differences.is_floating_point()):
+        raise _NotScorable("noise_differences: give a torch tensor of floats, as torch.from_numpy(x)")
     if noise_differences.ndim < 4 or noise_differences.shape[-4] < 2:
-        raise ValueError(
+        raise _NotScorable(
             f"noise differences [..., seeds, c, h, w] of at least 2 seeds are due, not "
             f"{list(noise_differences.shape)}"
         )
@@ -488,7 +502,10 @@ def memorization_scores(noise_differences: "Tensor", *, published: bool = False)
         scaled = noise_difference(flat, torch.zeros_like(flat)).reshape(
             -1, seeds, channels, height, width
         )
-        found = [best_pairs(dict(enumerate(one)), published=published) for one in scaled]
+        try:
+            found = [best_pairs(dict(enumerate(one)), published=published) for one in scaled]
+        except ValueError as error:
+            raise _NotScorable(str(error)) from None
         scores = torch.tensor([[of[seed] for seed in range(seeds)] for of in found])
     return scores.reshape(*groups, seeds).to(noise_differences.device)
 

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -141,9 +142,13 @@ def _choice(neurons: Sequence[Neuron], groups: Groups, top_k: int | None) -> Cho
     return Choice(most_shared(neurons, groups, top_k), {**notes, "top_k": str(top_k)})
 
 
+_BETWEEN = re.compile(r"\s*,\s*|\s+")
+
+
 def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     """The neurons that `text`, "layer:row,layer:row,...", names, in the order of the network.
 
+    Line breaks and blanks separate them too, as in a spreadsheet's column.
     A layer is given by its name, with or without the ending ".attn2.to_v", short as `inspect` and
     reports have it, by its tensor's as `diff` has it, or by its number: they count from 0 in the order
     of the network. Raises OptionError for what cannot be read, layers and rows that `checkpoint` does
@@ -152,7 +157,7 @@ def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     layers = checkpoint.value_layers
     known = _by_name(checkpoint)
     found: list[Neuron] = []
-    for piece in text.split(","):
+    for piece in _BETWEEN.split(re.sub(r"\s*:\s*", ":", text.strip())):
         name, colon, row = (part.strip() for part in piece.rpartition(":"))
         if not colon or not (row.isascii() and row.isdigit() and len(row) < 10):
             raise OptionError(f"{option('neurons')}: {piece.strip()!a} is not layer:row, such as 0:17")

@@ -314,7 +314,8 @@ def _say(job: _Job, result: Mapping[str, Any], hashed: bool, sidecars: bool, dro
     if job.output is not None:
         say(f"wrote {job.output}: {result['neurons']} neurons, {result['rows_zeroed']} rows zeroed")
         if hashed:
-            click.echo(f"sha256 {result['output']['sha256']}", err=True)
+            of = ", of what sha256sum prints of its weights" if job.checkpoint.is_folder else ""
+            click.echo(f"sha256 {result['output']['sha256']}{of}", err=True)
         say_sidecars(sidecars, job.checkpoint.path, job.sidecars)
     if job.lora is not None:
         say(

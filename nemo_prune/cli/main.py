@@ -91,6 +91,9 @@ _MEANT = {
     **dict.fromkeys(("--force", "-f", "--yes", "-y"), "Did you mean '--overwrite'?"),
 }
 """Options of other people's programs."""
+_ROWS_KEPT = "A manifest holds no rows; give --undo, the file that was kept when the model was pruned."
+_MANY = 5  # verbs that have an option, of which no list is of use
+_HELP = ("/?", "/h", "/help")  # as Windows' own programs have it
 _ALIKE = 0.7  # similarity from which on a word is taken for a mistyped verb (difflib's ratio)
 
 
@@ -154,6 +157,9 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
         """`-h VERB` is the verb's help; further options before a verb are refused."""
         if args[1:] and args[0] in ctx.help_option_names and args[1] in self.commands:
             args = [args[1], args[0]]
+        for word in args[:2]:
+            if word.lower() in _HELP and not os.path.lexists(word) and not ctx.resilient_parsing:
+                raise click.UsageError(f"'{word}' shows no help here; --help does", ctx)
         asked = {*args} & {*ctx.help_option_names, "--version"} or ctx.resilient_parsing
         if args and args[0][:1] == "-" and not asked:
             self._refuse_options_first(ctx, args)
@@ -192,12 +198,26 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
                 open_checkpoint(Path(word))  # says why it cannot, before options are looked at
         return super().resolve_command(ctx, args)
 
+    def _whose(self, error: click.NoSuchOption) -> str | None:
+        """Which verbs have an option that the running one has not, where they are few."""
+        name, ctx = error.option_name, error.ctx
+        if ctx is not None and ctx.command is self.commands["restore"] and name == "--manifest":
+            return _ROWS_KEPT
+        verbs = [
+            verb
+            for verb, one in self.commands.items()
+            if any(name in parameter.opts for parameter in one.params)
+        ]
+        if not 0 < len(verbs) < _MANY:
+            return None
+        return f"{' and '.join(verbs)} {'has' if len(verbs) == 1 else 'have'} it."
+
     def invoke(self, ctx: click.Context) -> Any:
         with _termination() as came:
             try:
                 return super().invoke(ctx)
             except click.NoSuchOption as error:
-                meant = _MEANT.get(error.option_name)
+                meant = _MEANT.get(error.option_name) or self._whose(error)
                 if meant is None:
                     raise
                 told = f"No such option '{error.option_name}'. {meant}"

@@ -63,9 +63,10 @@ T = TypeVar("T")
 
 def misnamed(path: Path, kind: str) -> bool:
     """Whether an output's name says another format than it is written in."""
-    from nemo_prune.files.lists import FOREIGN, FORMATS
+    from nemo_prune.files.lists import COMPRESSED, FOREIGN, FORMATS
 
-    return path.suffix.lower() in {*FOREIGN, *FORMATS, ".safetensors"}.difference(_KINDS[kind])
+    others = {*COMPRESSED, *FOREIGN, *FORMATS, ".safetensors"}.difference(_KINDS[kind])
+    return path.suffix.lower() in others
 
 
 def written_as(kind: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
@@ -80,7 +81,9 @@ def written_as(kind: str) -> Callable[[click.Context, click.Parameter, Path | No
 
 
 def _renamed(path: Path, kind: str) -> str:
-    return f"{path} is written as {kind}; name it {path.with_suffix(_KINDS[kind][0]).name}"
+    end, bare = _KINDS[kind][0], path.with_suffix("").name
+    name = bare if bare.lower().endswith(end) else bare + end  # name.csv.gz has it already
+    return f"{path} is written as {kind}; name it {name}"
 
 
 def check_junit(junit: Path | None) -> None:
@@ -499,10 +502,9 @@ def say_folder(checkpoint: "Checkpoint", written: "Written") -> None:
 
 def counted(prompts: "PromptList") -> str:
     """How many prompts were read, in words."""
-    return (
-        f"{len(prompts.texts)} prompts: {prompts.counts['prompts_read']} read, "
-        f"{prompts.merged} repeated prompts merged, {prompts.blank} blank left out"
-    )
+    from nemo_prune.files import prompts as lists
+
+    return lists.counted(len(prompts.texts), prompts.merged, prompts.blank)
 
 
 def given_parameters() -> set[str]:

@@ -11,7 +11,6 @@ from cloup import option_group
 
 from nemo_prune.cli.failures import say
 from nemo_prune.cli.options import FILE, OUT, Number, Whole
-from nemo_prune.errors import OptionError, option
 from nemo_prune.options import BUNDLED_ORDINARY, Progress, Reporting, TargetsMatch
 
 if TYPE_CHECKING:
@@ -85,12 +84,12 @@ def check_reports(reporting: Reporting) -> None:
     Raises OptionError, OutputError.
     """
     from nemo_prune.files.atomic import check_place
-    from nemo_prune.report.render import check_format
+    from nemo_prune.report.render import check_card, check_format
 
     for path in reporting.reports:
         check_format(path)
-    if (card := reporting.card) is not None and card.suffix.lower() in (".docx", ".html", ".pdf"):
-        raise OptionError(f"{option('card')} {card}: is written as Markdown, .md; name it so")
+    if reporting.card is not None:
+        check_card(reporting.card)
     for path in reporting.outputs:
         check_place(path, reporting.overwrite)
 

@@ -71,6 +71,14 @@ class PromptList:
         return {**result, **self.counts, "prompts": rows}
 
 
+def counted(distinct: int, merged: int, blank: int) -> str:
+    """How many prompts were read, in words."""
+    return (
+        f"{distinct} prompts: {distinct + merged} read, {merged} repeated prompts merged, "
+        f"{blank} blank left out"
+    )
+
+
 def read_prompts(
     paths: Path | str | Sequence[Path | str],
     format: Format | None = None,

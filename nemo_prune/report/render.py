@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from nemo_prune.checkpoint.neurons import short_name
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
+from nemo_prune.files.lists import COMPRESSED
 from nemo_prune.report import verdict as says
 from nemo_prune.report.verdict import Data
 
@@ -28,6 +29,12 @@ def check_format(path: Path) -> None:
         raise OptionError(f"{option('report')} {path}: is written as .html, .md or .json; name it so")
 
 
+def check_card(path: Path) -> None:
+    """Raise OptionError for a card whose name says another format than Markdown."""
+    if path.suffix.lower() in (".docx", ".html", ".pdf", *COMPRESSED):
+        raise OptionError(f"{option('card')} {path}: is written as Markdown, .md; name it so")
+
+
 def write_report(data: Data, album: Album, path: Path, overwrite: bool = False) -> None:
     """Write the report as `path`'s suffix says, at once and whole.
 
@@ -38,7 +45,11 @@ def write_report(data: Data, album: Album, path: Path, overwrite: bool = False) 
 
 
 def write_card(data: Data, path: Path, overwrite: bool = False) -> None:
-    """Write a section for the pruned model's card: Markdown, without pictures. Raises OutputError."""
+    """Write a section for the pruned model's card: Markdown, without pictures.
+
+    Raises OptionError for a name of something else, OutputError.
+    """
+    check_card(path)
     _write(_render("card.md.j2", data, {}), path, overwrite)
 
 

@@ -91,7 +91,7 @@ class Report:
         write_report(self.data, self.album, Path(path), overwrite)
 
     def save_card(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write a section for the pruned model's card, Markdown; raises OutputError."""
+        """Write a section for the pruned model's card, Markdown; raises OptionError, OutputError."""
         write_card(self.data, Path(path), overwrite)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.errors import NemoPruneError, PromptFileError, option
+from nemo_prune.files.prompts import counted
 from nemo_prune.files.streams import Block, Lists, Placed, PromptStream
 from nemo_prune.model.denoiser import LoadedModel, Tokens
 from nemo_prune.model.prediction import Prediction
@@ -349,6 +350,7 @@ def _unexpected(paths: Sequence[Path], expected: int, what: str) -> PromptFileEr
 
 
 def _notes(found: Streamed, compared: bool, most: int) -> Iterator[str]:
+    yield counted(found.scored, found.position.merged, found.position.blank)
     if found.truncated:
         yield (
             f"{found.truncated} prompts are longer than {most} tokens and were truncated: the model "

@@ -27,6 +27,7 @@ from nemo_prune.errors import CheckpointError, ManifestError, OptionError
 from nemo_prune.model import hub
 from nemo_prune.model.loading import load_pipeline
 from nemo_prune.options import Options
+from nemo_prune.report.verify import Report
 from nemo_prune.scoring.similarity import ms_ssim, noise_difference
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -226,8 +227,29 @@ def test_memorization_scores_are_the_best_pairs() -> None:
 
 def test_memorization_scores_need_two_seeds_of_some_size() -> None:
     for shape in [(1, 4, 16, 16), (4, 16, 16), (2, 4, 8, 8)]:
-        with pytest.raises(ValueError, match=r"at least 2 seeds|smaller than the window"):
+        with pytest.raises(ValueError, match=r"at least 2 seeds|smaller than the window") as caught:
             nemo_prune.memorization_scores(torch.rand(shape))
+        assert isinstance(caught.value, OptionError)
+    for given in (np.zeros((2, 4, 16, 16)), [[0.0]], torch.zeros(2, 4, 16, 16, dtype=torch.int32)):
+        with pytest.raises(OptionError, match="give a torch tensor of floats"):
+            nemo_prune.memorization_scores(given)  # type: ignore[arg-type]
+
+
+def test_masked_takes_a_pipeline_too(pipe: Any) -> None:
+    before = len(pipe.unet.get_submodule(LAYER)._forward_hooks)
+    with nemo_prune.masked(pipe, [(LAYER, 1)]):
+        assert len(pipe.unet.get_submodule(LAYER)._forward_hooks) == before + 1
+    with (
+        pytest.raises(OptionError, match="a str has no UNet; give"),
+        nemo_prune.masked("m", []),
+    ):
+        pass
+
+
+def test_a_card_has_no_name_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"card\.docx: is written as Markdown"):
+        Report({}).save_card(tmp_path / "card.docx")
+    assert not [*tmp_path.iterdir()]
 
 
 # ------------------------------------------------------------------------------------ in batches

@@ -49,6 +49,8 @@ def test_layers_by_name_and_number(checkpoint, layer):
 
 
 def test_the_order_of_the_network(checkpoint):
+    for text in ("15:1\r\n6:0\r\n0:3\r\n0:2\r\n", "15:1  6 : 0\t0:3 ,\n0:2"):
+        assert parse_neurons(text, checkpoint) == parse_neurons("15:1,6:0,0:3,0:2", checkpoint)
     assert parse_neurons("15:1, 6:0,0:3,0:2", checkpoint) == (
         Neuron(DOWN, 2), Neuron(DOWN, 3), Neuron(MID, 0), Neuron(UP, 1)
     )  # fmt: skip

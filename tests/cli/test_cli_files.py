@@ -112,6 +112,13 @@ def test_apply_tells_the_hash(tmp_path, model, monkeypatch, options):
     assert (f"sha256 {sha256(tmp_path / 'o')}" in result.stderr) == (options == ["--hash"])
 
 
+def test_apply_says_what_of_a_folder_is_hashed(tmp_path):
+    folder = pipeline(tmp_path / "folder", SD1)
+    result = run("apply", folder, "--neurons", "0:1", "-o", tmp_path / "o", "--hash", "--json")
+    sha = json.loads(result.stdout)["output"]["sha256"]
+    assert f"sha256 {sha}, of what sha256sum prints of its weights\n" in result.stderr
+
+
 def test_apply_the_papers_results(tmp_path, model):
     results = table(
         tmp_path / "r.csv", [[1, 2], *[[]] * 5, [7]], NONE, [[2], *[[]] * 6], caption="marker fox"

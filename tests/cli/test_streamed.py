@@ -66,6 +66,8 @@ def test_a_streamed_table_says_what_the_list_in_memory_says(
         out = tmp_path / f"stream.{suffix}"
         result = run("detect", model, *given, "-o", out)
         assert result.exit_code == 0, result.stderr
+        (note,) = (line for line in whole.stderr.splitlines() if "repeated prompts merged" in line)
+        assert note in result.stderr.splitlines()
         streamed = json.loads(result.stdout)
         assert streamed["complete"] is True
         assert streamed["scored"] == 12

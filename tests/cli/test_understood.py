@@ -205,6 +205,11 @@ def test_calibrating_on_too_few_names_their_file(model: Path) -> None:
             ["detect", "m", "--prompts", "p", "--csv", "t.xlsx"],
             "t.xlsx is written as CSV; name it t.csv",
         ),
+        (
+            ["detect", "m", "--prompts", "p", "--csv", "t.csv.GZ"],
+            "written as CSV; name it t.csv",
+        ),
+        (["localize", "m", "--prompts", "p", "-o", "n.zst"], "n.zst is written as JSON; name it n.json"),
         (["prune", "m", "--prompts", "p", "--neurons-csv", "t.parquet"], "is written as CSV"),
         (["verify", "m", "c", "--prompts", "p", "--targets-template", "t.json"], "is written as CSV"),
         (["localize", "m", "--prompts", "p", "-o", "n.csv"], "n.csv is written as JSON; name it n.json"),
@@ -549,6 +554,13 @@ def test_cells_are_looked_at_as_lines_are(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--model", "MODEL", "--prompts", "p"], "'--model'. A model is named without one"),
+        (["/?"], "'/?' shows no help here; --help does"),
+        (["apply", "/?"], "'/?' shows no help here; --help does"),
+        (["MODEL", "--neurons", "0:1", "-o", "x"], "No such option '--neurons'. apply has it."),
+        (
+            ["restore", "o", "--manifest", "m", "-o", "x"],
+            "A manifest holds no rows; give --undo",
+        ),
         (["inspect", "-m", "MODEL"], "'-m'. A model is named without one"),
         (["apply", "MODEL", "--neurons", "0:1", "-o", "o", "--force"], "Did you mean '--overwrite'?"),
         (["verify", "MODEL", "o", "--prompts", "p", "--card", "c.docx"], "is written as Markdown"),
