@@ -252,9 +252,7 @@ def odd_lines(path: Path, text: str) -> list[str]:
     """
     lines = _lines(text)
     paragraphs = re.split(r"\n\s*\n", text.strip().replace("\r\n", "\n"))
-    if (
-        len(paragraphs) > 1 and 2 <= len(lines) / len(paragraphs) <= 6
-    ):  # as of captions that were wrapped
+    if len(paragraphs) > 1 and 2 <= len(lines) / len(paragraphs) <= 6:  # captions that were wrapped
         what = f"its {len(lines)} lines stand in paragraphs"
     elif len(lines) == 1 and len(re.findall(r";\s|\s\|\s", text)) > 1:
         what = "it is one line of several parts"
