@@ -165,7 +165,9 @@ def _unpacked(package: str, cache: Path) -> Path:
             files = Path(work) / "files"
             subprocess.run(["dpkg-deb", "-x", archive, files], check=True)
             (files / "VERSION").write_text(f"{archive.stem}\n", encoding="utf-8")
-            files.rename(folder)
+            # Two trainings may fetch the same package at once; the first one's is kept.
+            if not folder.exists():
+                files.rename(folder)
     return folder
 
 

@@ -36,6 +36,7 @@ from functools import partial
 from typing import Any
 
 from nemo_prune.checkpoint.neurons import Neuron
+from nemo_prune.scoring.attribution import POINTS
 from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import LAST_RUNG, THETA_START, THETA_STEP, Ladder
@@ -47,7 +48,7 @@ WIDTHS = (320, 320, 640, 640, 1280, 1280, 1280)  # SD1's value layers, down bloc
 CANDIDATES = (10, 27, 100, 300, 675, 3000)
 NEEDED = (1, 4, 21, 100)
 CORRELATIONS = (1.0, 0.8, 0.4, 0.0, -1.0)
-_ATTRIBUTION = 3 * 3  # samples that a seed's attribution takes: three points, forward and backward
+_GRADIENT = 3  # samples that a forward and a backward pass count as
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,12 @@ def attribution_of(case: Case, correlation: float, rng: random.Random) -> Attrib
     return {neuron: right * (neuron in case.needed) + rng.gauss(0, noise) for neuron in case.neurons}
 
 
+def told(wanted: Attribute, attribution: Attribution) -> Attribution:
+    """Of an attribution, what a question asks for."""
+    among = attribution.keys() if wanted.among is None else wanted.among
+    return {neuron: attribution[neuron] for neuron in among if neuron not in wanted.off}
+
+
 def auto_row(
     candidates: int,
     needed: int,
@@ -242,8 +249,8 @@ def auto_row(
         def attributed(
             wanted: Attribute, asked: list[int] = asked, attribution: Attribution = attribution
         ) -> Attribution:
-            asked.append(_ATTRIBUTION * len(wanted.seeds))
-            return attribution
+            asked.append(_GRADIENT * len(wanted.seeds) * len(wanted.points or POINTS))
+            return told(wanted, attribution)
 
         everything = Candidates(case.neurons, dict.fromkeys(case.neurons, 1.0))
         found = run(auto_search(case.ladder, everything, range(seeds), TAU), case.oracle, attributed)

@@ -29,6 +29,7 @@ class Masking:
         layers: those that are searched.
         offs: of each sample of a batch, the neurons that are off, in whatever layer.
         device, dtype: of the masks.
+        among: of each sample, the neurons that are asked about; None: all that are on.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Masking:
         offs: Sequence[frozenset[Neuron]],
         device: torch.device,
         dtype: torch.dtype,
+        among: Sequence[frozenset[Neuron] | None] = (),
     ) -> None:
         self.layers, self.dtype = layers, dtype
         touched = dict.fromkeys([*layers, *(neuron.layer for off in set(offs) for neuron in off)])
@@ -45,7 +47,15 @@ class Masking:
         for sample, off in enumerate(offs):
             for neuron in off:
                 on[neuron.layer][sample, neuron.row] = 0
+        asked = {name: on[name].clone() for name in layers}
+        for sample, neurons in enumerate(among):
+            if neurons is not None:
+                for name in layers:
+                    asked[name][sample] = 0
+                for neuron in neurons - offs[sample]:
+                    asked[neuron.layer][sample, neuron.row] = 1
         self.on = {name: one.to(device) for name, one in on.items()}
+        self.asked = {name: one.to(device) for name, one in asked.items()}
 
     @property
     def neurons(self) -> tuple[Neuron, ...]:
@@ -58,7 +68,8 @@ class Masking:
         for name, on in self.on.items():
             searched = name in self.layers
             # A copy of its own, whose gradient is taken, also where nothing else makes it one.
-            mask = (on * point if searched else on)[:, None].to(self.dtype, copy=True)
+            wanted = on + (point - 1) * self.asked[name] if searched else on
+            mask = wanted[:, None].to(self.dtype, copy=True)
             masks[name] = mask.requires_grad_(searched)
         return masks
 
@@ -71,7 +82,7 @@ def attribute(
 ) -> Tensor:
     """How much each neuron's mask lowers `memory` on the way from 1 to 0, sample by sample.
 
-    Returns float32 `[n, neurons]` on the CPU: of `masking.neurons`, 0 for those that are off.
+    Returns float32 `[n, neurons]` on the CPU: of `masking.neurons`, 0 for those not asked about.
 
     Args:
         masking: makes the masks.
@@ -93,7 +104,7 @@ def attribute(
             gradients = torch.autograd.grad(loss, [masks[name] for name in masking.layers])
         every = torch.cat([gradient.float().sum(dim=1) for gradient in gradients], dim=1)
         total = total.to(every.device) + every / scale / len(points)
-    total = (total * torch.cat([masking.on[name] for name in masking.layers], dim=1)).cpu()
+    total = (total * torch.cat([masking.asked[name] for name in masking.layers], dim=1)).cpu()
     if not bool(total.isfinite().all()):
         raise FloatingPointError("a gradient is not finite")
     return total

@@ -432,36 +432,39 @@ class Engine:
     def attribution(self, job: Job, wanted: Attribute) -> Attribution:
         """How much each value neuron of the job's layers does for the memory, by integrated gradients.
 
-        Neuron -> attribution, summed over the seeds; neurons that are off in the question are left
-        out. Where memory is short each layer's activations are computed again on the way back
-        (gradient checkpointing), so that a large denoiser takes little more than in a forward pass.
+        Neuron -> attribution, summed over the seeds; neurons that are off in the question, or that it
+        is not about, are left out. Where memory is short each layer's activations are computed again
+        on the way back (gradient checkpointing), so that a large denoiser takes little more than in a
+        forward pass.
         """
         return self.attributions([(job, wanted)])[0]
 
     def attributions(self, asked: Sequence[tuple[Job, Attribute]]) -> list[Attribution]:
-        """`attribution` of several jobs in the same batches: of the same layers, and the same kind."""
-        layers, trajectory = asked[0][0].layers, asked[0][1].trajectory
+        """`attribution` of several jobs in the same batches: of the same layers, kind and points."""
+        layers, trajectory, points = asked[0][0].layers, asked[0][1].trajectory, asked[0][1].points
         memory = self._trajectory_memory if trajectory else self._memory
         offs = [wanted.off | job.base for job, wanted in asked]
 
-        def backward(batch: Sequence[tuple[Job, Sample]], model: LoadedModel) -> list[Tensor]:
-            samples = [sample for _, sample in batch]
-            masking = Masking(
-                model.value_layers, layers, [one.off for one in samples], model.device, model.dtype
-            )
+        def backward(
+            batch: Sequence[tuple[Job, Sample, frozenset[Neuron] | None]], model: LoadedModel
+        ) -> list[Tensor]:
+            jobs, samples, among = zip(*batch, strict=True)
+            offs = [sample.off for sample in samples]
+            masking = Masking(model.value_layers, layers, offs, model.device, model.dtype, among)
             try:
                 with self._checkpointed(model, trajectory):
                     found = attribute(
                         masking,
-                        lambda: memory(model, [job for job, _ in batch], samples),
+                        lambda: memory(model, jobs, samples),
                         partial(masked_layers, model.value_layers),
+                        points,
                     )
             except FloatingPointError:
                 raise _NotFiniteError from None
             return list(found)
 
         samples = [
-            (job, Sample(job.prompt, off, seed))
+            (job, Sample(job.prompt, off, seed), wanted.among)
             for (job, wanted), off in zip(asked, offs, strict=True)
             for seed in wanted.seeds
         ]
@@ -475,7 +478,9 @@ class Engine:
         found: list[Attribution] = []
         for (_, wanted), off in zip(asked, offs, strict=True):
             total = torch.stack([next(parts) for _ in wanted.seeds]).sum(dim=0).tolist()
-            found.append({n: value for n, value in zip(neurons, total, strict=True) if n not in off})
+            among = neurons if wanted.among is None else wanted.among
+            wanted_ones = set(among) - off
+            found.append({n: value for n, value in zip(neurons, total, strict=True) if n in wanted_ones})
         return found
 
     def text_gradients(
@@ -586,7 +591,9 @@ class Engine:
             model.alphas_cumprod,
             predict,
         )
-        return soft_maxima(ends, [reference.latents for reference in references])
+        maxima = soft_maxima(ends, [reference.latents for reference in references])
+        # In the unit of r, so that what is attributed can be compared with what remains.
+        return maxima / torch.tensor([one.scale for one in references], device=maxima.device)
 
     # ----------------------------------------------------------------------------------- searches
 
@@ -657,7 +664,8 @@ class Engine:
         for index, (job, one) in asked.items():
             if isinstance(one, Attribute):
                 apart = one.trajectory or not self.together
-                gradients.setdefault(index if apart else tuple(job.layers), []).append(index)
+                kind = index if apart else (tuple(job.layers), one.points)
+                gradients.setdefault(kind, []).append(index)
                 continue
             off = one.off | job.base
             known = {} if off or one.trajectory else job.baseline

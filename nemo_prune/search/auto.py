@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import cycle
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.search.answer_cache import AnswerCache, Mask
@@ -45,10 +46,14 @@ from nemo_prune.search.protocol import (
     check_seeds,
     not_memorized,
 )
+from nemo_prune.search.returning import Returning
 
 SETTLED = 32  # candidates: so few are refined without an attribution, which costs as much
+_SHORT = 8  # neurons of a prefix: of so few, group testing tells for less than a gradient costs
 _LONG = 64  # neurons of a prefix, from where on it is compared with the ladder
-_GRADIENT_SEEDS = 2  # the most stubborn ones
+POINTS = (0.5, 0.75, 0.25)
+TRAJECTORY_POINTS = (0.75, 0.6, 0.9, 0.75)
+"""Mask values at which gradients are taken, the first on the most stubborn seed."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,24 @@ class Candidates:
         """The neurons of an attribution, most memory for least harm first; ties in network order."""
         known = [neuron for neuron in self.order if neuron in attribution]
         return sorted(known, key=lambda neuron: -attribution[neuron] / self.harm[neuron])
+
+
+@dataclass
+class Learned:
+    """What a search by trajectories leaves for the prompt's next one in the same layers.
+
+    attribution: of every candidate. returned: neurons that were off and came back, the last first.
+    """
+
+    attribution: dict[Neuron, float] = field(default_factory=dict)
+    returned: list[Neuron] = field(default_factory=list)
+
+    def order(self, candidates: Candidates) -> list[Neuron]:
+        """The candidates: what came back last, then what matters most."""
+        merit = candidates.by_merit(self.attribution)
+        known = set(merit)
+        first = [neuron for neuron in self.returned if neuron in known]
+        return [*first, *(neuron for neuron in merit if neuron not in set(first))]
 
 
 def auto_search(ladder: Ladder, candidates: Candidates, seeds: Sequence[int], tau: float) -> Search:
@@ -85,11 +108,11 @@ def auto_search(ladder: Ladder, candidates: Candidates, seeds: Sequence[int], ta
         searched = GroupTesting(cache, before, memorized, by_ladder)
         if (rung := (yield from _attempt(searched))) is not None:
             return (yield from finished(searched, before, rung))
-    attribution = yield from attributed(stubborn[:_GRADIENT_SEEDS])
+    attribution = yield from attributed(cache, stubborn, POINTS)
     by_merit = prefix_schedule(candidates.by_merit(attribution), cache)
-    for schedule, most in (yield from _plans(cache, before, memorized, by_merit, by_ladder)):
+    plans = yield from _plans(cache, before, memorized, by_merit, by_ladder, candidates.harm)
+    for searched, most in plans:
         cache.threshold = tau
-        searched = GroupTesting(cache, before, memorized, schedule)
         if (rung := (yield from _attempt(searched, most))) is not None:
             return (yield from finished(searched, before, rung, attribution))
     cache.threshold = tau  # not removable: goes on as the paper does where the ladder ends
@@ -102,7 +125,7 @@ def trajectory_search(
     candidates: Candidates,
     remaining: Mapping[int, float],
     goal: float,
-    known: dict[Neuron, float] | None = None,
+    learned: Learned | None = None,
     enough: float = math.inf,
 ) -> Search:
     """Find further neurons for a prompt that is still drawn, judged by trajectories.
@@ -111,33 +134,50 @@ def trajectory_search(
     by every one of these seeds (at most `goal` remains) and 1-minimal beside what is off already; there
     is none where all candidates together are not enough, which is "not removable".
 
-    known: the attribution of an earlier search of the prompt in the same layers, whose order is gone on
-        with; what is empty is filled.
+    learned: from an earlier search of the prompt in the same layers, whose order is gone on with; what
+        is empty is filled.
     enough: after how many trajectories to keep what is not known to be needless: showing that each of
-        many neurons is needed takes one for each.
+        many neurons is needed takes one for each. Those of attributions count, as the passes they take.
     """
     cache = AnswerCache(candidates.order, goal, trajectory=True)
     before = dict(remaining)
     seeds = tuple(sorted(before, key=lambda seed: -before[seed]))
-    attribution = {} if known is None else known
+    learned = learned or Learned()
     schedule = prefix_schedule(candidates.order, cache)
     searched, rung = GroupTesting(cache, before, seeds, schedule), None
     # One trajectory with all candidates off is cheap beside an attribution.
-    if schedule.rungs and (yield from searched.accepted(schedule.rungs[-1][1])):
-        if not attribution:
-            attribution.update((yield from attributed(seeds[:1], trajectory=True)))
-        schedule = prefix_schedule(candidates.by_merit(attribution), cache)
-        searched = GroupTesting(cache, before, seeds, schedule, enough)
+    if schedule.rungs and (learned.attribution or (yield from searched.accepted(schedule.rungs[-1][1]))):
+        if not learned.attribution:
+            found = yield from attributed(cache, seeds, TRAJECTORY_POINTS)
+            learned.attribution.update(found)
+        schedule = prefix_schedule(learned.order(candidates), cache)
+        searched = returning = Returning(cache, before, seeds, schedule, candidates.harm, enough)
         rung = yield from _attempt(searched)
+        learned.returned[:] = cache.neurons_of(reversed(returning.returned))
+        if rung is None:
+            cache.threshold = goal
+            searched = GroupTesting(cache, before, seeds, schedule, enough)
+            rung = yield from _attempt(searched)
     if rung is None:
         searched.exhausted, searched.kept = True, 0
-    return (yield from finished(searched, before, rung or (None, 0), attribution))
+    return (yield from finished(searched, before, rung or (None, 0), learned.attribution))
 
 
-def attributed(seeds: Sequence[int], *, trajectory: bool = False) -> Steps[Attribution]:
-    """Ask for an attribution on these seeds together."""
-    found: Attribution = yield Attribute(tuple(seeds), trajectory=trajectory)  # type: ignore[assignment]
-    return found
+def attributed(cache: AnswerCache, seeds: Sequence[int], points: Sequence[float]) -> Steps[Attribution]:
+    """An attribution at these mask values, each on a seed of its own: seeds differ more than points do.
+
+    seeds: the most stubborn first, taken in turn. What each says counts alike, whatever its score.
+    """
+    total: dict[Neuron, float] = {}
+    scales = []
+    for seed, point in zip(cycle(seeds), points, strict=False):
+        wanted = Attribute((seed,), trajectory=cache.trajectory, points=(point,))
+        found = yield from cache.tally.attribute(wanted)
+        scales.append(sum(max(0.0, value) for value in found.values()) or 1.0)
+        for neuron, value in found.items():
+            total[neuron] = total.get(neuron, 0.0) + value / scales[-1]
+    unit = sum(scales) / len(scales) ** 2
+    return {neuron: value * unit for neuron, value in total.items()}
 
 
 def _settled(cache: AnswerCache, ladder: Schedule, seed: int) -> Steps[bool]:
@@ -155,17 +195,22 @@ def _plans(
     memorized: Sequence[int],
     by_merit: Schedule,
     by_ladder: Schedule,
-) -> Steps[list[tuple[Schedule, float]]]:
-    """Which schedules to try one after the other, and at how many samples in all to give each up."""
+    harm: Mapping[Neuron, float],
+) -> Steps[list[tuple[GroupTesting, float]]]:
+    """What to try one after the other, and at how many samples in all to give each up."""
+    ladder = GroupTesting(cache, before, memorized, by_ladder)
+    merit, again = (GroupTesting(cache, before, memorized, by_merit) for _ in range(2))
     shortest = yield from GroupTesting(cache, before, memorized, by_merit).shortest()
     if shortest is None:  # with all neurons off it is still memorized
         return []
     if shortest > _LONG:
         there = yield from GroupTesting(cache, before, memorized, by_ladder).shortest()
         if there is not None and there < shortest:
-            return [(by_ladder, math.inf), (by_merit, math.inf)]
-    most = cache.tally.samples + _patience(shortest)
-    return [(by_merit, most), (by_ladder, math.inf), (by_merit, math.inf)]
+            return [(ladder, math.inf), (merit, math.inf)]
+    most = cache.tally.spent + _patience(shortest)
+    returning = Returning(cache, before, memorized, by_merit, harm)
+    first = merit if shortest <= _SHORT else returning
+    return [(first, most), (ladder, math.inf), (again, math.inf)]
 
 
 def _patience(candidates: int) -> int:
@@ -178,7 +223,7 @@ def _attempt(searched: GroupTesting, most: float = math.inf) -> Steps[tuple[floa
     steps = searched.run()
     try:
         asked = next(steps)
-        while not searched.exhausted and searched.cache.tally.samples < most:
+        while not searched.exhausted and searched.cache.tally.spent < most:
             asked = steps.send((yield asked))
     except StopIteration as end:
         rung: tuple[float | None, Mask] = end.value

@@ -160,7 +160,7 @@ class GroupTesting:
     @property
     def minimal(self) -> bool:
         """Whether every neuron of the result is shown to be needed: there are samples left for that."""
-        return self.cache.tally.samples < self.enough
+        return self.cache.tally.spent < self.enough
 
     def shortest(self) -> Steps[int | None]:
         """How many candidates the first rung has that the most stubborn seed accepts; None: no rung."""

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 from nemo_prune.checkpoint.neurons import Neuron
 
 T = TypeVar("T")
+_GRADIENT = 3  # samples that a forward and a backward pass count as
 SearchStatus = Literal["not memorized", "localized", "not removable"]
 Answer = Mapping[int, float]
 """Seed index -> memorization score in [0, 1], or for trajectories what remains of the picture."""
@@ -52,11 +53,17 @@ class Attribute:
     """With the neurons `off`, how much does each other one do for the score on `seeds` together?
 
     Forward and backward passes at a few points for each seed; see `attribution` in the scoring room.
+
+    among: ask of these neurons alone, and leave all others on. With 0 as the only point that is what
+        each one's return would bring back while all of them are off.
+    points: mask values at which the gradient is taken; empty: the scoring room's own.
     """
 
     seeds: tuple[int, ...]
     off: frozenset[Neuron] = frozenset()
     trajectory: bool = False
+    among: frozenset[Neuron] | None = None
+    points: tuple[float, ...] = ()
 
 
 Reply = Answer | Attribution
@@ -122,6 +129,18 @@ class Tally:
     def __init__(self) -> None:
         self.samples = 0
         self.questions = 0
+        self.gradients = 0  # backward passes, each of one seed at one point
+
+    @property
+    def spent(self) -> int:
+        """Samples in all: forward and backward count as three."""
+        return self.samples + _GRADIENT * self.gradients
+
+    def attribute(self, wanted: Attribute) -> Steps[Attribution]:
+        """Ask for an attribution, at points that are given."""
+        found: Attribution = yield wanted  # type: ignore[assignment]
+        self.gradients += len(wanted.seeds) * len(wanted.points)
+        return found
 
     def ask(
         self, off: frozenset[Neuron], seeds: tuple[int, ...], *, trajectory: bool = False
