@@ -14,10 +14,8 @@ from typing import Any
 
 from benchmarks.random_models import random_model, random_prompts
 from nemo_prune.model.devices import pick_device, pick_dtype
-from nemo_prune.scoring import attribution
 from nemo_prune.scoring.engine import Engine, Job, Sample
 from nemo_prune.scoring.memory import peak_memory, reset_peak_memory
-from nemo_prune.search.auto import attributed
 from nemo_prune.search.protocol import Attribute
 
 
@@ -45,9 +43,9 @@ def main() -> None:
     baseline = measured(
         "forward", lambda: engine.evaluate([Sample(prompt, frozenset(), seed) for seed in (0, 1)])
     )
-    attribution.POINTS = (0.5,)  # type: ignore[assignment]
-    job = Job(prompt, attributed((0,)), dict(enumerate(baseline)), layers=list(model.value_layers))
-    measured("attribution", lambda: engine.attribution(job, Attribute((0,))))
+    wanted = Attribute((0,), points=(0.5,))
+    job: Job = Job(prompt, iter(()), dict(enumerate(baseline)), layers=list(model.value_layers))  # type: ignore[arg-type]
+    measured("attribution", lambda: engine.attribution(job, wanted))
     figures["cost"] = {"forward": engine.cost.forward, "backward": engine.cost.backward}
     print(json.dumps(figures, indent=1))
 

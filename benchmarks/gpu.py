@@ -54,7 +54,6 @@ from nemo_prune.model.configs import complete_folder
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.model.devices import memory_format, pick_device, pick_dtype
 from nemo_prune.options import Options, Silent, Writing
-from nemo_prune.scoring import attribution
 from nemo_prune.scoring.detect import detect
 from nemo_prune.scoring.engine import Engine, Job, Sample
 from nemo_prune.scoring.memory import peak_memory, reset_peak_memory
@@ -211,7 +210,7 @@ def backward(at: Setting) -> Iterator[Row]:
                     continue
                 if engine._tight and not checkpointed:
                     row["note"] = "did not fit: with checkpointing"
-                points = len(attribution.POINTS)
+                points = len(wanted.points)
                 yield row | {
                     "seconds": round(seconds, 3),
                     "forward_passes": round(seconds / points / forward, 2),

@@ -36,7 +36,6 @@ from functools import partial
 from typing import Any
 
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.scoring.attribution import POINTS
 from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import LAST_RUNG, THETA_START, THETA_STEP, Ladder
@@ -249,7 +248,7 @@ def auto_row(
         def attributed(
             wanted: Attribute, asked: list[int] = asked, attribution: Attribution = attribution
         ) -> Attribution:
-            asked.append(_GRADIENT * len(wanted.seeds) * len(wanted.points or POINTS))
+            asked.append(_GRADIENT * len(wanted.seeds) * len(wanted.points))
             return told(wanted, attribution)
 
         everything = Candidates(case.neurons, dict.fromkeys(case.neurons, 1.0))

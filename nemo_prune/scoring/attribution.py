@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.scoring.similarity import ms_ssim
 
-POINTS = (0.75, 0.5, 0.25)
 _SHARPNESS = 30.0  # of the soft maximum
 _SCALE = 2.0**10  # of the loss in half precision, so that small gradients do not become 0
 
@@ -78,7 +77,7 @@ def attribute(
     masking: Masking,
     memory: Callable[[], Tensor],
     masked: Callable[[Mapping[str, Tensor]], AbstractContextManager[None]],
-    points: Sequence[float] | None = None,
+    points: Sequence[float],
 ) -> Tensor:
     """How much each neuron's mask lowers `memory` on the way from 1 to 0, sample by sample.
 
@@ -89,14 +88,13 @@ def attribute(
         memory: a forward pass -> what is to be explained, one number a sample, `[n]`.
         masked: keeps masks on the value layers: for the backward pass too, since gradient checkpointing
             runs parts of the model again there.
-        points: mask values at which the gradient is taken; default `POINTS`.
+        points: mask values at which the gradient is taken.
 
     Raises:
         FloatingPointError: a gradient is NaN or infinite.
     """
     scale = 1.0 if masking.dtype == torch.float32 else _SCALE
     total = torch.zeros(1)
-    points = points or POINTS
     for point in points:
         masks = masking.at(point)
         with torch.enable_grad(), masked(masks):

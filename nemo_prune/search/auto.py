@@ -39,6 +39,7 @@ from nemo_prune.search.group_testing import (
 )
 from nemo_prune.search.ladder import Ladder
 from nemo_prune.search.protocol import (
+    POINTS,
     Attribute,
     Attribution,
     Search,
@@ -51,9 +52,7 @@ from nemo_prune.search.returning import Returning
 SETTLED = 32  # candidates: so few are refined without an attribution, which costs as much
 _SHORT = 8  # neurons of a prefix: of so few, group testing tells for less than a gradient costs
 _LONG = 64  # neurons of a prefix, from where on it is compared with the ladder
-POINTS = (0.5, 0.75, 0.25)
-TRAJECTORY_POINTS = (0.75, 0.6, 0.9, 0.75)
-"""Mask values at which gradients are taken, the first on the most stubborn seed."""
+_TRAJECTORY_POINTS = (0.75, 0.6, 0.9, 0.75)  # of an attribution through trajectories
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def trajectory_search(
     # One trajectory with all candidates off is cheap beside an attribution.
     if schedule.rungs and (learned.attribution or (yield from searched.accepted(schedule.rungs[-1][1]))):
         if not learned.attribution:
-            found = yield from attributed(cache, seeds, TRAJECTORY_POINTS)
+            found = yield from attributed(cache, seeds, _TRAJECTORY_POINTS)
             learned.attribution.update(found)
         schedule = prefix_schedule(learned.order(candidates), cache)
         searched = returning = Returning(cache, before, seeds, schedule, candidates.harm, enough)

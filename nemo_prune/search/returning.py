@@ -22,8 +22,6 @@ from nemo_prune.search.answer_cache import AnswerCache, Mask
 from nemo_prune.search.group_testing import GroupTesting, Schedule, prefix_schedule
 from nemo_prune.search.protocol import Attribute, Attribution, Steps
 
-INNER = (0.75, 0.5, 0.25)
-"""Points of a seed's own attribution."""
 _OFF = (0.0,)  # the point at which a gradient says what a return brings back
 _GRADIENT_SEEDS = 2
 _FEW = 4  # neurons that must have come back together for another gradient to be worth its cost
@@ -107,7 +105,7 @@ class Returning(GroupTesting):
         )
         if not (yield from self.accepted(self.rungs[far][1])):
             off = frozenset(self.cache.neurons(self.kept))
-            wanted = Attribute((objector,), off, self.cache.trajectory, points=INNER)
+            wanted = Attribute((objector,), off, self.cache.trajectory)
             found = yield from self.cache.tally.attribute(wanted)
             self.reorder(found)
         return (yield from self.find_rung(rung + 1))
