@@ -42,7 +42,7 @@ _GOAL = 0.25  # what a search must reach, so that other seeds stay below GONE
 _CLEARLY = 0.25
 """r from which on a picture is searched further though more steps may call it gone: where so much is
 left, forms and colours can be recognized that a measure of the whole picture hardly sees."""
-_RESERVED = 4 * SEEDS
+_RESERVED = 2 * SEEDS
 """Trajectories put aside, of what a prompt is worth, for looking at what a search found, twice."""
 
 
@@ -285,10 +285,12 @@ class Confirmation:
             largest = max(seen.values())
             if largest < _CLEARLY and not self.result.drawn(index):
                 break
-            asked = [*seen, *(seed for seed in seeds if seed not in seen)]
-            remaining = {seed: seen.get(seed, largest) for seed in asked}
             # What only more steps show to be drawn must go further down in a few.
             goal = _GOAL if largest >= _CLEARLY else _UNCLEAR
+            if round_:  # the next look judges by other seeds in any case
+                remaining = {seed: r for seed, r in seen.items() if r >= goal}
+            else:
+                remaining = {seed: seen.get(seed, largest) for seed in seeds}
             while scope < len(scopes):
                 layers, candidates = scopes[scope]
                 found = self._search(

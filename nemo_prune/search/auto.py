@@ -3,19 +3,20 @@
 |z| says which neurons are unusual for a prompt, an attribution says which ones its memory hangs on. One
 attribution costs a few forward and backward passes, so it is taken only where the ladder's last rung of
 few candidates, which costs one sample, is not enough. All neurons are then ordered by attribution over
-harm (how much a neuron does for the memory against what it does for ordinary prompts), and the shortest
-sufficient prefix is refined by group testing. A prefix so long that the order looks wrong is compared
-with the ladder's rung, and the smaller set is refined; a refinement that takes more samples than a
-useful order would is given up for the ladder's, and either for the other where it ends with no result.
+harm (how much a neuron does for the memory against what it does for ordinary prompts), and of the
+shortest sufficient prefix what is not needed comes back (`returning`). A prefix so long that the order
+looks wrong is compared with the ladder's rung, and the smaller set is refined; a refinement that takes
+more samples than a useful order would is given up for the ladder's, and either for the other where it
+ends with no result.
 
-Whatever the attributions are worth: the result is checked as the gradient-free one's is, a prompt is
+Whatever the gradients are worth: the result is checked as the gradient-free one's is, a prompt is
 "localized" wherever a climb of the whole ladder would say so, and where scores are monotone it costs, in
 samples, at most what the gradient-free search costs and
 
-- the attribution: 3 for each of its points and seeds,
+- the attribution: 3 for each of its points,
 - finding the prefix: 1 for the short rung, 1 for all neurons, 2 log2(P) for the shortest of P prefixes,
-- where the refinement was given up: 64 and 4 for each neuron of that prefix, which has at most 64 or as
-  many as the ladder's rung; none where the order is good.
+- where the refinement was given up, gradients counted: 64 and 4 for each neuron of that prefix, which has
+  at most 64 or as many as the ladder's rung; none where the order is good.
 
 The last is what the search gives itself (`_patience`); the rest may differ by a few samples, since
 answers that are known already change which seed is asked first.
@@ -52,6 +53,7 @@ from nemo_prune.search.returning import Returning
 SETTLED = 32  # candidates: so few are refined without an attribution, which costs as much
 _SHORT = 8  # neurons of a prefix: of so few, group testing tells for less than a gradient costs
 _LONG = 64  # neurons of a prefix, from where on it is compared with the ladder
+_COARSE = 1.2  # growth of prefixes where a question is dear: what is too many comes back by a gradient
 _TRAJECTORY_POINTS = (0.75, 0.6, 0.9, 0.75)  # of an attribution through trajectories
 
 
@@ -149,8 +151,10 @@ def trajectory_search(
         if not learned.attribution:
             found = yield from attributed(cache, seeds, _TRAJECTORY_POINTS)
             learned.attribution.update(found)
-        schedule = prefix_schedule(learned.order(candidates), cache)
-        searched = returning = Returning(cache, before, seeds, schedule, candidates.harm, enough)
+        schedule = prefix_schedule(learned.order(candidates), cache, _COARSE)
+        searched = returning = Returning(
+            cache, before, seeds, schedule, candidates.harm, enough, _COARSE
+        )
         rung = yield from _attempt(searched)
         learned.returned[:] = cache.neurons_of(reversed(returning.returned))
         if rung is None:

@@ -19,9 +19,10 @@ from collections.abc import Mapping, Sequence
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.search.answer_cache import AnswerCache, Mask
-from nemo_prune.search.group_testing import GroupTesting, Schedule, prefix_schedule
+from nemo_prune.search.group_testing import GROWTH, GroupTesting, Schedule, prefix_schedule
 from nemo_prune.search.protocol import Attribute, Attribution, Steps
 
+_HALFWAY = (0.5,)  # of a seed's own attribution: what it is for is a better order than others'
 _OFF = (0.0,)  # the point at which a gradient says what a return brings back
 _GRADIENT_SEEDS = 2
 _FEW = 4  # neurons that must have come back together for another gradient to be worth its cost
@@ -34,6 +35,7 @@ class Returning(GroupTesting):
 
     Args:
         harm: what each neuron does for ordinary prompts, above 0.
+        growth: of the schedule's prefixes.
     """
 
     def __init__(
@@ -44,9 +46,10 @@ class Returning(GroupTesting):
         schedule: Schedule,
         harm: Mapping[Neuron, float],
         enough: float = math.inf,
+        growth: float = GROWTH,
     ) -> None:
         super().__init__(cache, before, seeds, schedule, enough)
-        self.harm = harm
+        self.harm, self.growth = harm, growth
         self.returned: list[int] = []  # bits, the first returned first
         self.returns: dict[int, float] = {}  # bit -> what its return would bring back, over its harm
 
@@ -105,7 +108,7 @@ class Returning(GroupTesting):
         )
         if not (yield from self.accepted(self.rungs[far][1])):
             off = frozenset(self.cache.neurons(self.kept))
-            wanted = Attribute((objector,), off, self.cache.trajectory)
+            wanted = Attribute((objector,), off, self.cache.trajectory, points=_HALFWAY)
             found = yield from self.cache.tally.attribute(wanted)
             self.reorder(found)
         return (yield from self.find_rung(rung + 1))
@@ -116,14 +119,14 @@ class Returning(GroupTesting):
         inside = [neuron for neuron in order if self.kept >> self.cache.bit(neuron) & 1]
         beyond = [neuron for neuron in order if not self.kept >> self.cache.bit(neuron) & 1]
         beyond.sort(key=lambda neuron: -attribution.get(neuron, 0.0) / self.harm[neuron])
-        self.schedule = prefix_schedule([*inside, *beyond], self.cache)
+        self.schedule = prefix_schedule([*inside, *beyond], self.cache, self.growth)
         self.rungs = self.schedule.rungs
 
     def shrink(self) -> Steps[None]:
         """Return as many at once as the active seeds accept, while that is worth a gradient."""
         while self.minimal and self.kept.bit_count() > 1:
             order, guess = yield from self.by_return()
-            if len(order) <= _SINGLY:
+            if len(order) <= _SINGLY and not self.cache.trajectory:
                 return
             count = yield from self.most(order, guess)
             self.give_back(order[:count])
@@ -168,6 +171,8 @@ class Returning(GroupTesting):
 
     def sift(self) -> Steps[None]:
         """Return what the active seeds do not miss, one by one; more at once where several may go."""
+        if self.cache.tally.spent + self.kept.bit_count() > self.enough:
+            self.enough = 0.0  # there is not enough left to show of each that it is needed
         order, start, size, run = self.ascending(), 0, 1, 0
         while start < len(order) and self.minimal:
             some = order[start : start + size]
