@@ -20,7 +20,7 @@ from nemo_prune.options import Progress, Recorded
 from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
 from nemo_prune.scoring.sharing import Kept
 from nemo_prune.scoring.trajectory import Ends, Reference, Schedule, reference_from, schedule_from
-from nemo_prune.search.auto import Candidates, Learned, trajectory_search
+from nemo_prune.search.auto import Candidates, trajectory_search
 from nemo_prune.search.protocol import Outcome
 
 FIRST_SEED = 20_000
@@ -39,11 +39,6 @@ _UNCLEAR = 0.2
 and GONE some draw the picture in the end; in twice as many steps r tells which (docs/method.md)."""
 _LONGER, _UNCLEAR_SEEDS = 2, 3  # times as many steps, for so many seeds of the largest r
 _GOAL = 0.25  # what a search must reach, so that other seeds stay below GONE
-_CLEARLY = 0.25
-"""r from which on a picture is searched further though more steps may call it gone: where so much is
-left, forms and colours can be recognized that a measure of the whole picture hardly sees."""
-_RESERVED = 2 * SEEDS
-"""Trajectories put aside, of what a prompt is worth, for looking at what a search found, twice."""
 
 
 @dataclass
@@ -206,10 +201,9 @@ class Confirmation:
         return reference_from(schedule, dict(zip(seeds, ends, strict=True)), unrelated)
 
     def look(
-        self, index: int, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int],
-        enough: float = GONE,
-    ) -> dict[int, float]:  # fmt: skip
-        """r of the seeds, a few at a time, until one reaches `enough` or all are gone; notes it.
+        self, index: int, prompt: Prompt, off: frozenset[Neuron], seeds: Sequence[int]
+    ) -> dict[int, float]:
+        """r of the seeds, a few at a time, until one is drawn or all are gone; notes what remains.
 
         Where that is unclear, the seeds of the largest r are drawn in more steps, which decide.
         """
@@ -224,11 +218,11 @@ class Confirmation:
             samples = [Sample(prompt, off, seed) for seed in some]
             ends = self.engine.trajectories(samples, self.schedule, self.progress.advance)
             found |= reference.remaining(dict(zip(some, ends, strict=True)))
-            if max(found.values()) >= enough:
+            if max(found.values()) >= GONE:
                 break
         self._spent(index, before)
         largest = max(found.values())
-        if self.ordinary and _UNCLEAR <= largest < enough:
+        if self.ordinary and _UNCLEAR <= largest < GONE:
             largest = self._look_longer(index, prompt, off, found)
         self.result.remaining[index] = largest
         return found
@@ -274,27 +268,22 @@ class Confirmation:
         """
         everything = frozenset(off)
         scope = 0
-        learned = [Learned() for _ in scopes]
+        known: list[dict[Neuron, float]] = [{} for _ in scopes]
         for round_ in range(rounds + 1):
             first = FIRST_SEED + round_ * SEEDS
             seeds = range(first, first + SEEDS)
-            last = round_ == rounds or not scopes
-            seen = self.look(index, prompt, everything, seeds, GONE if last else _CLEARLY)
-            if not seen or last:
+            seen = self.look(index, prompt, everything, seeds)
+            if not self.result.drawn(index) or round_ == rounds:
                 break
             largest = max(seen.values())
-            if largest < _CLEARLY and not self.result.drawn(index):
-                break
+            asked = [*seen, *(seed for seed in seeds if seed not in seen)]
+            remaining = {seed: seen.get(seed, largest) for seed in asked}
             # What only more steps show to be drawn must go further down in a few.
-            goal = _GOAL if largest >= _CLEARLY else _UNCLEAR
-            if round_:  # the next look judges by other seeds in any case
-                remaining = {seed: r for seed, r in seen.items() if r >= goal}
-            else:
-                remaining = {seed: seen.get(seed, largest) for seed in seeds}
+            goal = _GOAL if largest >= GONE else _UNCLEAR
             while scope < len(scopes):
                 layers, candidates = scopes[scope]
                 found = self._search(
-                    index, prompt, everything, remaining, goal, layers, candidates, learned[scope]
+                    index, prompt, everything, remaining, goal, layers, candidates, known[scope]
                 )
                 if found.status == "localized":
                     break
@@ -332,17 +321,15 @@ class Confirmation:
         goal: float,
         layers: Sequence[str],
         candidates: Candidates,
-        learned: Learned,
+        known: dict[Neuron, float],
     ) -> Outcome:
         before = self.engine.cost.samples
         left = Candidates(tuple(n for n in candidates.order if n not in off), candidates.harm)
         enough = math.inf
         if self.trajectories:
-            # What a first search found is what is shown to be needed; a later one takes back what it
-            # returned, or goes on in its order, and keeps that.
-            spent = self.result.passes[index] // self.schedule.passes
-            enough = 0 if learned.attribution else max(0, self.trajectories - spent - _RESERVED)
-        search = trajectory_search(left, remaining, goal, learned, enough)
+            spent = self.result.passes[index] // self.schedule.passes + SEEDS  # the last look
+            enough = max(0, self.trajectories - spent)
+        search = trajectory_search(left, remaining, goal, known, enough)
         job = Job(prompt, search, base=off, reference=self.references[index], layers=layers)
         found: list[Outcome] = self.engine.run([job], on_samples=self.progress.advance)
         self._spent(index, before)

@@ -591,9 +591,7 @@ class Engine:
             model.alphas_cumprod,
             predict,
         )
-        maxima = soft_maxima(ends, [reference.latents for reference in references])
-        # In the unit of r, so that what is attributed can be compared with what remains.
-        return maxima / torch.tensor([one.scale for one in references], device=maxima.device)
+        return soft_maxima(ends, [reference.latents for reference in references])
 
     # ----------------------------------------------------------------------------------- searches
 

@@ -93,11 +93,6 @@ class Reference:
         return tuple(self.by_seed.values())
 
     @property
-    def scale(self) -> float:
-        """How far the similarity of an unrelated picture lies from the unpruned model's."""
-        return max(self.unpruned - self.unrelated, 1e-6)
-
-    @property
     def judged(self) -> bool:
         """Whether the unpruned model's own trajectories agree clearly more than unrelated ones do."""
         return self.unpruned - self.unrelated >= LEAST_SCALE
@@ -110,8 +105,9 @@ class Reference:
         found = ms_ssim_pairs(
             torch.stack([ends[seed] for seed in seeds]), torch.stack(self.latents), left, right
         )
+        scale = max(self.unpruned - self.unrelated, 1e-6)
         return {
-            seed: round((s - self.unrelated) / self.scale, 5)
+            seed: round((s - self.unrelated) / scale, 5)
             for seed, s in largest_by(seeds, left, found).items()
         }
 

@@ -51,10 +51,6 @@ class AnswerCache:
             found[bit >> 3] |= 1 << (bit & 7)
         return int.from_bytes(found, "little")
 
-    def neurons_of(self, bits: Iterable[int]) -> list[Neuron]:
-        """The neurons of bits, in their order."""
-        return [self.order[bit] for bit in bits]
-
     def neurons(self, mask: Mask) -> tuple[Neuron, ...]:
         """The neurons in a bit mask, in network order."""
         return tuple(compress(self.order, bin(mask)[:1:-1].encode().translate(_SELECTORS)))

@@ -15,8 +15,8 @@ samples, at most what the gradient-free search costs and
 
 - the attribution: 3 for each of its points,
 - finding the prefix: 1 for the short rung, 1 for all neurons, 2 log2(P) for the shortest of P prefixes,
-- where the refinement was given up, gradients counted: 64 and 4 for each neuron of that prefix, which has
-  at most 64 or as many as the ladder's rung; none where the order is good.
+- where the refinement was given up, gradients counted: 64 and 4 for each neuron of that prefix, which
+  has at most 64 or as many as the ladder's rung; none where the order is good.
 
 The last is what the search gives itself (`_patience`); the rest may differ by a few samples, since
 answers that are known already change which seed is asked first.
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import cycle
 
 from nemo_prune.checkpoint.neurons import Neuron
@@ -53,8 +53,6 @@ from nemo_prune.search.returning import Returning
 SETTLED = 32  # candidates: so few are refined without an attribution, which costs as much
 _SHORT = 8  # neurons of a prefix: of so few, group testing tells for less than a gradient costs
 _LONG = 64  # neurons of a prefix, from where on it is compared with the ladder
-_COARSE = 1.2  # growth of prefixes where a question is dear: what is too many comes back by a gradient
-_TRAJECTORY_POINTS = (0.75, 0.6, 0.9, 0.75)  # of an attribution through trajectories
 
 
 @dataclass(frozen=True)
@@ -71,24 +69,6 @@ class Candidates:
         """The neurons of an attribution, most memory for least harm first; ties in network order."""
         known = [neuron for neuron in self.order if neuron in attribution]
         return sorted(known, key=lambda neuron: -attribution[neuron] / self.harm[neuron])
-
-
-@dataclass
-class Learned:
-    """What a search by trajectories leaves for the prompt's next one in the same layers.
-
-    attribution: of every candidate. returned: neurons that were off and came back, the last first.
-    """
-
-    attribution: dict[Neuron, float] = field(default_factory=dict)
-    returned: list[Neuron] = field(default_factory=list)
-
-    def order(self, candidates: Candidates) -> list[Neuron]:
-        """The candidates: what came back last, then what matters most."""
-        merit = candidates.by_merit(self.attribution)
-        known = set(merit)
-        first = [neuron for neuron in self.returned if neuron in known]
-        return [*first, *(neuron for neuron in merit if neuron not in set(first))]
 
 
 def auto_search(ladder: Ladder, candidates: Candidates, seeds: Sequence[int], tau: float) -> Search:
@@ -109,7 +89,7 @@ def auto_search(ladder: Ladder, candidates: Candidates, seeds: Sequence[int], ta
         searched = GroupTesting(cache, before, memorized, by_ladder)
         if (rung := (yield from _attempt(searched))) is not None:
             return (yield from finished(searched, before, rung))
-    attribution = yield from attributed(cache, stubborn, POINTS)
+    attribution = yield from attributed(cache, stubborn)
     by_merit = prefix_schedule(candidates.by_merit(attribution), cache)
     plans = yield from _plans(cache, before, memorized, by_merit, by_ladder, candidates.harm)
     for searched, most in plans:
@@ -126,7 +106,7 @@ def trajectory_search(
     candidates: Candidates,
     remaining: Mapping[int, float],
     goal: float,
-    learned: Learned | None = None,
+    known: dict[Neuron, float] | None = None,
     enough: float = math.inf,
 ) -> Search:
     """Find further neurons for a prompt that is still drawn, judged by trajectories.
@@ -135,46 +115,39 @@ def trajectory_search(
     by every one of these seeds (at most `goal` remains) and 1-minimal beside what is off already; there
     is none where all candidates together are not enough, which is "not removable".
 
-    learned: from an earlier search of the prompt in the same layers, whose order is gone on with; what
-        is empty is filled.
+    known: the attribution of an earlier search of the prompt in the same layers, whose order is gone on
+        with; what is empty is filled.
     enough: after how many trajectories to keep what is not known to be needless: showing that each of
-        many neurons is needed takes one for each. Those of attributions count, as the passes they take.
+        many neurons is needed takes one for each.
     """
     cache = AnswerCache(candidates.order, goal, trajectory=True)
     before = dict(remaining)
     seeds = tuple(sorted(before, key=lambda seed: -before[seed]))
-    learned = learned or Learned()
+    attribution = {} if known is None else known
     schedule = prefix_schedule(candidates.order, cache)
     searched, rung = GroupTesting(cache, before, seeds, schedule), None
     # One trajectory with all candidates off is cheap beside an attribution.
-    if schedule.rungs and (learned.attribution or (yield from searched.accepted(schedule.rungs[-1][1]))):
-        if not learned.attribution:
-            found = yield from attributed(cache, seeds, _TRAJECTORY_POINTS)
-            learned.attribution.update(found)
-        schedule = prefix_schedule(learned.order(candidates), cache, _COARSE)
-        searched = returning = Returning(
-            cache, before, seeds, schedule, candidates.harm, enough, _COARSE
-        )
+    if schedule.rungs and (yield from searched.accepted(schedule.rungs[-1][1])):
+        if not attribution:
+            found: Attribution = yield Attribute(seeds[:1], trajectory=True)  # type: ignore[assignment]
+            attribution.update(found)
+        schedule = prefix_schedule(candidates.by_merit(attribution), cache)
+        searched = GroupTesting(cache, before, seeds, schedule, enough)
         rung = yield from _attempt(searched)
-        learned.returned[:] = cache.neurons_of(reversed(returning.returned))
-        if rung is None:
-            cache.threshold = goal
-            searched = GroupTesting(cache, before, seeds, schedule, enough)
-            rung = yield from _attempt(searched)
     if rung is None:
         searched.exhausted, searched.kept = True, 0
-    return (yield from finished(searched, before, rung or (None, 0), learned.attribution))
+    return (yield from finished(searched, before, rung or (None, 0), attribution))
 
 
-def attributed(cache: AnswerCache, seeds: Sequence[int], points: Sequence[float]) -> Steps[Attribution]:
-    """An attribution at these mask values, each on a seed of its own: seeds differ more than points do.
+def attributed(cache: AnswerCache, seeds: Sequence[int]) -> Steps[Attribution]:
+    """An attribution at a few points, each on a seed of its own: seeds differ more than points do.
 
     seeds: the most stubborn first, taken in turn. What each says counts alike, whatever its score.
     """
     total: dict[Neuron, float] = {}
     scales = []
-    for seed, point in zip(cycle(seeds), points, strict=False):
-        wanted = Attribute((seed,), trajectory=cache.trajectory, points=(point,))
+    for seed, point in zip(cycle(seeds), POINTS, strict=False):
+        wanted = Attribute((seed,), points=(point,))
         found = yield from cache.tally.attribute(wanted)
         scales.append(sum(max(0.0, value) for value in found.values()) or 1.0)
         for neuron, value in found.items():

@@ -53,7 +53,7 @@ from nemo_prune.search.protocol import (
 # 21 of 675) lie near it, and being wrong costs little.
 PRIOR_NEEDED = 0.5
 _NEAR = 32  # rungs among which an accepted one is bisected to, rather than galloped up to
-GROWTH = 1.06  # of long prefixes, from one rung to the next: refinement finds the rest
+_GROWTH = 1.06  # of long prefixes, from one rung to the next: refinement finds the rest
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,15 @@ def ladder_schedule(ladder: Ladder, cache: AnswerCache) -> Schedule:
     return Schedule(tuple(rungs), tuple(weakest), True, "ladder")
 
 
-def prefix_schedule(order: Sequence[Neuron], cache: AnswerCache, growth: float = GROWTH) -> Schedule:
-    """Prefixes of an order, what matters most first; long ones grow by this factor from rung to rung."""
+def prefix_schedule(order: Sequence[Neuron], cache: AnswerCache) -> Schedule:
+    """Prefixes of an order, what matters most first; long ones grow by 6 % from rung to rung."""
     rungs: list[tuple[float | None, Mask]] = []
     mask, start, wanted, bits = 0, 0, 1.0, cache.bits
     for place in range(1, len(order) + 1):
         if place >= wanted or place == len(order):
             mask, start = mask | cache.mask(order[start:place]), place
             rungs.append((None, mask))
-            wanted = max(place + 1, place * growth)
+            wanted = max(place + 1, place * _GROWTH)
     weakest = tuple(map(bits.__getitem__, reversed(order)))
     return Schedule(tuple(rungs), weakest, False, "attribution")
 
@@ -160,7 +160,7 @@ class GroupTesting:
     @property
     def minimal(self) -> bool:
         """Whether every neuron of the result is shown to be needed: there are samples left for that."""
-        return self.cache.tally.spent < self.enough
+        return self.cache.tally.samples < self.enough
 
     def shortest(self) -> Steps[int | None]:
         """How many candidates the first rung has that the most stubborn seed accepts; None: no rung."""

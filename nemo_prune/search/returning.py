@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.search.answer_cache import AnswerCache, Mask
-from nemo_prune.search.group_testing import GROWTH, GroupTesting, Schedule, prefix_schedule
+from nemo_prune.search.group_testing import GroupTesting, Schedule, prefix_schedule
 from nemo_prune.search.protocol import Attribute, Attribution, Steps
 
 _HALFWAY = (0.5,)  # of a seed's own attribution: what it is for is a better order than others'
@@ -35,7 +35,6 @@ class Returning(GroupTesting):
 
     Args:
         harm: what each neuron does for ordinary prompts, above 0.
-        growth: of the schedule's prefixes.
     """
 
     def __init__(
@@ -45,16 +44,14 @@ class Returning(GroupTesting):
         seeds: Sequence[int],
         schedule: Schedule,
         harm: Mapping[Neuron, float],
-        enough: float = math.inf,
-        growth: float = GROWTH,
     ) -> None:
-        super().__init__(cache, before, seeds, schedule, enough)
-        self.harm, self.growth = harm, growth
+        super().__init__(cache, before, seeds, schedule)
+        self.harm = harm
         self.returned: list[int] = []  # bits, the first returned first
         self.returns: dict[int, float] = {}  # bit -> what its return would bring back, over its harm
 
     def run(self) -> Steps[tuple[float | None, Mask]]:
-        """The prefix used; `kept` is left valid, and 1-minimal if `minimal`."""
+        """The prefix used; `kept` is left valid and 1-minimal, unless it is `exhausted`."""
         rung = yield from self.find_rung(0)
         if not self.exhausted:
             rung = yield from self.agree(rung)
@@ -67,8 +64,7 @@ class Returning(GroupTesting):
             if objector is None:
                 for bit in self.schedule.weakest_first:
                     self.needed_by.setdefault(bit, self.active[0])
-                if self.minimal:
-                    yield from self.prove()
+                yield from self.prove()
                 break
             before = len(self.returned)
             rung = yield from self.take_back(rung)
@@ -108,7 +104,7 @@ class Returning(GroupTesting):
         )
         if not (yield from self.accepted(self.rungs[far][1])):
             off = frozenset(self.cache.neurons(self.kept))
-            wanted = Attribute((objector,), off, self.cache.trajectory, points=_HALFWAY)
+            wanted = Attribute((objector,), off, points=_HALFWAY)
             found = yield from self.cache.tally.attribute(wanted)
             self.reorder(found)
         return (yield from self.find_rung(rung + 1))
@@ -119,14 +115,14 @@ class Returning(GroupTesting):
         inside = [neuron for neuron in order if self.kept >> self.cache.bit(neuron) & 1]
         beyond = [neuron for neuron in order if not self.kept >> self.cache.bit(neuron) & 1]
         beyond.sort(key=lambda neuron: -attribution.get(neuron, 0.0) / self.harm[neuron])
-        self.schedule = prefix_schedule([*inside, *beyond], self.cache, self.growth)
+        self.schedule = prefix_schedule([*inside, *beyond], self.cache)
         self.rungs = self.schedule.rungs
 
     def shrink(self) -> Steps[None]:
         """Return as many at once as the active seeds accept, while that is worth a gradient."""
-        while self.minimal and self.kept.bit_count() > 1:
+        while self.kept.bit_count() > 1:
             order, guess = yield from self.by_return()
-            if len(order) <= _SINGLY and not self.cache.trajectory:
+            if len(order) <= _SINGLY:
                 return
             count = yield from self.most(order, guess)
             self.give_back(order[:count])
@@ -140,7 +136,7 @@ class Returning(GroupTesting):
         seeds = tuple(hardest)[:_GRADIENT_SEEDS]
         self.active += [seed for seed in seeds if seed not in self.active]
         off = frozenset(self.cache.neurons(self.kept))
-        wanted = Attribute(seeds, trajectory=self.cache.trajectory, among=off, points=_OFF)
+        wanted = Attribute(seeds, among=off, points=_OFF)
         found = yield from self.cache.tally.attribute(wanted)
         memory = {self.cache.bit(n): value / len(seeds) for n, value in found.items()}
         self.returns = {bit: v / self.harm[self.cache.order[bit]] for bit, v in memory.items()}
@@ -171,10 +167,8 @@ class Returning(GroupTesting):
 
     def sift(self) -> Steps[None]:
         """Return what the active seeds do not miss, one by one; more at once where several may go."""
-        if self.cache.tally.spent + self.kept.bit_count() > self.enough:
-            self.enough = 0.0  # there is not enough left to show of each that it is needed
         order, start, size, run = self.ascending(), 0, 1, 0
-        while start < len(order) and self.minimal:
+        while start < len(order):
             some = order[start : start + size]
             if (yield from self.accepted(self.kept & ~_mask(some))):
                 self.give_back(some)

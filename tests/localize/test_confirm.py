@@ -253,11 +253,9 @@ def test_seeds_that_no_search_saw_decide(
     confirmation.refer(0, one, (0, 1))
     really = Confirmation.look
 
-    def spy(
-        self: Confirmation, index: int, one: Prompt, off: frozenset[Neuron], seeds: Any, *more: Any
-    ) -> Any:
+    def spy(self: Confirmation, index: int, one: Prompt, off: frozenset[Neuron], seeds: Any) -> Any:
         asked.append(list(seeds))
-        return really(self, index, one, off, seeds, *more)
+        return really(self, index, one, off, seeds)
 
     monkeypatch.setattr(Confirmation, "look", spy)
     confirmation.remove(0, one, {EARLY_NEURON}, BOTH, rounds=3)
@@ -329,7 +327,7 @@ def test_a_search_for_what_only_more_steps_show_goes_further_down(
 
     def look(self: Confirmation, index: int, *_more: object) -> dict[int, float]:
         self.result.remaining[index] = 0.1 if goals else 0.45
-        return dict.fromkeys(range(SEEDS), 0.05 if goals else 0.22)
+        return dict.fromkeys(range(SEEDS), 0.3)
 
     def search(self: Confirmation, *arguments: Any) -> Any:
         goals.append(arguments[4])

@@ -98,7 +98,7 @@ def memory_with(
                     latents, STEPS, model.alphas_cumprod,
                     lambda x, t: torch.cat([model.predict_noise(x, t, text) for text in texts]),
                 )  # fmt: skip
-                total += slow_maximum(found[0], list(job.reference.latents)) / job.reference.scale
+                total += slow_maximum(found[0], list(job.reference.latents))
             else:
                 noise = model.predict_noise(latents, TIMESTEP, job.prompt.text[None])
                 difference = noise_difference(noise, latents)[0]

@@ -41,14 +41,14 @@ class Linear:
 
 
 def search(
-    order: Sequence[Neuron], oracle: Oracle, model: Linear, *, enough: float = math.inf,
+    order: Sequence[Neuron], oracle: Oracle, model: Linear, *,
     harm: Mapping[Neuron, float] | None = None,
 ) -> tuple[Returning, Recorder]:  # fmt: skip
     """Run it to its end, judged by all seeds."""
     cache, recorder = AnswerCache(ORDER, TAU), Recorder(oracle)
     before = {seed: 0.9 - 0.01 * seed for seed in SEEDS}
     one = Returning(
-        cache, before, SEEDS, prefix_schedule(order, cache), harm or dict.fromkeys(ORDER, 1.0), enough
+        cache, before, SEEDS, prefix_schedule(order, cache), harm or dict.fromkeys(ORDER, 1.0)
     )
     steps, reply = one.run(), None
     try:
@@ -157,13 +157,3 @@ def test_answers_that_contradict_each_other_end_it() -> None:
     one, recorder = search(ORDER, oracle, Linear(dict.fromkeys(needed, 0.5)))
     if not one.exhausted:
         check(one, recorder)
-
-
-def test_with_nothing_to_spend_the_prefix_that_all_accept_is_kept() -> None:
-    model = Linear(dict.fromkeys(NEEDED, 0.5))
-    one, recorder = search(ORDER, model.score, model, enough=0)
-    kept = frozenset(one.cache.neurons(one.kept))
-    assert kept > NEEDED
-    assert not one.minimal
-    assert model.asked == []
-    assert all(recorder.answers[kept, seed] <= TAU for seed in SEEDS)
