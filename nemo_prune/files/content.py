@@ -25,6 +25,7 @@ from nemo_prune.files.lists import (
     nameless,
     names_of,
 )  # fmt: skip
+from nemo_prune.files.programs import SCRIPT, SQL, is_base64, is_complaint, sql_line
 from nemo_prune.files.text import LFS_POINTER, stand_in
 
 _MAGIC = {
@@ -112,6 +113,7 @@ _ODD = tuple(
         (f"begin as items of a list, with a mark (-, *, a)) that is {_KEPT}", 0.5,
          r"^\s*([-*+>\u2013\u2014\u2022\u2023\u25aa\u25cf\u2192\u2705\u2713\u274c]"
          r"|#\d+|\(?([a-zA-Z]|[ivx]+)[.)])\s+\S"),
+        ("begin as statements of SQL do, and are taken as prompts", 0, SQL),
         ("begin with #, as comments do, and are taken as prompts", 0, r"^\s*#+\s"),
         ("begin as a picture's parameters do (Negative prompt:, Steps:): taken as prompts", 0,
          r"^(Negative prompt: |Steps: \d+, )"),  # as A1111 writes them into pictures
@@ -220,6 +222,8 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
     if format == "txt":
         if begins := _JSON_BEGINS.match(text.lstrip()):
             raise refused(path, f"begins as JSON ({begins[1]}) that is cut or broken, not as text", None)
+        if SCRIPT.match(text.lstrip()):
+            raise refused(path, "begins as a script, perhaps with JSON in it (JSONP), not as text", None)
         if _FOREIGN_BEGINS.match(text.lstrip()):
             raise refused(path, "begins as a web page, YAML or a program, not as text", None)
         if _OPTIONS_BEGIN.match(text.lstrip()):
@@ -238,6 +242,15 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             what = f"is a table separated by {SEPARATORS[separator]}, not text"
             raise refused(path, what, "tsv" if separator == "\t" else "csv")
         lines = _lines(text)
+        if is_base64(lines):
+            what = "is in base64, which no model was trained on"
+            raise PromptFileError(f"{path}: {what}; decode it (base64 -d) ({_as_text()})")
+        if statement := sql_line(lines):
+            line = text[: text.index(statement)].count("\n") + 1
+            raise PromptFileError(
+                f"{path}: line {line} is a statement of SQL, so it is a dump or a query and no list; "
+                f"export the captions as CSV ({_as_text()})"
+            )
         # Captions may hold a quotation, even be one, but hardly most of them are several.
         if 2 * sum(_BLANK_CELLS.fullmatch(line) is not None for line in lines) > len(lines):
             what = "is a table separated by blanks, with cells in quotes, not text"
@@ -295,6 +308,11 @@ def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> li
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
             told |= have
+    if have := {number for number, line in enumerate(lines) if is_base64([line])} - told:
+        found.append(
+            (len(have), "are in base64, as which no model was trained on them: taken as prompts")
+        )
+        told |= have
     if 2 * len(have := those(_BARS) - told) > len(lines):
         found.append((len(have), "hold bars (|) between words: several captions may stand in one line"))
     for how, have in _apart(lines):
@@ -359,7 +377,7 @@ def _is_answer(text: str) -> bool:
     whole = _parsed(text) if text[:1] == "{" and len(text) < 10_000 else None
     if isinstance(whole, dict):
         return bool(whole.keys() & _ANSWER_KEYS) and not whole.keys() & {*COLUMNS, "prompts", "captions"}
-    return bool(_ANSWER.fullmatch(text) or _SAID.match(text))
+    return bool(_ANSWER.fullmatch(text) or _SAID.match(text)) or is_complaint(_lines(text))
 
 
 _NAMES = {"txt": "text", "csv": "CSV", "tsv": "TSV"}

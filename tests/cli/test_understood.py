@@ -407,7 +407,7 @@ def test_a_pointer_to_a_document_of_google_is_no_list(tmp_path: Path, name: str)
 
 
 def test_what_is_no_text_at_all_is_said(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("UG9ydHJhaXQgb2YgTkFTQSBBc3Ryb25hdXQgRWlsZWVu\n")
+    (tmp_path / "p.txt").write_text("portrait.of.nasa.astronaut.eileen.collins\n")
     (note,) = read_prompts(tmp_path / "p.txt").notes
     assert "no blank between words" in note
     (tmp_path / "p.txt").write_bytes(b"\0GITCRYPT\0\x93\xfe")
