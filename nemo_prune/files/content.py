@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemo_prune.errors import PromptFileError, option
+from nemo_prune.files.letters import folded, odd_letters
 from nemo_prune.files.lists import (
     COLUMNS,
     COMPRESSED,
@@ -97,8 +98,17 @@ _USUAL = re.compile(
 )  # fmt: skip
 _LABELLED = re.compile(r"\s*(\w[\w ]{0,19}):\s")
 _LOOKED_AT = 500  # characters of a line
+_NAMED = 8  # lines by their numbers
 LOOKED_THROUGH = 1000  # records by which what cells hold is known, or a column for one of labels
 _KEPT = "taken as part of the prompt"
+# What programs write where there is nothing: no value, an error of a spreadsheet, an object's name.
+_NOTHING = re.compile(
+    r"^\s*([\"'(<\[]?(?i:null|none|nan|nat|n/a|nil|undefined)[\"')>\]]?|<?NA>?|pd\.NA|\\N|\"\"|''"
+    r"|#(N/?[AV]|NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|BUSY!"
+    r"|UNKNOWN!|ERROR!|GETTING_DATA|EXTERNAL!|PYTHON!|WERT!|BEZUG!|ZAHL!|NOM\?|VALEUR!|NOMBRE!|\u00a1\w+!"
+    r"|\u00bf\w+\?|NOME\?|VALOR!|NOMBRE\?|RIF!|VALORE!|N/D)|Err:\d{3}"
+    r"|\[object \w+\]|System\.[\w.]+(\[\])?|<[\w.]+ object at 0x[\da-fA-F]+>|<class '[\w.]+'>)\s*$"
+)
 # What the later bytes of a letter in UTF-8 are in Windows-1252.
 _BEHIND = f"[\x80-\xbf{bytes({*range(128, 160)} - {129, 141, 143, 144, 157}).decode('cp1252')}]"
 # Lines that are said: how, in which part of all at least, and how they are known.
@@ -134,8 +144,7 @@ _ODD = tuple(
          r"(,|\.\.\.|\u2026)[\"']?\s*$"),
         ("are, or begin with, identifiers or hashes, and are taken as prompts", 0.5,
          r"^\s*((?=\S*\d)[\da-f-]{6,}\s*$|[\da-f]{32,}\b)"),
-        ("are NULL, None or the like, and are taken as prompts", 0,
-         r"^\s*(?i:null|none|nan|n/a|nil|undefined|\\N|\"\")\s*$"),
+        ("are NULL, None, an error of a spreadsheet or the like, and are taken as prompts", 0, _NOTHING),
         (f"begin with a date and time, which is {_KEPT}", 0.5, r"^\W?\d{4}-\d\d-\d\d[T ]\d\d:\d\d"),
         (f"begin as a program's log does (INFO:), which is {_KEPT}", 0.5,
          r"^\W?(DEBUG|INFO|WARNING|ERROR)\]?\s*[:|-]"),
@@ -263,20 +272,32 @@ def odd_lines(path: Path, text: str) -> list[str]:
 
     Raises PromptFileError where most of them would be no prompt that a model was trained on.
     """
-    lines = _lines(text)
+    # Files that were joined bring their byte order marks with them, which readers take away.
+    every = [line.removeprefix("\ufeff") for line in re.split("\r?\n", text)]
+    places = [number for number, line in enumerate(every, 1) if line.strip()]
+    lines = [every[number - 1] for number in places]
     paragraphs = re.split(r"\n\s*\n", text.strip().replace("\r\n", "\n"))
+    what = ""
     if len(paragraphs) > 1 and 2 <= len(lines) / len(paragraphs) <= 6:  # captions that were wrapped
         what = f"its {len(lines)} lines stand in paragraphs"
     elif len(lines) == 1 and len(re.findall(r";\s|\s\|\s", text)) > 1:
         what = "it is one line of several parts"
-    else:
-        return odd_prompts(path, lines, "lines")
-    return [f"{path}: {what}: each line is taken as one prompt", *odd_prompts(path, lines, "lines")]
+    elif width := folded(lines):
+        what = f"its lines seem broken at {width} characters, so that captions go on in the next"
+    notes = [f"{path}: {what}: each line is taken as one prompt"] if what else []
+    return notes + odd_prompts(path, lines, places, "lines")
 
 
-def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> list[str]:
-    """The same of prompts of any list."""
+def odd_prompts(
+    path: Path, prompts: Sequence[str], places: Sequence[int], unit: str = "prompts"
+) -> list[str]:
+    """The same of prompts of any list; places: the line of each."""
     lines = [line[:_LOOKED_AT] for line in prompts]
+    if lines and all(map(_NOTHING.match, lines)):
+        raise PromptFileError(
+            f"{path}: all {len(lines)} of its {unit} are NULL, None, an error of a spreadsheet (#NAME?) "
+            f"or the like, and none is a caption; write the list again"
+        )
     if control := next((n for n, line in enumerate(lines, 1) if _ESCAPES in line), 0):
         raise PromptFileError(
             f"{path}: number {control} of its {unit} holds colours of a terminal; write "
@@ -329,7 +350,12 @@ def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> li
         found.append(
             (count, f"hold what captions seldom do, scored as text, as it stands: {', '.join(seldom)}")
         )
-    return [f"{path}: {count} of its {unit} {how}" for count, how in found]
+    notes = [f"{path}: {count} of its {unit} {how}" for count, how in found]
+    for how, have in odd_letters(prompts):
+        at = ", ".join(str(places[number]) for number in sorted(have)[:_NAMED])
+        at = f"line{'s' * (len(have) > 1)} {at}" + ", ..." * (len(have) > _NAMED)
+        notes.append(f"{path}: {len(have)} of its {unit} ({at}) {how}")
+    return notes
 
 
 def _apart(lines: Sequence[str]) -> Iterator[tuple[str, set[int]]]:
@@ -363,13 +389,15 @@ def odd_cells(listing: Listing, key: str | None) -> list[str]:
     if listing.format == "txt":
         return []
     names = COLUMNS if key is None else (key,)
-    texts: list[object] = [
-        record if isinstance(record, str) else next((record[n] for n in names if n in record), None)
-        for _, record in listing.records[:LOOKED_THROUGH]
+    texts: list[tuple[int, object]] = [
+        (
+            line,
+            record if isinstance(record, str) else next((record[n] for n in names if n in record), None),
+        )
+        for line, record in listing.records[:LOOKED_THROUGH]
     ]
-    return odd_prompts(
-        listing.path, [one.strip() for one in texts if isinstance(one, str) and one.strip()]
-    )
+    held = [(line, one.strip()) for line, one in texts if isinstance(one, str) and one.strip()]
+    return odd_prompts(listing.path, [one for _, one in held], [line for line, _ in held])
 
 
 def _is_answer(text: str) -> bool:

@@ -55,6 +55,7 @@ COMPLAINT = re.compile(
     r"( you can configure .*)?$",
     re.I,
 )
+_LOOKED_AT = 1000  # characters of a line
 _SHORT = 5  # lines of a complaint at most; a list that holds one among many is told line by line
 # JSON in a call of a function, or behind a guard against being read as a script.
 SCRIPT = re.compile(r"/\*|[A-Za-z_$][\w$.]*\(\s*[\[{]\s*[\"'\[{\]}]|\)\]\}',?\s|(while|for)\s*\([;\w]")
@@ -63,15 +64,15 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]{12,}={0,2}|[A-Za-z0-9_-]{12,}={0,2}")
 
 def sql_line(lines: Sequence[str]) -> str | None:
     """The line by which lines are SQL: one of the first three, or the first where most are; or None."""
-    found = [line for line in lines if SQL.match(line)]
-    if 2 * len(found) >= len(lines):
-        return next(iter(found), None)
-    return next(filter(SQL.match, lines[:3]), None)
+    found = [number for number, line in enumerate(lines) if SQL.match(line[:_LOOKED_AT])]
+    if found and (found[0] < 3 or 2 * len(found) >= len(lines)):
+        return lines[found[0]]
+    return None
 
 
 def is_complaint(lines: Sequence[str]) -> bool:
     """Whether a few lines are, or hold, what a program complained of."""
-    return len(lines) <= _SHORT and any(map(COMPLAINT.match, lines))
+    return len(lines) <= _SHORT and any(COMPLAINT.match(line[:_LOOKED_AT]) for line in lines)
 
 
 def is_base64(lines: Sequence[str]) -> bool:

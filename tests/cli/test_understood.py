@@ -778,7 +778,7 @@ def test_configs_with_a_byte_order_mark(tmp_path: Path) -> None:
             "2 of its lines begin with a date and time",
         ),
         (["0.98 a cat", "0.75 a dog"], "2 of its lines begin or end with a decimal number"),
-        (["a cat", "NULL", "nan"], "2 of its lines are NULL, None or the like"),
+        (["a cat", "NULL", "nan"], "2 of its lines are NULL, None, an error"),
         (["000000397133", "000000037777"], "2 of its lines are, or begin with, identifiers or hashes"),
         (["a) a cat", "b) a dog"], "2 of its lines begin as items of a list"),
         (["https://x.org/0 a cat", "a dog"], "1 of its lines begin with an address"),

@@ -94,7 +94,7 @@ def test_statements_among_captions_are_said(tmp_path: Path) -> None:
 
 COMPLAINTS = [
     "Error: in prepare, no such table: captions",
-    "Parse error near line 1: no such table: captions\n  select caption from captions;\n   ^--- error here",
+    "Parse error near line 1: no such table: captions\n  select x from captions;\n   ^--- error here",
     'Error: unable to open database "caps.db": unable to open database file',
     "sqlite3: Error: unknown option: -csvv\nUse -help for a list of options.",
     'ERROR:  relation "captions" does not exist\nLINE 1: select caption from captions\n             ^',
