@@ -329,7 +329,10 @@ def odd_prompts(
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
             told |= have
-    if have := {number for number, line in enumerate(lines) if is_base64([line])} - told:
+    if (
+        have := {number for number, line in enumerate(lines) if " " not in line and is_base64([line])}
+        - told
+    ):
         found.append(
             (len(have), "are in base64, as which no model was trained on them: taken as prompts")
         )

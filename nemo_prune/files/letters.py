@@ -62,21 +62,22 @@ def odd_letters(lines: Sequence[str]) -> Iterator[tuple[str, set[int]]]:
             f"hold what nobody sees ({names}), which makes another prompt: scored as they stand",
             set(unseen),
         )
-    if mixed := {n for n, line in enumerate(lines) if _is_mixed(line)}:
+    others = [(n, line) for n, line in enumerate(lines) if not line.isascii()]
+    if mixed := {n for n, line in others if _is_mixed(line)}:
         yield (
             "hold letters of another script that look like Latin ones (Cyrillic, Greek), which makes "
             "another prompt: scored as they stand",
             mixed,
         )
-    if forms := {n for n, line in enumerate(lines) if _FORMS.search(line)}:
+    if forms := {n for n, line in others if _FORMS.search(line)}:
         yield (
             "hold letters in another form (ligatures, full-width, mathematical), which makes another "
             "prompt: scored as they stand",
             forms,
         )
-    if lost := {n for n, line in enumerate(lines) if _LOST.search(line)}:
+    if lost := {n for n, line in others if _LOST.search(line)}:
         yield "hold U+FFFD, which stands where a letter was lost; save the list anew", lost
-    if entities := {n for n, line in enumerate(lines) if _has_entity(line)}:
+    if entities := {n for n, line in enumerate(lines) if "&" in line and _has_entity(line)}:
         yield (
             "hold HTML's names of letters (&amp;, &#39;), scored as they stand; undo them "
             "(html.unescape) unless the model was trained on them",
