@@ -283,7 +283,7 @@ def odd_lines(path: Path, text: str) -> list[str]:
     elif len(lines) == 1 and len(re.findall(r";\s|\s\|\s", text)) > 1:
         what = "it is one line of several parts"
     elif width := folded(lines):
-        what = f"its lines seem broken at {width} characters, so that captions go on in the next"
+        what = f"its lines seem broken at about {width} characters, so that captions go on in the next"
     notes = [f"{path}: {what}: each line is taken as one prompt"] if what else []
     return notes + odd_prompts(path, lines, places, "lines")
 
