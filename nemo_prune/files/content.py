@@ -27,22 +27,17 @@ from nemo_prune.files.lists import (
     names_of,
 )  # fmt: skip
 from nemo_prune.files.programs import SCRIPT, SQL, is_base64, is_complaint, sql_line
-from nemo_prune.files.text import LFS_POINTER, stand_in
+from nemo_prune.files.text import ENCRYPTED, LFS_POINTER, PACKED, ZIP, stand_in
 
 _MAGIC = {
     b"PAR1": "Parquet",
-    b"\x1f\x8b": "compressed with gzip",
-    b"PK\x03\x04": "a zip archive or a spreadsheet",
-    b"Salted__": "encrypted by openssl (openssl enc -d)",
-    b"BZh": "compressed with bzip2",
-    b"\xfd7zXZ": "compressed with xz",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    ZIP: "a zip archive or a spreadsheet",
     b"SQLite format 3": "a database",
     b"%PDF": "a PDF",
     b"{\\rtf": "rich text (RTF)",
-    b"-----BEGIN ": "a key or encrypted (PEM, PGP, age)",
-    b"age-encryption.org/": "encrypted by age",
-    b"$ANSIBLE_VAULT;": "encrypted by Ansible",
+    **{magic: f"encrypted by {name}" for magic, name in ENCRYPTED.items()},
+    **{magic: f"compressed with {name}" for magic, name in PACKED.items()},
+    b"-----BEGIN ": "a key or a certificate (PEM)",
     LFS_POINTER: "a Git LFS pointer, without its content (git lfs pull)",
 }
 _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")

@@ -165,7 +165,7 @@ def test_lists_of_something_else_are_said(tmp_path: Path, text: str, words: str)
             '{"prompts": ["ENC[AES256_GCM,data:x,type:str]"], "sops": {}}',
             "is encrypted by SOPS; decrypt it",
         ),
-        ("-----BEGIN AGE ENCRYPTED FILE-----\nYWdl\n", "is a key or encrypted"),
+        ("-----BEGIN AGE ENCRYPTED FILE-----\nYWdl\n", "is encrypted by age"),
         ("$ANSIBLE_VAULT;1.1;AES256\n6263\n", "is encrypted by Ansible"),
     ],
 )

@@ -28,7 +28,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("start", "by"), [(b"Salted__", "openssl"), (b"age-encryption.org/v1\n", "age")]
+    ("start", "by"),
+    [(b"Salted__", "openssl (openssl enc -d)"), (b"age-encryption.org/v1\n", "age (age -d)")],
 )
 def test_encrypted_files_are_to_be_decrypted(model: Path, start: bytes, by: str) -> None:
     Path("e").write_bytes(start + b"\x93\0" * 99)
