@@ -410,6 +410,7 @@ _KINDS = tuple(
 )  # fmt: skip
 # diffusers calls an embedding's tensor as the word that it stands for.
 _EMBEDDING = re.compile(r"emb_params|clip_[lg]|string_to_param\..+|<.*>|[^.]+")
+_CALIBRATION = re.compile(r"(mean|std|rows)\..+|paths|norms")  # as scoring.calibration_file has them
 _TEXT_WIDTHS = (768, 1024, 1280)
 _TEXT = re.compile(
     r"^(cond_stage_model|conditioner\.embedders|text_model|text_encoders?|transformer\.resblocks"
@@ -423,7 +424,7 @@ _VAE = re.compile(
 
 def _refuse_whole(tensors: Tensors) -> str | None:
     """What speaks against a file even if its value layers look right; None if nothing does."""
-    if UNDO_HEADER in tensors:
+    if UNDO_HEADER in tensors or _is_calibration(tensors):
         return no_model(tensors)
     if is_controlnet(tensors):
         return "holds a ControlNet, not a text-to-image model alone; give the model it steers"
@@ -475,11 +476,20 @@ def no_model(names: Collection[str]) -> str:
             f"is what {option('undo')} kept, the rows removed from a model; give the model itself, or "
             f"bring them back: restore, with the pruned model and this as {option('undo')}"
         )
+    if _is_calibration(names):
+        return (
+            f"is a calibration, what is ordinary for a model, and not a model; give it as "
+            f"{option('calibration')}, and leave it out of what is checked (pre-commit: files, exclude)"
+        )
     if any(map(_IP_ADAPTER.search, names)):  # some hold LoRAs too
         return f"is an IP-Adapter, an addition to a model that lets pictures be prompts; {_WHOLE}"
     if is_addition(names):
         return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
     return ""
+
+
+def _is_calibration(names: Collection[str]) -> bool:
+    return bool(names) and all(map(_CALIBRATION.fullmatch, names))
 
 
 def is_controlnet(names: Iterable[str]) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,6 +67,11 @@ def failure(error: Exception) -> str:
         return "the device is out of memory; give a smaller --batch-size, or --device cpu"
     if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_SAY:
         return f"standard output cannot be written ({error.strerror}); redirect it elsewhere"
+    if sys.flags.optimize > 1:  # diffusers and transformers read docstrings
+        return (
+            f"{type(error).__name__}: Python runs without docstrings (PYTHONOPTIMIZE=2, -OO), which "
+            f"libraries need that are used here; unset PYTHONOPTIMIZE, or give it as 1"
+        )
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return f"internal error: {text.removesuffix(':')}; please report it"
 

@@ -7,6 +7,7 @@ diff: the files differ); 2 bad usage or input, or an error of the program itself
 
 import contextlib
 import difflib
+import errno
 import io
 import os
 import re
@@ -123,6 +124,7 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
     def main(self, *args: Any, **kwargs: Any) -> Any:
         # The process is the command's own; the library changes no setting of anybody's.
         os.environ.update(ENVIRONMENT)
+        _stand_for_a_closed_stdout()
         _escape_what_cannot_be_shown()
         if not os.environ.get("COLUMNS", "1").strip(" 0"):  # rich would show nothing, in no columns
             del os.environ["COLUMNS"]
@@ -238,6 +240,23 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
                 say_failure(error)
                 stopped = False
         return ctx.exit(128 + (came or [signal.SIGINT])[0] if stopped else 2)
+
+
+class _Closed(io.TextIOBase):
+    """A standard output that is closed: what is written to it is an error, as where a disk is full."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def _stand_for_a_closed_stdout() -> None:
+    """Python has None for a closed standard output (`>&-`), by which what is printed is lost unsaid."""
+    if sys.stdout is not None:
+        return
+    sys.stdout = _Closed()
+    # Else the next file that is opened would be what other libraries take for standard output.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _escape_what_cannot_be_shown() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemo_prune.errors import PromptFileError, option
+from nemo_prune.files.letters import folded, odd_letters
 from nemo_prune.files.lists import (
     COLUMNS,
     COMPRESSED,
@@ -25,22 +26,18 @@ from nemo_prune.files.lists import (
     nameless,
     names_of,
 )  # fmt: skip
-from nemo_prune.files.text import LFS_POINTER, stand_in
+from nemo_prune.files.programs import SCRIPT, SQL, is_base64, is_complaint, sql_line
+from nemo_prune.files.text import ENCRYPTED, LFS_POINTER, PACKED, ZIP, stand_in
 
 _MAGIC = {
     b"PAR1": "Parquet",
-    b"\x1f\x8b": "compressed with gzip",
-    b"PK\x03\x04": "a zip archive or a spreadsheet",
-    b"Salted__": "encrypted by openssl (openssl enc -d)",
-    b"BZh": "compressed with bzip2",
-    b"\xfd7zXZ": "compressed with xz",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    ZIP: "a zip archive or a spreadsheet",
     b"SQLite format 3": "a database",
     b"%PDF": "a PDF",
     b"{\\rtf": "rich text (RTF)",
-    b"-----BEGIN ": "a key or encrypted (PEM, PGP, age)",
-    b"age-encryption.org/": "encrypted by age",
-    b"$ANSIBLE_VAULT;": "encrypted by Ansible",
+    **{magic: f"encrypted by {name}" for magic, name in ENCRYPTED.items()},
+    **{magic: f"compressed with {name}" for magic, name in PACKED.items()},
+    b"-----BEGIN ": "a key or a certificate (PEM)",
     LFS_POINTER: "a Git LFS pointer, without its content (git lfs pull)",
 }
 _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
@@ -96,8 +93,17 @@ _USUAL = re.compile(
 )  # fmt: skip
 _LABELLED = re.compile(r"\s*(\w[\w ]{0,19}):\s")
 _LOOKED_AT = 500  # characters of a line
+_NAMED = 8  # lines by their numbers
 LOOKED_THROUGH = 1000  # records by which what cells hold is known, or a column for one of labels
 _KEPT = "taken as part of the prompt"
+# What programs write where there is nothing: no value, an error of a spreadsheet, an object's name.
+_NOTHING = re.compile(
+    r"^\s*([\"'(<\[]?(?i:null|none|nan|nat|n/a|nil|undefined)[\"')>\]]?|<?NA>?|pd\.NA|\\N|\"\"|''"
+    r"|#(N/?[AV]|NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|BUSY!"
+    r"|UNKNOWN!|ERROR!|GETTING_DATA|EXTERNAL!|PYTHON!|WERT!|BEZUG!|ZAHL!|NOM\?|VALEUR!|NOMBRE!|\u00a1\w+!"
+    r"|\u00bf\w+\?|NOME\?|VALOR!|NOMBRE\?|RIF!|VALORE!|N/D)|Err:\d{3}"
+    r"|\[object \w+\]|System\.[\w.]+(\[\])?|<[\w.]+ object at 0x[\da-fA-F]+>|<class '[\w.]+'>)\s*$"
+)
 # What the later bytes of a letter in UTF-8 are in Windows-1252.
 _BEHIND = f"[\x80-\xbf{bytes({*range(128, 160)} - {129, 141, 143, 144, 157}).decode('cp1252')}]"
 # Lines that are said: how, in which part of all at least, and how they are known.
@@ -112,6 +118,7 @@ _ODD = tuple(
         (f"begin as items of a list, with a mark (-, *, a)) that is {_KEPT}", 0.5,
          r"^\s*([-*+>\u2013\u2014\u2022\u2023\u25aa\u25cf\u2192\u2705\u2713\u274c]"
          r"|#\d+|\(?([a-zA-Z]|[ivx]+)[.)])\s+\S"),
+        ("begin as statements of SQL do, and are taken as prompts", 0, SQL),
         ("begin with #, as comments do, and are taken as prompts", 0, r"^\s*#+\s"),
         ("begin as a picture's parameters do (Negative prompt:, Steps:): taken as prompts", 0,
          r"^(Negative prompt: |Steps: \d+, )"),  # as A1111 writes them into pictures
@@ -132,8 +139,7 @@ _ODD = tuple(
          r"(,|\.\.\.|\u2026)[\"']?\s*$"),
         ("are, or begin with, identifiers or hashes, and are taken as prompts", 0.5,
          r"^\s*((?=\S*\d)[\da-f-]{6,}\s*$|[\da-f]{32,}\b)"),
-        ("are NULL, None or the like, and are taken as prompts", 0,
-         r"^\s*(?i:null|none|nan|n/a|nil|undefined|\\N|\"\")\s*$"),
+        ("are NULL, None, an error of a spreadsheet or the like, and are taken as prompts", 0, _NOTHING),
         (f"begin with a date and time, which is {_KEPT}", 0.5, r"^\W?\d{4}-\d\d-\d\d[T ]\d\d:\d\d"),
         (f"begin as a program's log does (INFO:), which is {_KEPT}", 0.5,
          r"^\W?(DEBUG|INFO|WARNING|ERROR)\]?\s*[:|-]"),
@@ -220,6 +226,8 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
     if format == "txt":
         if begins := _JSON_BEGINS.match(text.lstrip()):
             raise refused(path, f"begins as JSON ({begins[1]}) that is cut or broken, not as text", None)
+        if SCRIPT.match(text.lstrip()):
+            raise refused(path, "begins as a script, perhaps with JSON in it (JSONP), not as text", None)
         if _FOREIGN_BEGINS.match(text.lstrip()):
             raise refused(path, "begins as a web page, YAML or a program, not as text", None)
         if _OPTIONS_BEGIN.match(text.lstrip()):
@@ -238,6 +246,15 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             what = f"is a table separated by {SEPARATORS[separator]}, not text"
             raise refused(path, what, "tsv" if separator == "\t" else "csv")
         lines = _lines(text)
+        if is_base64(lines):
+            what = "is in base64, which no model was trained on"
+            raise PromptFileError(f"{path}: {what}; decode it (base64 -d) ({_as_text()})")
+        if statement := sql_line(lines):
+            line = text[: text.index(statement)].count("\n") + 1
+            raise PromptFileError(
+                f"{path}: line {line} is a statement of SQL, so it is a dump or a query and no list; "
+                f"export the captions as CSV ({_as_text()})"
+            )
         # Captions may hold a quotation, even be one, but hardly most of them are several.
         if 2 * sum(_BLANK_CELLS.fullmatch(line) is not None for line in lines) > len(lines):
             what = "is a table separated by blanks, with cells in quotes, not text"
@@ -250,20 +267,32 @@ def odd_lines(path: Path, text: str) -> list[str]:
 
     Raises PromptFileError where most of them would be no prompt that a model was trained on.
     """
-    lines = _lines(text)
+    # Files that were joined bring their byte order marks with them, which readers take away.
+    every = [line.removeprefix("\ufeff") for line in re.split("\r?\n", text)]
+    places = [number for number, line in enumerate(every, 1) if line.strip()]
+    lines = [every[number - 1] for number in places]
     paragraphs = re.split(r"\n\s*\n", text.strip().replace("\r\n", "\n"))
+    what = ""
     if len(paragraphs) > 1 and 2 <= len(lines) / len(paragraphs) <= 6:  # captions that were wrapped
         what = f"its {len(lines)} lines stand in paragraphs"
     elif len(lines) == 1 and len(re.findall(r";\s|\s\|\s", text)) > 1:
         what = "it is one line of several parts"
-    else:
-        return odd_prompts(path, lines, "lines")
-    return [f"{path}: {what}: each line is taken as one prompt", *odd_prompts(path, lines, "lines")]
+    elif width := folded(lines):
+        what = f"its lines seem broken at about {width} characters, so that captions go on in the next"
+    notes = [f"{path}: {what}: each line is taken as one prompt"] if what else []
+    return notes + odd_prompts(path, lines, places, "lines")
 
 
-def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> list[str]:
-    """The same of prompts of any list."""
+def odd_prompts(
+    path: Path, prompts: Sequence[str], places: Sequence[int], unit: str = "prompts"
+) -> list[str]:
+    """The same of prompts of any list; places: the line of each."""
     lines = [line[:_LOOKED_AT] for line in prompts]
+    if lines and all(map(_NOTHING.match, lines)):
+        raise PromptFileError(
+            f"{path}: all {len(lines)} of its {unit} are NULL, None, an error of a spreadsheet (#NAME?) "
+            f"or the like, and none is a caption; write the list again"
+        )
     if control := next((n for n, line in enumerate(lines, 1) if _ESCAPES in line), 0):
         raise PromptFileError(
             f"{path}: number {control} of its {unit} holds colours of a terminal; write "
@@ -295,6 +324,14 @@ def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> li
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
             told |= have
+    if (
+        have := {number for number, line in enumerate(lines) if " " not in line and is_base64([line])}
+        - told
+    ):
+        found.append(
+            (len(have), "are in base64, as which no model was trained on them: taken as prompts")
+        )
+        told |= have
     if 2 * len(have := those(_BARS) - told) > len(lines):
         found.append((len(have), "hold bars (|) between words: several captions may stand in one line"))
     for how, have in _apart(lines):
@@ -311,7 +348,12 @@ def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> li
         found.append(
             (count, f"hold what captions seldom do, scored as text, as it stands: {', '.join(seldom)}")
         )
-    return [f"{path}: {count} of its {unit} {how}" for count, how in found]
+    notes = [f"{path}: {count} of its {unit} {how}" for count, how in found]
+    for how, have in odd_letters(prompts):
+        at = ", ".join(str(places[number]) for number in sorted(have)[:_NAMED])
+        at = f"line{'s' * (len(have) > 1)} {at}" + ", ..." * (len(have) > _NAMED)
+        notes.append(f"{path}: {len(have)} of its {unit} ({at}) {how}")
+    return notes
 
 
 def _apart(lines: Sequence[str]) -> Iterator[tuple[str, set[int]]]:
@@ -345,13 +387,15 @@ def odd_cells(listing: Listing, key: str | None) -> list[str]:
     if listing.format == "txt":
         return []
     names = COLUMNS if key is None else (key,)
-    texts: list[object] = [
-        record if isinstance(record, str) else next((record[n] for n in names if n in record), None)
-        for _, record in listing.records[:LOOKED_THROUGH]
+    texts: list[tuple[int, object]] = [
+        (
+            line,
+            record if isinstance(record, str) else next((record[n] for n in names if n in record), None),
+        )
+        for line, record in listing.records[:LOOKED_THROUGH]
     ]
-    return odd_prompts(
-        listing.path, [one.strip() for one in texts if isinstance(one, str) and one.strip()]
-    )
+    held = [(line, one.strip()) for line, one in texts if isinstance(one, str) and one.strip()]
+    return odd_prompts(listing.path, [one for _, one in held], [line for line, _ in held])
 
 
 def _is_answer(text: str) -> bool:
@@ -359,7 +403,7 @@ def _is_answer(text: str) -> bool:
     whole = _parsed(text) if text[:1] == "{" and len(text) < 10_000 else None
     if isinstance(whole, dict):
         return bool(whole.keys() & _ANSWER_KEYS) and not whole.keys() & {*COLUMNS, "prompts", "captions"}
-    return bool(_ANSWER.fullmatch(text) or _SAID.match(text))
+    return bool(_ANSWER.fullmatch(text) or _SAID.match(text)) or is_complaint(_lines(text))
 
 
 _NAMES = {"txt": "text", "csv": "CSV", "tsv": "TSV"}

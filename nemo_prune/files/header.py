@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemo_prune.errors import CheckpointError, option
-from nemo_prune.files.text import STAND_IN_BYTES, absent, stand_in
+from nemo_prune.files.text import ENCRYPTED, PACKED, STAND_IN_BYTES, ZIP, absent, stand_in
 
 MAX_HEADER_BYTES = 16 * 2**20
 _MAX_COMMAS = 1_000_000  # JSON needs one for each further entry, and Python up to 100 bytes
@@ -72,11 +72,6 @@ _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{9,}")  # the length of a real header has
 _DOWNLOAD = "download or copy it again"
 LIST_ADVICE = f"; a list of prompts, and each further one, needs {option('prompts')} before it"
 """What a message ends in, on text where a model is due; some verbs take no prompts."""
-_ENCRYPTED = {b"Salted__": "openssl", b"age-encryption.org/": "age", b"-----BEGIN ": "age or PGP"}
-_PACKED = {
-    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
-    b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -231,11 +226,11 @@ def _read_raw(file: BinaryIO, size: int) -> bytes:
 def _name_other_formats(start: bytes) -> None:
     if stands_in := stand_in(start):
         raise _Fault(stands_in)
-    if start.startswith(b"PK\x03\x04") or (start[0] == 0x80 and start[1:2] in _PROTOCOLS):
+    if start.startswith(ZIP) or (start[0] == 0x80 and start[1:2] in _PROTOCOLS):
         raise _Fault(_PICKLE_ADVICE)
-    if by := next((name for magic, name in _ENCRYPTED.items() if start.startswith(magic)), None):
+    if by := next((name for magic, name in ENCRYPTED.items() if start.startswith(magic)), None):
         raise _Fault(f"is encrypted by {by}; decrypt it")
-    if packed := next((name for magic, name in _PACKED.items() if start.startswith(magic)), None):
+    if packed := next((name for magic, name in PACKED.items() if start.startswith(magic)), None):
         raise _Fault(f"is compressed with {packed}; unpack it, and give the .safetensors file in it")
     if start.startswith(b"GGUF"):
         raise _Fault("is a GGUF file; give the safetensors file it was made from")

@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_prune.errors import PromptFileError
+from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.text import MAX_BYTES, decoded
 
 Format = Literal["txt", "csv", "tsv", "jsonl", "json", "parquet"]
@@ -45,6 +45,9 @@ COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t]*\r?\n', re.I)  # by which Excel is told
 TYPE_LINE = re.compile(r'"?#TYPE [\w.]+"?[ \t]*\r?\n', re.I)  # by which PowerShell tells itself
+_NAME = re.compile(r"[A-Za-z_$][\w$.-]{0,39}")  # of a key, that is no caption
+_SHOWN = 6  # keys
+_DEEP = 3  # objects in objects
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
 
 Record = str | Mapping[str, object]
@@ -253,6 +256,36 @@ def _record(path: Path, number: int, value: object, where: str = "") -> Record:
     return value
 
 
+def shown_keys(keys: Iterable[str]) -> str:
+    """Some keys in words; "" for none. Only names are shown: elsewhere keys are the captions."""
+    names = [key for key in keys if _NAME.fullmatch(key)]
+    return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+
+
+def lacking(record: Mapping[str, object]) -> str:
+    """What a record without a prompt has instead, and what to do; "" where nothing can be said."""
+    if deeper := _deeper(record, ""):
+        return f"; it has one under {deeper}, where none is read: bring it to the top"
+    keys = shown_keys(record)
+    if keys and any(isinstance(value, str) for value in record.values()):
+        return f"; its keys are {keys}: {option('prompt_column')} names one that holds strings"
+    return f"; its keys ({keys}) hold no strings: write the prompts as strings" if keys else "; mend it"
+
+
+def _deeper(value: object, above: str) -> str:
+    """The first place below the top where a string stands under a usual name."""
+    if not isinstance(value, Mapping) or above.count(".") > _DEEP:
+        return ""
+    for name, cell in value.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            continue
+        if above and name.lower() in COLUMNS and isinstance(cell, str):
+            return above + name
+        if found := _deeper(cell, f"{above}{name}."):
+            return found
+    return ""
+
+
 def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
     """An array of strings or objects, or an object with such an array."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
@@ -281,9 +314,11 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
                     )
                 items = [(1, whole)]
             else:
+                lists = shown_keys(name for name, value in whole.items() if isinstance(value, list))
+                more = f"; its lists are {lists}: {option('prompt_column')} names the one of prompts"
                 raise PromptFileError(
                     f"{path}: is a JSON object without a list under {' or '.join(_LISTS)}; give the "
-                    f"prompts as a list"
+                    f"prompts as a list{more if lists else ''}"
                 )
         elif isinstance(whole, list):
             items = list(_items(text, text.index("["), decoder))

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.content import LOOKED_THROUGH, odd_cells
-from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record
+from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record, lacking
 from nemo_prune.files.source import read_list
 
 _MEMORIZED = frozenset(
@@ -31,7 +31,7 @@ _SAYING = re.compile(  # in the names of columns of labels
 )
 # Names of columns that hold captions too; and names that may, as what is in them says.
 _CAPTIONS = re.compile(r"(?!.*neg).*(caption|prompt|description|(?<![^\W_])text)s?[\W_]*\d*$")
-_PERHAPS = re.compile(r"(?!.*neg).*(caption|prompt|(?<![^\W_])text(?![^\W_]))")
+_PERHAPS = re.compile(r"(?!.*neg).*(caption|prompt|completion|(?<![^\W_])text(?![^\W_]))")
 _REPEATED = 100  # times one prompt may stand in a list without a note
 
 
@@ -317,8 +317,12 @@ def text_of(record: Record, key: str | None, path: Path, line: int) -> str:
         # A column that was asked for is not quoted.
         asked = key is not None and key not in COLUMNS
         wanted = f"the column of {option('prompt_column')}" if asked else key or ", ".join(COLUMNS)
-        but = f", but {_WORDS[type(text)]}" if type(text) in _WORDS else ""
-        raise PromptFileError(f"{path}: line {line} has no string under {wanted}{but}; mend it")
+        cure = "; mend it"
+        if text is ... and not isinstance(record, str):
+            cure = lacking(record)
+        elif type(text) in _WORDS:
+            cure = f", but {_WORDS[type(text)]}; mend it"
+        raise PromptFileError(f"{path}: line {line} has no string under {wanted}{cure}")
     try:
         text.encode()
     except UnicodeEncodeError:

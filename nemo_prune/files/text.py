@@ -14,6 +14,19 @@ MAX_BYTES = 256 * 2**20
 LFS_POINTER = b"version https://git-lfs"
 """How the files begin that git-lfs leaves in place of contents that were not fetched."""
 STAND_IN_BYTES = 64
+# How files begin that something must be done with before they can be read, whatever they hold.
+ENCRYPTED = {
+    b"Salted__": "openssl (openssl enc -d)",
+    b"age-encryption.org/": "age (age -d)",
+    b"-----BEGIN AGE": "age (age -d)",
+    b"-----BEGIN PGP MESSAGE": "PGP (gpg -d)",
+    b"$ANSIBLE_VAULT;": "Ansible (ansible-vault decrypt)",
+}
+ZIP = b"PK\x03\x04"
+PACKED = {
+    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7-Zip", b"Rar!\x1a": "RAR",
+}  # fmt: skip
 _ANNEX = "is a pointer of git-annex, not the file itself; run `git annex get` to fetch it"
 # How files begin that stand where another one is meant.
 _STAND_INS = (

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from nemo_prune import __version__
 from nemo_prune.errors import CalibrationError
 from nemo_prune.files.atomic import write_new
-from nemo_prune.files.text import STAND_IN_BYTES, absent, stand_in
+from nemo_prune.files.text import STAND_IN_BYTES, ZIP, absent, stand_in
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.activations import ActivationStatistics
 from nemo_prune.scoring.lineage import ROW_BYTES, Lineage, weights_sha256
@@ -103,7 +103,7 @@ def read_calibration(path: Path) -> Calibration:
         with path.open("rb") as begins:
             start = begins.read(STAND_IN_BYTES)
         reason = stand_in(start)
-        if start.startswith(b"PK\3\4"):
+        if start.startswith(ZIP):
             reason = "is a zip archive; unpack it"
         if reason or not start:
             empty = "is damaged: it is empty; make it anew with nemo-prune calibrate"

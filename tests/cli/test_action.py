@@ -90,6 +90,7 @@ def fake(tmp_path: Path) -> Path:
         tmp_path / "fake",
         f"#!{sys.executable}\nimport json, os, sys\n"
         f"json.dump(sys.argv[1:], open({str(tmp_path / 'argv')!r}, 'w'))\n"
+        f"open(next(one[8:] for one in sys.argv if one[:8] == '--junit='), 'w').close()\n"
         f"print(json.dumps({{'memorized': 3}}))\nsys.exit(int(os.environ.get('FAKE_CODE', 0)))\n",
     )
 
@@ -198,6 +199,13 @@ def test_what_fails_the_step(
     assert ("memorized" in job.outputs) == (int(code) < 2)
     assert job.outputs["junit"] == ("memorization.xml" if int(code) <= 2 else "")
     assert ("not run to its end" in job.stderr) == (tmp_path / "summary.md").exists() == (int(code) > 2)
+
+
+def test_a_junit_file_that_was_not_written_is_not_named(tmp_path: Path) -> None:
+    command = program(tmp_path / "refuses", "#!/bin/sh\nexit 2\n")
+    given = {"model": "m", "prompts": "p", "command": str(command), "junit": "no/such/folder/m.xml"}
+    job = act(tmp_path, given)
+    assert (job.code, job.outputs["verdict"], job.outputs["junit"]) == (2, "error", "")
 
 
 @pytest.mark.parametrize("command", ["nemo-prun", "python -m nemo_prune"])

@@ -2,8 +2,12 @@
 
 import errno
 import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +20,9 @@ from nemo_prune.cli.main import main
 from nemo_prune.cli.progress import LineProgress
 from nemo_prune.cli.start import run as start
 from nemo_prune.errors import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+_RUN = "from nemo_prune.cli.start import run; run()"
 
 
 def _result(scores: list[float], gate: float) -> dict[str, Any]:
@@ -179,6 +186,43 @@ def test_every_verb_says_names_through_it(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         assert "\nb.safetensors" not in result.stdout
         assert "\nd.st" not in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="of a POSIX shell")
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["inspect", "m"], ["inspect", "m", "--json"]]
+)
+def test_a_closed_standard_output_is_said(tmp_path: Path, words: list[str]) -> None:
+    """What was to be printed would be lost, and the exit code would say that all is well."""
+    write_small(tmp_path / "m", side=16)
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-c", _RUN, *words],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "nemo-prune: standard output cannot be written (Bad file descriptor); redirect it elsewhere\n"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="of a POSIX shell")
+def test_a_closed_standard_output_is_no_fault_where_nothing_is_printed(tmp_path: Path) -> None:
+    write_small(tmp_path / "m", side=16)
+    words = ["apply", "m", "--neurons", "0:1", "-o", "o"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-c", _RUN, *words],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, (tmp_path / "o").exists()) == (0, True), done.stderr
+
+
+def test_a_python_without_docstrings_is_no_fault_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "nemo_prune.cli.failures.sys", SimpleNamespace(flags=SimpleNamespace(optimize=2))
+    )
+    told = failure(RuntimeError("Failed to import diffusers"))
+    assert told.startswith("RuntimeError: Python runs without docstrings (PYTHONOPTIMIZE=2, -OO)")
+    assert failure(CheckpointError("m: is empty")) == "m: is empty"
 
 
 class _Full(io.TextIOBase):

@@ -750,6 +750,50 @@ def test_a_column_of_something_else_than_text_is_called_so(
         read_prompts(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "p.jsonl",
+            '{"id": "0", "image": "0.jpg", "conversations": [{"value": "a cat"}]}',
+            "; its keys are id, image, conversations: prompt_column names one that holds strings",
+        ),
+        (
+            "p.jsonl",
+            '{"_id": "0", "_source": {"caption": "a cat"}}',
+            "; it has one under _source.caption, where none is read: bring it to the top",
+        ),
+        (
+            "p.json",
+            '[{"id": 1, "data": {"meta": {"Text": "a cat"}}}]',
+            "; it has one under data.meta.Text, where none is read: bring it to the top",
+        ),
+        ("p.jsonl", '{"n": 1, "words": ["a"]}', "; its keys (n, words) hold no strings: write the"),
+        ("p.jsonl", '{"a secret cat": "0.98"}', "; mend it"),
+        ("p.jsonl", '{"a secret cat": 0.98, "n": 1}', "; its keys (n) hold no strings: write the"),
+        (
+            "p.json",
+            '{"images": [], "annotations": [{"caption": "a cat"}]}',
+            "; its lists are images, annotations: prompt_column names the one of prompts",
+        ),
+    ],
+)
+def test_of_json_without_a_usual_key_it_is_said_what_it_has(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    with pytest.raises(PromptFileError) as caught:
+        _read(tmp_path, name, content.encode())
+    assert words in rendered(caught.value.message)
+    assert "secret" not in caught.value.message
+
+
+def test_a_completion_that_is_not_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "describe it", "completion": "a cat on a mat"}\n')
+    (note,) = read_prompts(path).notes
+    assert "the column prompt is read, completion not" in note
+
+
 def test_the_fault_of_an_array_on_one_line_has_its_place(tmp_path: Path) -> None:
     with pytest.raises(PromptFileError, match=r"line 1 has no string under .* \(item 3\)"):
         _read(tmp_path, "p.json", b'["a cat", "a dog", 7]')

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nemo_prune.errors import CalibrationError, OutputError
+from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.errors import CalibrationError, CheckpointError, OutputError, rendered
 from nemo_prune.files.prompts import prompts_hash
 from nemo_prune.scoring import cache as kept
 from nemo_prune.scoring.activations import ActivationStatistics
@@ -218,3 +219,13 @@ def test_two_processes_at_once_both_succeed(cache: Path) -> None:
 def test_the_hash_tells_prompts_and_their_order_apart() -> None:
     hashes = {prompts_hash(p) for p in (["a", "b"], ["b", "a"], ["a"], ["ab"], ["a\nb"])}
     assert len(hashes) == 5
+
+
+def test_a_calibration_in_a_models_place_is_called_so(file: Path) -> None:
+    """As the hook gives every safetensors file that changed."""
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(file)
+    assert rendered(caught.value.message) == (
+        f"{file}: is a calibration, what is ordinary for a model, and not a model; give it as "
+        f"calibration, and leave it out of what is checked (pre-commit: files, exclude)"
+    )

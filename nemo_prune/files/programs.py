@@ -1,0 +1,94 @@
+"""What programs print that is no list of captions: SQL, complaints, scripts, base64.
+
+Known by how it is built, in any dialect and of any program; captions hold the same words, not so put.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+
+_NAME = r"""("[^"]+"|`[^`]+`|\[[^\]]+\]|[\w$@]+)"""
+_TABLE = rf"{_NAME}(\.{_NAME})*"
+# A statement of SQL by its structure, in any case; or in capitals by its first word and its end.
+SQL = re.compile(
+    rf"""^\s*(
+    (?i:(insert|replace|upsert|merge)\s+((or|ignore|delayed|low_priority|high_priority|overwrite|into
+        |table|rollback|abort|fail|replace)\s+)*{_TABLE}\s*(\([^()]*\)\s*)?
+        ((overriding|output|format)\s[^(]*)?values?\s*([("']|$))
+    |INSERT\s+([A-Z]+\s+)*INTO\s+{_TABLE}\s*(\([^()]*\)\s*)?(SELECT\b.*|\(|$)
+    |(?i:create\s+([a-z]+\s+)*table\s+(if\s+not\s+exists\s+)?{_TABLE}\s*\()
+    |(?i:update\s+{_TABLE}\s+set\s+{_NAME}\s*=)
+    |(?i:copy\s+{_TABLE}\s*(\([^()]*\)\s*)?(from|to)\s+(stdin|stdout|'))
+    |SELECT\s.+\sFROM\s+{_TABLE}.*;\s*$
+    |(PRAGMA|BEGIN|START\ TRANSACTION|COMMIT|ROLLBACK|USE|DROP|ALTER|LOCK|UNLOCK|CREATE|GRANT|COMMENT\ ON
+        |DELETE\ FROM|TRUNCATE|DECLARE|SET\s+(NAMES|DEFINE|SESSION|\S+\s*=|\S+\s+(TO|ON|OFF)))\b.*;\s*$
+    |--\s(MySQL|MariaDB|PostgreSQL|phpMyAdmin|HeidiSQL|Dump(ed|ing)?|Table\ structure|Adminer|SQL)\b
+    |/\*!\d{{5}}|/\*{{6}}\s|REM\ INSERTING\ |SET\s+(IDENTITY_INSERT|ANSI_NULLS|QUOTED_IDENTIFIER)\s
+    |\\(restrict|connect)\s
+    )""",
+    re.X,
+)
+# A program's complaint: what is wrong, a colon, and more; or the program's name, a colon, and that.
+_WRONG = (
+    r"((parse|parser|runtime|syntax|fatal|catalog|binder|conversion|internal|unexpected|unknown|server"
+    r"|connection|database|disk|system|uncaught|unhandled|general|import|query|compile|compilation|input"
+    r"|output|network|io|http|ssl|tls|fatal) )?([a-z]\w*\.)*\w*(error|exception|fatal|panic)"
+)
+_CANNOT = (
+    r"(no such (file|table|column|database|host|bucket|key|option|command|container|image|object|user"
+    r"|module|service)\b|does not exist|not found\b|(permission|access) (is )?denied|is a directory"
+    r"|connection (refused|reset|timed out)|timed out|core dumped|not a git repository|not in \S+ format"
+    r"|(could not|cannot|can't|unable to|failed to|couldn't) [a-z]+\b|is not recognized as"
+    r"|(unknown|unrecognized|invalid|illegal) (command|option|flag|argument|json|syntax|character)"
+    r"|is not a (database|directory|valid)|syntax error|unexpected end of)"
+)
+COMPLAINT = re.compile(
+    rf"\W*([\w./-]+: )?{_WRONG}s?(\[[^\]]*\]|\([^)]*\)|[ ]?\d+)?"
+    r"( (in|at|near|from|response|while|on|reading|opening|executing|downloading)\b[^:]{0,60}"
+    r"| ?\([^)]*\))?:(\s|$)"
+    rf"|\S{{1,40}}: ([^:]{{1,80}}: ){{0,3}}[^:]{{0,80}}{_CANNOT}"
+    r"|usage: \S+ [\[<-]|exception in thread |thread '[^']*' panicked|can't locate \S+ in @INC"
+    r"|(\S+ : the term )?'[^']+' is not recognized as |the system cannot find |no module named \S+$"
+    r"|(killed|terminated|aborted|segmentation fault|bus error|access is denied|permission denied"
+    r"|host key verification failed|unable to locate credentials|syntax error)(\s*\(.*\))?[.!]?"
+    r"( you can configure .*)?$",
+    re.I,
+)
+_LOOKED_AT = 1000  # characters of a line
+_SHORT = 5  # lines of a complaint at most; a list that holds one among many is told line by line
+# JSON in a call of a function, or behind a guard against being read as a script.
+SCRIPT = re.compile(r"/\*|[A-Za-z_$][\w$.]*\(\s*[\[{]\s*[\"'\[{\]}]|\)\]\}',?\s|(while|for)\s*\([;\w]")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{12,}={0,2}|[A-Za-z0-9_-]{12,}={0,2}")
+
+
+def sql_line(lines: Sequence[str]) -> str | None:
+    """The line by which lines are SQL: one of the first three, or the first where most are; or None."""
+    found = [number for number, line in enumerate(lines) if SQL.match(line[:_LOOKED_AT])]
+    if found and (found[0] < 3 or 2 * len(found) >= len(lines)):
+        return lines[found[0]]
+    return None
+
+
+def is_complaint(lines: Sequence[str]) -> bool:
+    """Whether a few lines are, or hold, what a program complained of."""
+    return len(lines) <= _SHORT and any(COMPLAINT.match(line[:_LOOKED_AT]) for line in lines)
+
+
+def is_base64(lines: Sequence[str]) -> bool:
+    """Whether lines are texts in base64, each for itself or broken at a width."""
+    pieces = [line.strip() for line in lines]
+    if not pieces or not _BASE64.fullmatch(pieces[0]):
+        return False
+    return _is_text("".join(pieces)) or all(map(_is_text, pieces))
+
+
+def _is_text(piece: str) -> bool:
+    if not _BASE64.fullmatch(piece):
+        return False
+    padded = piece + "=" * (-len(piece) % 4)
+    try:
+        text = base64.b64decode(padded, b"-_" if {*"-_"} & {*piece} else None, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    return all(letter.isprintable() or letter in "\t\r\n" for letter in text)
