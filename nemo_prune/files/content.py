@@ -308,8 +308,9 @@ def odd_prompts(path: Path, prompts: Sequence[str], unit: str = "prompts") -> li
     seldom = {what: have for what, pattern in _SELDOM if (have := those(pattern) - told)}
     if seldom:
         count = len(set[int]().union(*seldom.values()))
+        kinds = ", ".join(seldom)
         found.append(
-            (count, f"hold what captions seldom do, scored as text, as it stands: {', '.join(seldom)}")
+            (count, f"hold what captions seldom do, read by the tokenizer as it stands: {kinds}")
         )
     return [f"{path}: {count} of its {unit} {how}" for count, how in found]
 
