@@ -14,6 +14,7 @@ from types import MappingProxyType
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint, Part, check_neurons
 from nemo_prune.checkpoint.differences import refuse_differences
 from nemo_prune.checkpoint.folder import is_misnamed
+from nemo_prune.checkpoint.holes import refuse_holes
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.provenance import (
     MODELSPEC_HASH,
@@ -85,8 +86,8 @@ def check_model_output(
     their rows too. The places of `sidecars` must be free, or hold the same.
 
     Raises OptionError for an option that does not go with a file, CheckpointError for twins of the
-    weights that would stay unpruned, unless `drop_pickles` leaves them out, and for differences to a
-    model.
+    weights that would stay unpruned, unless `drop_pickles` leaves them out, for differences to a model,
+    and for one that was not downloaded to its end.
     """
     if not checkpoint.is_folder:
         for name, given in (("link", link), ("drop_pickles", drop_pickles)):
@@ -96,6 +97,7 @@ def check_model_output(
                 )
         check_output(checkpoint.path, out, overwrite)
         refuse_differences(checkpoint)
+        refuse_holes(checkpoint)
         check_sidecars(sidecars)
         refuse_same([out, undo, *sidecars.values()])
         if undo is not None:
@@ -106,6 +108,7 @@ def check_model_output(
     instead = ", or give the model's single .safetensors file"
     check_models_folder(out, "of a folder comes a folder", instead)
     refuse_differences(checkpoint)
+    refuse_holes(checkpoint)
     if undo is not None:
         check_undo_folder(undo, checkpoint.path, out)
     if checkpoint.twins and not drop_pickles:
