@@ -164,7 +164,8 @@ def write_model(
     """Write the model, a file to a file, a folder to a folder, with the rows of `neurons` zeroed.
 
     Every copy of a value layer is treated alike, weights and biases. All other tensor bytes are the
-    source's, which is checked by reading back what was written before `out` gets its name. The
+    source's, which is checked by reading back what was written before `out` gets its name. Others
+    have no more rights to a file than to its source. The
     metadata of a rewritten file is kept and extended by `nemo_prune.*` entries; keys of `provenance`
     may be given without that prefix. Neurons that an earlier run named are named again only if their
     rows are still zero. A symbolic link in a folder becomes the file that it leads to.
@@ -237,7 +238,7 @@ def _write_part(
         raise OutputError(f"{out}: its header would be larger than safetensors allows")
     inode = None
     try:
-        with Source(header) as source, new_file(out, overwrite) as target:
+        with Source(header) as source, new_file(out, overwrite, like=header.path) as target:
             done = rewrite(source, target, out, Ranges(row_places(header, rows)), make_header,
                            data_hashed=MODELSPEC_HASH in header.metadata, hashed=hashed)  # fmt: skip
             if undo is not None:

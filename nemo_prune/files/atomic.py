@@ -227,11 +227,16 @@ def new_file(out: Path, overwrite: bool, like: Path | None = None) -> Iterator[B
         with temporary.open("x+b", buffering=0) as file:
             _hold(file.fileno())
             if like is not None:
-                rights = temporary.stat().st_mode & (like.stat().st_mode | stat.S_IRWXU)
-                temporary.chmod(stat.S_IMODE(rights))
+                keep_rights(temporary, like)
             yield file
             os.fsync(file.fileno())
         take_name(temporary, out, overwrite)
+
+
+def keep_rights(path: Path, like: Path) -> None:
+    """Give others no more rights to the file than they have to `like`."""
+    rights = path.stat().st_mode & (like.stat().st_mode | stat.S_IRWXU)
+    path.chmod(stat.S_IMODE(rights))
 
 
 def write_new(out: Path, content: bytes, overwrite: bool) -> None:

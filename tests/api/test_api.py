@@ -203,7 +203,7 @@ def test_what_gives_its_keys(model: Path) -> None:
 def test_an_open_table_is_none_either(model: Path, tmp_path: Path, name: str) -> None:
     place = tmp_path / name
     place.write_text("caption,url\na cat,u\n")
-    with place.open() as file, pytest.raises(OptionError, match="give the path to nemo_prune.read_prom"):
+    with place.open() as file, pytest.raises(OptionError, match="give the path to nemo_prune"):
         nemo_prune.detect(model, file)
     place.rename(tmp_path / "p.txt")
     with (tmp_path / "p.txt").open() as file:
