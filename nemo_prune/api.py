@@ -30,6 +30,7 @@ from nemo_prune.checkpoint.open import open_checkpoint as _open_checkpoint
 from nemo_prune.checkpoint.provenance import stated_settings
 from nemo_prune.checkpoint.selection import check_fits, from_manifest, named_neurons
 from nemo_prune.errors import OptionError, option
+from nemo_prune.files.lists import COMPRESSED, FORMATS
 from nemo_prune.files.prompts import read_prompts as _read_prompts
 from nemo_prune.files.sidecars import find_sidecars
 from nemo_prune.options import (
@@ -348,7 +349,7 @@ def apply(
         OutputError: the output cannot be written, or exists.
         ManifestError: neurons that the model does not have, or named twice.
         CheckpointError: the source cannot be read, or holds copies that would stay unpruned.
-        OptionError: an option that goes with a folder, a file, or a manifest alone.
+        OptionError: an option that goes with a folder, a file, or a manifest alone; no neurons by hand.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     provenance: dict[str, str] = {}
@@ -364,6 +365,8 @@ def apply(
         raise OptionError(f"{option('top')}: goes with a manifest, which says what each neuron does")
     else:
         chosen = named_neurons(neurons, checkpoint)
+        if not chosen:
+            raise OptionError(f"{option('neurons')}: there are none, so nothing would change; name some")
     return write_model(
         checkpoint, chosen, Path(output), provenance, overwrite=overwrite,
         undo=None if undo is None else Path(undo), link=link, drop_pickles=drop_pickles, hashed=hashed,
@@ -522,16 +525,36 @@ def _prompts(prompts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _texts(given: Iterable[str] | None, name: str) -> tuple[str, ...]:
-    """Raises OptionError for one text, a path, and what else is no list of texts."""
+    """Raises OptionError for one text, a path, a table, and what else is no list of texts."""
     what = "one text" if isinstance(given, str) else "a path" if isinstance(given, PathLike) else ""
+    file = getattr(given, "name", None) if hasattr(given, "read") else None
+    if isinstance(file, str) and _is_table(Path(file)):
+        raise OptionError(f"{name}: give the path to nemo_prune.read_prompts, not the open file {file}")
+    # Tables give the names of their columns one by one, so these would be the prompts.
+    of_columns = hasattr(given, "columns") or hasattr(given, "column_names")
+    if not what and (of_columns or getattr(given, "ndim", 1) != 1):
+        raise OptionError(
+            f"{name}: give a list of texts, not a {type(given).__name__} of columns; of a table give "
+            f"one column, such as list(table['caption'])"
+        )
     listed = not what and isinstance(given, Iterable) and not isinstance(given, Mapping)
     texts = tuple(given) if listed and given is not None else ()
-    if not listed or not all(isinstance(text, str) for text in texts):
+    keys = getattr(given, "keys", None)
+    if texts and callable(keys) and texts == tuple(keys()):
+        what = "a mapping of them"
+    if what or not listed or not all(isinstance(text, str) for text in texts):
         what = what or "something else"
         raise OptionError(
             f"{name}: give a list of texts, not {what}; nemo_prune.read_prompts reads a file's"
         )
     return texts
+
+
+def _is_table(path: Path) -> bool:
+    """Whether lines of a file of this name are no prompts by themselves."""
+    if path.suffix.lower() in COMPRESSED:
+        path = path.with_suffix("")
+    return FORMATS.get(path.suffix.lower(), "txt") != "txt"
 
 
 def _ordinary(prompts: Iterable[str] | None) -> tuple[str, ...] | None:

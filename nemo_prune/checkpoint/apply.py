@@ -14,6 +14,7 @@ from types import MappingProxyType
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint, Part, check_neurons
 from nemo_prune.checkpoint.differences import refuse_differences
 from nemo_prune.checkpoint.folder import is_misnamed
+from nemo_prune.checkpoint.holes import refuse_holes
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.provenance import (
     MODELSPEC_HASH,
@@ -85,8 +86,8 @@ def check_model_output(
     their rows too. The places of `sidecars` must be free, or hold the same.
 
     Raises OptionError for an option that does not go with a file, CheckpointError for twins of the
-    weights that would stay unpruned, unless `drop_pickles` leaves them out, and for differences to a
-    model.
+    weights that would stay unpruned, unless `drop_pickles` leaves them out, for differences to a model,
+    and for one that was not downloaded to its end.
     """
     if not checkpoint.is_folder:
         for name, given in (("link", link), ("drop_pickles", drop_pickles)):
@@ -96,6 +97,7 @@ def check_model_output(
                 )
         check_output(checkpoint.path, out, overwrite)
         refuse_differences(checkpoint)
+        refuse_holes(checkpoint)
         check_sidecars(sidecars)
         refuse_same([out, undo, *sidecars.values()])
         if undo is not None:
@@ -106,6 +108,7 @@ def check_model_output(
     instead = ", or give the model's single .safetensors file"
     check_models_folder(out, "of a folder comes a folder", instead)
     refuse_differences(checkpoint)
+    refuse_holes(checkpoint)
     if undo is not None:
         check_undo_folder(undo, checkpoint.path, out)
     if checkpoint.twins and not drop_pickles:
@@ -161,7 +164,8 @@ def write_model(
     """Write the model, a file to a file, a folder to a folder, with the rows of `neurons` zeroed.
 
     Every copy of a value layer is treated alike, weights and biases. All other tensor bytes are the
-    source's, which is checked by reading back what was written before `out` gets its name. The
+    source's, which is checked by reading back what was written before `out` gets its name. Others
+    have no more rights to a file than to its source. The
     metadata of a rewritten file is kept and extended by `nemo_prune.*` entries; keys of `provenance`
     may be given without that prefix. Neurons that an earlier run named are named again only if their
     rows are still zero. A symbolic link in a folder becomes the file that it leads to.
@@ -234,7 +238,7 @@ def _write_part(
         raise OutputError(f"{out}: its header would be larger than safetensors allows")
     inode = None
     try:
-        with Source(header) as source, new_file(out, overwrite) as target:
+        with Source(header) as source, new_file(out, overwrite, like=header.path) as target:
             done = rewrite(source, target, out, Ranges(row_places(header, rows)), make_header,
                            data_hashed=MODELSPEC_HASH in header.metadata, hashed=hashed)  # fmt: skip
             if undo is not None:

@@ -13,6 +13,7 @@ from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint, Part
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import are_folders, open_checkpoint
 from nemo_prune.checkpoint.recognize import no_model
+from nemo_prune.checkpoint.zeros import zero_in_value
 from nemo_prune.errors import CheckpointError, ManifestError
 from nemo_prune.files import diff
 from nemo_prune.files.diff import Difference, Runs, nonzero_rows, rows_text
@@ -268,7 +269,13 @@ def _expect_part(
     for entry in difference.changed:
         if outside := _outside(entry.rows, set(rows.get(entry.name, ()))):
             wrong.append(f"changed: {quoted(entry.name)}, {rows_text(outside)}")
-    wrong += sorted(f"not zero: {quoted(name)}, row {row}" for name, row in nonzero_rows(b, rows))
+    left = nonzero_rows(b, rows)
+    negative = zero_in_value(b, left) if left else ()
+    wrong += sorted(
+        f"{'negative zeros, which pruning does not write' if one in negative else 'not zero'}: "
+        f"{quoted(one[0])}, row {one[1]}"
+        for one in left
+    )
     wrong += [f"metadata changed: {quoted(k)}" for k in difference.metadata if not _may_change(k)]
     hash_a, hash_b = file_hashes(a.header), file_hashes(b)
     sources = {b.metadata[key] for key in (_SOURCE, _ORIGINAL) if key in b.metadata}

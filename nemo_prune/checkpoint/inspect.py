@@ -6,6 +6,7 @@ from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
 from nemo_prune.checkpoint.differences import holds_differences
+from nemo_prune.checkpoint.holes import hole_in
 from nemo_prune.checkpoint.neurons import union
 from nemo_prune.checkpoint.provenance import MODELSPEC_HASH, earlier_neurons, provenance_of
 from nemo_prune.checkpoint.recognize import class_of
@@ -23,6 +24,8 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
     as when a program kept the metadata and lost the edit, or an unpruned copy was laid beside; None if
     that entry is damaged. `hashed` adds "hashes": of the whole file ("sha256", "a1111"), of all behind
     the header ("modelspec"), and "modelspec_stated", what the metadata say of the latter or None.
+
+    "incomplete" is why the model was not downloaded to its end, as `hole_in` says it, or None.
 
     "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "inpainting",
     "differences to a model"), or None.
@@ -63,6 +66,7 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
             }
             for layer in checkpoint.value_layers
         ],
+        "incomplete": None if (hole := hole_in(checkpoint)) is None else rendered(hole),
         "named_but_not_zero": _named_but_not_zero(checkpoint, zeros),
         "provenance": provenance_of(checkpoint.metadata),
     }

@@ -23,6 +23,7 @@ from typing import Literal
 from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neurons, model_sha256
 from nemo_prune.checkpoint.differences import refuse_differences
+from nemo_prune.checkpoint.holes import refuse_holes
 from nemo_prune.checkpoint.neurons import Neuron, short_name
 from nemo_prune.checkpoint.provenance import NEURONS, VERSION, rows_json
 from nemo_prune.errors import CheckpointError, OptionError, option
@@ -73,6 +74,7 @@ def check_lora(
     """
     check_neurons(checkpoint, neurons)
     refuse_differences(checkpoint)
+    refuse_holes(checkpoint)
     if checkpoint.family not in _VERSIONS:
         raise CheckpointError(
             f"{checkpoint.path}: is a {checkpoint.family} model, for which no LoRA is written, as its "

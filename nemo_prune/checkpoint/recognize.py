@@ -346,7 +346,7 @@ _CONTROLNET = re.compile(
     r"|controlnet_down_blocks|controlnet_blocks)\.|^(lora_controlnet$|lllite_)"
 )
 _VIDEO = re.compile(
-    r"(\.|^)(time_stack|time_mixer|temporal_transformer_blocks|motion_modules|temp_convs"
+    r"(\.|^)(time_stack|time_mixer|temporal_transformer(_blocks)?|motion_modules|temp_convs"
     r"|temp_attentions|patchify_proj)\."
 )
 _LORA = re.compile(r"(^|[._])(lora|lycoris|hada|lokr|oft|dora)[._]|\.diff(_b)?$", re.IGNORECASE)

@@ -208,6 +208,11 @@ def named_neurons(given: object, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
             given = [(layer, row) for layer, rows in given.items() for row in rows]
         for one in given:  # type: ignore[attr-defined]
             layer, row = (one["layer"], one["row"]) if isinstance(one, Mapping) else one
+            if str(getattr(row, "dtype", type(row).__name__)).removeprefix("torch.") == "bool":
+                raise OptionError(
+                    f"{option('neurons')}: a row is a number, not True or False; of a mask give the "
+                    f"places that are true, as numpy.flatnonzero does"
+                )
             row, name = index(row), layer if isinstance(layer, str) else str(index(layer))
             if name not in known and _SUFFIX not in name:
                 raise ManifestError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, Part
 from nemo_prune.checkpoint.neurons import Neuron
-from nemo_prune.files.header import DTYPE_BITS, Tensor
+from nemo_prune.files.header import DTYPE_BITS, Header, Tensor
 from nemo_prune.files.rewrite import Source
 
 # In these formats the sign bit alone is not -0 but the one NaN.
@@ -67,6 +67,18 @@ def zeros_in(*copies: Sequence[Part]) -> dict[str, Zeros]:
         if some := set[int]().union(*rows):
             zeros[layer] = Zeros(tuple(sorted(every)), tuple(sorted(some - every)))
     return zeros
+
+
+def zero_in_value(header: Header, rows: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Those of `rows`, (tensor, row), whose numbers are all 0 or -0."""
+    found = set()
+    with Source(header) as source:
+        for name, row in rows:
+            tensor = header.tensors[name]
+            data = source.read(*tensor.row(row))
+            if DTYPE_BITS[tensor.dtype] >= 8 and _are_zeros(data, 0, len(data), tensor):
+                found.add((name, row))
+    return found
 
 
 def _rows_of_zeros(source: Source, tensor: Tensor) -> Iterator[int]:

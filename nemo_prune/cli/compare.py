@@ -225,4 +225,6 @@ def _listed(names: str) -> list[str]:
 
 def _folder(report: Path, keep: Path | None) -> Path:
     """Where the run works: where it keeps everything, else beside its first report."""
-    return keep or report.with_name(f"{report.name}.work")
+    from nemo_prune.files.atomic import beside
+
+    return keep or beside(report, ".work")

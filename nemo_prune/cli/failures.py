@@ -67,6 +67,9 @@ def failure(error: Exception) -> str:
         return "the device is out of memory; give a smaller --batch-size, or --device cpu"
     if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_SAY:
         return f"standard output cannot be written ({error.strerror}); redirect it elsewhere"
+    if isinstance(error, OSError) and error.filename and error.errno == errno.ENAMETOOLONG:
+        name = one_line(os.fsdecode(error.filename))
+        return f"{name}: cannot be read or written (file name too long); check the path"
     if sys.flags.optimize > 1:  # diffusers and transformers read docstrings
         return (
             f"{type(error).__name__}: Python runs without docstrings (PYTHONOPTIMIZE=2, -OO), which "

@@ -92,6 +92,8 @@ def _print(found: dict[str, Any]) -> None:
     shown.print(table)
     if empty := sum(len(layer["zeroed"]) == layer["rows"] for layer in layers):
         line(f"{empty} of {len(layers)} value layers are wholly zero: is the file complete?")
+    if found["incomplete"]:
+        line(f"incomplete: {found['incomplete']}")
     for layer in layers:
         if rows := ", ".join(map(str, layer["zeroed_in_some_copies"])):
             line(

@@ -41,7 +41,7 @@ from nemo_prune.cli import (
     restore,
     verify,
 )
-from nemo_prune.cli.failures import say_failure
+from nemo_prune.cli.failures import say, say_failure
 from nemo_prune.errors import Interrupted
 
 # Read by the libraries while they are imported, which no verb does before `Group.main`.
@@ -234,6 +234,8 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
                 raise
             except (BrokenPipeError, SystemExit):  # the latter is how rich answers the former
                 _discard_stdout()
+                with contextlib.suppress(OSError):
+                    say("nemo-prune: standard output was closed before all was written")
                 stopped = False
             except Exception as error:
                 # Left to the interpreter it would exit with 1, which says "memorized" or "they differ".

@@ -27,7 +27,7 @@ from nemo_prune.errors import OutputError
 from nemo_prune.files.atomic import check_new_folder, write_new
 from nemo_prune.files.prompts import prompt_id
 from nemo_prune.report.pictures import Picture
-from nemo_prune.scoring.journal import Journal
+from nemo_prune.scoring.journal import Journal, refuse_live
 
 JOURNAL = "journal"
 _AGAINST_UNPRUNED = ("measured", "same", "drift", "score", "quality")
@@ -37,6 +37,7 @@ def check_work(folder: Path, resume: bool) -> None:
     """Refuse early a folder that could not be worked in; raises OutputError."""
     if resume and (folder / JOURNAL).is_file():
         return
+    refuse_live(folder / JOURNAL)
     check_new_folder(folder)
 
 

@@ -110,7 +110,7 @@ def refuse_inputs(outs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
     given = [path for path in inputs if path is not None]
     for out in outs:
         for path in given:
-            if same_file(out, path) or (out.exists() and lies_in(out, path)):
+            if same_file(out, path) or (os.path.lexists(out) and lies_in(out, path)):
                 raise OutputError(f"{out}: is read by this command; choose another name")
 
 
@@ -175,6 +175,20 @@ def check_place(out: Path, overwrite: bool) -> None:
         raise OutputError(f"{out}: the folder {folder} is not writable; choose another")
 
 
+def beside(out: Path, suffix: str) -> Path:
+    """The file that lies beside `out` with `suffix` behind its name; OutputError if that is too long."""
+    path = out.with_name(f"{out.name}{suffix}")
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OutputError(
+                f"{out}: cannot be written ({_reason(error)}, with the {suffix} that lies beside it); "
+                f"give a shorter name"
+            ) from None
+    return path
+
+
 def check_room(out: Path, sources: Iterable[Path], more: Iterable[tuple[Path, int]] = ()) -> None:
     """Raise OutputError if there is no room for files as large as `sources` where `out` is to be.
 
@@ -213,11 +227,16 @@ def new_file(out: Path, overwrite: bool, like: Path | None = None) -> Iterator[B
         with temporary.open("x+b", buffering=0) as file:
             _hold(file.fileno())
             if like is not None:
-                rights = temporary.stat().st_mode & (like.stat().st_mode | stat.S_IRWXU)
-                temporary.chmod(stat.S_IMODE(rights))
+                keep_rights(temporary, like)
             yield file
             os.fsync(file.fileno())
         take_name(temporary, out, overwrite)
+
+
+def keep_rights(path: Path, like: Path) -> None:
+    """Give others no more rights to the file than they have to `like`."""
+    rights = path.stat().st_mode & (like.stat().st_mode | stat.S_IRWXU)
+    path.chmod(stat.S_IMODE(rights))
 
 
 def write_new(out: Path, content: bytes, overwrite: bool) -> None:
@@ -278,7 +297,7 @@ def is_at(path: Path, inode: int) -> bool:
 
 def check_new_folder(out: Path) -> None:
     """Raise OutputError if no new folder could be made at `out`."""
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise OutputError(
             f"{out}: exists already, and a folder is never replaced; remove it or choose another name"
         )
@@ -423,6 +442,12 @@ def _alive(pid: int) -> bool:
     except OSError:
         pass
     return True
+
+
+def in_use(path: Path) -> bool:
+    """Whether another process holds the file, as far as the system can tell."""
+    readable = path.is_file() and os.access(path, os.R_OK)
+    return fcntl is not None and readable and _locked(path)
 
 
 def _locked(path: Path) -> bool:

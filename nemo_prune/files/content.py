@@ -345,8 +345,9 @@ def odd_prompts(
     seldom = {what: have for what, pattern in _SELDOM if (have := those(pattern) - told)}
     if seldom:
         count = len(set[int]().union(*seldom.values()))
+        kinds = ", ".join(seldom)
         found.append(
-            (count, f"hold what captions seldom do, scored as text, as it stands: {', '.join(seldom)}")
+            (count, f"hold what captions seldom do, read by the tokenizer as it stands: {kinds}")
         )
     notes = [f"{path}: {count} of its {unit} {how}" for count, how in found]
     for how, have in odd_letters(prompts):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_prune.errors import CheckpointError, OutputError
-from nemo_prune.files.atomic import lies_in, same_file
+from nemo_prune.files.atomic import keep_rights, lies_in, same_file
 from nemo_prune.files.header import quoted, unreadable
 from nemo_prune.files.rewrite import share_blocks
 from nemo_prune.files.text import absent
@@ -129,7 +129,7 @@ def shown(place: str) -> str:
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file to the new file `target`, or share its blocks where the file system can.
 
-    Flushed to the disk and compared.
+    Flushed to the disk and compared; others have no more rights to it than to the source.
 
     Raises CheckpointError if the source cannot be read, OutputError if what was written is not what
     is read back; an OSError of the disk is for `new_folder` to handle.
@@ -146,6 +146,7 @@ def copy_file(source: Path, target: Path) -> None:
         except shutil.SameFileError:  # on disks without numbers of files, as the target is new
             with source.open("rb") as file, target.open("wb") as new:
                 shutil.copyfileobj(file, new)
+    keep_rights(target, source)
     with target.open("r+b") as written:  # Windows flushes only what is open for writing
         os.fsync(written.fileno())
     if not filecmp.cmp(source, target, shallow=False):

@@ -15,6 +15,7 @@ from nemo_prune.model.devices import memory_format
 from nemo_prune.model.hub import StableDiffusionPipeline
 from nemo_prune.model.inference import Config
 from nemo_prune.model.prediction import Prediction
+from nemo_prune.model.tokenizer import added_words, with_all_vectors
 
 TOKENS = 77
 _ENCODE_BATCH = 64
@@ -165,9 +166,28 @@ class LoadedModel:
     def _token_ids(self, tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
         if not prompts:
             return []
-        texts = [_as_pixart(prompt) for prompt in prompts] if self.is_transformer else list(prompts)
+        texts = self._texts(tokenizer, prompts)
         ids: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]  # cut off later
         return ids
+
+    def _texts(self, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+        """What a pipeline hands to the tokenizer."""
+        if self.is_transformer:
+            return [_as_pixart(prompt) for prompt in prompts]
+        return with_all_vectors(tokenizer, prompts)
+
+    def with_added_words(self, ids: Sequence[Sequence[int]]) -> int:
+        """How many of these prompts hold words that were added to the first tokenizer."""
+        added = set(added_words(self.text_encoders[0].tokenizer).values())
+        return sum(not added.isdisjoint(one) for one in ids) if added else 0
+
+    @property
+    def unknown_words(self) -> int:
+        """How many words the text encoders have vectors for and no tokenizer that gives them."""
+        if self.is_transformer:  # T5's tables are longer than its vocabulary
+            return 0
+        more = (one.model.config.vocab_size - len(one.tokenizer) for one in self.text_encoders)
+        return max(0, *map(int, more))
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """The text embedding of each prompt: `[n, max_tokens, text_dim]`."""
@@ -195,7 +215,7 @@ class LoadedModel:
                     ids = tokens.padded[number][start : start + _ENCODE_BATCH].to(self.device)
                 else:
                     ids = encoder.tokenizer(
-                        batch,
+                        self._texts(encoder.tokenizer, batch),
                         padding="max_length",
                         max_length=TOKENS,
                         truncation=True,
@@ -217,7 +237,7 @@ class LoadedModel:
         (encoder,) = self.text_encoders
         states, masks = [], []
         for start in range(0, max(1, len(prompts)), _ENCODE_BATCH):
-            batch = [_as_pixart(prompt) for prompt in prompts[start : start + _ENCODE_BATCH]] or [""]
+            batch = self._texts(encoder.tokenizer, prompts[start : start + _ENCODE_BATCH]) or [""]
             tokens = encoder.tokenizer(
                 batch,
                 padding="max_length",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.differences import refuse_differences
+from nemo_prune.checkpoint.holes import refuse_holes
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.strict_json import read_object
 from nemo_prune.model import weights
@@ -75,12 +76,13 @@ def load_model(
         text_encoder: where to take the text encoder(s) from, as `text_sources` reads it.
 
     Raises:
-        CheckpointError: a component or a weight is missing, shapes do not fit, the UNet's inputs or
-            outputs are such that no noise difference can be taken, or its output shows that it
-            predicts something else than is told.
+        CheckpointError: a component or a weight is missing, the file has holes, shapes do not fit, the
+            UNet's inputs or outputs are such that no noise difference can be taken, or its output shows
+            that it predicts something else than is told.
         OptionError: the config folder cannot be used.
     """
     refuse_differences(checkpoint)
+    refuse_holes(checkpoint)
     loader = _Loader(checkpoint, device, dtype, config)
     exits = (t.shape[0] for name, t in checkpoint.tensors.items() if _EXIT.search(name))
     if outputs := next(exits, 0):  # before a text encoder is asked for

@@ -1,5 +1,6 @@
 """CLIP's tokenizers: the bundled one, or one out of a folder. T5's, out of a folder."""
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,38 @@ def read_t5_tokenizer(folder: Path) -> Any:
                     f"pip install sentencepiece protobuf"
                 )
     return _read(T5Tokenizer, "T5", folder)
+
+
+def added_words(tokenizer: Any) -> dict[str, int]:
+    """The words that were added to a tokenizer, as textual inversions are, with their token's number."""
+    special = set(tokenizer.all_special_tokens)
+    return {word: n for word, n in tokenizer.added_tokens_encoder.items() if word not in special}
+
+
+def with_all_vectors(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """The prompts as diffusers' pipelines hand them to the tokenizer (`maybe_convert_prompt`).
+
+    A textual inversion of several vectors is several added words, `<x>`, `<x>_1`, ...; who writes the
+    first of them means all. Where words contain each other, diffusers takes them in the order of a set;
+    here it is that of the prompt.
+    """
+    known = added_words(tokenizer)
+    whole = {}
+    for word in known:
+        parts = [word]
+        while (part := f"{word}_{len(parts)}") in known:
+            parts.append(part)
+        if len(parts) > 1:
+            whole[word] = " ".join(parts)
+    if not whole:
+        return list(prompts)
+    found = []
+    for prompt in prompts:
+        for word in dict.fromkeys(tokenizer.tokenize(prompt)):
+            if word in whole:
+                prompt = prompt.replace(word, whole[word])
+        found.append(prompt)
+    return found
 
 
 def _read(kind: Any, name: str, folder: Path, further: str = "") -> Any:

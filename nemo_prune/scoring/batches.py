@@ -22,6 +22,14 @@ _NAMES = {
 }  # fmt: skip
 
 
+def _is_missing(given: Any) -> bool:
+    """Whether it is None, NaN, or pandas' NA, of which nobody can say whether it equals itself."""
+    try:
+        return given is None or bool(given != given)
+    except (TypeError, ValueError):
+        return type(given).__name__ == "NAType"
+
+
 class Batches:
     """Screens batches as `detect` screens a list; the model is loaded once.
 
@@ -52,10 +60,16 @@ class Batches:
         """The batch with the columns of `_NAMES`; equal captions of a batch are scored once.
 
         Raises:
-            PromptFileError: no column of that name, something in it that is not text, or a column that
-                would be replaced.
+            PromptFileError: no dict or DataFrame of columns, no column of that name, something in it
+                that is not text, or a column that would be replaced.
             CheckpointError: no caption so far changes what the denoiser predicts, or it gives NaN.
         """
+        # What else has columns answers neither `in` nor `**`; in its words its texts would stand.
+        if not (isinstance(batch, Mapping) or (hasattr(batch, "columns") and hasattr(batch, "keys"))):
+            raise PromptFileError(
+                f"a batch is a {type(batch).__name__}; give a dict of columns or a pandas DataFrame "
+                f"(Ray's batch_format='numpy' or 'pandas')"
+            )
         if self._column not in batch:
             raise PromptFileError(
                 f"a batch has no column {self._column}, but {', '.join(map(str, batch))}; "
@@ -72,7 +86,7 @@ class Batches:
         return {**batch, **made}
 
     def _caption(self, given: Any) -> str:
-        if given is None or (isinstance(given, float) and given != given):
+        if _is_missing(given):
             return ""
         if not isinstance(given, str):
             raise PromptFileError(

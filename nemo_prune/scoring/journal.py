@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from nemo_prune import __version__
 from nemo_prune.errors import OutputError, option
-from nemo_prune.files.atomic import check_place
+from nemo_prune.files.atomic import beside, check_place, in_use
 from nemo_prune.files.prompts import prompts_hash
 
 try:
@@ -29,8 +29,11 @@ _MAX_BYTES = 2**30
 
 
 def journal_path(manifest: Path) -> Path:
-    """Where the journal of a manifest lies: beside it, `.journal` behind its name."""
-    return manifest.with_name(f"{manifest.name}.journal")
+    """Where the journal of a manifest lies: beside it, `.journal` behind its name.
+
+    Raises OutputError if that name is too long.
+    """
+    return beside(manifest, ".journal")
 
 
 class Journal:
@@ -119,12 +122,19 @@ def fingerprint_of_run(
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise OutputError if an earlier run left its journal at `path`."""
+    """Raise OutputError if an earlier run left its journal at `path`, or one that goes on writes it."""
+    refuse_live(path)
     if path.is_symlink() or path.exists():
         raise OutputError(
             f"{path}: an earlier run was not finished; pass {option('resume')} to go on, "
             f"or remove that file"
         )
+
+
+def refuse_live(path: Path) -> None:
+    """Raise OutputError if the journal at `path` is that of a run that goes on."""
+    if in_use(path):
+        raise _at_work(path)
 
 
 def check_resumable(
@@ -153,7 +163,11 @@ def _lock(path: Path, file: BinaryIO) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OutputError(f"{path}: another process is at work on it; wait until it ends") from None
+        raise _at_work(path) from None
+
+
+def _at_work(path: Path) -> OutputError:
+    return OutputError(f"{path}: another process is at work on it; wait until it ends")
 
 
 def _append(file: BinaryIO, entry: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
+from nemo_prune.errors import option
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.detect import Detection
 
@@ -10,9 +11,28 @@ FEWEST = 10  # prompts: that all of fewer score below a mean may be chance
 
 
 def tokens_of(model: LoadedModel, prompts: Sequence[str]) -> tuple[list[int], Iterator[str]]:
-    """How many tokens each prompt has, and notes on prompts that are one and the same to the model."""
+    """How many tokens each prompt has, and notes on what the prompts are to the model."""
     ids = model.token_ids(prompts)
-    return [len(one) for one in ids], _alike(ids, model.max_tokens)
+    return [len(one) for one in ids], _notes_on_tokens(model, ids)
+
+
+def _notes_on_tokens(model: LoadedModel, ids: Sequence[Sequence[int]]) -> Iterator[str]:
+    if count := model.with_added_words(ids):
+        yield (
+            f"{count} prompts hold words that were added to this model's tokenizer (textual "
+            f"inversions), read as its pipeline reads them"
+        )
+    yield from _alike(ids, model.max_tokens)
+
+
+def notes_on_words(model: LoadedModel) -> Iterator[str]:
+    """A note if the text encoder knows words for which there is no tokenizer."""
+    if count := model.unknown_words:
+        yield (
+            f"the text encoder has {count} words more than its tokenizer, as with textual inversions, "
+            f"and prompts that hold those are read as other words; give the tokenizer too, in a "
+            f"diffusers folder with {option('text_encoder')} or {option('config')}"
+        )
 
 
 def _alike(ids: Sequence[Sequence[int]], most: int) -> Iterator[str]:

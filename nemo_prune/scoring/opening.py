@@ -15,6 +15,7 @@ from nemo_prune.model.schedule import alphas_cumprod, ddim_timestep
 from nemo_prune.model.steady import make_steady
 from nemo_prune.options import Options, Progress
 from nemo_prune.scoring.engine import Engine
+from nemo_prune.scoring.notes import notes_on_words
 from nemo_prune.scoring.trajectory import GUIDANCE, STEPS, Schedule, schedule_from
 from nemo_prune.scoring.workers import open_workers, start_workers, wants_workers
 
@@ -99,6 +100,8 @@ def _engine(
         engine.note = progress.note
         if model.prediction is not None and model.prediction.note:
             progress.note(model.prediction.note)
+        for line in notes_on_words(model):
+            progress.note(line)
     return engine
 
 

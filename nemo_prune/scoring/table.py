@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.errors import NemoPruneError, OutputError, option
-from nemo_prune.files.atomic import check_place, new_file, take_name
+from nemo_prune.files.atomic import beside, check_place, new_file, take_name
 from nemo_prune.files.streams import Block, Position, changed_since, marks
 from nemo_prune.options import Progress
-from nemo_prune.scoring.journal import Journal, journal_path
+from nemo_prune.scoring.journal import Journal, journal_path, refuse_live
 
 TOP = 1000
 """Prompts whose scores are the highest, which the result names; the table has all."""
@@ -41,7 +41,7 @@ class Table:
 
     @property
     def partial(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.partial")
+        return beside(self.path, ".partial")
 
     @property
     def journal(self) -> Path:
@@ -66,6 +66,7 @@ class Table:
                 raise OutputError(f"{path}: is a folder where a file is to be written; move it away")
         left = [path for path in (self.journal, self.partial) if os.path.lexists(path)]
         if left and not self.resume:
+            refuse_live(self.journal)
             raise OutputError(
                 f"{left[0]}: an earlier run was not finished; pass {option('resume')} to go on, "
                 f"or remove {' and '.join(path.name for path in left)}"

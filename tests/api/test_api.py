@@ -19,7 +19,7 @@ from test_privacy import SEALED, alone
 
 import nemo_prune
 from nemo_prune import NemoPruneError, Neuron
-from nemo_prune.api import OptionFields
+from nemo_prune.api import OptionFields, _texts
 from nemo_prune.checkpoint.inspect import inspection
 from nemo_prune.checkpoint.manifest import PromptRecord, to_json
 from nemo_prune.checkpoint.neurons import short_name
@@ -157,6 +157,75 @@ def test_what_is_no_list_of_texts_is_said(model: Path, given: Any) -> None:
             nemo_prune.detect(model, **{"prompts": ["a"], name: given})
 
 
+class _Table:
+    """As pandas and polars have it: its own iterator gives the names of the columns."""
+
+    columns = ("caption", "url")
+
+    def __iter__(self) -> Any:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize("given", [_Table(), np.array([["a", "b"]]), np.array(["a"])[:, None]])
+def test_a_table_is_no_list_of_texts(model: Path, given: Any) -> None:
+    """Its columns' names were scored."""
+    for name in ("prompts", "calibration_prompts"):
+        with pytest.raises(
+            OptionError, match=f"{name}: give a list of texts, not a .*one column, such as"
+        ):
+            nemo_prune.detect(model, **{"prompts": ["a"], name: given})
+    assert _texts(np.array(["a", "b"]), "prompts") == ("a", "b")
+    assert _texts((one for one in "ab"), "prompts") == ("a", "b")
+
+
+def test_a_frame_of_pandas(model: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"caption": ["a cat"]})
+    with pytest.raises(OptionError, match="not a DataFrame of columns"):
+        nemo_prune.detect(model, frame)
+    with pytest.raises(OptionError, match="not a DataFrame of columns"):
+        nemo_prune.localize(model, frame[["caption"]])
+    assert _texts(frame["caption"], "prompts") == ("a cat",)
+
+
+def test_what_gives_its_keys(model: Path) -> None:
+    class Lazy:
+        def keys(self) -> Any:
+            return iter(("caption",))
+
+        __iter__ = keys
+
+    with pytest.raises(OptionError, match="give a list of texts, not a mapping of them"):
+        nemo_prune.detect(model, Lazy())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.CSV", "p.csv.gz"])
+def test_an_open_table_is_none_either(model: Path, tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    place.write_text("caption,url\na cat,u\n")
+    with place.open() as file, pytest.raises(OptionError, match="give the path to nemo_prune"):
+        nemo_prune.detect(model, file)
+    place.rename(tmp_path / "p.txt")
+    with (tmp_path / "p.txt").open() as file:
+        assert len(_texts(file, "prompts")) == 2
+
+
+@pytest.mark.parametrize("given", [[], {}, {0: []}, ()])
+def test_no_neurons_are_no_copy(model: Path, tmp_path: Path, given: Any) -> None:
+    with pytest.raises(OptionError, match="neurons: there are none, so nothing would change"):
+        nemo_prune.apply(model, given, tmp_path / "o.safetensors")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[(0, True)], {0: [False, True]}, {0: np.array([False, True])}, {0: torch.tensor([False, True])}],
+)
+def test_a_mask_is_no_list_of_rows(model: Path, tmp_path: Path, given: Any) -> None:
+    with pytest.raises(OptionError, match="a row is a number, not True or False; of a mask"):
+        nemo_prune.apply(model, given, tmp_path / "o.safetensors")
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -255,6 +324,18 @@ def test_a_card_has_no_name_of_something_else(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ in batches
 
 
+class NAType:
+    """As pandas' missing value, of which nobody can say whether it equals itself."""
+
+    def __ne__(self, _other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def test_batches_are_scored_as_a_list_is(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     given: dict[str, Any] = {"seeds": 3, "tau": 0.0, "gate": 0.0, "device": "cpu"}
     alone = nemo_prune.detect(model, PROMPTS, **given).detections
@@ -272,6 +353,7 @@ def test_batches_are_scored_as_a_list_is(model: Path, caplog: pytest.LogCaptureF
     assert (found["id"] == np.arange(7)).all()
     assert not caplog.records, "transformers would say that a caption is long"
     assert list(scorer({"text": np.array([""])})["seeds"]) == [0]
+    assert list(scorer({"text": [NAType(), np.float32("nan")]})["seeds"]) == [0, 0]
     for batch, message in [
         ({"caption": texts}, "no column text, but caption"),
         ({"text": np.array([3])}, "int64 under text where text should be"),
@@ -279,6 +361,17 @@ def test_batches_are_scored_as_a_list_is(model: Path, caplog: pytest.LogCaptureF
     ]:
         with pytest.raises(NemoPruneError, match=message):
             scorer(batch)
+
+    class Table:  # as pyarrow has it
+        column_names = ("text",)
+
+        def __iter__(self) -> Any:
+            return iter([["a secret"]])
+
+    for other in (Table(), [{"text": "a secret"}]):
+        with pytest.raises(NemoPruneError, match="give a dict of columns or a pandas") as caught:
+            scorer(other)  # type: ignore[arg-type]
+        assert "secret" not in str(caught.value)
     with pytest.raises(NemoPruneError, match="workers, ray: whoever gives the batches"):
         nemo_prune.Scorer(model, workers=2)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import stat
 import tarfile
 import zipfile
 from pathlib import Path
@@ -364,3 +365,31 @@ def test_a_list_where_nobody_gives_prompts(tmp_path: Path, monkeypatch: pytest.M
         assert run(*arguments).stderr == (
             "nemo-prune: p.txt: is text, not safetensors; download or copy it again\n"
         )
+
+
+def test_a_motion_module_inside_a_model(tmp_path: Path) -> None:
+    """AnimateDiff's, which would do what no prompt alone is scored with."""
+    name = "model.diffusion_model.input_blocks.1.2.temporal_transformer.proj_in.weight"
+    path = rawfiles.write(tmp_path / "m", [*rawfiles.unet(rawfiles.SD1), (name, "F32", (4, 4))])
+    with pytest.raises(CheckpointError, match="is a video model"):
+        open_checkpoint(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights are POSIX's")
+@pytest.mark.parametrize(
+    ("mode", "wanted"), [(0o600, 0o600), (0o640, 0o640), (0o666, 0o644), (0o444, 0o644)]
+)
+def test_a_pruned_copy_shows_nothing_to_more_people(tmp_path: Path, mode: int, wanted: int) -> None:
+    path = rawfiles.sd1(tmp_path / "m.safetensors")
+    root = pipeline(tmp_path / "model")
+    for file in (path, *(file for file in root.rglob("*") if file.is_file())):
+        file.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        for source, out in ((path, tmp_path / "o.safetensors"), (root, tmp_path / "out")):
+            given = ["apply", str(source), "--neurons", "0:1", "-o", str(out)]
+            assert CliRunner().invoke(main, given).exit_code == 0
+            files = [out] if out.is_file() else [file for file in out.rglob("*") if file.is_file()]
+            assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {wanted}
+    finally:
+        os.umask(before)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,20 @@ from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.errors import OutputError
 from nemo_prune.files import rewrite
+
+
+def test_a_reader_that_is_gone_is_said(tmp_path: Path) -> None:
+    """Exit code 2 without a line looks like a broken tool; `head` closes a pipe so."""
+    model = rawfiles.sd1(tmp_path / "m.safetensors")
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(
+        [sys.executable, "-c", "from nemo_prune.cli.start import run; run()", "inspect", str(model)],
+        stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert found.returncode == 2
+    assert found.stderr == "nemo-prune: standard output was closed before all was written\n"
 
 
 def in_memory(file: int) -> bool:

@@ -183,3 +183,40 @@ def test_json_is_the_same_on_every_terminal(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert told[0] == told[1]
     assert told[0]["path"] == str(model)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "localize m.safetensors --prompts p.txt -o {}.json",
+        "prune m.safetensors --prompts p.txt -o o.safetensors --manifest {}.json",
+        "detect m.safetensors --prompts p.txt --csv {}.csv",
+        "detect m.safetensors --prompts p.txt -o {}.csv",
+        "audit m.safetensors pruned.safetensors --prompts p.txt --report {}.json",
+        "compare m.safetensors --prompts p.txt --report {}.json",
+    ],
+)
+def test_a_name_to_which_nothing_can_be_added(here: Path, command: str) -> None:
+    """Of 255 bytes, the most that there are; beside it a journal or the like is written."""
+    before = sorted(here.iterdir())
+    end = command.rpartition(".")[2]
+    for name in ("n" * (254 - len(end)), "n" * 300):
+        result = run(*(part.format(name) for part in command.split()))
+        assert result.exit_code == 2, result.output
+        assert "file name too long" in result.stderr
+        assert "internal error" not in result.stderr
+    assert sorted(here.iterdir()) == before
+
+
+def test_inputs_of_names_that_there_cannot_be(here: Path) -> None:
+    assert here
+    name = "n" * 300
+    for command in (
+        f"inspect {name}.safetensors", f"apply {name}.safetensors --neurons 0:1 -o o",
+        f"check m.safetensors --prompts {name}.txt", f"diff m.safetensors {name}",
+        f"apply m.safetensors --manifest {name}.json -o o", f"restore m.safetensors --undo {name} -o o",
+        f"check m.safetensors --prompts p.txt --calibration {name}.safetensors",
+    ):  # fmt: skip
+        result = run(*command.split())
+        assert result.exit_code == 2, result.output
+        assert "internal error" not in result.stderr, command

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nemo_prune.errors import OutputError
 from nemo_prune.files.prompts import prompts_hash as list_hash
-from nemo_prune.scoring.journal import Journal, journal_path
+from nemo_prune.scoring.journal import Journal, journal_path, refuse_existing
+from nemo_prune.scoring.table import Table
 
 RUN = {"model": "a" * 64, "prompts": list_hash(["one", "two"]), "options": "{}"}
 
@@ -94,6 +95,35 @@ def test_another_run_s_is_refused_and_kept(path: Path, name: str) -> None:
     with pytest.raises(OutputError, match=f"a run with other {name};"):
         Journal.open(path, RUN | {name: "other"}, resume=True)
     assert path.read_bytes() == content
+
+
+def test_a_run_that_goes_on_is_not_called_unfinished(path: Path) -> None:
+    """Who follows the advice to remove the journal would end it."""
+    with Journal.open(path, RUN, resume=False):
+        for resume in (True, False):
+            with pytest.raises(OutputError, match="another process is at work on it; wait until"):
+                Journal.open(path, RUN, resume=resume)
+        with pytest.raises(OutputError, match="another process is at work on it; wait until"):
+            refuse_existing(path)
+    with pytest.raises(OutputError, match="an earlier run was not finished"):
+        refuse_existing(path)
+
+
+def test_a_table_that_is_being_written(tmp_path: Path) -> None:
+    table = Table(tmp_path / "t.csv")
+    table.check()
+    with Journal.open(table.journal, RUN, resume=False):
+        table.partial.touch()
+        with pytest.raises(OutputError, match="another process is at work on it; wait until"):
+            table.check()
+
+
+def test_names_that_grow_too_long(tmp_path: Path) -> None:
+    whole = tmp_path / ("x" * 251 + ".csv")
+    for one in (lambda: journal_path(whole), Table(whole).check):
+        with pytest.raises(OutputError, match=r"too long, with the \.(journal|partial) .*shorter name"):
+            one()
+    assert journal_path(whole.with_name("x" * 247)).name == "x" * 247 + ".journal"
 
 
 def test_without_resume_nothing_is_written_over(path: Path) -> None:
