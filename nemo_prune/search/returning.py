@@ -189,7 +189,6 @@ class Returning(GroupTesting):
         """Take back what was returned last, as little as all active seeds need; the rung used."""
         whole = self.kept | _mask(self.returned)
         if not (yield from self.accepted(whole)):
-            self.kept = whole
             return (yield from self.agree(rung))
         low, high = 0, len(self.returned)
         while high - low > 1:
