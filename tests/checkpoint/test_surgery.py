@@ -242,13 +242,15 @@ def test_the_blocks_lie_alike(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="no umask")
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_the_mode_follows_the_umask(tmp_path, model, mask):
+@pytest.mark.parametrize("mode", [0o666, 0o600])
+def test_the_mode_is_the_sources_within_the_umask(tmp_path, model, mask, mode):
+    model.chmod(mode)
     old = os.umask(mask)
     try:
         prune(model, tmp_path / "o")
     finally:
         os.umask(old)
-    assert stat.S_IMODE((tmp_path / "o").stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE((tmp_path / "o").stat().st_mode) == mode & ~mask
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
