@@ -19,8 +19,8 @@ is missing, which is the oracle's making and not a model's.
 Rows of the default search (`auto_rows`) answer its request for an attribution of all 5,760 neurons with
 one of stated quality: 1 for a needed neuron, 0 for any other, and normal noise such that among the
 ladder's candidates the correlation with the right answer is as stated; the thousands of other neurons
-have as much noise. -1: needed neurons come last. `total` counts the attribution's passes too: three
-points, two seeds, three samples each.
+have as much noise. -1: needed neurons come last. What returns would bring back is answered with the same
+numbers. `total` counts the passes of gradients too: three samples for each point and seed.
 """
 
 from __future__ import annotations
