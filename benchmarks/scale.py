@@ -84,6 +84,7 @@ class KnownScores(Engine):
             text_encoders=[TextEncoder(load_tokenizer(), None, TOKENS)], is_transformer=False,
             max_tokens=TOKENS, device=torch.device("cpu"),
         )  # fmt: skip
+        model._texts = MethodType(LoadedModel._texts, model)
         model._token_ids = MethodType(LoadedModel._token_ids, model)
         model.token_reader = MethodType(LoadedModel.token_reader, model)
         super().__init__(model, timestep=0, batch_size=256)

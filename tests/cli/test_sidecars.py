@@ -179,7 +179,7 @@ def test_where_there_is_nothing_to_go_along_with(tmp_path: Path, model: Path) ->
     assert result.exit_code == 2
     assert "--sidecars: goes with a single file, and" in result.stderr
     with pytest.raises(OptionError, match="sidecars: goes with a single file"):
-        nemo_prune.apply(folder, [], "out/f", sidecars=True)
+        nemo_prune.apply(folder, [(0, 1)], "out/f", sidecars=True)
 
 
 def test_a_full_disk_says_that_the_model_is_written(
