@@ -222,9 +222,3 @@ def write_tiny(
     heads = told_heads() if family == "sd1" else {}
     ldm.save_tensors(path, tensors, heads | dict(metadata or {}))
     return path
-
-
-def alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal to rounding: on some processors kernels, and so the last bits,
-    differ with where in memory the weights lie."""
-    return one.shape == other.shape and bool(torch.allclose(one, other, rtol=0, atol=1e-5))

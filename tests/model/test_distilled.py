@@ -9,7 +9,7 @@ import pytest
 import torch
 from layouts import SIDE
 from safetensors.torch import load_file
-from tiny import alike, ldm, run, same_weights, tiny_configs, told_heads, write_tiny
+from tiny import ldm, run, same_weights, tiny_configs, told_heads, write_tiny
 from torch import Tensor
 
 from nemo_prune.checkpoint.manifest import read_manifest
@@ -132,7 +132,7 @@ def test_distilled_unets_load_as_in_diffusers(
         wanted = theirs(
             latents.contiguous(memory_format=torch.channels_last), 500, text, added_cond_kwargs=added
         ).sample
-    assert alike(model.predict_noise(latents, 500, text, pooled), wanted)
+    assert torch.equal(model.predict_noise(latents, 500, text, pooled), wanted)
 
 
 @pytest.mark.parametrize("shape", ["blocks of other lengths", "SDXS", "SSD-1B"])

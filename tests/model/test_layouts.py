@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from layouts import DTYPES, SIDE, described, folder, recast, single_file
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import alike, ldm, open_clip, same_weights, tiny_configs, tiny_tensors, told_heads
+from tiny import ldm, open_clip, same_weights, tiny_configs, tiny_tensors, told_heads
 
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.cli.main import main
@@ -86,10 +86,10 @@ def test_a_folder_loads_bit_equal_to_diffusers(
     text, pooled = model.encode_pooled(PROMPTS)
     expected = theirs.encode_prompt(PROMPTS, device=CPU, num_images_per_prompt=1,
                                     do_classifier_free_guidance=False)  # fmt: skip
-    assert alike(text, expected[0])
+    assert torch.equal(text, expected[0])
     added = None
     if family == "sdxl":
-        assert alike(pooled, expected[2])
+        assert torch.equal(pooled, expected[2])
         side = 8 * SIDE
         ids = torch.tensor([[side, side, 0, 0, side, side]] * len(PROMPTS), dtype=torch.float32)
         added = {"text_embeds": pooled, "time_ids": ids}
@@ -98,8 +98,8 @@ def test_a_folder_loads_bit_equal_to_diffusers(
         wanted = theirs.unet(
             latents.contiguous(memory_format=torch.channels_last), 961, text, added_cond_kwargs=added
         ).sample
-    assert alike(noise(model), wanted)
-    assert alike(noise(models[family]), wanted)
+    assert torch.equal(noise(model), wanted)
+    assert torch.equal(noise(models[family]), wanted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,7 +115,7 @@ def test_a_folder_draws_what_diffusers_draws(family: str, folders: dict[str, Pat
                         output_type="np").images  # fmt: skip
 
     # How the weights lie in memory rounds SDXL's pooled text otherwise, in the last digit.
-    assert abs(draw(ours) - draw(theirs)).max() <= 1e-4
+    assert abs(draw(ours) - draw(theirs)).max() <= (1e-4 if family == "sdxl" else 1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,7 +125,7 @@ def test_shards_load_as_diffusers_loads_them(
     root = folder(place / f"{family}-shards", family, shards=True)
     for component in ("unet", "text_encoder", "vae"):
         assert len(list((root / component).glob("*-of-*.safetensors"))) > 1, component
-    assert alike(noise(load(root)), noise(models[family]))
+    assert torch.equal(noise(load(root)), noise(models[family]))
     shutil.rmtree(root)
 
 
@@ -150,7 +150,7 @@ def test_of_several_variants_the_usual_one_is_loaded(
     for variant in ("fp16", "non_ema", "a"):
         other = {name: torch.ones_like(t) for name, t in load_file(weights).items()}
         save_file(other, weights.with_suffix(f".{variant}.safetensors"))
-    assert alike(noise(load(root)), noise(models[family]))
+    assert torch.equal(noise(load(root)), noise(models[family]))
     shutil.rmtree(root)
 
 
@@ -381,7 +381,7 @@ def test_a_unet_alone_takes_its_text_encoder_from_anywhere(
         with pytest.raises(CheckpointError, match="text_encoder PATH"):
             load(unet)
         for kind, paths in sources.items():
-            assert alike(noise(load(unet, text_encoder=tuple(paths))), wanted), (name, kind)
+            assert torch.equal(noise(load(unet, text_encoder=tuple(paths))), wanted), (name, kind)
 
 
 def test_text_encoders_that_do_not_fit(
@@ -551,7 +551,7 @@ def test_a_thinner_unet_is_inferred_from_its_shapes(place: Path, kind: str) -> N
     text = model.encode(["a cat"])
     with torch.no_grad():
         wanted = theirs(latents.contiguous(memory_format=torch.channels_last), 500, text).sample
-    assert alike(model.predict_noise(latents, 500, text), wanted)
+    assert torch.equal(model.predict_noise(latents, 500, text), wanted)
 
 
 # --------------------------------------------------------------- the same neurons in each layout
@@ -621,7 +621,7 @@ def test_every_layout_gives_the_same_neurons_and_scores(
     theirs = load(place / "sd1-clean.safetensors")
     ours = load(out, text_encoder=(single["sd1"],) if layout == "UNet alone" else ())
     assert same_weights(ours.unet, theirs.unet)
-    assert alike(noise(ours), noise(theirs))
+    assert torch.equal(noise(ours), noise(theirs))
     if out.is_dir():
         assert same_weights(from_pretrained(out, "sd1").unet, theirs.unet)
         back = place / f"same-{layout}-back"

@@ -13,7 +13,6 @@ import rawfiles
 import torch
 from safetensors.torch import load_file
 from tiny import (
-    alike,
     config_folder,
     ldm,
     open_clip,
@@ -90,12 +89,12 @@ def test_outputs_equal_diffusers_bit_for_bit(family: str, files: dict[str, Path]
     text, pooled = model.encode_pooled(PROMPTS)
     expected = pipeline.encode_prompt(PROMPTS, device=CPU, num_images_per_prompt=1,
                                       do_classifier_free_guidance=False)  # fmt: skip
-    assert alike(text, expected[0])
-    assert alike(model.encode(PROMPTS), expected[0])
+    assert torch.equal(text, expected[0])
+    assert torch.equal(model.encode(PROMPTS), expected[0])
     added = None
     if family == "sdxl":
         assert pooled is not None
-        assert alike(pooled, expected[2])
+        assert torch.equal(pooled, expected[2])
         ids = torch.tensor([[1024, 1024, 0, 0, 1024, 1024]] * len(PROMPTS), dtype=torch.float32)
         added = {"text_embeds": pooled, "time_ids": ids}
 
@@ -107,7 +106,7 @@ def test_outputs_equal_diffusers_bit_for_bit(family: str, files: dict[str, Path]
             text,
             added_cond_kwargs=added,
         ).sample
-    assert alike(model.predict_noise(noise, 961, text, pooled), theirs)
+    assert torch.equal(model.predict_noise(noise, 961, text, pooled), theirs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -128,7 +127,7 @@ def test_pipeline_draws_the_pictures_that_diffusers_draws(
             output_type="np",
         ).images
 
-    assert abs(draw(ours) - draw(theirs)).max() <= 1e-4
+    assert abs(draw(ours) - draw(theirs)).max() <= (1e-4 if family == "sdxl" else 1e-5)
 
 
 def test_half_precision_file_loads_as_any_dtype(folder: Path) -> None:
@@ -232,7 +231,7 @@ def test_inpainting_sees_a_picture_masked_everywhere(family: str, folder: Path) 
     with torch.no_grad():
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         wanted = model.unet(inputs, 961, text, added_cond_kwargs=added).sample
-    assert alike(model.predict_noise(latents, 961, text, pooled), wanted)
+    assert torch.equal(model.predict_noise(latents, 961, text, pooled), wanted)
     with pytest.raises(CheckpointError, match="an inpainting model draws only into a given picture"):
         loading.load_pipeline(recognize(path), device=CPU, dtype=torch.float32)
 
@@ -459,7 +458,7 @@ def test_a_config_folder_without_tokenizer_leaves_it(files: dict[str, Path], tmp
     settings = config_folder(tmp_path / "config")
     shutil.rmtree(settings / "tokenizer")
     wanted = load(files["sd1"]).encode(["a cat"])
-    assert alike(load(files["sd1"], config=settings).encode(["a cat"]), wanted)
+    assert torch.equal(load(files["sd1"], config=settings).encode(["a cat"]), wanted)
 
 
 def test_tokenizers_that_cannot_be_used(files: dict[str, Path], tmp_path: Path) -> None:
