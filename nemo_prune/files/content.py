@@ -249,8 +249,8 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
         if is_base64(lines):
             what = "is in base64, which no model was trained on"
             raise PromptFileError(f"{path}: {what}; decode it (base64 -d) ({_as_text()})")
-        if statement := sql_line(lines):
-            line = text[: text.index(statement)].count("\n") + 1
+        if (statement := sql_line(lines)) is not None:
+            line = [n for n, one in enumerate(re.split("\r?\n", text), 1) if one.strip()][statement]
             raise PromptFileError(
                 f"{path}: line {line} is a statement of SQL, so it is a dump or a query and no list; "
                 f"export the captions as CSV ({_as_text()})"
@@ -324,14 +324,11 @@ def odd_prompts(
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
             told |= have
-    if (
-        have := {number for number, line in enumerate(lines) if " " not in line and is_base64([line])}
-        - told
-    ):
-        found.append(
-            (len(have), "are in base64, as which no model was trained on them: taken as prompts")
-        )
-        told |= have
+    encoded = {n for n, line in enumerate(lines) if " " not in line and is_base64([line])} - told
+    if encoded:
+        how = "are in base64, as which no model was trained on them: taken as prompts"
+        found.append((len(encoded), how))
+        told |= encoded
     if 2 * len(have := those(_BARS) - told) > len(lines):
         found.append((len(have), "hold bars (|) between words: several captions may stand in one line"))
     for how, have in _apart(lines):

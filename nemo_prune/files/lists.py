@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.text import MAX_BYTES, decoded
+from nemo_prune.files.text import MAX_BYTES, PACKED, decoded
 
 Format = Literal["txt", "csv", "tsv", "jsonl", "json", "parquet"]
 FORMATS: dict[str, Format] = {
@@ -41,7 +41,8 @@ FOREIGN = frozenset({
     ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rtf", ".sql", ".sqlite", ".sz", ".tar", ".tbz2",
     ".tgz", ".toml", ".txz", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
 })  # fmt: skip
-COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
+_PACKINGS = {"gzip": ".gz", "bzip2": ".bz2", "xz": ".xz", "zstd": ".zst"}
+COMPRESSED = {_PACKINGS[name]: magic for magic, name in PACKED.items() if name in _PACKINGS}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t]*\r?\n', re.I)  # by which Excel is told
 TYPE_LINE = re.compile(r'"?#TYPE [\w.]+"?[ \t]*\r?\n', re.I)  # by which PowerShell tells itself
@@ -254,6 +255,12 @@ def _record(path: Path, number: int, value: object, where: str = "") -> Record:
         wanted = ", ".join(COLUMNS)
         raise PromptFileError(f"{path}: line {number} has no string under {wanted}{where}; mend it")
     return value
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a list is compressed or Parquet by its name, so that its bytes are not its text."""
+    suffix = path.suffix.lower()
+    return suffix in COMPRESSED or FORMATS.get(suffix) == "parquet"
 
 
 def shown_keys(keys: Iterable[str]) -> str:

@@ -33,7 +33,7 @@ SQL = re.compile(
 _WRONG = (
     r"((parse|parser|runtime|syntax|fatal|catalog|binder|conversion|internal|unexpected|unknown|server"
     r"|connection|database|disk|system|uncaught|unhandled|general|import|query|compile|compilation|input"
-    r"|output|network|io|http|ssl|tls|fatal) )?([a-z]\w*\.)*\w*(error|exception|fatal|panic)"
+    r"|output|network|io|http|ssl|tls) )?([a-z]\w*\.)*\w*(error|exception|fatal|panic)"
 )
 _CANNOT = (
     r"(no such (file|table|column|database|host|bucket|key|option|command|container|image|object|user"
@@ -62,11 +62,11 @@ SCRIPT = re.compile(r"/\*|[A-Za-z_$][\w$.]*\(\s*[\[{]\s*[\"'\[{\]}]|\)\]\}',?\s|
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{12,}={0,2}|[A-Za-z0-9_-]{12,}={0,2}")
 
 
-def sql_line(lines: Sequence[str]) -> str | None:
-    """The line by which lines are SQL: one of the first three, or the first where most are; or None."""
+def sql_line(lines: Sequence[str]) -> int | None:
+    """The place of the line by which lines are SQL: of the first three, or where most are; or None."""
     found = [number for number, line in enumerate(lines) if SQL.match(line[:_LOOKED_AT])]
     if found and (found[0] < 3 or 2 * len(found) >= len(lines)):
-        return lines[found[0]]
+        return found[0]
     return None
 
 

@@ -23,7 +23,7 @@ import numpy
 
 from nemo_prune.errors import PromptFileError
 from nemo_prune.files.content import LOOKED_THROUGH, odd_cells
-from nemo_prune.files.lists import COMPRESSED, FORMATS, STDIN, Format, Listing
+from nemo_prune.files.lists import FORMATS, STDIN, Format, Listing, is_packed
 from nemo_prune.files.prompts import (
     holds_break,
     label_column,
@@ -123,10 +123,7 @@ def is_long(paths: Sequence[Path]) -> bool:
         with contextlib.suppress(OSError, ValueError):
             status = path.stat()
             if path != STDIN and stat.S_ISREG(status.st_mode):
-                packed = (
-                    path.suffix.lower() in COMPRESSED or FORMATS.get(path.suffix.lower()) == "parquet"
-                )
-                size += status.st_size * (_RATIO if packed else 1)
+                size += status.st_size * (_RATIO if is_packed(path) else 1)
     return size > LONG
 
 
@@ -347,8 +344,7 @@ def changed_since(
 
 
 def _is_plain_text(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    return suffix not in COMPRESSED and FORMATS.get(suffix, "txt") not in ("parquet", "json")
+    return not is_packed(path) and FORMATS.get(path.suffix.lower()) != "json"
 
 
 def _text_before(path: Path, offset: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree as xml
 
 from nemo_prune.files.atomic import write_new
-from nemo_prune.files.lists import COMPRESSED, FORMATS
+from nemo_prune.files.lists import is_packed
 from nemo_prune.files.prompts import prompt_id
 
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -40,17 +40,11 @@ def annotation(entry: dict[str, Any], result: dict[str, Any], named: bool = Fals
     if workspace and path.is_relative_to(workspace):
         file = path.relative_to(workspace).as_posix()
     place, text = f"file={_escaped(file, ',:')}", _finding(entry, result, named)
-    if _has_lines(entry["file"]):
-        place += f",line={entry['line']}"
-    else:
+    if is_packed(Path(entry["file"])):  # rows have numbers there
         text = f"row {entry['line']}: {text}"
+    else:
+        place += f",line={entry['line']}"
     return f"::error {place},title=memorized prompt::{_escaped(one_line(text))}"
-
-
-def _has_lines(file: str) -> bool:
-    """Whether a list is text as it lies there; of Parquet and what is compressed, rows have numbers."""
-    suffix = Path(file).suffix.lower()
-    return suffix not in COMPRESSED and FORMATS.get(suffix) != "parquet"
 
 
 def _finding(entry: dict[str, Any], result: dict[str, Any], named: bool) -> str:
@@ -107,7 +101,7 @@ def verdict_suite(result: dict[str, Any], texts: Sequence[str]) -> xml.Element:
         name = f"prompt {prompt_id(prompt)}" + (f": {entry['text']}" if "text" in entry else "")
         case = {"classname": xml_text(f"{model} {entry['file']}"), "name": xml_text(name),
                 "file": xml_text(entry["file"])}  # fmt: skip
-        if _has_lines(entry["file"]):
+        if not is_packed(Path(entry["file"])):
             case["line"] = str(entry["line"])
         element = xml.SubElement(suite, "testcase", case)
         if entry["memorized"]:

@@ -449,8 +449,8 @@ class Engine:
             batch: Sequence[tuple[Job, Sample, frozenset[Neuron] | None]], model: LoadedModel
         ) -> list[Tensor]:
             jobs, samples, among = zip(*batch, strict=True)
-            offs = [sample.off for sample in samples]
-            masking = Masking(model.value_layers, layers, offs, model.device, model.dtype, among)
+            off = [sample.off for sample in samples]
+            masking = Masking(model.value_layers, layers, off, model.device, model.dtype, among)
             try:
                 with self._checkpointed(model, trajectory):
                     found = attribute(
@@ -478,9 +478,8 @@ class Engine:
         found: list[Attribution] = []
         for (_, wanted), off in zip(asked, offs, strict=True):
             total = torch.stack([next(parts) for _ in wanted.seeds]).sum(dim=0).tolist()
-            among = neurons if wanted.among is None else wanted.among
-            wanted_ones = set(among) - off
-            found.append({n: value for n, value in zip(neurons, total, strict=True) if n in wanted_ones})
+            among = set(neurons if wanted.among is None else wanted.among) - off
+            found.append({n: value for n, value in zip(neurons, total, strict=True) if n in among})
         return found
 
     def text_gradients(

@@ -175,6 +175,7 @@ def _plans(
 ) -> Steps[list[tuple[GroupTesting, float]]]:
     """What to try one after the other, and at how many samples in all to give each up."""
     ladder = GroupTesting(cache, before, memorized, by_ladder)
+    # One that gave up cannot go on, so each attempt has its own.
     merit, again = (GroupTesting(cache, before, memorized, by_merit) for _ in range(2))
     shortest = yield from GroupTesting(cache, before, memorized, by_merit).shortest()
     if shortest is None:  # with all neurons off it is still memorized

@@ -139,7 +139,7 @@ class Tally:
         return self.samples + _GRADIENT * self.gradients
 
     def attribute(self, wanted: Attribute) -> Steps[Attribution]:
-        """Ask for an attribution, at points that are given."""
+        """Ask for an attribution, and count its backward passes."""
         found: Attribution = yield wanted  # type: ignore[assignment]
         self.gradients += len(wanted.seeds) * len(wanted.points)
         return found
