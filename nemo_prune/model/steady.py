@@ -1,7 +1,7 @@
 """On a processor, a sample's noise to the last digit, whatever else is in its batch.
 
 Two kinds of layers round otherwise in batches of other sizes: linear maps of one vector a sample (of the
-timestep, of SDXL's pooled text) or of a few (where a latent is small), since a matrix product of few rows
+timestep, of SDXL's pooled text) or of a few (where a latent is small), as a matrix product of few rows
 is computed in another order; and convolutions of a single small picture, for which torch takes another
 algorithm. Both are cheap, so they get a few more rows, or the picture twice. Everything else has many
 rows a sample.
