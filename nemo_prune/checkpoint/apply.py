@@ -12,9 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint, Part, check_neurons
-from nemo_prune.checkpoint.differences import refuse_differences
 from nemo_prune.checkpoint.folder import is_misnamed
-from nemo_prune.checkpoint.holes import refuse_holes
+from nemo_prune.checkpoint.holes import refuse_unfit
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.provenance import (
     MODELSPEC_HASH,
@@ -96,8 +95,7 @@ def check_model_output(
                     f"{option(name)}: goes with a diffusers folder, and {checkpoint.path} is a file"
                 )
         check_output(checkpoint.path, out, overwrite)
-        refuse_differences(checkpoint)
-        refuse_holes(checkpoint)
+        refuse_unfit(checkpoint)
         check_sidecars(sidecars)
         refuse_same([out, undo, *sidecars.values()])
         if undo is not None:
@@ -107,8 +105,7 @@ def check_model_output(
     check_apart(out, checkpoint.path, "the model's folder")
     instead = ", or give the model's single .safetensors file"
     check_models_folder(out, "of a folder comes a folder", instead)
-    refuse_differences(checkpoint)
-    refuse_holes(checkpoint)
+    refuse_unfit(checkpoint)
     if undo is not None:
         check_undo_folder(undo, checkpoint.path, out)
     if checkpoint.twins and not drop_pickles:

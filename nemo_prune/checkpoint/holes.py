@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint
+from nemo_prune.checkpoint.differences import refuse_differences
 from nemo_prune.errors import CheckpointError
 from nemo_prune.files.header import Header, Tensor, quoted
 from nemo_prune.files.rewrite import Source
@@ -19,8 +20,9 @@ _LOOKED_AT = 64  # bytes of a tensor, which decide nearly every one
 _CHUNK = 2**20
 
 
-def refuse_holes(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError for a model that `hole_in` finds incomplete."""
+def refuse_unfit(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for a file of differences, or a model that `hole_in` finds incomplete."""
+    refuse_differences(checkpoint)
     if fault := hole_in(checkpoint):
         raise CheckpointError(fault)
 

@@ -22,8 +22,7 @@ from typing import Literal
 
 from nemo_prune import __version__
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neurons, model_sha256
-from nemo_prune.checkpoint.differences import refuse_differences
-from nemo_prune.checkpoint.holes import refuse_holes
+from nemo_prune.checkpoint.holes import refuse_unfit
 from nemo_prune.checkpoint.neurons import Neuron, short_name
 from nemo_prune.checkpoint.provenance import NEURONS, VERSION, rows_json
 from nemo_prune.errors import CheckpointError, OptionError, option
@@ -73,8 +72,7 @@ def check_lora(
     8-bit weights, which a LoRA cannot make zero, OptionError if there is nothing to zero.
     """
     check_neurons(checkpoint, neurons)
-    refuse_differences(checkpoint)
-    refuse_holes(checkpoint)
+    refuse_unfit(checkpoint)
     if checkpoint.family not in _VERSIONS:
         raise CheckpointError(
             f"{checkpoint.path}: is a {checkpoint.family} model, for which no LoRA is written, as its "

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from nemo_prune.checkpoint.differences import refuse_differences
-from nemo_prune.checkpoint.holes import refuse_holes
+from nemo_prune.checkpoint.holes import refuse_unfit
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.strict_json import read_object
 from nemo_prune.model import weights
@@ -81,8 +80,7 @@ def load_model(
             that it predicts something else than is told.
         OptionError: the config folder cannot be used.
     """
-    refuse_differences(checkpoint)
-    refuse_holes(checkpoint)
+    refuse_unfit(checkpoint)
     loader = _Loader(checkpoint, device, dtype, config)
     exits = (t.shape[0] for name, t in checkpoint.tensors.items() if _EXIT.search(name))
     if outputs := next(exits, 0):  # before a text encoder is asked for
