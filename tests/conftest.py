@@ -18,6 +18,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from nemo_prune.cli.main import main
+from nemo_prune.files.prompts import bundled_captions
 from nemo_prune.report.demo import DATA
 from nemo_prune.scoring.cache import store
 from nemo_prune.scoring.calibration_file import read_calibration
@@ -50,6 +51,14 @@ def _common_cache(shared: Path) -> Iterator[None]:
     """The user's cache is neither read nor written; what is ordinary to a tiny model is found once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEMO_PRUNE_CACHE", str(shared / "common-cache"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fewer_captions() -> Iterator[None]:
+    """Of the bundled captions the first are enough for a tiny model: all 2,000 take seconds each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nemo_prune.scoring.ordinary.bundled_captions", lambda: bundled_captions()[:200])
         yield
 
 
