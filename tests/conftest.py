@@ -56,7 +56,7 @@ def _common_cache(shared: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fewer_captions() -> Iterator[None]:
-    """Of the bundled captions the first are enough for a tiny model: all 2,000 take seconds each time."""
+    """Of the bundled captions the first are enough for a tiny model: all 2,000 take seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nemo_prune.scoring.ordinary.bundled_captions", lambda: bundled_captions()[:200])
         yield

@@ -1,4 +1,4 @@
-"""The quick audit as it is shipped, of the demo's pruned file: three of its captions, nothing made cheaper.
+"""The quick audit as it is shipped, of the demo's pruned file: three captions, nothing made cheaper.
 
 One audit for all tests. Modules that take minutes begin first (`conftest`), so it is no long tail.
 """
