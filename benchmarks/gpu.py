@@ -47,8 +47,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu_results import Results, Row, about
 from benchmarks.random_models import Planted, config_of, plant, random_model, random_prompts
 from nemo_prune.checkpoint.open import open_checkpoint
+from nemo_prune.localize import localize as localizing
 from nemo_prune.localize import prune as pruning
-from nemo_prune.localize.localize import localize
 from nemo_prune.model import hub
 from nemo_prune.model.configs import complete_folder
 from nemo_prune.model.denoiser import LoadedModel
@@ -57,6 +57,7 @@ from nemo_prune.options import Options, Silent, Writing
 from nemo_prune.scoring.detect import detect
 from nemo_prune.scoring.engine import Engine, Job, Sample
 from nemo_prune.scoring.memory import peak_memory, reset_peak_memory
+from nemo_prune.scoring.searching import finished_searches, run_searches
 from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.protocol import Attribute
@@ -333,7 +334,7 @@ def search(at: Setting) -> Iterator[Row]:
             if kind == "detect":
                 detect(engine, [str(i) for i in range(count)], SEEDS, 0.5, early=False)
             else:
-                found += engine.run(jobs(kind, count))
+                found += run_searches(engine, jobs(kind, count))
 
         profile = cProfile.Profile()
         row = watch.measured(work)
@@ -473,14 +474,14 @@ def prune(at: Setting) -> Iterator[Row]:
         layers = {layer.name: layer.rows for layer in checkpoint.select(options.layers)}
         rng = random.Random(0)
         memories = [plant(layers, 3 + i, TAU, rng) for i in range(len(texts))]
-        stages, run = Stages(), Engine.run
+        stages, whole = Stages(), finished_searches
         at.clear()
         reset_peak_memory(at.device)
         try:
-            Engine.run = _planted(run, memories)  # type: ignore[method-assign]
-            found = localize(checkpoint, texts, options, stages)
+            localizing.finished_searches = _planted(whole, memories)  # type: ignore[attr-defined]
+            found = localizing.localize(checkpoint, texts, options, stages)
         finally:
-            Engine.run = run  # type: ignore[method-assign]
+            localizing.finished_searches = whole  # type: ignore[attr-defined]
         yield {"step": "localized", "seconds": round(time.perf_counter() - began, 2), **found.cost}
         stages.stage("writing the checkpoint", 1, "file")
         written = pruning.write(found, Writing(output=Path(temporary) / "pruned"))
@@ -500,7 +501,7 @@ def prune(at: Setting) -> Iterator[Row]:
 
 
 def _planted(run: Callable[..., Any], memories: Sequence[Planted]) -> Callable[..., Any]:
-    """`Engine.run` whose jobs' searches hear of planted memories; a run of as many jobs only."""
+    """`finished_searches` whose jobs' searches hear of planted memories; of as many jobs only."""
 
     def planted(engine: Engine, jobs: Sequence[Job], **options: Any) -> Any:
         if len(jobs) == len(memories):

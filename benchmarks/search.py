@@ -38,6 +38,7 @@ from nemo_prune.scoring.detect import score_paths
 from nemo_prune.scoring.engine import Engine, Job, Prompt
 from nemo_prune.scoring.memory import peak_memory, reset_peak_memory
 from nemo_prune.scoring.opening import open_engine
+from nemo_prune.scoring.searching import run_searches
 from nemo_prune.scoring.thresholds import tau_from
 from nemo_prune.search.auto import Candidates, auto_search
 from nemo_prune.search.group_testing import gradient_free_search
@@ -121,7 +122,7 @@ def run_task(
         Job(prompt, listened(task.begin(path, procedure)), layers=layers)
         for prompt, path in zip(task.encoded, task.paths, strict=True)
     ]
-    found: list[Outcome] = engine.run(jobs, in_flight=1 if procedure == "literal" else None)
+    found: list[Outcome] = run_searches(engine, jobs, in_flight=1 if procedure == "literal" else None)
     return [replace(outcome, samples=job.samples) for outcome, job in zip(found, jobs, strict=True)]
 
 
@@ -168,8 +169,9 @@ def measure(engines: dict[str, Engine], task: Task, repeats: int) -> dict[str, A
             "fresh_scores": fresh,
             "suppressed": [score <= task.tau for score in fresh],
             "order": [outcome.order for outcome in found],
-            "one_minimal": engines["search"].run(
-                [Job(p, proves_minimal(o)) for p, o in zip(task.encoded, found, strict=True)]
+            "one_minimal": run_searches(
+                engines["search"],
+                [Job(p, proves_minimal(o)) for p, o in zip(task.encoded, found, strict=True)],
             ),
         }
     literal, fast = result["literal"], result["search"]

@@ -15,6 +15,7 @@ from nemo_prune.localize.localize import Moved, scope_of
 from nemo_prune.options import Progress, Silent
 from nemo_prune.scoring.engine import Job, Prompt
 from nemo_prune.scoring.ordinary import Ordinary
+from nemo_prune.scoring.searching import run_searches
 from nemo_prune.search.protocol import Outcome
 
 _ORDINARY = 20  # prompts that drift is measured on
@@ -77,7 +78,7 @@ class Locator:
         """
         scope, seeds = self._scopes[0], tuple(range(self.models.inputs.options.seeds))
         job = Job(trigger.prompt, scope.begin(trigger.prompt, seeds), layers=scope.layers)
-        found: list[Outcome] = self.engine.run([job])
+        found: list[Outcome] = run_searches(self.engine, [job])
         if found[0].status != "not memorized":
             return found[0].neurons, "score"
         if not self.models.inputs.effort.chase.deep:
@@ -95,7 +96,7 @@ class Locator:
             for scope in self._scopes:
                 search = scope.begin(trigger.prompt, tuple(baseline))
                 job = Job(trigger.prompt, search, dict(baseline), off, layers=scope.layers)
-                outcomes: list[Outcome] = self.engine.run([job])
+                outcomes: list[Outcome] = run_searches(self.engine, [job])
                 (outcome,) = outcomes
                 if outcome.status != "not removable":
                     found = outcome.neurons

@@ -11,6 +11,7 @@ from nemo_prune.compare.methods import State
 from nemo_prune.compare.rows import Multiplying, by_module, state_for, state_of
 from nemo_prune.scoring.activations import ActivationStatistics, activation_statistics, ladders
 from nemo_prune.scoring.engine import Engine, Job
+from nemo_prune.scoring.searching import run_searches
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import LAST_RUNG, Ladder
 from nemo_prune.search.literal import literal_search
@@ -67,7 +68,9 @@ class Procedure(Multiplying):
         else:
             search = gradient_free_search(ladder, seeds, tau)
         names = [layer.name for layer in layers]
-        found: list[Outcome] = engine.run([Job(encoded, timed(search, ladder, stages), layers=names)])
+        found: list[Outcome] = run_searches(
+            engine, [Job(encoded, timed(search, ladder, stages), layers=names)]
+        )
         outcome = found[0]
         return state_of(
             [by_module(outcome.neurons)],

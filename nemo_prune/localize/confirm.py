@@ -18,6 +18,7 @@ from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.checkpoint.statuses import GONE
 from nemo_prune.options import Progress, Recorded
 from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
+from nemo_prune.scoring.searching import run_searches
 from nemo_prune.scoring.sharing import Kept
 from nemo_prune.scoring.trajectory import Ends, Reference, Schedule, reference_from, schedule_from
 from nemo_prune.search.auto import Candidates, trajectory_search
@@ -331,7 +332,7 @@ class Confirmation:
             enough = max(0, self.trajectories - spent)
         search = trajectory_search(left, remaining, goal, known, enough)
         job = Job(prompt, search, base=off, reference=self.references[index], layers=layers)
-        found: list[Outcome] = self.engine.run([job], on_samples=self.progress.advance)
+        found: list[Outcome] = run_searches(self.engine, [job], on_samples=self.progress.advance)
         self._spent(index, before)
         if not found[0].minimal:
             self.result.rough.add(index)

@@ -32,6 +32,7 @@ from nemo_prune.scoring.journal import Journal, fingerprint_of_run
 from nemo_prune.scoring.notes import tokens_of
 from nemo_prune.scoring.opening import open_engine, trajectory_schedule
 from nemo_prune.scoring.ordinary import Ordinary, check_apart
+from nemo_prune.scoring.searching import finished_searches
 from nemo_prune.scoring.thresholds import Thresholds
 from nemo_prune.scoring.trajectory import Reference
 from nemo_prune.search.auto import Candidates, auto_search
@@ -460,7 +461,8 @@ class Searching:
         for start in range(0, len(texts), PROMPTS_AT_ONCE):
             encoded = self.engine.prompts(texts[start : start + PROMPTS_AT_ONCE])
             jobs = [self._job(one) for one in encoded]
-            finished = self.engine.finished(
+            finished = finished_searches(
+                self.engine,
                 jobs,
                 in_flight=1 if self.options.search == "literal" else None,
                 on_samples=self.on_samples,

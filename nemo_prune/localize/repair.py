@@ -18,6 +18,7 @@ from itertools import count
 from nemo_prune.checkpoint.neurons import Neuron, union
 from nemo_prune.options import Progress
 from nemo_prune.scoring.engine import Baseline, Engine, Job, Prompt
+from nemo_prune.scoring.searching import finished_searches, run_union
 from nemo_prune.search.auto import Candidates
 from nemo_prune.search.protocol import Outcome, Search
 from nemo_prune.search.union import reduce_union
@@ -174,7 +175,7 @@ class Repair:
             for seed, score in scores.items()
         }
         search = reduce_union(result.neurons, pairs, self.tau)
-        kept = set(engine.run_union(search, self.prompts, self.baselines, self.progress.advance))
+        kept = set(run_union(engine, search, self.prompts, self.baselines, self.progress.advance))
         for own in result.neurons.values():
             if own and kept.isdisjoint(own):
                 kept.add(own[0])
@@ -231,5 +232,5 @@ class SearchingAgain:
             Job(one, self.scope.begin(one, seeds), dict(baseline), self.off, layers=layers)
             for one, seeds, baseline in items
         ]
-        for place, outcome in self.engine.finished(jobs):
+        for place, outcome in finished_searches(self.engine, jobs):
             yield place, (outcome, jobs[place].samples)

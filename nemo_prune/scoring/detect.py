@@ -20,6 +20,7 @@ from torch import Tensor
 from nemo_prune.errors import CheckpointError
 from nemo_prune.model.denoiser import Tokens
 from nemo_prune.scoring.engine import PROMPTS_AT_ONCE, Engine, Job, Prompt, Sample
+from nemo_prune.scoring.searching import finished_searches
 from nemo_prune.scoring.thresholds import decided
 from nemo_prune.search.protocol import (
     Outcome,
@@ -262,6 +263,6 @@ class Screening:
                 norms[sample.prompt][sample.seed] = norm
 
         jobs = [Job(prompt, screening(self._seeds, self._gate, self._margins)) for prompt in encoded]
-        for place, found in self._engine.finished(jobs, on_noise=note_norms):
+        for place, found in finished_searches(self._engine, jobs, on_noise=note_norms):
             of = norms[encoded[place]]
             yield place, (found, statistics.fmean([of[seed] for seed in found.scores]))

@@ -174,7 +174,7 @@ def test_what_fresh_seeds_miss_is_put_back(engine: Engine, monkeypatch: pytest.M
     prompts = {0: prompt(c0=2.0), 1: prompt(c1=2.0)}
     outcomes = {0: outcome("localized", 0), 1: outcome("localized", 1)}
     keep = tuple(n for n in outcomes[0].neurons)  # a reduction that was fooled: all of prompt 1's go
-    monkeypatch.setattr(Engine, "run_union", lambda *_arguments: keep)
+    monkeypatch.setattr("nemo_prune.localize.repair.run_union", lambda *_arguments: keep)
     found = fixed(engine, outcomes, prompts)
     assert found.neurons[1] == outcomes[1].neurons
     assert found.dropped == ()
@@ -187,7 +187,7 @@ def test_what_another_prompt_misses_is_put_back_too(
     prompts = {0: prompt(c0=2.0, c1=2.0), 1: prompt(c2=2.0)}
     outcomes = {0: outcome("localized", 0), 1: outcome("localized", 1, 2)}
     keep = tuple(n for n in (*outcomes[0].neurons, *outcomes[1].neurons) if n.row != 1)
-    monkeypatch.setattr(Engine, "run_union", lambda *_arguments: keep)
+    monkeypatch.setattr("nemo_prune.localize.repair.run_union", lambda *_arguments: keep)
     found = fixed(engine, outcomes, prompts)
     assert found.dropped == ()
     for index, one in prompts.items():

@@ -21,6 +21,7 @@ from nemo_prune.scoring import engine as engine_module
 from nemo_prune.scoring.attribution import Masking, attribute
 from nemo_prune.scoring.engine import Cost, Engine, Job, Prompt, Sample
 from nemo_prune.scoring.masks import masked_layers
+from nemo_prune.scoring.searching import run_searches
 from nemo_prune.scoring.similarity import _blur, ms_ssim, noise_difference
 from nemo_prune.scoring.trajectory import Reference, denoise, reference_from, schedule_from
 from nemo_prune.search.auto import Candidates, auto_search
@@ -194,7 +195,7 @@ def searched(one: Engine) -> list[Outcome]:
         Job(prompt(drives), auto_search(ladder, candidates, tuple(SEEDS), TAU), layers=LAYERS)
         for drives in DRIVES
     ]
-    return one.run(jobs)
+    return run_searches(one, jobs)
 
 
 def test_batch_size_does_not_matter_for_a_search(
@@ -417,7 +418,7 @@ def test_a_jobs_samples_are_what_it_cost(toy: LoadedModel, monkeypatch: pytest.M
     candidates = Candidates(EVERY, dict.fromkeys(EVERY, 1.0))
     search = auto_search(ladder, candidates, tuple(SEEDS), TAU)
     job = Job(prompt({1: 1.5, 2: 2.0}), search, layers=LAYERS)
-    (outcome,) = one.run([job], on_samples=counted.append)
+    (outcome,) = run_searches(one, [job], on_samples=counted.append)
     assert one.cost.backward >= len(POINTS)
     assert job.samples == one.cost.samples == sum(counted)
     assert job.samples == outcome.samples + 3 * one.cost.backward

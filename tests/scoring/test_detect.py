@@ -10,6 +10,7 @@ from test_engine import CHANNELS, loaded
 from nemo_prune.model.denoiser import LoadedModel
 from nemo_prune.scoring.detect import Detection, Screened, detect, gated, score_paths, screening
 from nemo_prune.scoring.engine import Engine, Job, Prompt
+from nemo_prune.scoring.searching import run_searches
 from nemo_prune.scoring.similarity import noise_difference, pairwise
 from nemo_prune.scoring.thresholds import gate_from, margins_from
 from nemo_prune.search.ladder import Ladder
@@ -223,6 +224,6 @@ def test_the_search_reuses_the_samples_of_screening(model: LoadedModel) -> None:
     z = [9.0] + [0.0] * (CHANNELS - 1)
     ladder = Ladder(dict.fromkeys(("first", "second"), z), dict.fromkeys(("first", "second"), z))
     inner = lambda: literal_search(ladder, tuple(range(6)), 0.5)  # noqa: E731
-    (outcome,) = engine.run([Job(Prompt(text), gated(inner, range(6), 0.5, 0.6))])
+    (outcome,) = run_searches(engine, [Job(Prompt(text), gated(inner, range(6), 0.5, 0.6))])
     assert outcome.status == "localized"
     assert engine.cost.samples == outcome.samples

@@ -18,6 +18,7 @@ from nemo_prune.model.loading import load_model
 from nemo_prune.options import Criterion
 from nemo_prune.scoring.engine import Engine, Job, Prompt, Sample
 from nemo_prune.scoring.masks import masked_layers
+from nemo_prune.scoring.searching import run_searches
 from nemo_prune.scoring.similarity import ms_ssim, noise_difference
 from nemo_prune.search.group_testing import gradient_free_search
 from nemo_prune.search.ladder import Ladder
@@ -147,7 +148,7 @@ def outcomes(engine: Engine, tau: float = TAU, **options: Any) -> list[Outcome]:
         path = Ladder(dict.fromkeys(("first", "second"), z),
                       dict.fromkeys(("first", "second"), activation))  # fmt: skip
         searches.append(Job(Prompt(text), gradient_free_search(path, tuple(SEEDS), tau)))
-    return engine.run(searches, **options)
+    return run_searches(engine, searches, **options)
 
 
 def assert_same(found: Sequence[Outcome], expected: Sequence[Outcome]) -> None:
@@ -381,7 +382,7 @@ def test_the_order_of_prompts_does_not_matter(model: LoadedModel) -> None:
             Job(prompt, gradient_free_search(Ladder(ladder, ladder), seeds, 0.0))
             for prompt in one.prompts(texts)
         ]
-        return dict(zip(texts, one.run(jobs), strict=True))
+        return dict(zip(texts, run_searches(one, jobs), strict=True))
 
     expected = found(TEXTS, None)
     assert any(outcome.neurons for outcome in expected.values())
@@ -418,7 +419,7 @@ def test_enough_searches_are_open_to_fill_a_batch(model: LoadedModel, size: int,
         return index
 
     prompts = one.prompts(TEXTS[:1] * 120)
-    one.run([Job(prompt, asking(index)) for index, prompt in enumerate(prompts)])
+    run_searches(one, [Job(prompt, asking(index)) for index, prompt in enumerate(prompts)])
     assert (most, open_) == (full, set())
 
 
