@@ -63,7 +63,7 @@ class _Check(Verb):
 
 def _junit_of(words: Sequence[str]) -> Path | None:
     """The file that `--junit` names on a command line that could not be parsed."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word == "--":
             break
         name, _, value = word.partition("=")

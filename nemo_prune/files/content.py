@@ -26,7 +26,16 @@ from nemo_prune.files.lists import (
     nameless,
     names_of,
 )  # fmt: skip
-from nemo_prune.files.programs import SCRIPT, SQL, is_base64, is_complaint, sql_line
+from nemo_prune.files.programs import (
+    SCRIPT,
+    SQL,
+    is_base64,
+    is_complaint,
+    is_container,
+    is_percent_encoded,
+    quoted_items,
+    sql_line,
+)  # fmt: skip
 from nemo_prune.files.text import ENCRYPTED, LFS_POINTER, PACKED, ZIP, stand_in
 
 _MAGIC = {
@@ -75,6 +84,10 @@ _SAID = re.compile(
     r"HTTP/\d[\d.]* \d{3}\b|curl: \(\d|(wget|fatal): |\w+: error: |ERROR \d+\b|An error occurred \("
     r"|Access to (model|dataset) \S+ is restricted|Found\. Redirecting to "
     r"|Traceback \(most recent call|.*: (No such file or directory|command not found)\r?(\n|$)"
+)
+# The last line of a column or a table as pandas prints it, with a number before each caption.
+_PRINTED = re.compile(
+    r"((Name: .*, )?(Length: \d+, )?dtype: \w+(\[\w+\])?|\[\d+ rows x \d+ columns\])\s*$"
 )
 _ANSWER_KEYS = {"message", "error", "errors", "detail"}
 _PICTURE = re.compile(r"^\s*\S+\.(jpe?g|png|webp|gif|bmp|txt|caption)(\W|$)", re.I)
@@ -143,6 +156,8 @@ _ODD = tuple(
         (f"begin with a date and time, which is {_KEPT}", 0.5, r"^\W?\d{4}-\d\d-\d\d[T ]\d\d:\d\d"),
         (f"begin as a program's log does (INFO:), which is {_KEPT}", 0.5,
          r"^\W?(DEBUG|INFO|WARNING|ERROR)\]?\s*[:|-]"),
+        ("hold + for blanks, as addresses do: decode them; taken as prompts as they are", 0.5,
+         r"^\s*[^\s+]+(\+[^\s+]+){2,}\s*$"),
         (f"begin with an address, which is {_KEPT}", 0, r"^\s*(https?|s3|gs)://"),
         # As A1111, ComfyUI, NovelAI and their extensions read them.
         ("hold weights, LoRAs or choices of a program ((x:1.2), <lora:x:1>, {a|b}): scored as text, as "
@@ -180,6 +195,8 @@ _SELDOM = tuple(
     )
 )  # fmt: skip
 _BARS = re.compile(r"[^\W\d_]\s?\|\s?[^\W\d_]")  # as A1111's prompt matrix has them
+_JOINTS = re.compile(r"\s*[;\uff1b]\s*|\s+(?:/{1,2}|[\u2022\u00b7])\s+")
+_ENTITY = re.compile(r"&#?\w+;")  # of HTML, which joins nothing
 _ESCAPES = "\x1b"  # with which programs colour what they print
 
 
@@ -249,8 +266,9 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
         if is_base64(lines):
             what = "is in base64, which no model was trained on"
             raise PromptFileError(f"{path}: {what}; decode it (base64 -d) ({_as_text()})")
+        places = [n for n, one in enumerate(re.split("\r?\n", text), 1) if one.strip()]
         if (statement := sql_line(lines)) is not None:
-            line = [n for n, one in enumerate(re.split("\r?\n", text), 1) if one.strip()][statement]
+            line = places[statement]
             raise PromptFileError(
                 f"{path}: line {line} is a statement of SQL, so it is a dump or a query and no list; "
                 f"export the captions as CSV ({_as_text()})"
@@ -259,6 +277,10 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
         if 2 * sum(_BLANK_CELLS.fullmatch(line) is not None for line in lines) > len(lines):
             what = "is a table separated by blanks, with cells in quotes, not text"
             raise PromptFileError(f"{path}: {what}; write it as CSV (R: write.csv) ({_as_text()})")
+        if _PRINTED.match(lines[-1]):
+            what = f"line {places[-1]} ends a column or table as pandas prints it, numbered and cut"
+            raise PromptFileError(f"{path}: {what}; write it with to_csv ({_as_text()})")
+        _refuse_containers(path, lines, places, "lines", f" ({_as_text()})")
     return format, []
 
 
@@ -275,12 +297,34 @@ def odd_lines(path: Path, text: str) -> list[str]:
     what = ""
     if len(paragraphs) > 1 and 2 <= len(lines) / len(paragraphs) <= 6:  # captions that were wrapped
         what = f"its {len(lines)} lines stand in paragraphs"
-    elif len(lines) == 1 and len(re.findall(r";\s|\s\|\s", text)) > 1:
+    elif len(lines) == 1 and (len(re.findall(r";\s|\s\|\s", text)) > 1 or _parts(text) > 2):
         what = "it is one line of several parts"
     elif width := folded(lines):
         what = f"its lines seem broken at about {width} characters, so that captions go on in the next"
     notes = [f"{path}: {what}: each line is taken as one prompt"] if what else []
     return notes + odd_prompts(path, lines, places, "lines")
+
+
+def _refuse_containers(
+    path: Path, texts: Sequence[str], places: Sequence[int], unit: str, otherwise: str = ""
+) -> None:
+    """PromptFileError where several texts, or most, are whole lists or objects as programs write them.
+
+    Each would be scored as one caption, which no model was trained on. One alone among many is said.
+    """
+    held = [place for place, text in zip(places, texts, strict=True) if is_container(text)]
+    if len(held) > 1 or 0 < len(texts) <= 2 * len(held):
+        raise PromptFileError(
+            f"{path}: {len(held)} of its {unit}, the first at line {held[0]}, are lists or objects "
+            f"(['...', '...']), each of which would be one prompt; write every caption alone, in a row "
+            f"or line of its own (pandas: ast.literal_eval, explode){otherwise}"
+        )
+
+
+def _parts(text: str) -> int:
+    """How many phrases of several words, with semicolons or the like between, a text is; or 0."""
+    parts = _JOINTS.split(_ENTITY.sub("x", text).strip(" ;/"))
+    return len(parts) if len(parts) > 1 and all(" " in part.strip() for part in parts) else 0
 
 
 def odd_prompts(
@@ -293,10 +337,15 @@ def odd_prompts(
             f"{path}: all {len(lines)} of its {unit} are NULL, None, an error of a spreadsheet (#NAME?) "
             f"or the like, and none is a caption; write the list again"
         )
-    if control := next((n for n, line in enumerate(lines, 1) if _ESCAPES in line), 0):
+    if control := next((n for n, line in zip(places, lines, strict=True) if _ESCAPES in line), 0):
         raise PromptFileError(
-            f"{path}: number {control} of its {unit} holds colours of a terminal; write "
-            f"the list anew without them"
+            f"{path}: line {control} holds colours of a terminal; write the list anew without them"
+        )
+    encoded = sum(map(is_percent_encoded, lines))
+    if encoded and 2 * encoded >= len(lines):
+        raise PromptFileError(
+            f"{path}: {encoded} of its {unit} are percent-encoded, as addresses are (%20 for a blank); "
+            f"decode them (Python: urllib.parse.unquote)"
         )
     found = []
     told: set[int] = set()
@@ -324,13 +373,26 @@ def odd_prompts(
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
             told |= have
-    encoded = {n for n, line in enumerate(lines) if " " not in line and is_base64([line])} - told
-    if encoded:
-        how = "are in base64, as which no model was trained on them: taken as prompts"
-        found.append((len(encoded), how))
-        told |= encoded
+    for have, how in (
+        (
+            {n for n, line in enumerate(lines) if " " not in line and is_base64([line])} - told,
+            "are in base64, as which no model was trained on them: taken as prompts",
+        ),
+        (
+            {n for n, text in enumerate(prompts) if is_container(text)} - told,
+            "are lists or objects (['...', '...']), each of which is taken as one prompt",
+        ),
+    ):
+        if have:
+            found.append((len(have), how))
+            told |= have
     if 2 * len(have := those(_BARS) - told) > len(lines):
         found.append((len(have), "hold bars (|) between words: several captions may stand in one line"))
+    parts = [count for n, text in enumerate(prompts) if n not in told and (count := _parts(text))]
+    # Of one caption two halves are usual; a line of text alone was looked at above.
+    if 2 * len(parts) > len(lines) and (len(lines) > 1 or (unit != "lines" and max(parts) > 2)):
+        how = "hold semicolons or slashes between phrases: several captions may stand in each"
+        found.append((len(parts), how))
     for how, have in _apart(lines):
         if 2 * len(new := have - told) > len(lines):
             found.append((len(new), how))
@@ -393,7 +455,9 @@ def odd_cells(listing: Listing, key: str | None) -> list[str]:
         for line, record in listing.records[:LOOKED_THROUGH]
     ]
     held = [(line, one.strip()) for line, one in texts if isinstance(one, str) and one.strip()]
-    return odd_prompts(listing.path, [one for _, one in held], [line for line, _ in held])
+    places, prompts = [line for line, _ in held], [one for _, one in held]
+    _refuse_containers(listing.path, prompts, places, "prompts")
+    return odd_prompts(listing.path, prompts, places)
 
 
 def _is_answer(text: str) -> bool:
@@ -412,6 +476,7 @@ def _looks_like(text: str) -> Literal["json", "jsonl"] | None:
     begin = text.lstrip()[:1]
     if begin not in ("[", "{", '"'):
         return None
+    text = text.replace("\x1e", "")  # before each record (RFC 7464)
     lines = _lines(text)
     whole = None
     if begin != '"':
@@ -452,7 +517,9 @@ def _table_separator(text: str) -> str | None:
             return separator
     if len(lines) > 1 and all(_QUOTED_CELLS.match(line) for line in lines):
         return ","
-    return None
+    # As of cells between blanks, most lines: a caption is seldom several quotations and nothing else.
+    quoted = [found for line in lines if (found := quoted_items(line))]
+    return quoted[0] if 2 * len(quoted) > len(lines) else None
 
 
 def refused(path: Path, what: str, looks: Format | None) -> PromptFileError:

@@ -226,12 +226,16 @@ def separator_of(path: Path, header: str, format: Format, notes: list[str]) -> s
 
 def json_line(path: Path, number: int, line: str) -> Record:
     """The record of one of JSON lines; PromptFileError for what is none."""
+    line = line.lstrip("\x1e")  # a record may begin with it (RFC 7464, jq --seq)
     try:
         value = json.loads(line, object_pairs_hook=_unique)
     except _TwiceError:
         raise PromptFileError(f"{path}: line {number} has a key twice; mend it") from None
-    except (ValueError, RecursionError):
-        raise PromptFileError(f"{path}: line {number} is not JSON; mend it") from None
+    except (ValueError, RecursionError) as error:
+        what = "is not JSON; mend it"
+        if line.lstrip()[:1] in ("{", "[") and getattr(error, "pos", 0) >= len(line.rstrip()):
+            what = "is not JSON by itself; write each value on one line (jq -c), mend what is cut"
+        raise PromptFileError(f"{path}: line {number} {what}") from None
     return _record(path, number, value)
 
 
@@ -263,9 +267,14 @@ def is_packed(path: Path) -> bool:
     return suffix in COMPRESSED or FORMATS.get(suffix) == "parquet"
 
 
+def is_name(key: str) -> bool:
+    """Whether a key or a column's name looks like one, so that it is no caption and may be shown."""
+    return _NAME.fullmatch(key) is not None
+
+
 def shown_keys(keys: Iterable[str]) -> str:
     """Some keys in words; "" for none. Only names are shown: elsewhere keys are the captions."""
-    names = [key for key in keys if _NAME.fullmatch(key)]
+    names = list(filter(is_name, keys))
     return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
 
 
@@ -295,12 +304,18 @@ def _deeper(value: object, above: str) -> str:
 
 def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
     """An array of strings or objects, or an object with such an array."""
+    text = text.lstrip("\x1e")  # as in `json_line`
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     key: str | None = None
     try:
         whole = decoder.decode(text)
         items: list[tuple[int, object]] = []
         if isinstance(whole, dict):
+            if {"columns", "data"} <= whole.keys() and not lists_in(whole, None):
+                raise PromptFileError(
+                    f"{path}: is a JSON object of columns and data, as pandas writes it "
+                    f'(orient="split"); write a list of objects (orient="records")'
+                )
             named = lists_in(whole, column)
             if len(named) > 1:
                 raise PromptFileError(f"{path}: has several lists of prompts; keep one of them")
@@ -320,13 +335,10 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
                         f'objects (pandas: orient="records")'
                     )
                 items = [(1, whole)]
+            elif column is not None and len(named := _lists_with(whole, (column,))) == 1:
+                items = list(_items(text, _value_of(text, named[0].lower(), decoder), decoder))
             else:
-                lists = shown_keys(name for name, value in whole.items() if isinstance(value, list))
-                more = f"; its lists are {lists}: {option('prompt_column')} names the one of prompts"
-                raise PromptFileError(
-                    f"{path}: is a JSON object without a list under {' or '.join(_LISTS)}; give the "
-                    f"prompts as a list{more if lists else ''}"
-                )
+                raise PromptFileError(f"{path}: is a JSON object {_without_list(whole)}")
         elif isinstance(whole, list):
             items = list(_items(text, text.index("["), decoder))
         else:
@@ -351,6 +363,38 @@ def lists_in(whole: Mapping[str, object], column: str | None) -> list[str]:
         if named := [name for name in names if name in lists]:
             return named
     return []
+
+
+def _lists_with(whole: Mapping[str, object], names: Sequence[str]) -> list[str]:
+    """The keys of lists that begin with an object in which a string stands under one of these names."""
+    return [
+        key
+        for key, value in whole.items()
+        if isinstance(value, list) and value and _has(value[0], names)
+    ]
+
+
+def _has(value: object, names: Sequence[str]) -> bool:
+    return isinstance(value, dict) and any(
+        isinstance(cell, str) and name.lower() in names for name, cell in value.items()
+    )
+
+
+def _without_list(whole: Mapping[str, object]) -> str:
+    """What an object without a usual key is, where its captions lie, and what to do."""
+    as_lines = "write them as JSON lines (jq -c '.[]')"
+    if whole and all(_has(value, COLUMNS) for value in whole.values()):
+        return f"of objects that hold the captions, one for each picture or row; {as_lines}"
+    if whole and all(isinstance(value, str) for value in whole.values()):
+        return f"of texts, which are no list; if they are the prompts, {as_lines}"
+    more = ""
+    if shown := shown_keys(named := _lists_with(whole, COLUMNS)):
+        which = f"{option('prompt_column')} {shown} reads them"
+        which = which if len(named) == 1 else f"{option('prompt_column')} names one of these"
+        more = f"; captions stand in its {shown}: {which}"
+    elif shown := shown_keys(name for name, value in whole.items() if isinstance(value, list)):
+        more = f"; its lists are {shown}: {option('prompt_column')} names the one of prompts"
+    return f"without a list under {' or '.join(_LISTS)}; give the prompts as a list{more}"
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")

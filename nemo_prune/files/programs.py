@@ -1,4 +1,4 @@
-"""What programs print that is no list of captions: SQL, complaints, scripts, base64.
+"""What programs print that is no list of captions: SQL, complaints, scripts, base64, lists in a text.
 
 Known by how it is built, in any dialect and of any program; captions hold the same words, not so put.
 """
@@ -59,6 +59,22 @@ _LOOKED_AT = 1000  # characters of a line
 _SHORT = 5  # lines of a complaint at most; a list that holds one among many is told line by line
 # JSON in a call of a function, or behind a guard against being read as a script.
 SCRIPT = re.compile(r"/\*|[A-Za-z_$][\w$.]*\(\s*[\[{]\s*[\"'\[{\]}]|\)\]\}',?\s|(while|for)\s*\([;\w]")
+# A list, array, set or object as Python, JSON, numpy, R or PostgreSQL write one into a text, by its
+# first item and what follows: ["a", "b"], array(['a' 'b'], dtype=object), {"en": "a"}, ('a',), [1, 2].
+_QUOTED = r"""(?:[bur]{0,2}(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')|\u201c[^\u201d]*+\u201d)"""
+_PLAIN = r"(?:-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|None|null|NULL|nan|NaN|[Tt]rue|[Ff]alse)"
+_CONTAINER = re.compile(
+    rf"""(?:\w[\w.]*+)?(?:[\[({{]\s*)*?(?:
+    [\[{{]\s*{_QUOTED}\s*(?:,|[\])}}]+\s*(?:,\s*dtype=\S+|,\s*[\[{{(].*)?$|(?<=\s)(?=["'])|\.\.\.)
+    |\{{\s*{_QUOTED}\s*:\s*(?:{_QUOTED}|{_PLAIN}|[\[{{])
+    |\(\s*{_QUOTED}\s*,
+    |[\[({{]\s*{_PLAIN}\s*[,:]\s*(?:{_QUOTED}|[\[{{]|{_PLAIN}\s*[,\]}}])
+    )""",
+    re.X | re.S,
+)
+_CONTAINER_ENDS = re.compile(r"([\])}]|\.{3}|\u2026)\W{0,2}$")
+_QUOTED_ITEMS = re.compile(rf"{_QUOTED}(?:\s*([,;|\t])\s*{_QUOTED})+[,;]?", re.S)
+_PERCENT = re.compile(r"\S*\w%(2[0-9A-Fa-f]|[C-Fc-f][0-9A-Fa-f]%[89ABab])\S*")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{12,}={0,2}|[A-Za-z0-9_-]{12,}={0,2}")
 
 
@@ -73,6 +89,29 @@ def sql_line(lines: Sequence[str]) -> int | None:
 def is_complaint(lines: Sequence[str]) -> bool:
     """Whether a few lines are, or hold, what a program complained of."""
     return len(lines) <= _SHORT and any(COMPLAINT.match(line[:_LOOKED_AT]) for line in lines)
+
+
+def is_container(text: str) -> bool:
+    """Whether a text is a whole list or object as a program writes it, with quotes around or cut off."""
+    text = text.strip()
+    if (
+        text[:1] == text[-1:] == '"' and text[1:2] in "[({"
+    ):  # a cell or a string that was not read as one
+        text = text[1:-1].replace('""', '"').replace('\\"', '"')
+    if _CONTAINER.match(text) and _CONTAINER_ENDS.search(text[-5:]):
+        return True
+    return quoted_items(text) is not None
+
+
+def quoted_items(text: str) -> str | None:
+    """By what the parts of a text are separated that is nothing but texts in quotes; or None."""
+    match = _QUOTED_ITEMS.fullmatch(text.strip())
+    return match[1] if match else None
+
+
+def is_percent_encoded(text: str) -> bool:
+    """Whether a text is written as addresses are: without blanks, with %20 or the like."""
+    return _PERCENT.fullmatch(text.strip()) is not None
 
 
 def is_base64(lines: Sequence[str]) -> bool:

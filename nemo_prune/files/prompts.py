@@ -12,7 +12,17 @@ from typing import Any
 
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.content import LOOKED_THROUGH, odd_cells
-from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record, lacking
+from nemo_prune.files.lists import (
+    COLUMNS,
+    LABELS,
+    STDIN,
+    Format,
+    Listing,
+    Record,
+    is_name,
+    lacking,
+    shown_keys,
+)  # fmt: skip
 from nemo_prune.files.source import read_list
 
 _MEMORIZED = frozenset(
@@ -268,6 +278,8 @@ def prompt_key(listing: Listing, wanted: str | None) -> str | None:
         raise PromptFileError(
             f"{listing.path}: is text without columns, so {option('prompt_column')} names none"
         )
+    if listing.named and all(wanted not in _cells(record) for _, record in listing.records):
+        return None  # it named the list; its objects have the usual keys
     return wanted
 
 
@@ -276,13 +288,16 @@ def _prompt_column(listing: Listing, wanted: str | None) -> str:
     for column in (wanted,) if wanted else COLUMNS:
         if column in names:
             return column
+    # Where the first line is no header its cells are captions, which are not quoted.
+    shown = shown_keys(names) if all(map(is_name, names)) else ""
+    which = f" (its columns are {shown})" if shown else " in its first line"
     if wanted:
         raise PromptFileError(
-            f"{listing.path}: has no column of the name {option('prompt_column')} gives"
+            f"{listing.path}: has no column of the name {option('prompt_column')} gives{which}; check it"
         )
     raise PromptFileError(
-        f"{listing.path}: has no column named {', '.join(COLUMNS)}; name the prompts' column so, or "
-        f"give {option('prompt_column')}"
+        f"{listing.path}: has no column named {', '.join(COLUMNS)}{which}; name the prompts' column so, "
+        f"or give {option('prompt_column')}"
     )
 
 
@@ -300,8 +315,9 @@ def no_prompts(path: Path, format: Format) -> PromptFileError:
 def spanning_note(path: Path, count: int, first: int) -> str:
     """A note on prompts of which `holds_break` is true."""
     return (
-        f"{path}: {count} prompts hold line breaks, the first at line {first}; a quote left open joins "
-        f"lines, and nothing but LF or CR LF ends one (not U+2028 and the like)"
+        f"{path}: {count} prompts hold line breaks, the first at line {first}: several captions may "
+        f"stand in one, or a quote left open joins lines; only LF or CR LF ends a line (not U+2028 and "
+        f"the like)"
     )
 
 

@@ -1,6 +1,7 @@
 """Text files that users give: read whole, with a one-line error for whatever is wrong with them."""
 
 import codecs
+import glob
 import re
 import stat
 from pathlib import Path
@@ -27,6 +28,7 @@ PACKED = {
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf": "7-Zip", b"Rar!\x1a": "RAR",
 }  # fmt: skip
+_ABSENT = "no such file; check the path"
 _ANNEX = "is a pointer of git-annex, not the file itself; run `git annex get` to fetch it"
 # How files begin that stand where another one is meant.
 _STAND_INS = (
@@ -55,8 +57,10 @@ def stand_in(start: bytes) -> str:
     return next((what for begins, what in _STAND_INS if re.match(begins, start)), "")
 
 
-def absent(path: Path, otherwise: str = "no such file; check the path") -> str:
+def absent(path: Path, otherwise: str = _ABSENT) -> str:
     """Why there is no file at `path`: a link to what git-annex did not fetch, or `otherwise`."""
+    if otherwise == _ABSENT and glob.has_magic(str(path)):
+        otherwise = "no such file, and only lists of prompts are given as patterns; name each file"
     leads = path.readlink().parts if path.is_symlink() else ()
     return _ANNEX if {"annex", "objects"} <= {*leads} else otherwise
 

@@ -8,6 +8,7 @@ import pytest
 from tiny import Told, run, write_small
 
 from nemo_prune.checkpoint.recognize import recognize
+from nemo_prune.cli.main import main
 from nemo_prune.options import Options
 from nemo_prune.scoring.detect import Detection
 from nemo_prune.scoring.notes import notes_on_scores, tokens_of
@@ -159,6 +160,23 @@ def test_an_error_before_any_file_is_read_leaves_a_summary(
     if "none/j.xml" not in given:
         error = ElementTree.parse(lists / "j.xml").getroot().findtext(".//testcase/error")
         assert words in (error or "")
+
+
+@pytest.mark.parametrize("verb", sorted({*main.commands} - {"demo"}))
+def test_a_verb_without_a_word_says_what_is_missing(verb: str) -> None:
+    result = run(verb)
+    assert result.exit_code == 2
+    assert "Missing argument" in result.stderr
+
+
+@pytest.mark.usefixtures("lists")
+def test_a_pattern_in_a_models_place_is_told_as_one() -> None:
+    result = run("check", "models/*.safetensors", "--prompts", "a.txt")
+    assert result.exit_code == 2
+    assert (
+        "models/*.safetensors: no such file, and only lists of prompts are given as patterns; name each"
+        in result.stderr
+    )
 
 
 def test_an_error_of_usage_replaces_no_file_of_others(model: Path, lists: Path) -> None:

@@ -178,7 +178,132 @@ def test_encrypted_lists_are_refused_as_such(tmp_path: Path, name: str, text: st
 
 def test_colours_of_a_terminal_are_no_caption(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a cat\n\x1b[35ma dog\x1b[m\n")
-    with pytest.raises(PromptFileError, match="number 2 of its lines holds colours of a terminal"):
+    with pytest.raises(PromptFileError, match=r"p\.txt: line 2 holds colours of a terminal"):
+        read_prompts(tmp_path / "p.txt")
+
+
+WHOLE = [
+    '["a cat", "a dog"]', "['a cat', 'a dog']", "['a cat']", "['a cat' 'a dog']", "('a cat', 'a dog')",
+    "array(['a cat', 'a dog'], dtype=object)", "array(['a cat'\n 'a dog'], dtype='<U5')", "('a cat',)",
+    '{"en": "a cat"}', "{'id': 3, 'caption': 'a cat'}", '{"a cat","a dog"}', "[['a cat'], ['a dog']]",
+    "[{'caption': 'a cat'}]", '"[""a cat"", ""a dog""]"', "['a cat', 'a do...", 'c("a cat", "a dog")',
+    "[512, 512]", "[None, 'a cat']", '"a cat", "a dog"', "'a cat'; 'a dog'",
+]  # fmt: skip
+NOT_WHOLE = [
+    "[photo] a cat", "[cat|dog]", "(word:1.2)", "((masterpiece)), [bad]", '["Untitled"] by X (1890)',
+    '("The Kiss") by Klimt', '("The Kiss")', "{red|blue} cat", "[from:to:0.5]", '"Hello" he said',
+    '"The Kiss", oil on canvas', "'Tis a 'dog' house", "[1890, oil on canvas]", "{prompt}", "[3d, 4k]",
+    "(1920s, Paris)", "[[cat]]", "{{cat}}", "{'cat'|'dog'}", "[Untitled] (1890)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", WHOLE)
+def test_whole_lists_in_cells_and_strings_are_no_captions(tmp_path: Path, cell: str) -> None:
+    """As Python, numpy, JSON, R and PostgreSQL write them into a cell: refused, alone or several."""
+    quoted = '"' + cell.replace('"', '""') + '"'
+    (tmp_path / "p.csv").write_text(f"id,caption\n0,a fox\n1,a cow\n2,{quoted}\n3,{quoted}\n4,a hen\n")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"caption": cell}))
+    (tmp_path / "p.json").write_text(json.dumps([cell, "a fox"]))
+    for name, words in (
+        ("p.csv", "2 of its prompts, the first at line"),
+        ("p.jsonl", "1 of its prompts, the first at line 1,"),
+        ("p.json", "1 of its prompts, the first at line 1,"),
+    ):  # fmt: skip
+        for read in (read_prompts, lambda path: list(PromptStream([path]).blocks(9))):
+            with pytest.raises(PromptFileError, match=f"{name}: {words}.* are lists or objects"):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize("line", [one for one in WHOLE if "\n" not in one])
+def test_lines_of_whole_lists_are_no_captions(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text(f"a fox\n\n{line}\n{line}\n")
+    with pytest.raises(PromptFileError) as caught:
+        read_prompts(path)
+    assert "2 of its lines, the first at line 3," in str(caught.value) or "is a table" in str(
+        caught.value
+    )
+    assert len(read_prompts(path, "txt").texts) == 2  # all the same, where that is asked for
+    assert any(
+        "1 of its lines are lists or obj" in n for n in _notes(path, f"a fox\nx y\na hen\n{line}")
+    )
+
+
+def _notes(path: Path, text: str) -> tuple[str, ...]:
+    path.write_text(text)
+    return read_prompts(path).notes
+
+
+@pytest.mark.parametrize("text", NOT_WHOLE)
+def test_captions_that_begin_with_a_bracket_or_a_quotation_pass(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.txt").write_text(f"a fox\n{text}\n")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"caption": text}))
+    assert len(read_prompts(tmp_path / "p.txt").texts) == 2
+    assert not any("lists or objects" in note for note in read_prompts(tmp_path / "p.jsonl").notes)
+
+
+@pytest.mark.parametrize("mark", [";", ",", "|"])
+def test_quoted_captions_side_by_side_are_a_table(tmp_path: Path, mark: str) -> None:
+    path, line = tmp_path / "p.txt", f'"a cat"{mark} "a dog"{mark} "a cow, asleep"\n'
+    for text in (line, line + line, line + line + "a fox\n"):
+        path.write_text(text)
+        with pytest.raises(PromptFileError, match="is a table separated by"):
+            read_prompts(path)
+
+
+@pytest.mark.parametrize("mark", ["; ", ";", " / ", " // ", " \u2022 "])
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
+def test_captions_that_were_joined_are_said(tmp_path: Path, mark: str, name: str) -> None:
+    lines = [mark.join(("A cat, asleep", "two dogs", "Coins 7")), mark.join(("a cow", "a fox")), "a hen"]
+    text = "\n".join(lines)
+    if name == "p.csv":
+        text = "caption\n" + "\n".join(f'"{line}"' for line in lines)
+    if name == "p.jsonl":
+        text = "\n".join(json.dumps({"text": line}) for line in lines)
+    (note,) = _notes(tmp_path / name, text)
+    assert "2 of its" in note
+    assert "several captions may stand in each" in note
+    if name == "p.txt":
+        (note,) = _notes(tmp_path / name, lines[0])
+        assert "it is one line of several parts" in note
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["a cat; a dog", "a cow on a hill", "a hen"],
+        ["Vase; 1890", "Portrait of a man; oil"],
+        ["red / blue car", "Nike / Shoes"],
+        ["a man and/or a cat", "24/7 shop"],
+        ["a cat sits; a dog barks"],
+    ],
+)
+def test_captions_with_a_semicolon_or_a_slash_are_not_said(tmp_path: Path, lines: list[str]) -> None:
+    assert _notes(tmp_path / "p.txt", "\n".join(lines)) == ()
+
+
+def test_captions_in_one_cell_between_line_breaks_are_said(tmp_path: Path) -> None:
+    (note,) = _notes(tmp_path / "p.csv", 'caption\n"a cat\na dog"\n"a cow\na fox"\n')
+    assert "2 prompts hold line breaks, the first at line 2: several captions may stand in one" in note
+
+
+def test_percent_encoded_captions_are_to_be_decoded(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a%20cat\nTwo%20dogs%2C%20asleep\n")
+    (tmp_path / "p.csv").write_text("text\ncaf%C3%A9\na cat\n")
+    for name, count in (("p.txt", 2), ("p.csv", 1)):
+        with pytest.raises(PromptFileError, match=f"{count} of its .* are percent-encoded"):
+            read_prompts(tmp_path / name)
+    (note,) = _notes(tmp_path / "p.txt", "a+cat+asleep\nTwo+dogs+in+the+sun\n")
+    assert "2 of its lines hold + for blanks, as addresses do" in note
+    assert _notes(tmp_path / "p.txt", "a 100% wool cat\n50%off\nC++ code\n") == ()
+
+
+@pytest.mark.parametrize(
+    "end", ["Name: caption, dtype: object", "dtype: object", "[2 rows x 3 columns]"]
+)
+def test_what_pandas_prints_is_no_list(tmp_path: Path, end: str) -> None:
+    (tmp_path / "p.txt").write_text(f"0    a cat\n1    a dog...\n\n{end}\n")
+    with pytest.raises(PromptFileError, match="line 4 ends a column or table as pandas prints it"):
         read_prompts(tmp_path / "p.txt")
 
 

@@ -776,7 +776,43 @@ def test_a_column_of_something_else_than_text_is_called_so(
         (
             "p.json",
             '{"images": [], "annotations": [{"caption": "a cat"}]}',
-            "; its lists are images, annotations: prompt_column names the one of prompts",
+            "; captions stand in its annotations: prompt_column annotations reads them",
+        ),
+        (
+            "p.json",
+            '{"images": [], "notes": [{"x": "a cat"}]}',
+            "; its lists are images, notes: prompt_column names the one of prompts",
+        ),
+        (
+            "p.json",
+            '{"a secret cat/0.png": {"caption": "a cat", "tags": "x"}}',
+            "objects that hold the captions, one for each picture or row; write them as JSON lines",
+        ),
+        (
+            "p.json",
+            '{"0.png": "a secret cat", "1.png": "a secret dog"}',
+            "a JSON object of texts, which are no list; if they are the prompts, write them as",
+        ),
+        (
+            "p.json",
+            '{"columns": ["caption"], "index": [0], "data": [["a cat"]]}',
+            'pandas writes it (orient="split"); write a list of objects (orient="records")',
+        ),
+        (
+            "p.jsonl",
+            '{\n  "caption": "a cat"\n}\n{\n  "caption": "a dog"\n}\n',
+            "line 1 is not JSON by itself; write each value on one",
+        ),
+        (
+            "p.jsonl",
+            '{"caption": "a cat"}\n{"caption": 1,',
+            "line 2 is not JSON by itself; write each",
+        ),
+        ("p.csv", "id,caption_x\n0,a cat\n", "prompt, text (its columns are id, caption_x); name the"),
+        (
+            "p.tsv",
+            "0\ta secret cat\n1\ta dog\n",
+            "has no column named caption, prompt, text in its first",
         ),
     ],
 )
@@ -787,6 +823,31 @@ def test_of_json_without_a_usual_key_it_is_said_what_it_has(
         _read(tmp_path, name, content.encode())
     assert words in rendered(caught.value.message)
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("column", ["annotations", "caption"])
+def test_the_list_that_has_captions_is_read_by_its_name_or_by_their_key(
+    tmp_path: Path, column: str
+) -> None:
+    """As COCO's annotations, where other lists stand beside it."""
+    path = tmp_path / "coco.json"
+    other = '"info": {"x": "y"}, "images": [{"id": 1, "file_name": "0.jpg"}]'
+    path.write_text(
+        f'{{{other},\n"annotations": [{{"id": 1, "caption": "a cat"}},\n{{"caption": "a dog"}}]}}'
+    )
+    read = read_prompts(path, column=column)
+    assert (read.texts, read.places) == (("a cat", "a dog"), ((str(path), 2), (str(path), 3)))
+    (block,) = PromptStream([path], column=column).blocks(9)
+    assert [one.text for one in block.prompts] == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json"])
+def test_json_records_may_begin_with_a_separator(tmp_path: Path, name: str) -> None:
+    """RFC 7464, which jq --seq writes."""
+    assert _read(tmp_path, name, b'\x1e{"text": "a cat"}\n\x1e{"text": "a dog"}\n') == ("a cat", "a dog")
+    assert _read(tmp_path, name, b'\x1e{\n"text": "a cat"}\n') == ("a cat",)
+    with pytest.raises(PromptFileError, match="line 1 is not JSON by itself"):
+        _read(tmp_path, "q.jsonl", b'\x1e{\n"text": "a cat"}\n' * 2)
 
 
 def test_a_completion_that_is_not_read_is_named(tmp_path: Path) -> None:
