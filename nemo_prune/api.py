@@ -303,7 +303,7 @@ def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
     try:
         for name, off in rows.items():
             layer = unet.get_submodule(name)
-            mask = torch.ones(layer.out_features)
+            mask = torch.ones(layer.out_features, dtype=torch.float32)
             mask[off] = 0
             handles.append(layer.register_forward_hook(hook(mask)))
         yield
@@ -509,7 +509,7 @@ def memorization_scores(noise_differences: "Tensor", *, published: bool = False)
             found = [best_pairs(dict(enumerate(one)), published=published) for one in scaled]
         except ValueError as error:
             raise _NotScorable(str(error)) from None
-        scores = torch.tensor([[of[seed] for seed in range(seeds)] for of in found])
+        scores = torch.tensor([[of[seed] for seed in range(seeds)] for of in found], dtype=torch.float32)
     return scores.reshape(*groups, seeds).to(noise_differences.device)
 
 

@@ -20,7 +20,7 @@ from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.strict_json import read_object
 from nemo_prune.model import weights
 from nemo_prune.model.configs import Configs, foreign_code
-from nemo_prune.model.denoiser import LoadedModel, TextEncoder
+from nemo_prune.model.denoiser import LoadedModel, TextEncoder, guidance_embedding
 from nemo_prune.model.devices import memory_format
 from nemo_prune.model.hub import (
     AutoencoderKL,
@@ -185,6 +185,10 @@ def pipeline_of(model: LoadedModel, checkpoint: Checkpoint, config: Path | None 
     else:
         pipeline = StableDiffusionPipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    if model.embeds_guidance:
+        pipeline.get_guidance_scale_embedding = lambda w, embedding_dim: guidance_embedding(
+            pipeline.guidance_scale, len(w), embedding_dim, torch.float32
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -391,7 +395,7 @@ class _Loader:
     def blank(self, shape: tuple[int, int, int], channels: int) -> Tensor:
         """The `channels` further inputs of a UNet for no picture, float32 `[1, channels, h, w]`."""
         if channels == shape[0]:  # trained with zeros in place of some pictures
-            return torch.zeros(1, *shape, device=self.device)
+            return torch.zeros(1, *shape, dtype=torch.float32, device=self.device)
         # Many a VAE, SDXL's first of all, overflows in half precision.
         vae = self.vae(
             torch.float32,
@@ -399,6 +403,6 @@ class _Loader:
             "with; give the diffusers folder, or the whole checkpoint",
         )
         sides = [side * 2 ** (len(vae.config["block_out_channels"]) - 1) for side in shape[1:]]
-        grey = torch.zeros(1, 3, *sides, device=self.device)
+        grey = torch.zeros(1, 3, *sides, dtype=torch.float32, device=self.device)
         latents = vae.encode(grey).latent_dist.mode() * vae.config["scaling_factor"]
         return torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)
