@@ -6,7 +6,6 @@ bundled or inferred; see `configs.py`. This module imports torch, so import it l
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,8 +45,6 @@ from nemo_prune.model.schedule import alphas_cumprod, read_schedule, told_predic
 from nemo_prune.model.text_sources import TextSource, text_sources
 from nemo_prune.model.tokenizer import load_tokenizer, read_t5_tokenizer, read_tokenizer
 
-_EXIT = re.compile(r"(^|\.)(?<!coder\.)(conv_out|out\.2)\.weight$")  # of a UNet, not of a VAE
-
 __all__ = ["LoadedModel", "TextEncoder", "load_model", "load_pipeline"]
 
 if TYPE_CHECKING:
@@ -82,8 +79,7 @@ def load_model(
     """
     refuse_unfit(checkpoint)
     loader = _Loader(checkpoint, device, dtype, config)
-    exits = (t.shape[0] for name, t in checkpoint.tensors.items() if _EXIT.search(name))
-    if outputs := next(exits, 0):  # before a text encoder is asked for
+    if outputs := checkpoint.out_channels:  # before a text encoder is asked for
         loader.check_channels(checkpoint.in_channels, outputs)
     told = told_prediction(checkpoint, loader.configs, prediction_type)
     schedule = read_schedule(checkpoint, loader.configs, prediction_type)
