@@ -542,7 +542,13 @@ def _texts(given: Iterable[str] | None, name: str) -> tuple[str, ...]:
     keys = getattr(given, "keys", None)
     if texts and callable(keys) and texts == tuple(keys()):
         what = "a mapping of them"
-    if what or not listed or not all(isinstance(text, str) for text in texts):
+    odd = [(n, one) for n, one in enumerate(texts) if not isinstance(one, str)]
+    if odd and not what:
+        place, one = odd[0]
+        missing = one is None or str(one) in ("nan", "<NA>")
+        is_ = "missing; leave such out, as dropna() does" if missing else f"a {type(one).__name__}"
+        what = f"one whose entry {place} (from 0) is {is_}"
+    if what or not listed:
         what = what or "something else"
         raise OptionError(
             f"{name}: give a list of texts, not {what}; nemo_prune.read_prompts reads a file's"

@@ -263,6 +263,12 @@ def _value_layer(tensors: Tensors, canonical: str, key: str, prefix: str) -> Val
     bias_key = key.removesuffix("weight") + "bias"
     biases = [tensors[k] for k in _copies(bias_key, prefix) if k in tensors]
     shape = weights[0].shape
+    stem = key.removesuffix("weight")
+    if f"{key}.absmax" in tensors or f"{stem}SCB" in tensors:  # 4 bits lie packed under any dtype
+        raise _Fault(
+            "is quantized (bitsandbytes), so its rows lie packed and zero bytes need not be zeros; give "
+            "the model from before"
+        )
     for tensor in (*weights, *biases):
         _check_dtype(tensor)
     for weight in weights:
@@ -302,7 +308,7 @@ def _check_dtype(tensor: Tensor) -> None:
     if tensor.dtype not in _ZERO_IS_ZERO:
         raise _Fault(
             f"has the value tensor {tensor.name} in {tensor.dtype}, in which zero bytes do not "
-            f"mean zero; convert the model to F16 first"
+            f"mean zero: it is quantized; give the model from before"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.content import LOOKED_THROUGH, odd_cells
-from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record, lacking
+from nemo_prune.files.lists import COLUMNS, LABELS, STDIN, Format, Listing, Record, lacking, shown_keys
 from nemo_prune.files.source import read_list
 
 _MEMORIZED = frozenset(
@@ -359,9 +359,10 @@ def label_column(listing: Listing, notes: list[str]) -> str | None:
         words = {_word(record, name) for _, record in listing.records[:LOOKED_THROUGH]}
         said = words - _DIGITS or _SAYING.search(name.lower())
         if name not in (*LABELS, *COLUMNS) and words <= _KNOWN and said:
-            notes.append(
-                f"{listing.path}: column {place} looks like labels and is not used; name it memorized"
-            )
+            # A table without a header has a caption there.
+            key = shown_keys([name]) if listing.columns is None else ""
+            what = f"the key {key}" if key else f"column {place}"
+            notes.append(f"{listing.path}: {what} looks like labels and is not used; name it memorized")
     return None
 
 
