@@ -303,7 +303,7 @@ def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
     try:
         for name, off in rows.items():
             layer = unet.get_submodule(name)
-            mask = torch.ones(layer.out_features)
+            mask = torch.ones(layer.out_features, dtype=torch.float32)
             mask[off] = 0
             handles.append(layer.register_forward_hook(hook(mask)))
         yield
@@ -509,7 +509,7 @@ def memorization_scores(noise_differences: "Tensor", *, published: bool = False)
             found = [best_pairs(dict(enumerate(one)), published=published) for one in scaled]
         except ValueError as error:
             raise _NotScorable(str(error)) from None
-        scores = torch.tensor([[of[seed] for seed in range(seeds)] for of in found])
+        scores = torch.tensor([[of[seed] for seed in range(seeds)] for of in found], dtype=torch.float32)
     return scores.reshape(*groups, seeds).to(noise_differences.device)
 
 
@@ -542,7 +542,13 @@ def _texts(given: Iterable[str] | None, name: str) -> tuple[str, ...]:
     keys = getattr(given, "keys", None)
     if texts and callable(keys) and texts == tuple(keys()):
         what = "a mapping of them"
-    if what or not listed or not all(isinstance(text, str) for text in texts):
+    odd = [(n, one) for n, one in enumerate(texts) if not isinstance(one, str)]
+    if odd and not what:
+        place, one = odd[0]
+        missing = one is None or str(one) in ("nan", "<NA>")
+        is_ = "missing; leave such out, as dropna() does" if missing else f"a {type(one).__name__}"
+        what = f"one whose entry {place} (from 0) is {is_}"
+    if what or not listed:
         what = what or "something else"
         raise OptionError(
             f"{name}: give a list of texts, not {what}; nemo_prune.read_prompts reads a file's"

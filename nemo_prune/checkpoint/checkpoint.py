@@ -5,6 +5,7 @@ of its denoiser, which may be there several times (EMA, fp16) and each time in s
 """
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from nemo_prune.files.hashing import file_sha256, joint_sha256
 from nemo_prune.files.header import Header, Tensor, quoted
 
 WEIGHTS = ".safetensors"
+_EXIT = re.compile(r"(^|\.)(?<!coder\.)(conv_out|out\.2)\.weight$")  # of a UNet, not of a VAE
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,12 @@ class Checkpoint:
     def tensors(self) -> dict[str, Tensor]:
         """The main copy's tensors, each at its place in its own file."""
         return {name: t for part in self.copies[0] for name, t in part.header.tensors.items()}
+
+    @property
+    def out_channels(self) -> int:
+        """Of a UNet; 0 where the main copy does not tell."""
+        exits = (tensor.shape[0] for name, tensor in self.tensors.items() if _EXIT.search(name))
+        return next(exits, 0)
 
     @property
     def metadata(self) -> dict[str, str]:

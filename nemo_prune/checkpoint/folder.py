@@ -24,6 +24,7 @@ from nemo_prune.checkpoint.recognize import (
     is_addition,
     is_controlnet,
     is_value_like,
+    refuse_pictures,
 )
 from nemo_prune.errors import CheckpointError
 from nemo_prune.files.header import Header, is_training_state, quoted, read_header
@@ -84,6 +85,7 @@ def recognize_folder(root: Path) -> Checkpoint:
     if not found:
         raise CheckpointError(f"{root}: {_without_denoiser(root, files)}")
     main = found[0]
+    refuse_pictures(main.path.parent, root)
     for other in found[1:]:
         why = "" if _shape(other) != _shape(main) else _unlike(main, other)
         if why is not None:

@@ -27,8 +27,9 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
 
     "incomplete" is why the model was not downloaded to its end, as `hole_in` says it, or None.
 
-    "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "inpainting",
-    "differences to a model"), or None.
+    "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "gligen", "inpainting",
+    "draws from more than text" (by its channels; no captions are scored), "differences to a model"),
+    or None.
 
     Of a folder, bytes, dtypes and provenance are the main copy's, "copies" has files, bytes and
     dtypes of each, "files" are where they lie, "unedited" those that cannot be pruned, and "hashes"
@@ -98,13 +99,16 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
 def _kind(checkpoint: Checkpoint) -> str | None:
     """What a model is beside its family, by its configs and by the tensors that only such have."""
     stated = class_of(checkpoint.path) if checkpoint.is_folder else ""
-    names = checkpoint.tensors
+    names, outputs = checkpoint.tensors, checkpoint.out_channels
+    from_text = (outputs, 2 * outputs + 1, *([2 * outputs] if "InstructPix2Pix" in stated else []))
     kolors = checkpoint.family == "sdxl" and any("encoder_hid_proj." in name for name in names)
     kinds = {
         "kolors": kolors or "Kolors" in stated,
         "lcm": any(".cond_proj." in name for name in names),
         "instruct-pix2pix": "InstructPix2Pix" in stated,
+        "gligen": any(".fuser." in name for name in names),
         "inpainting": checkpoint.in_channels == 9,
+        "draws from more than text": bool(outputs) and checkpoint.in_channels not in from_text,
         "differences to a model": holds_differences(checkpoint),
     }
     return ", ".join(kind for kind, holds in kinds.items() if holds) or None

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_prune.checkpoint.neurons import Neuron, union
+from nemo_prune.checkpoint.neurons import Neuron, is_neuron_table, union
 from nemo_prune.errors import ManifestError, option
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.strict_json import Fault, check_keys, parse, typed
@@ -105,7 +105,13 @@ def read_manifest(path: Path) -> Manifest:
     """Return the manifest at `path`; ManifestError, one line, if it is not a sound one."""
     path = Path(path)
     wanted = f"the JSON file that {option('manifest')} wrote"
-    return _parse(read_text(path, ManifestError, "a manifest", wanted), path)
+    text = read_text(path, ManifestError, "a manifest", wanted)
+    if is_neuron_table(text):
+        raise ManifestError(
+            f"{path}: is the table of neurons that {option('neurons_csv')} wrote, not the manifest; "
+            f"give that, or some of the table's neurons as layer:row with {option('neurons')} of apply"
+        )
+    return _parse(text, path)
 
 
 def prompts_by_neuron(manifest: Manifest) -> dict[Neuron, list[int]]:

@@ -5,9 +5,8 @@ import io
 from pathlib import Path
 
 from nemo_prune.checkpoint.manifest import Manifest, prompts_by_neuron
+from nemo_prune.checkpoint.neurons import TABLE_COLUMNS
 from nemo_prune.files.atomic import write_new
-
-COLUMNS = ("prompt", "layer", "row", "attribution", "harm", "shared_by")
 
 
 def write_neuron_table(manifest: Manifest, path: Path, overwrite: bool = False) -> None:
@@ -22,7 +21,7 @@ def write_neuron_table(manifest: Manifest, path: Path, overwrite: bool = False) 
     wanted = prompts_by_neuron(manifest)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(TABLE_COLUMNS)
     for record in manifest.prompts:
         for neuron in record.neurons:
             others = " ".join(str(index) for index in wanted[neuron] if index != record.index)

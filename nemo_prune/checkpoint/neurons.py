@@ -15,6 +15,16 @@ class Neuron(NamedTuple):
     row: int
 
 
+TABLE_COLUMNS = ("prompt", "layer", "row", "attribution", "harm", "shared_by")
+"""Of the table of neurons, `neuron_table`."""
+
+
+def is_neuron_table(text: str) -> bool:
+    """Whether a text is a table of neurons, or a part of one that another program has written."""
+    head = text.lstrip().partition("\n")[0].replace(";", ",").replace("\t", ",")
+    return {*TABLE_COLUMNS[:3]} <= {cell.strip().strip('"') for cell in head.split(",")}
+
+
 def network_order(layer: str) -> tuple[int, tuple[tuple[int, str], ...]]:
     """A sorting key for canonical layer names: down, mid, up; numbers by value, 10 after 2."""
     first, _, _ = layer.partition(".")

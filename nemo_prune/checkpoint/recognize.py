@@ -64,7 +64,7 @@ def recognize(path: Path) -> Checkpoint:
     # The config beside a file of this name is its own.
     stated = class_of(header.path.parent) if header.path.name.startswith(USUAL_NAMES) else ""
     try:
-        return _with_sidecar(identify(header.path, [header], stated))
+        found = _with_sidecar(identify(header.path, [header], stated))
     except CheckpointError as error:
         whole = header.path.parent.parent
         denoiser = header.path.parent.name in ("unet", "transformer")
@@ -72,6 +72,15 @@ def recognize(path: Path) -> Checkpoint:
             raise
         what = f"{error.message}, or the diffusers folder that it is a part of ({whole})"
         raise CheckpointError(what) from None
+    refuse_pictures(header.path.parent, header.path)
+    return found
+
+
+def refuse_pictures(denoiser: Path, path: Path) -> None:
+    """Raise CheckpointError, of `path`, if a denoiser's folder is a part of what pictures steer."""
+    denoiser = denoiser.absolute()  # "." has no name
+    if denoiser.name in ("unet", "transformer") and (fault := steered_by_pictures(denoiser.parent)):
+        raise CheckpointError(f"{path}: {fault}")
 
 
 def _with_sidecar(checkpoint: Checkpoint) -> Checkpoint:
@@ -107,6 +116,29 @@ def class_of(folder: Path) -> str:
                 if isinstance(name, str) and name.isidentifier():
                     return name
     return ""
+
+
+def steered_by_pictures(folder: Path) -> str:
+    """Why the model of a diffusers folder is refused whose pipeline takes pictures and no text, or "".
+
+    Told by what its model_index.json lists, as its denoiser looks like one that is steered by text.
+    """
+    index = folder / "model_index.json"
+    listed = read_object(index) if index.is_file() else {}
+    held = {
+        name
+        for name, value in listed.items()
+        if isinstance(value, list) and any(isinstance(one, str) for one in value)
+    }
+    kind = class_of(folder)
+    # One of those may have been saved without its text, with an IP-Adapter's encoder.
+    if "image_encoder" not in held or held & {"tokenizer", "text_encoder"} or _FROM_TEXT.fullmatch(kind):
+        return ""
+    return (
+        f"is a model that is steered by pictures, not by text{f' ({kind})' if kind else ''}: its "
+        f"model_index.json lists an image_encoder and no tokenizer, so no caption says anything of it; "
+        f"{_GIVE}"
+    )
 
 
 def identify(path: Path, headers: Sequence[Header], stated: str = "") -> Checkpoint:
@@ -231,6 +263,12 @@ def _value_layer(tensors: Tensors, canonical: str, key: str, prefix: str) -> Val
     bias_key = key.removesuffix("weight") + "bias"
     biases = [tensors[k] for k in _copies(bias_key, prefix) if k in tensors]
     shape = weights[0].shape
+    stem = key.removesuffix("weight")
+    if f"{key}.absmax" in tensors or f"{stem}SCB" in tensors:  # 4 bits lie packed under any dtype
+        raise _Fault(
+            "is quantized (bitsandbytes), so its rows lie packed and zero bytes need not be zeros; give "
+            "the model from before"
+        )
     for tensor in (*weights, *biases):
         _check_dtype(tensor)
     for weight in weights:
@@ -270,7 +308,7 @@ def _check_dtype(tensor: Tensor) -> None:
     if tensor.dtype not in _ZERO_IS_ZERO:
         raise _Fault(
             f"has the value tensor {tensor.name} in {tensor.dtype}, in which zero bytes do not "
-            f"mean zero; convert the model to F16 first"
+            f"mean zero: it is quantized; give the model from before"
         )
 
 
@@ -363,6 +401,7 @@ _JOINT = (
     "its attention joins text and picture in one stream, so no value layer sees the text "
     "alone and the method does not apply as it stands; use a Stable Diffusion 1, 2 or XL file"
 )
+_FROM_TEXT = re.compile(r"StableDiffusion(XL)?(Img2Img|Inpaint)?Pipeline")  # of diffusers
 _VIDEO_CLASS = re.compile(r"3D|SpatioTemporal|Motion|Video")  # of diffusers
 _VIDEO_REASON = "is a video model, a family the method was never tried on; give an image model"
 _PIXELS = "takes its text through added keys and values beside the picture's own, and has no layer attn2"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neurons
 from nemo_prune.checkpoint.manifest import Manifest
-from nemo_prune.checkpoint.neurons import Neuron, network_order, short_name, union
+from nemo_prune.checkpoint.neurons import Neuron, is_neuron_table, network_order, short_name, union
 from nemo_prune.checkpoint.statuses import Status
 from nemo_prune.errors import ManifestError, OptionError, option
 from nemo_prune.files.header import quoted
@@ -157,6 +157,11 @@ def parse_neurons(text: str, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     layers = checkpoint.value_layers
     known = _by_name(checkpoint)
     found: list[Neuron] = []
+    if Path(text.strip()).suffix.lower() in (".csv", ".tsv", ".json", ".txt"):
+        raise OptionError(
+            f"{option('neurons')}: {text.strip()!a} is a file; give layer:row of each neuron, such as "
+            f"0:17, or a manifest with {option('manifest')}"
+        )
     for piece in _BETWEEN.split(re.sub(r"\s*:\s*", ":", text.strip())):
         name, colon, row = (part.strip() for part in piece.rpartition(":"))
         if not colon or not (row.isascii() and row.isdigit() and len(row) < 10):
@@ -241,11 +246,18 @@ def read_results(path: Path, checkpoint: Checkpoint) -> Groups:
     # Fields longer than the csv module's default are real: thousands of initial neurons.
     usual = csv.field_size_limit(MAX_BYTES)
     try:
-        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=";", strict=True)
+        # Programs that it went through separate otherwise.
+        separator = max(";,\t", key=text.partition("\n")[0].count)
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        if is_neuron_table(text):
+            raise ManifestError(
+                f"{path}: is the table of neurons that {option('neurons_csv')} wrote, not the paper's; "
+                f"give the manifest with {option('manifest')}, or neurons as layer:row with "
+                f"{option('neurons')}"
+            )
         if _COLUMN not in (table.fieldnames or ()):
             raise ManifestError(
-                f"{path}: has no column {_COLUMN!r}; give the result file of the paper's code, "
-                f"separated by semicolons"
+                f"{path}: has no column {_COLUMN!r}; give the result file of the paper's code"
             )
         faults: list[str] = []
         groups = []
@@ -255,7 +267,7 @@ def read_results(path: Path, checkpoint: Checkpoint) -> Groups:
             except Fault as fault:
                 faults.append(f"prompt {number}: {fault}")
     except csv.Error as error:
-        raise ManifestError(f"{path}: is not a table separated by semicolons ({error})") from None
+        raise ManifestError(f"{path}: is not a table that can be read ({error})") from None
     finally:
         csv.field_size_limit(usual)  # other tables are read by the default
     if faults:

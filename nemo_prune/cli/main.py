@@ -181,7 +181,10 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The first word is a verb, else the model that `prune` is to prune."""
-        word = args[0]
+        word, verb = args[0], "".join(args[1:2])
+        if word not in self.commands and verb in self.commands and not os.path.lexists(verb):
+            right = shlex.join([verb, word, *args[2:]])
+            raise click.UsageError(f"the verb comes first: nemo-prune {right}", ctx)
         if word not in self.commands and not os.path.lexists(word):
             known = {name for one in self.commands["prune"].params for name in one.opts}
             words = [*self.commands, "--help", "--version"]

@@ -375,9 +375,10 @@ def label_column(listing: Listing, notes: list[str]) -> str | None:
         words = {_word(record, name) for _, record in listing.records[:LOOKED_THROUGH]}
         said = words - _DIGITS or _SAYING.search(name.lower())
         if name not in (*LABELS, *COLUMNS) and words <= _KNOWN and said:
-            notes.append(
-                f"{listing.path}: column {place} looks like labels and is not used; name it memorized"
-            )
+            # A table without a header has a caption there.
+            key = shown_keys([name]) if listing.columns is None else ""
+            what = f"the key {key}" if key else f"column {place}"
+            notes.append(f"{listing.path}: {what} looks like labels and is not used; name it memorized")
     return None
 
 

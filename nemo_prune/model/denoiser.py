@@ -9,10 +9,10 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nemo_prune.checkpoint.families import FAMILIES, Family
 from nemo_prune.model.devices import memory_format
-from nemo_prune.model.hub import StableDiffusionPipeline
 from nemo_prune.model.inference import Config
 from nemo_prune.model.prediction import Prediction
 from nemo_prune.model.tokenizer import added_words, with_all_vectors
@@ -23,6 +23,19 @@ _ENCODE_BATCH = 64
 _SDXL_FACTOR = 8
 EMBEDDED_GUIDANCE = 7.0
 """The scale that UNets with an embedding of it (LCM) are told; as of trajectories elsewhere."""
+
+
+def guidance_embedding(scale: float, count: int, width: int, dtype: torch.dtype) -> Tensor:
+    """What an LCM is told of a guidance scale, `[count, width]` on the CPU.
+
+    diffusers' own (`get_guidance_scale_embedding`) takes part of it in torch's default dtype.
+    """
+    half = width // 2
+    falling = torch.log(torch.tensor(10000.0, dtype=torch.float32)) / (half - 1)
+    frequencies = torch.exp(torch.arange(half, dtype=dtype) * -falling)
+    scales = torch.full((count, 1), scale - 1, dtype=torch.float32) * 1000
+    angles = scales.to(dtype) * frequencies[None]
+    return functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,11 +310,9 @@ class LoadedModel:
             added = {"text_embeds": pooled, "time_ids": ids.expand(len(latents), -1)}
         further: dict[str, Tensor] = {}
         if self.embeds_guidance:
-            scale = torch.full((len(latents),), EMBEDDED_GUIDANCE - 1, device=self.device)
             width = self.unet.config["time_cond_proj_dim"]
-            further["timestep_cond"] = StableDiffusionPipeline.get_guidance_scale_embedding(
-                None, scale, embedding_dim=width, dtype=self.dtype
-            )
+            told = guidance_embedding(EMBEDDED_GUIDANCE, len(latents), width, self.dtype)
+            further["timestep_cond"] = told.to(self.device)
         inputs = inputs.contiguous(memory_format=memory_format(self.device))
         output: Tensor = self.unet(
             inputs, timestep, text, added_cond_kwargs=added, return_dict=False, **further

@@ -6,7 +6,6 @@ bundled or inferred; see `configs.py`. This module imports torch, so import it l
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.strict_json import read_object
 from nemo_prune.model import weights
 from nemo_prune.model.configs import Configs, foreign_code
-from nemo_prune.model.denoiser import LoadedModel, TextEncoder
+from nemo_prune.model.denoiser import LoadedModel, TextEncoder, guidance_embedding
 from nemo_prune.model.devices import memory_format
 from nemo_prune.model.hub import (
     AutoencoderKL,
@@ -45,8 +44,6 @@ from nemo_prune.model.prediction import measure
 from nemo_prune.model.schedule import alphas_cumprod, read_schedule, told_prediction
 from nemo_prune.model.text_sources import TextSource, text_sources
 from nemo_prune.model.tokenizer import load_tokenizer, read_t5_tokenizer, read_tokenizer
-
-_EXIT = re.compile(r"(^|\.)(?<!coder\.)(conv_out|out\.2)\.weight$")  # of a UNet, not of a VAE
 
 __all__ = ["LoadedModel", "TextEncoder", "load_model", "load_pipeline"]
 
@@ -82,8 +79,7 @@ def load_model(
     """
     refuse_unfit(checkpoint)
     loader = _Loader(checkpoint, device, dtype, config)
-    exits = (t.shape[0] for name, t in checkpoint.tensors.items() if _EXIT.search(name))
-    if outputs := next(exits, 0):  # before a text encoder is asked for
+    if outputs := checkpoint.out_channels:  # before a text encoder is asked for
         loader.check_channels(checkpoint.in_channels, outputs)
     told = told_prediction(checkpoint, loader.configs, prediction_type)
     schedule = read_schedule(checkpoint, loader.configs, prediction_type)
@@ -185,6 +181,10 @@ def pipeline_of(model: LoadedModel, checkpoint: Checkpoint, config: Path | None 
     else:
         pipeline = StableDiffusionPipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    if model.embeds_guidance:
+        pipeline.get_guidance_scale_embedding = lambda w, embedding_dim: guidance_embedding(
+            pipeline.guidance_scale, len(w), embedding_dim, torch.float32
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -391,7 +391,7 @@ class _Loader:
     def blank(self, shape: tuple[int, int, int], channels: int) -> Tensor:
         """The `channels` further inputs of a UNet for no picture, float32 `[1, channels, h, w]`."""
         if channels == shape[0]:  # trained with zeros in place of some pictures
-            return torch.zeros(1, *shape, device=self.device)
+            return torch.zeros(1, *shape, dtype=torch.float32, device=self.device)
         # Many a VAE, SDXL's first of all, overflows in half precision.
         vae = self.vae(
             torch.float32,
@@ -399,6 +399,6 @@ class _Loader:
             "with; give the diffusers folder, or the whole checkpoint",
         )
         sides = [side * 2 ** (len(vae.config["block_out_channels"]) - 1) for side in shape[1:]]
-        grey = torch.zeros(1, 3, *sides, device=self.device)
+        grey = torch.zeros(1, 3, *sides, dtype=torch.float32, device=self.device)
         latents = vae.encode(grey).latent_dist.mode() * vae.config["scaling_factor"]
         return torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)

@@ -100,7 +100,8 @@ def measure(model: "LoadedModel", told: Told) -> Prediction:
     picture. What overflows in half precision is computed again in fp32.
     """
     text, pooled = model.encode_pooled([""])
-    noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, *model.latent_shape, generator=generator, dtype=torch.float32)
     last = len(model.alphas_cumprod) - 1
     found: dict[int, float] = {}
     measured: PredictionType | None = None

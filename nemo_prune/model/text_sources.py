@@ -157,6 +157,12 @@ def _t5_source(root: Path) -> TextSource:
     folder, tokenizer = root / "text_encoder", root / "tokenizer"
     tensors = read_component(folder) if folder.is_dir() else {}
     path = folder / "config.json"
+    if root.is_file() or (root / "config.json").is_file():
+        raise CheckpointError(
+            f"{root}: is not a diffusers folder, and a PixArt's text encoder (T5) is read with its "
+            f"tokenizer; give the folder that holds text_encoder/ and tokenizer/ with "
+            f"{option('text_encoder')}"
+        )
     if not tensors or not path.is_file():
         raise CheckpointError(
             f"{root}: holds no text encoder (T5), which prompts need; give the diffusers folder of a "

@@ -276,7 +276,7 @@ def add_biases(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name in tensors:
         layer = modules.get(match[1]) if (match := _MAP_BIAS.fullmatch(name)) else None
         if isinstance(layer, nn.Linear) and layer.bias is None:
-            empty = torch.empty(layer.out_features, device="meta")
+            empty = torch.empty(layer.out_features, dtype=layer.weight.dtype, device="meta")
             layer.bias = nn.Parameter(empty, requires_grad=False)
 
 
@@ -325,5 +325,7 @@ def fill(
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta:
             owner = model.get_submodule(name.rpartition(".")[0])
-            numbers = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
-            owner.register_buffer(name.rpartition(".")[2], numbers, persistent=False)
+            numbers = torch.arange(buffer.shape[-1], dtype=torch.long, device=device)
+            owner.register_buffer(
+                name.rpartition(".")[2], numbers.expand(buffer.shape), persistent=False
+            )

@@ -360,7 +360,7 @@ def _normalized(picture: Picture, side: int, statistics: _Statistics, squashed: 
     else:
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
-    mean_, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    mean_, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in statistics)
     return ((pixels - mean_) / std)[None]
 
 

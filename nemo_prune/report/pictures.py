@@ -64,5 +64,5 @@ def draw(
 
 def similarity(a: Picture, b: Picture) -> float:
     """MS-SSIM of two pictures of one size, at most 1."""
-    left, right = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] / 255 for p in (a, b))
+    left, right = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() / 255 for p in (a, b))
     return float(ms_ssim(left, right)[0])

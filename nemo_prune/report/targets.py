@@ -252,7 +252,9 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
         separator = max(",;\t", key=head.count)
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
     except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or "is no folder and no readable CSV (UTF-8)"
+        reason = getattr(error, "strerror", None) or (
+            "is no folder and no readable CSV (UTF-8); of a spreadsheet save it as CSV UTF-8"
+        )
         raise OptionError(f"{option('targets')} {path}: {reason}") from None
     found: dict[int, Path] = {}
     named = {(_cell(_cells(row), COLUMNS) or "").strip() for row in rows}
@@ -271,6 +273,8 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
         place = known.get(prompt.strip(), alike.get(_letters(prompt)))
         if place is not None:
             target = in_any_form(path.parent / name.strip())
+            if not target.is_file():  # written on Windows, by its separators
+                target = in_any_form(path.parent / name.strip().replace("\\", "/"))
             if not target.is_file():
                 raise OptionError(
                     f"{option('targets')} {path}: names {name.strip()}, which is not there"

@@ -42,7 +42,10 @@ class Masking:
     ) -> None:
         self.layers, self.dtype = layers, dtype
         touched = dict.fromkeys([*layers, *(neuron.layer for off in set(offs) for neuron in off)])
-        on = {name: torch.ones(len(offs), value_layers[name].out_features) for name in touched}
+        on = {
+            name: torch.ones(len(offs), value_layers[name].out_features, dtype=torch.float32)
+            for name in touched
+        }
         for sample, off in enumerate(offs):
             for neuron in off:
                 on[neuron.layer][sample, neuron.row] = 0
@@ -94,7 +97,7 @@ def attribute(
         FloatingPointError: a gradient is NaN or infinite.
     """
     scale = 1.0 if masking.dtype == torch.float32 else _SCALE
-    total = torch.zeros(1)
+    total = torch.zeros(1, dtype=torch.float32)
     for point in points:
         masks = masking.at(point)
         with torch.enable_grad(), masked(masks):

@@ -96,7 +96,7 @@ def _similarities(
 ) -> list[float]:
     left, right = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
     found: list[float] = ms_ssim_pairs(
-        a, b, left, right, published=published, groups=torch.tensor(groups)
+        a, b, left, right, published=published, groups=torch.tensor(groups, dtype=torch.long)
     ).tolist()
     return found
 
@@ -112,5 +112,6 @@ def _largest(scores: Sequence[tuple[int, float]]) -> dict[int, float]:
 
 def largest_by(seeds: Sequence[int], place: Tensor, found: Tensor) -> dict[int, float]:
     """Seed -> the largest of the `found` `[pairs]` whose `place` `[pairs]` is the seed's."""
-    best = torch.full((len(seeds),), -1.0).scatter_reduce(0, place, found, "amax")
+    best = torch.full((len(seeds),), -1.0, dtype=torch.float32)
+    best = best.scatter_reduce(0, place, found, "amax")
     return {seed: round(score, _DIGITS) for seed, score in zip(seeds, best.tolist(), strict=True)}

@@ -60,8 +60,8 @@ def pursue(
     done = 0
     for budget in recipe.budgets:
         while done < budget:
-            noise = torch.randn(recipe.batch, *clean.shape, generator=lot)
-            timesteps = torch.randint(trained, (recipe.batch,), generator=lot).tolist()
+            noise = torch.randn(recipe.batch, *clean.shape, generator=lot, dtype=torch.float32)
+            timesteps = torch.randint(trained, (recipe.batch,), generator=lot, dtype=torch.long).tolist()
             prompt = replace(start, text=text.detach())
             samples = [
                 Noised(prompt, off, clean, one, timestep)
@@ -77,6 +77,6 @@ def pursue(
 def random_start(like: Prompt, engine: Engine, seed: int) -> Prompt:
     """An embedding of no words: normal numbers with the mean and spread of another one's."""
     lot = torch.Generator().manual_seed(noise_seed(engine.seed, seed))
-    drawn = torch.randn(like.text.shape, generator=lot).to(like.text.device)
+    drawn = torch.randn(like.text.shape, generator=lot, dtype=torch.float32).to(like.text.device)
     text = like.text.float()
     return replace(like, text=(drawn * text.std() + text.mean()).to(like.text.dtype))

@@ -219,7 +219,9 @@ class Engine:
         """The starting noise x_T of one seed, `[c, h, w]`, drawn once, on the CPU."""
         if seed not in self._noise:
             generator = torch.Generator().manual_seed(noise_seed(self.seed, seed))
-            self._noise[seed] = torch.randn(self.model.latent_shape, generator=generator)
+            self._noise[seed] = torch.randn(
+                self.model.latent_shape, generator=generator, dtype=torch.float32
+            )
         return self._noise[seed]
 
     def evaluate(
@@ -488,7 +490,7 @@ class Engine:
 
         def backward(batch: Sequence[Noised], model: LoadedModel) -> list[Tensor]:
             device = model.device
-            timesteps = torch.tensor([one.timestep for one in batch], device=device)
+            timesteps = torch.tensor([one.timestep for one in batch], dtype=torch.long, device=device)
             noise = torch.stack([one.noise for one in batch]).to(device)
             alpha = model.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
             clean = torch.stack([one.clean for one in batch]).to(device)

@@ -93,7 +93,7 @@ def _group_ranges(
             a, b = functional.avg_pool2d(a, 2), functional.avg_pool2d(b, 2)
         spans = []
         for pictures, places in ((a, left), (b, right)):
-            high = torch.full((count,), -torch.inf, device=a.device)
+            high = torch.full((count,), -torch.inf, dtype=torch.float32, device=a.device)
             low = -high
             high.scatter_reduce_(0, group, pictures.amax(dim=(1, 2, 3))[places], "amax")
             low.scatter_reduce_(0, group, pictures.amin(dim=(1, 2, 3))[places], "amin")
@@ -105,7 +105,7 @@ def _group_ranges(
 def _in_ranges(a: Tensor, b: Tensor, ranges: list[Tensor] | None) -> Tensor:
     """`ms_ssim`, in the published unit where the range of values at each scale is given."""
     published, scales = ranges is not None, scales_for(min(a.shape[-2:]))
-    score = torch.ones(len(a), device=a.device)
+    score = torch.ones(len(a), dtype=torch.float32, device=a.device)
     inside = slice(_MARGIN, -_MARGIN)
     for scale in range(scales):
         if scale:
@@ -143,7 +143,7 @@ def ms_ssim_pairs(
         float32 `[pairs]` on the CPU.
     """
     if not len(left):
-        return torch.zeros(0)
+        return torch.zeros(0, dtype=torch.float32)
     most = _PIXELS_AT_ONCE if a.device.type == "cpu" else _PIXELS_ON_GPU
     at_once = max(1, most // max(1, a[0].numel()))
     left, right = left.to(a.device), right.to(b.device)
@@ -162,7 +162,7 @@ def pairwise(differences: Tensor) -> Tensor:
     """
     count = len(differences)
     first, second = torch.triu_indices(count, count, offset=1)
-    scores = torch.full((count, count), -1.0)
+    scores = torch.full((count, count), -1.0, dtype=torch.float32)
     found = ms_ssim_pairs(differences, differences, first, second)
     scores[first, second] = found
     scores[second, first] = found

@@ -101,7 +101,7 @@ class Reference:
         """Seed -> r: 1 as alike to the consensus as the unpruned model's, 0 as an unrelated picture."""
         seeds, others = list(ends), list(self.by_seed)
         pairs = [(i, j) for i, a in enumerate(seeds) for j, b in enumerate(others) if a != b]
-        left, right = (torch.tensor(column) for column in zip(*pairs, strict=True))
+        left, right = (torch.tensor(column, dtype=torch.long) for column in zip(*pairs, strict=True))
         found = ms_ssim_pairs(
             torch.stack([ends[seed] for seed in seeds]), torch.stack(self.latents), left, right
         )
@@ -123,7 +123,7 @@ def reference_from(
     first, second = torch.triu_indices(len(ends), len(ends), offset=1)
     own = ms_ssim_pairs(stacked, stacked, first, second)
     others = torch.stack(list(unrelated))
-    left = torch.arange(len(others)).repeat_interleave(len(stacked))
-    right = torch.arange(len(stacked)).repeat(len(others))
+    left = torch.arange(len(others), dtype=torch.long).repeat_interleave(len(stacked))
+    right = torch.arange(len(stacked), dtype=torch.long).repeat(len(others))
     to_others = ms_ssim_pairs(others, stacked, left, right).reshape(len(others), len(stacked))
     return Reference(schedule, dict(ends), float(own.max()), float(to_others.amax(dim=1).mean()))

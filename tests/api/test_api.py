@@ -150,6 +150,20 @@ def test_prompts_are_a_list(model: Path) -> None:
             nemo_prune.detect(model, prompts)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["a cat", "a dog", None], r"entry 2 \(from 0\) is missing; leave such out"),
+        (["a cat", float("nan")], r"entry 1 \(from 0\) is missing"),
+        (["a cat", b"a dog"], r"entry 1 \(from 0\) is a bytes"),
+        ([{"caption": "a cat"}], r"entry 0 \(from 0\) is a dict"),
+    ],
+)
+def test_the_entry_that_is_no_text_is_named(model: Path, given: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=f"prompts: give a list of texts, not one whose {words}"):
+        nemo_prune.detect(model, given)
+
+
 @pytest.mark.parametrize("given", [Path("p.txt"), "p.txt", {"caption": ["a"]}, [1, 2], 7])
 def test_what_is_no_list_of_texts_is_said(model: Path, given: Any) -> None:
     for name in ("prompts", "calibration_prompts"):

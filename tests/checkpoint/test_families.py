@@ -548,10 +548,25 @@ def test_each_refusal_has_its_sentence(tmp_path, name):
 @pytest.mark.parametrize("dtype", ["F8_E8M0", "I8", "U8", "I64"])
 def test_dtypes_whose_zero_bytes_are_not_zero(tmp_path, dtype):
     line = refusal(put(tmp_path, reshaped(unet(SD1), f"input_blocks.4.1{END}", dtype)))
-    words = f"in {dtype}, in which zero bytes do not mean zero; convert the model to F16 first"
+    words = (
+        f"in {dtype}, in which zero bytes do not mean zero: it is quantized; give the model from before"
+    )
     assert words in line
     twin = unet(SD1) + reshaped(rawfiles.ema(unet(SD1)), "attn2to_vweight", dtype)
     assert "do not mean zero" in refusal(put(tmp_path, twin))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "beside"), [("U8", "weight.absmax"), ("BF16", "weight.absmax"), ("I8", "SCB")]
+)
+def test_what_bitsandbytes_packed_is_called_quantized(tmp_path, dtype, beside):
+    value = f"input_blocks.4.1{END}"
+    entries = unet(SD1)
+    name = next(name for name, *_ in entries if name.endswith(f"{value}.weight"))
+    packed = [*reshaped(entries, value, dtype), (name.removesuffix("weight") + beside, "F32", (2,))]
+    line = refusal(put(tmp_path, packed))
+    assert "is quantized (bitsandbytes)" in line
+    assert "give the model from before" in line
 
 
 def test_sub_byte_values(tmp_path):

@@ -1,13 +1,14 @@
 """Neurons by hand, the paper's result tables, and the most shared."""
 
 import csv
+import json
 
 import pytest
 import rawfiles
 from rawfiles import SDXL, unet, write
 from test_surgery import DOWN, MID, UP
 
-from nemo_prune.checkpoint.manifest import Manifest, PromptRecord
+from nemo_prune.checkpoint.manifest import Manifest, PromptRecord, read_manifest
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.checkpoint.selection import (
@@ -131,7 +132,8 @@ def test_rows_that_are_not_results(tmp_path, checkpoint, refined, words):
     [
         (None, "no such file"),
         (b"", "has no column 'Refined Neurons'"),
-        (b"Caption,Refined Neurons\n", "has no column"),
+        (b"Caption,Neurons\n", "has no column"),
+        (b"Caption,Refined Neurons\n", "names no neurons"),
         (b"Caption;Refined Neurons\nx\n", "prompt 1: .* is not a list"),
         (b'Caption;Refined Neurons\nx;"[[]\n', "is not a table"),
         (b"\xff\xfe", "not UTF-8"),
@@ -202,3 +204,26 @@ def test_from_a_manifest():
     assert from_manifest(manifest) == Choice(neurons, told, "5" * 64)
     # Reviewed by hand: the first neuron is no prompt's, so the other is shared more.
     assert from_manifest(manifest, 1) == Choice(neurons[1:], {**told, "top_k": "1"}, "5" * 64)
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_the_papers_table_as_other_programs_write_it_again(tmp_path, checkpoint, separator):
+    count = len(checkpoint.select("down+mid"))
+    path = tmp_path / "r.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=separator)
+        writer.writerow(["", "Caption", "Refined Neurons"])
+        writer.writerow([0, "a, cat", json.dumps([[1, 2]] + [[]] * (count - 1))])
+    ((first, second),) = read_results(path, checkpoint)
+    assert (first.row, second.row) == (1, 2)
+
+
+@pytest.mark.parametrize("head", ["prompt,layer,row,attribution", ';"prompt";"layer";"row"'])
+def test_the_table_of_neurons_is_named_where_another_file_is_due(tmp_path, checkpoint, head):
+    path = tmp_path / "n.csv"
+    path.write_text(f"{head}\n0,x,1,,,\n")
+    for read in (read_manifest, lambda path: read_results(path, checkpoint)):
+        with pytest.raises(ManifestError, match=r"is the table of neurons that .* wrote, not the"):
+            read(path)
+    with pytest.raises(OptionError, match="is a file; give layer:row of each neuron"):
+        parse_neurons(str(path), checkpoint)

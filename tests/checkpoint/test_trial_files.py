@@ -212,6 +212,33 @@ def test_a_controlnet_beside_the_denoiser_is_to_be_moved(model: Path) -> None:
     assert "its value layers would stay unpruned; move controlnet/ out of m" in refusal(model)
 
 
+def by_pictures(model: Path, kind: str, **more: list[str | None]) -> None:
+    encoder = {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}
+    put(model / "model_index.json", {"_class_name": kind, "tokenizer": [None, None]} | encoder | more)
+
+
+@pytest.mark.parametrize(
+    "kind", ["PaintByExamplePipeline", "StableDiffusionImageVariationPipeline", "PipelineOfTomorrow"]
+)
+def test_a_model_that_pictures_steer_is_refused_by_what_its_index_lists(model: Path, kind: str) -> None:
+    by_pictures(model, kind)
+    for path in (model, model / "unet", model / PLAIN):
+        assert f"{path}: is a model that is steered by pictures, not by text ({kind})" in refusal(path)
+        assert run("inspect", path).exit_code == 2
+    # A text encoder from elsewhere does not make it one of text.
+    given = ("--prompts", put(model.parent / "p.txt", "a cat\n"), "--text-encoder", model)
+    result = run("check", model, *given, "--tau", ".6", "--gate", ".7")
+    assert result.exit_code == 2
+    assert "steered by pictures" in result.stderr
+
+
+def test_a_model_of_text_may_hold_an_image_encoder(model: Path) -> None:
+    by_pictures(model, "StableDiffusionPipeline")  # an IP-Adapter's
+    assert open_checkpoint(model).family == "sd1"
+    by_pictures(model, "SomePipeline", tokenizer=["transformers", "CLIPTokenizer"])
+    assert open_checkpoint(model).family == "sd1"
+
+
 # ------------------------------------------------- inspect
 
 
@@ -224,6 +251,13 @@ def test_a_controlnet_beside_the_denoiser_is_to_be_moved(model: Path) -> None:
             ("time_embedding.weight", *LINEAR),
             "instruct-pix2pix",
         ),
+        (
+            "StableDiffusionGLIGENPipeline",
+            ("mid_block.attentions.0.transformer_blocks.0.fuser.linear.weight", *LINEAR),
+            "gligen",
+        ),
+        ("MarigoldDepthPipeline", ("conv_out.weight", "F32", (2, 5, 3, 3)), "draws from more than text"),
+        ("StableDiffusionPipeline", ("conv_out.weight", "F32", (4, 5, 3, 3)), None),
         ("KolorsPipeline", ("encoder_hid_proj.weight", *LINEAR), "kolors"),
         ("StableDiffusionPipeline", ("time_embedding.weight", *LINEAR), None),
     ],

@@ -214,6 +214,11 @@ def test_verbs_by_other_words(model: Path, word: str, verb: str) -> None:
     assert result.exit_code == 2
     assert f"No such command or file '{word}'. Did you mean '{verb}'?" in result.stderr
     assert "No such command or file 'foo'; --help lists commands" in run("foo", model).stderr
+    swapped = run(model, "inspect", "--json")
+    assert swapped.exit_code == 2
+    told = " ".join(swapped.stderr.split())
+    assert "the verb comes first: nemo-prune inspect" in told
+    assert told.endswith("--json")
 
 
 def test_a_folder_is_not_written_by_the_name_of_a_file() -> None:

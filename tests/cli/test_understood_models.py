@@ -236,7 +236,10 @@ def test_differences_to_a_model_are_no_model(tmp_path: Path, monkeypatch: pytest
         assert "m.safetensors: holds differences to a model and no model" in result.stderr
         assert "its UNet takes 8 channels" in result.stderr
     assert not Path("o.safetensors").exists()
-    assert "family: sd1 (differences to a model)" in run("inspect", "m.safetensors").output
+    assert (
+        "family: sd1 (draws from more than text, differences to a model)"
+        in run("inspect", "m.safetensors").output
+    )
 
 
 def test_further_input_channels_are_said_before_a_text_encoder_is_asked_for(tmp_path: Path) -> None:

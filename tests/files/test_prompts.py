@@ -710,6 +710,13 @@ def test_what_looks_like_labels_and_is_not_used_is_said(tmp_path: Path, content:
     assert both.notes == ("labels are not used: not every list has them",)
 
 
+def test_a_key_that_looks_like_labels_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"caption": "a", "overfit_type": "MV"}\n{"caption": "b", "overfit_type": "N"}\n')
+    (said,) = read_prompts(path, labels=True).notes
+    assert "the key overfit_type looks like labels and is not used" in said
+
+
 def test_columns_of_numbers_do_not_look_like_labels(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("n,text\n0,a\n1,b\n")

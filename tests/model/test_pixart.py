@@ -188,6 +188,9 @@ def test_what_does_not_belong_to_a_pixart_is_refused(sigma: Path, tmp_path: Path
     shutil.rmtree(mute / "text_encoder")
     assert "holds no text encoder (T5)" in refused(mute)
     assert load(mute, text_encoder=(sigma,)).max_tokens == 300
+    for part in (sigma / "text_encoder", sigma / "text_encoder" / "model.safetensors"):
+        with pytest.raises(CheckpointError, match="the folder that holds text_encoder/ and tokenizer/"):
+            load(mute, text_encoder=(part,))
     wordless = changed("wordless")
     (wordless / "tokenizer" / "tokenizer.json").unlink()
     assert "holds neither tokenizer.json nor spiece.model" in refused(wordless)

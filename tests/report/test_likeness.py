@@ -196,6 +196,14 @@ def test_targets_by_csv_in_the_folder_or_named(tmp_path: Path, separator: str) -
         assert read_targets(place, PROMPTS) == {1: tmp_path / "x.png"}
 
 
+def test_targets_by_the_separators_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    save(tmp_path / "pictures" / "x.png")
+    table = tmp_path / "t.csv"
+    table.write_text("prompt,file\nThe sea,pictures\\x.png\n")
+    assert read_targets(table, PROMPTS) == {1: tmp_path / "pictures" / "x.png"}
+
+
 def test_prompts_of_a_csv_are_known_in_another_case_and_numbers_are_none(tmp_path: Path) -> None:
     save(tmp_path / "x.png")
     table = tmp_path / "t.csv"
@@ -245,4 +253,5 @@ def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
     table.write_bytes(b"prompt,file\nA caf\xe9,a.png\n")
     with pytest.raises(OptionError) as caught:
         read_targets(table, PROMPTS)
-    assert str(caught.value) == f"targets {table}: is no folder and no readable CSV (UTF-8)"
+    said = f"targets {table}: is no folder and no readable CSV (UTF-8)"
+    assert str(caught.value) == f"{said}; of a spreadsheet save it as CSV UTF-8"
