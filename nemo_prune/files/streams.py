@@ -234,9 +234,9 @@ class PromptStream:
         path, seen, at = source.path, self._seen, self._at
         name = "stdin" if path == STDIN else str(path)
         key, label = self._columns_of(source, self.notes)
-        memorized = None
+        memorized, asked = None, self._column is not None and key is not None
         for offset, reached, line, record in source.records:
-            text = "" if record is None else text_of(record, key, path, line)
+            text = "" if record is None else text_of(record, key, path, line, asked)
             if text and label is not None and record is not None:
                 memorized = label_of(record, label, path, line)
             hashed = Seen.key(text, memorized)
