@@ -183,7 +183,10 @@ class PromptStream:
         for path in self.paths:
             if size_of(path) is not None or not (path == STDIN or path.exists()):
                 with opened(path, self._format, self._column, 0, 0) as source:
-                    labelled |= self._columns_of(source, [])[1] is not None
+                    key, label = self._columns_of(source, [])
+                    labelled |= label is not None
+                    for line, record in source.begin(LOOKED_THROUGH):
+                        text_of(record, key, path, line, self._column is not None and key is not None)
             else:
                 labelled |= self.labelled
         return labelled
