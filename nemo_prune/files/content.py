@@ -7,6 +7,7 @@ Messages never quote the content.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -66,6 +67,7 @@ _OPTIONS_BEGIN = re.compile(r"--(negative_)?prompt[ =]")
 # ComfyUI's (Inspire's) prompt files, with ---- between two.
 _SIGNED = re.compile(r"positive ?:(?=.*\n(.*\n)*?[ \t]*negative ?:)", re.I)
 _CONFLICT = re.compile(r"^(<{7}|>{7}|\|{7})( |\r?$)", re.MULTILINE)
+_FILE_LINE = re.compile(r"^==> .+ <==\r?$", re.MULTILINE)
 # What stands between the header and the rows of a table as psql, MySQL, SQLite, DuckDB or Markdown have
 # it, or above a record where they stand one by one.
 _RULE = re.compile(
@@ -104,7 +106,7 @@ _USUAL = re.compile(
     r"\d{1,4}('?s|st|nd|rd|th|d|k|x|px?|[cmk]?m|ft|kg|\+?(girl|boy)s?|(st|nd|rd|th)?-[a-z]+(-[a-z]+)?)?"
     r"|\d{1,3}(,\d{3})+|\d{1,4}[.,:/x-]\d{1,4}", re.I
 )  # fmt: skip
-_LABELLED = re.compile(r"\s*(\w[\w ]{0,19}):\s")
+_LABELLED = re.compile(r"\s*([/!]?\w[\w ]{0,29}):\s")
 _LOOKED_AT = 500  # characters of a line
 _NAMED = 8  # lines by their numbers
 LOOKED_THROUGH = 1000  # records by which what cells hold is known, or a column for one of labels
@@ -119,6 +121,7 @@ _NOTHING = re.compile(
 )
 # What the later bytes of a letter in UTF-8 are in Windows-1252.
 _BEHIND = f"[\x80-\xbf{bytes({*range(128, 160)} - {129, 141, 143, 144, 157}).decode('cp1252')}]"
+_IN_PROGRAM = r"""\s*[ru]?("[^"].*"|'[^'].*')\s*,\s*$"""
 # Lines that are said: how, in which part of all at least, and how they are known.
 _ODD = tuple(
     (how, part, re.compile(pattern))
@@ -133,8 +136,9 @@ _ODD = tuple(
          r"|#\d+|\(?([a-zA-Z]|[ivx]+)[.)])\s+\S"),
         ("begin as statements of SQL do, and are taken as prompts", 0, SQL),
         ("begin with #, as comments do, and are taken as prompts", 0, r"^\s*#+\s"),
-        ("begin as a picture's parameters do (Negative prompt:, Steps:): taken as prompts", 0,
-         r"^(Negative prompt: |Steps: \d+, )"),  # as A1111 writes them into pictures
+        ("hold a picture's parameters (Negative prompt:, Steps:): taken as prompts", 0,
+         # As A1111 writes them into pictures; exiftool prints their line breaks as full stops.
+         r"(^|\n|\.)(Negative prompt: |Steps: \d+, )"),
         ("begin as subtitles do (00:00 --> 00:01): every line is taken as a prompt", 0,
          r"^\d\d:\d\d[:.,]\d.* --> \d\d:"),
         (f"begin with the name of a picture or a text, which is {_KEPT}", 0, _PICTURE.pattern),
@@ -148,8 +152,10 @@ _ODD = tuple(
         (f"begin or end with what may be a label (VM, memorized, 1), which is {_KEPT}", 1,
          r"^\W*(([VTMR][MV]|(not )?memori[sz]ed|verbatim|ordinary)\W*\s|[01]\s+\w)|[\s,;|:/]\W*"
          r"([VTMR][MV]|N|[01]|(?i:(not )?memori[sz]ed|verbatim|template|ordinary|true|false))\W*$"),
+        ("stand in quotes with a comma behind, as in a program's list: taken as prompts, with them", 0.5,
+         rf"^{_IN_PROGRAM}"),
         ("end with a comma or with ..., as where a text goes on: taken as prompts", 0.5,
-         r"(,|\.\.\.|\u2026)[\"']?\s*$"),
+         rf"^(?!{_IN_PROGRAM})[\s\S]*(,|\.\.\.|\u2026)[\"']?\s*$"),
         ("are, or begin with, identifiers or hashes, and are taken as prompts", 0.5,
          r"^\s*((?=\S*\d)[\da-f-]{6,}\s*$|[\da-f]{32,}\b)"),
         ("are NULL, None, an error of a spreadsheet or the like, and are taken as prompts", 0, _NOTHING),
@@ -158,6 +164,8 @@ _ODD = tuple(
          r"^\W?(DEBUG|INFO|WARNING|ERROR)\]?\s*[:|-]"),
         ("hold + for blanks, as addresses do: decode them; taken as prompts as they are", 0.5,
          r"^\s*[^\s+]+(\+[^\s+]+){2,}\s*$"),
+        ("hold - or _ for blanks, as names of files and addresses do; taken as prompts as they are", 0.5,
+         r"^(?=(\S*?[-_][^\W\d_]{2,}(?![^\W_])){2})[^\s_-]+([_-]+[^\s_-]+){2,}\s*$"),
         (f"begin with an address, which is {_KEPT}", 0, r"^\s*(https?|s3|gs)://"),
         # As A1111, ComfyUI, NovelAI and their extensions read them.
         ("hold weights, LoRAs or choices of a program ((x:1.2), <lora:x:1>, {a|b}): scored as text, as "
@@ -178,7 +186,8 @@ _SELDOM = tuple(
         ("numbers, letters or times in front",
          r"^\W*\w*\d\w*([-:]\w+){2}|^\W*\d{3,}-\S|^\W*\d+\s?\||^\W*([A-Za-z]|[ivx]+)\)\s"
          r"|^\W*[A-Za-z].{0,18}\d[\])*]*:\s"),
-        ("options (--w 512, -s50)", r"(^|\s)--?[A-Za-z]\w*[ =]?-?[\d.]+\b|(^|\s)--\w|^[!/]\w"),
+        ("options (--w 512, -s50)", r"(^|\s)--?[A-Za-z]\w*[ =]?-?[\d.]+\b|(^|\s)--\w"),
+        ("a command in front (/imagine, !dream)", r"^\s*[!/]\w"),
         ("addresses", r"https?:|www\.|\]\(|\.(jpe?g|png|webp)\W*$"),
         ("tags and marks (< > [ ] { } = _ \\ ` ** :: || %20)",
          r"[<>\[\]{}=_\\`~^]|\*\*|::|\|\||\"\s?:|%[0-9A-Fa-f]{2}|\s:\d|\sAND\s(?![A-Z]{2})"),
@@ -196,6 +205,14 @@ _SELDOM = tuple(
 )  # fmt: skip
 _BARS = re.compile(r"[^\W\d_]\s?\|\s?[^\W\d_]")  # as A1111's prompt matrix has them
 _JOINTS = re.compile(r"\s*[;\uff1b]\s*|\s+(?:/{1,2}|[\u2022\u00b7])\s+")
+# A word that ends where another begins with a capital, with a blank before and words behind: not iPhone,
+# McDonald, nor a name among tags (ArtStation, DeviantArt).
+_GLUED = re.compile(
+    r"(?<!\S)(?!Mac|Mc|De[A-Z]|Van[A-Z]|Von[A-Z]|Fitz)[^\W_][\w'&-]{0,40}?"
+    r"(?:[^\W\d_A-Z]{2}[.,!?)\"\u201d]?|\d[.!?)])(?:[A-Z]|[a-z][A-Z])\w{0,40}(?= \w)"
+)
+_FEW = 3  # lines
+_LONG = 100  # words
 _ENTITY = re.compile(r"&#?\w+;")  # of HTML, which joins nothing
 _ESCAPES = "\x1b"  # with which programs colour what they print
 
@@ -205,6 +222,8 @@ def check_magic(path: Path, content: bytes, format: Format) -> None:
         if content.startswith(magic):
             what = f"is {_MAGIC[magic]}, and its name does not say so"
             raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
+    if content[257:262] == b"ustar":
+        raise PromptFileError(f"{path}: is a tar archive; unpack it (tar xf), and give the lists in it")
     if content[8:10] == b'{"' and b"\0" in content[:8]:
         raise refused(path, "is not a list but a safetensors file", None)
     for magic, what in _MAGIC.items():
@@ -257,6 +276,14 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             raise PromptFileError(
                 f"{path}: {what}; export it as CSV, or leave out what is no caption ({_as_text()})"
             )
+        if named := _FILE_LINE.search(text):
+            line = text.count("\n", 0, named.start()) + 1
+            what = (
+                f"line {line} names a file (==> ... <==), as head and tail do where they print several"
+            )
+            raise PromptFileError(
+                f"{path}: {what}; join the files without (awk 1 *.txt), or give a pattern ({_as_text()})"
+            )
         if SEPARATOR_LINE.match(text.lstrip()):
             raise refused(path, "begins with sep=, as a table does", "csv")
         if separator := _table_separator(text):
@@ -299,6 +326,13 @@ def odd_lines(path: Path, text: str) -> list[str]:
         what = f"its {len(lines)} lines stand in paragraphs"
     elif len(lines) == 1 and (len(re.findall(r";\s|\s\|\s", text)) > 1 or _parts(text) > 2):
         what = "it is one line of several parts"
+    elif (glued := sum(map(_is_glued, lines))) and (len(lines) <= _FEW or 2 * glued > len(lines)):
+        what = (
+            f"{glued} of its lines hold words joined without a blank (such as NightPortrait), as where "
+            f"files without an end of line were put together, so several captions may stand in one"
+        )
+    elif len(lines) == 1 and lines[0].count(" ") > _LONG:
+        what = f"it is one line of {len(lines[0].split())} words, which may be several captions"
     elif width := folded(lines):
         what = f"its lines seem broken at about {width} characters, so that captions go on in the next"
     notes = [f"{path}: {what}: each line is taken as one prompt"] if what else []
@@ -319,6 +353,10 @@ def _refuse_containers(
             f"(['...', '...']), each of which would be one prompt; write every caption alone, in a row "
             f"or line of its own (pandas: ast.literal_eval, explode){otherwise}"
         )
+
+
+def _is_glued(line: str) -> bool:
+    return len({*_GLUED.findall(line)}) > 1  # one alone may be a name
 
 
 def _parts(text: str) -> int:
@@ -397,10 +435,11 @@ def odd_prompts(
         if 2 * len(new := have - told) > len(lines):
             found.append((len(new), how))
             told |= new
-    labels = {match[1] if (match := _LABELLED.match(line)) else "" for line in lines}
-    if len(lines) > 1 and len(labels) == 1 and "" not in labels:
-        found.append((len(lines), f"begin with one word and a colon, which are {_KEPT}"))
-        told.update(range(len(lines)))
+    labels = [match[1] if (match := _LABELLED.match(line)) else "" for line in lines]
+    label, most = Counter(filter(None, labels)).most_common(1)[0] if any(labels) else ("", 0)
+    if most > 1 and (most == len(lines) or (most > 2 and 2 * most > len(lines))):
+        found.append((most, f"begin with the same words and a colon, which are {_KEPT}"))
+        told.update(n for n, one in enumerate(labels) if one == label)
     seldom = {what: have for what, pattern in _SELDOM if (have := those(pattern) - told)}
     if seldom:
         count = len(set[int]().union(*seldom.values()))

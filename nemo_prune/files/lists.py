@@ -47,6 +47,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t]*\r?\n', re.I)  # by which Excel is told
 TYPE_LINE = re.compile(r'"?#TYPE [\w.]+"?[ \t]*\r?\n', re.I)  # by which PowerShell tells itself
 _NAME = re.compile(r"[A-Za-z_$][\w$.-]{0,39}")  # of a key, that is no caption
+_AS_OBJECTS = "write each row as an object with a caption (ClickHouse: JSONEachRow)"
 _SHOWN = 6  # keys
 _DEEP = 3  # objects in objects
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
@@ -257,6 +258,8 @@ def _record(path: Path, number: int, value: object, where: str = "") -> Record:
         return ""
     if not isinstance(value, str):
         wanted = ", ".join(COLUMNS)
+        if isinstance(value, list):
+            raise PromptFileError(f"{path}: line {number} is a list{where}; {_AS_OBJECTS}")
         raise PromptFileError(f"{path}: line {number} has no string under {wanted}{where}; mend it")
     return value
 
@@ -316,6 +319,8 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
                     f"{path}: is a JSON object of columns and data, as pandas writes it "
                     f'(orient="split"); write a list of objects (orient="records")'
                 )
+            if workflow := _workflow(whole):
+                raise PromptFileError(f"{path}: {workflow}")
             named = lists_in(whole, column)
             if len(named) > 1:
                 raise PromptFileError(f"{path}: has several lists of prompts; keep one of them")
@@ -392,9 +397,39 @@ def _without_list(whole: Mapping[str, object]) -> str:
         which = f"{option('prompt_column')} {shown} reads them"
         which = which if len(named) == 1 else f"{option('prompt_column')} names one of these"
         more = f"; captions stand in its {shown}: {which}"
+    elif inside := next(filter(None, (_inside(*item) for item in whole.items())), ""):
+        return inside
     elif shown := shown_keys(name for name, value in whole.items() if isinstance(value, list)):
         more = f"; its lists are {shown}: {option('prompt_column')} names the one of prompts"
     return f"without a list under {' or '.join(_LISTS)}; give the prompts as a list{more}"
+
+
+def _workflow(whole: Mapping[str, object]) -> str:
+    """That an object is a workflow of ComfyUI, as its interface or its API has it; "" for another."""
+    nodes = whole.get("prompt", whole)  # as it is sent
+    api = isinstance(nodes, dict) and any(
+        isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes.values()
+    )
+    if not api and not {"nodes", "links"} <= whole.keys():
+        return ""
+    way = ".prompt[]" if nodes is not whole else ".[]"
+    how = f" (jq -r '{way}.inputs.text | strings')" if api else ""
+    return f"is a workflow of ComfyUI, and no list; take the captions out of its nodes{how}"
+
+
+def _inside(name: str, value: object) -> str:
+    """Where captions lie in a list whose rows are lists, or objects in objects; "" in any other."""
+    if not is_name(name) or not isinstance(value, list) or not value:
+        return ""
+    if isinstance(value[0], list) and any(isinstance(cell, str) for cell in value[0]):
+        return f"whose {name} holds a list for each row; {_AS_OBJECTS}"
+    if deeper := _deeper(value[0], f"{name}."):
+        inner = deeper.removeprefix(f"{name}.").rpartition(".")[0]
+        return (
+            f"whose captions stand under {deeper}, where none is read; write them as JSON lines "
+            f"(jq -c '.{name}[].{inner}')"
+        )
+    return ""
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")

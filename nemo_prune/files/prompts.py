@@ -142,9 +142,9 @@ class _Merge:
         self.blank += listing.blank
         self.notes += listing.notes
         spanning: list[int] = []
-        empty = True
+        empty, asked = True, wanted is not None and key is not None
         for line, record in listing.records:
-            text = text_of(record, key, path, line)
+            text = text_of(record, key, path, line, asked)
             if not text:
                 self.blank += 1
                 continue
@@ -241,13 +241,29 @@ def told_of(
 
 
 def unread_columns(listing: Listing, wanted: str | None, key: str | None) -> list[str]:
-    """A note if other columns might hold the prompts too, and none was asked for by name."""
+    """A note if other columns might hold the prompts too, and none was asked for by name.
+
+    Of one that was asked for, a note if records have nothing there and a text under another usual name.
+    """
+    if wanted is not None and key is not None:
+        left = [line for line, record in listing.records if _instead(record, key)]
+        what = "of its records have nothing in the column that was asked for, and a text in another"
+        at = f"the first at line {left[0]}" if left else ""
+        return [f"{listing.path}: {len(left)} {what}, {at}: they are left out"] if left else []
     columns = _columns(listing)
-    read = (key,) if key is not None else COLUMNS  # of those, records have one or another
-    others = [name for name in COLUMNS if name in columns and name not in read]
+    if key is not None:
+        beside = {*COLUMNS} - {key}
+    else:  # records have one or another; of those in one record the first is read
+        held = [
+            [name for name in COLUMNS if name in cells]
+            for cells in (_cells(record) for _, record in listing.records)
+        ]
+        beside = {name for names in held for name in names[1:]}
+        read = {names[0] for names in held if names[1:]} or {names[0] for names in held if names}
+        key = next((name for name in COLUMNS if name in read), None)
+    others = [name for name in COLUMNS if name in columns and name in beside and name != key]
     others += [name for name in columns if name not in COLUMNS and _holds_captions(listing, name)]
-    key = next((name for name in read if name in columns), None)
-    if not others or key is None or wanted is not None:
+    if not others or key is None:
         return []
     return [
         f"{listing.path}: the column {key} is read, {' and '.join(others)} not; "
@@ -321,12 +337,24 @@ def spanning_note(path: Path, count: int, first: int) -> str:
     )
 
 
-def text_of(record: Record, key: str | None, path: Path, line: int) -> str:
-    """The prompt of a record without white space around it; "" for a null and what nobody sees."""
+def text_of(record: Record, key: str | None, path: Path, line: int, asked: bool = False) -> str:
+    """The prompt of a record without white space around it; "" for a null and what nobody sees.
+
+    key: under which it stands; None: under a usual one. asked: whether the list's reader named it; if
+    not, PromptFileError where nothing stands there and a text under another usual key.
+    """
     text: object = record
     if not isinstance(record, str):
         names: Iterable[str] = COLUMNS if key is None else (key,)
         text = next((record[name] for name in names if name in record), ...)
+        if not asked and (
+            other := _instead(record, read := next(filter(record.__contains__, names), ""))
+        ):
+            raise PromptFileError(
+                f"{path}: line {line} has nothing under {read}, and a text under {other}: bring the "
+                f"prompts under one name, or give {option('prompt_column')} {read}, which leaves such "
+                f"lines out"
+            )
     if text is None:
         return ""
     if not isinstance(text, str):
@@ -344,6 +372,21 @@ def text_of(record: Record, key: str | None, path: Path, line: int) -> str:
     except UnicodeEncodeError:
         raise PromptFileError(f"{path}: line {line} is not Unicode; mend it") from None
     return text.strip() if _VISIBLE.search(text) else ""
+
+
+def _instead(record: Record, key: str) -> str:
+    """The usual name under which a record has a text in place of one under `key`; "" if it has that."""
+    cells = _cells(record)
+    if key not in cells or _says(cells[key]) or not (cells[key] is None or isinstance(cells[key], str)):
+        return ""
+    return next((name for name in COLUMNS if name != key and _says(cells.get(name))), "")
+
+
+def _says(cell: object) -> bool:
+    """Whether a cell holds a text, or several."""
+    return bool(
+        _VISIBLE.search(cell) if isinstance(cell, str) else isinstance(cell, list | dict) and cell
+    )
 
 
 _WORDS = {bytes: "bytes", list: "a list", dict: "an object", bool: "a truth value", int: "a number"}

@@ -21,10 +21,12 @@ from typing import Any
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.content import agreed, check_magic, odd_lines, refused
 from nemo_prune.files.lists import (
+    COLUMNS,
     COMPRESSED,
     FOREIGN,
     FORMATS,
     SEPARATOR_LINE,
+    SEPARATORS,
     STDIN,
     TYPE_LINE,
     WANTED,
@@ -37,6 +39,7 @@ from nemo_prune.files.lists import (
     json_list,
     nameless,
     names_header,
+    names_of,
     open_parquet,
     open_pipe,
     parquet_columns,
@@ -53,6 +56,7 @@ from nemo_prune.files.text import MAX_BYTES, check_regular
 _HEAD = 2**20
 _LINE = 2**24  # bytes of a line; a longer one is no caption, nor a row with one
 _CHUNK = 2**20
+_COMMENTS = 100  # lines above a header
 _BATCH = 4096  # rows of Parquet at once
 
 
@@ -213,6 +217,11 @@ def _of_lines(
     skipped = head[: len(head) - len(body)].count("\n")
     for _ in range(skipped):
         next(lines)
+    if over := _comment_above(body):
+        raise PromptFileError(
+            f"{path}: line {skipped + 1} is a comment (#), and the header stands in line "
+            f"{skipped + 1 + over}; remove what stands above it"
+        )
     separator = told[1] if told else separator_of(path, body.partition("\n")[0], kind, notes)
     rows = table_rows(path, lines, separator, skipped)
     header = next(rows, None)
@@ -221,6 +230,18 @@ def _of_lines(
         lines.skip_to(offset, line)
         rows = table_rows(path, lines, separator, line, names)
     return None if header is None else tuple(names), _cells(lines, rows, names)
+
+
+def _comment_above(body: str) -> int:
+    """How many lines of comments stand above a table's header; 0 where the first line is the header."""
+    first, *more = body.split("\n", _COMMENTS)[:_COMMENTS]
+    if not first.startswith("#") or _has_usual(first):
+        return 0
+    return next((n for n, line in enumerate(more, 1) if line[:1] != "#" and _has_usual(line)), 0)
+
+
+def _has_usual(line: str) -> bool:
+    return any({*names_of(line.split(separator))} & {*COLUMNS} for separator in SEPARATORS)
 
 
 def _single(path: Path, kind: Format, lines: "_Lines") -> Records:

@@ -183,7 +183,10 @@ class PromptStream:
         for path in self.paths:
             if size_of(path) is not None or not (path == STDIN or path.exists()):
                 with opened(path, self._format, self._column, 0, 0) as source:
-                    labelled |= self._columns_of(source, [])[1] is not None
+                    key, label = self._columns_of(source, [])
+                    labelled |= label is not None
+                    for line, record in source.begin(LOOKED_THROUGH):
+                        text_of(record, key, path, line, self._column is not None and key is not None)
             else:
                 labelled |= self.labelled
         return labelled
@@ -234,9 +237,9 @@ class PromptStream:
         path, seen, at = source.path, self._seen, self._at
         name = "stdin" if path == STDIN else str(path)
         key, label = self._columns_of(source, self.notes)
-        memorized = None
+        memorized, asked = None, self._column is not None and key is not None
         for offset, reached, line, record in source.records:
-            text = "" if record is None else text_of(record, key, path, line)
+            text = "" if record is None else text_of(record, key, path, line, asked)
             if text and label is not None and record is not None:
                 memorized = label_of(record, label, path, line)
             hashed = Seen.key(text, memorized)

@@ -1,6 +1,7 @@
 """Text files that users give: read whole, with a one-line error for whatever is wrong with them."""
 
 import codecs
+import contextlib
 import glob
 import re
 import stat
@@ -61,8 +62,25 @@ def absent(path: Path, otherwise: str = _ABSENT) -> str:
     """Why there is no file at `path`: a link to what git-annex did not fetch, or `otherwise`."""
     if otherwise == _ABSENT and glob.has_magic(str(path)):
         otherwise = "no such file, and only lists of prompts are given as patterns; name each file"
+    if otherwise == _ABSENT:
+        otherwise = _slip(path) or otherwise
     leads = path.readlink().parts if path.is_symlink() else ()
     return _ANNEX if {"annex", "objects"} <= {*leads} else otherwise
+
+
+def _slip(path: Path) -> str:
+    """What a shell did not do with a name that is no file's, where that shows; or ""."""
+    name = str(path)
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # no such user
+        if name.startswith("~") and path.expanduser().exists():
+            return "no such file, since the shell left ~ as it is; write $HOME, or a blank in place of ="
+        for separator, word in ((" ", "blanks"), (",", "commas"), (";", "semicolons")):
+            parts = [part.strip() for part in name.split(separator) if part.strip()]
+            if len(parts) > 1 and all(Path(part).exists() for part in parts):
+                return f"no such file; it names {len(parts)} with {word} between: give each by itself"
+        if name.strip() != name and Path(name.strip()).exists():
+            return "no such file; its name begins or ends with a blank, and there is one without"
+    return ""
 
 
 def read_bytes(path: Path, error: type[NemoPruneError], kind: str, wanted: str) -> bytes:

@@ -158,6 +158,14 @@ def test_every_option_has_its_input(tmp_path: Path, fake: Path) -> None:
     assert set(words[1:-3]) == wanted
 
 
+def test_blanks_around_lines_are_left_out(tmp_path: Path, fake: Path) -> None:
+    given = {"model": "m n \r\n\t o\n \n", "prompts": "a.txt\n  b c.txt \n", "command": str(fake)}
+    job = act(tmp_path, given)
+    words = argv(job)
+    assert words[-2:] == ["m n", "o"]
+    assert [word for word in words if "prompts" in word] == ["--prompts=a.txt", "--prompts=b c.txt"]
+
+
 NASTY = [
     "$(touch pwned)", "`touch pwned`", '"; touch pwned; "', "'; touch pwned; '", "&& touch pwned",
     "*", "~", "$HOME", "--tau=1", "-", "a b", "${{ github.token }}", "é 日本", "\\n", "!!", "x=y",

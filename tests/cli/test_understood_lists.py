@@ -1,6 +1,7 @@
 """Lists of prompts that are not what a user takes them for: one clear line."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from nemo_prune.errors import PromptFileError
 from nemo_prune.files.prompts import read_prompts
 from nemo_prune.files.streams import Lists, PromptStream
 
+_SELDOM = "2 of its lines hold what captions seldom do, read by the tokenizer as it stands: "
 AROUND = [
     "3f2a91c0-8b1d-4e6f-9a0b-aa {}", "[12:34:50] {}", "12:34:50 | generating: {}", "001_{}", "No. 1: {}",
     "**Prompt 1:** {}", "00000-3141592653-{}", "{} --w 512 --h 512 --d 1", '"{}" -s50 -S123 -W512 -C7.5',
@@ -323,12 +325,16 @@ def test_cells_are_looked_at_as_lines_are(tmp_path: Path) -> None:
         (["- a cat", "* a dog"], "2 of its lines begin as items of a list"),
         (["\u2022\ta cat", "\u2022\ta dog"], "2 of its lines begin as items of a list"),
         (["# captions", "a cat"], "1 of its lines begin with #, as comments do"),
-        (["a cat", "Negative prompt: bad", "Steps: 20, Seed: 1"], "2 of its lines begin as a picture's"),
+        (["a cat", "Negative prompt: bad", "Steps: 20, Seed: 1"], "2 of its lines hold a picture's"),
         (["0.jpg: a cat", "a dog", "a cow"], "1 of its lines begin with the name of a picture"),
         (["a cat", "a dog", "a cow", "======="], "1 of its lines are rules (===, ---)"),
         (["4711: a cat", "42: a dog"], "2 of its lines begin with a number or an identifier"),
         ([" 0 | a cat", " 1 | a dog"], "2 of its lines begin with a number or an identifier"),
-        (["caption: a cat", "caption: a dog"], "2 of its lines begin with one word and a colon"),
+        (["caption: a cat", "caption: a dog"], "2 of its lines begin with the same words and a"),
+        (["/imagine prompt: a cat"] * 3 + ["x"], "3 of its lines begin with the same words and a"),
+        (["/imagine a cat", "/imagine a dog"], _SELDOM + "a command in front (/imagine"),
+        (['  "a cat",', "  'a dog',"], "2 of its lines stand in quotes with a comma behind"),
+        (["a-cat-in-the-sun", "two_dogs_asleep"], "2 of its lines hold - or _ for blanks"),
         (
             ["2024-01-01 10:00:01 a cat", "[2024-01-01T10:00] a dog"],
             "2 of its lines begin with a date and time",
@@ -358,7 +364,7 @@ def test_lines_that_hold_more_than_prompts(tmp_path: Path, lines: list[str], not
     path = tmp_path / "p.txt"
     path.write_text("\n".join(lines) + "\n")
     stream = PromptStream([path])
-    assert sum(len(block.prompts) for block in stream.blocks(9)) == len(lines)
+    assert sum(len(block.prompts) for block in stream.blocks(9)) == len({*lines})
     for notes in (read_prompts(path).notes, stream.notes):
         assert [one.startswith(f"{path}: {note}") for one in notes] == ([] if note is None else [True])
 
@@ -470,3 +476,108 @@ def test_columns_of_digits_whose_name_says_labels(tmp_path: Path, name: str, sai
     path.write_text(f"caption,{name}\na cat,1\na dog,0\n")
     notes = read_prompts(path, labels=True).notes
     assert [("looks like labels" in note) for note in notes] == [True] * said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a blue house by the sea at nightPortrait of Eileen CollinsPikolo Espresso Bar",
+        "A cat asleep.Two dogs in the sun.Coins by the sea",
+        "Coffee Cup, MontrealChelsea the cat (black)iPhone case, wornTripod lamp\na cow\n",
+    ],
+)
+def test_captions_joined_without_a_line_end_are_said(tmp_path: Path, text: str) -> None:
+    (note,) = _notes(tmp_path / "p.txt", text)
+    assert "1 of its lines hold words joined without a blank" in note
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "an iPhone on a MacBook by McDonald, PIXNIO, StableDiffusion model",
+        "portrait, trending on ArtStation, DeviantArt, CGSociety, YouTube, by J.R.R. Tolkien",
+        "a cat\na dog\nSpaceX launch by DreamWorks artists\na cow\n",
+    ],
+)
+def test_names_with_capitals_within_are_not_said(tmp_path: Path, text: str) -> None:
+    assert _notes(tmp_path / "p.txt", text) == ()
+
+
+def test_one_very_long_line_is_said(tmp_path: Path) -> None:
+    (note,) = _notes(tmp_path / "p.txt", "a cat asleep on a deska dog in the sun" * 15)
+    assert "it is one line of 136 words, which may be several captions" in note
+
+
+def test_lines_that_name_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("==> a/0.txt <==\na cat\n\n==> a/1.txt <==\na dog\n")
+    with pytest.raises(PromptFileError, match="line 1 names a file"):
+        read_prompts(tmp_path / "p.txt")
+
+
+def test_a_pictures_parameters_in_cells_are_said(tmp_path: Path) -> None:
+    behind = "Negative prompt: lowres\nSteps: 20, Sampler: Euler a, Model hash: 81761151"
+    rows = [{"caption": f"a cat\n{behind}"}, {"caption": f"a dog\n{behind}"}]
+    notes = _notes(tmp_path / "p.json", json.dumps(rows))
+    assert "2 of its prompts hold a picture's parameters" in notes[0]
+    assert len(notes) == 2  # and the line breaks
+    flat = behind.replace("\n", ".")
+    (note,) = _notes(tmp_path / "p.txt", f"a cat.{flat}\na dog.{flat}\n")
+    assert "2 of its lines hold a picture's parameters" in note
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (
+            '{"rows": [{"row": {"caption": "a cat"}}]}',
+            "under rows.row.caption, where none is read; .*rows",
+        ),
+        ('{"meta": [{"name": "id"}], "data": [[0, "a cat"]]}', "whose data holds a list for each row"),
+        ('[[0, "a cat"], [1, "a dog"]]', r"line 1 is a list \(item 1\); write each row as an object"),
+        ('{"6": {"inputs": {"text": "a"}, "class_type": "X"}}', r"workflow of ComfyUI.*'\.\[\]\.inputs"),
+        ('{"prompt": {"6": {"inputs": {}, "class_type": "X"}}}', r"workflow of ComfyUI.*'\.prompt\[\]"),
+        ('{"nodes": [{"widgets_values": ["a"]}], "links": []}', "is a workflow of ComfyUI, and no list"),
+    ],
+)
+def test_where_captions_lie_in_json_is_said(tmp_path: Path, text: str, what: str) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(PromptFileError, match=what):
+        read_prompts(tmp_path / "p.json")
+
+
+def test_a_comment_above_a_header_is_told(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("# by DVC\n# again\nid,caption\n0,a cat\n")
+    with pytest.raises(PromptFileError, match=r"line 1 is a comment .* header stands in line 3"):
+        read_prompts(tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text("#,caption\n0,a cat\n")
+    assert read_prompts(tmp_path / "p.csv").texts == ("a cat",)
+
+
+def test_an_archive_within_gzip_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a cat\n")
+    with tarfile.open(tmp_path / "p.txt.gz", "w:gz") as archive:
+        archive.add(tmp_path / "a.txt", "a.txt")
+    with pytest.raises(PromptFileError, match="is a tar archive; unpack it"):
+        read_prompts(tmp_path / "p.txt.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("~/p.txt", "the shell left ~ as it is"),
+        ("p.txt q.txt", "it names 2 with blanks between"),
+        ("p.txt,q.txt", "it names 2 with commas between"),
+        ("p.txt ", "ends with a blank, and there is one without"),
+        ("~nobody-here/p.txt", "no such file; check the path"),
+        ("p.txt z.txt", "no such file; check the path"),
+    ],
+)
+def test_names_that_a_shell_left_together_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for one in ("p.txt", "q.txt"):
+        Path(one).write_text("a cat\n")
+    with pytest.raises(PromptFileError, match=why):
+        read_prompts(name)
