@@ -18,7 +18,7 @@ functions that need it.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
@@ -30,7 +30,7 @@ from nemo_prune.checkpoint.open import open_checkpoint as _open_checkpoint
 from nemo_prune.checkpoint.provenance import stated_settings
 from nemo_prune.checkpoint.selection import check_fits, from_manifest, named_neurons
 from nemo_prune.errors import OptionError, option
-from nemo_prune.files.lists import COMPRESSED, FORMATS
+from nemo_prune.files.lists import named_format
 from nemo_prune.files.prompts import read_prompts as _read_prompts
 from nemo_prune.files.sidecars import find_sidecars
 from nemo_prune.options import (
@@ -74,7 +74,7 @@ class OptionFields(TypedDict, total=False):
     force: bool
     steps: int
     timestep: int | None
-    device: str
+    device: Any  # text as in Options, or a torch.device
     precision: str
     layers: str
     criterion: Criterion
@@ -102,8 +102,9 @@ def open_checkpoint(path: AnyPath) -> Checkpoint:
 
     Raises:
         CheckpointError: it is missing, damaged, or of a kind that the method does not apply to.
+        OptionError: what is given is no path.
     """
-    return _open_checkpoint(Path(path))
+    return _open_checkpoint(_path(path, "path"))
 
 
 def read_prompts(path: AnyPath) -> tuple[str, ...]:
@@ -111,8 +112,9 @@ def read_prompts(path: AnyPath) -> tuple[str, ...]:
 
     Raises:
         PromptFileError: it is missing, empty, not UTF-8, or has no column caption, prompt or text.
+        OptionError: what is given is no path, or several.
     """
-    return _read_prompts(Path(path)).texts
+    return _read_prompts(_path(path, "path")).texts
 
 
 def detect(
@@ -269,7 +271,8 @@ def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
     both halves of guidance. That is what a pruned file computes.
 
     Args:
-        unet: a diffusers `UNet2DConditionModel`, of any device and dtype, or the pipeline that has it.
+        unet: a diffusers `UNet2DConditionModel` or `PixArtTransformer2DModel`, of any device and dtype,
+            or the pipeline that has it.
         neurons: rows of its value layers, a manifest's or by hand as `apply` takes them; each once.
 
     Raises:
@@ -282,7 +285,7 @@ def masked(unet: Any, neurons: Neurons | Manifest) -> Iterator[None]:
     from nemo_prune.model.live import describe
 
     if not hasattr(unet, "named_modules"):
-        given, unet = unet, getattr(unet, "unet", None)
+        given, unet = unet, getattr(unet, "unet", None) or getattr(unet, "transformer", None)
         if not hasattr(unet, "named_modules"):
             raise OptionError(
                 f"unet: a {type(given).__name__} has no UNet; give a diffusers pipeline of Stable "
@@ -368,9 +371,10 @@ def apply(
         if not chosen:
             raise OptionError(f"{option('neurons')}: there are none, so nothing would change; name some")
     return write_model(
-        checkpoint, chosen, Path(output), provenance, overwrite=overwrite,
-        undo=None if undo is None else Path(undo), link=link, drop_pickles=drop_pickles, hashed=hashed,
-        sidecars=find_sidecars(checkpoint.path, Path(output)) if sidecars else {},
+        checkpoint, chosen, _path(output, "output"), provenance, overwrite=overwrite,
+        undo=None if undo is None else _path(undo, option("undo")), link=link,
+        drop_pickles=drop_pickles, hashed=hashed,
+        sidecars=find_sidecars(checkpoint.path, _path(output, "output")) if sidecars else {},
     )  # fmt: skip
 
 
@@ -441,7 +445,9 @@ def verify(
         one if isinstance(one, Checkpoint) else open_checkpoint(one) for one in (original, pruned)
     )
     wanted = (
-        manifest if manifest is None or isinstance(manifest, Manifest) else read_manifest(Path(manifest))
+        manifest
+        if manifest is None or isinstance(manifest, Manifest)
+        else read_manifest(_path(manifest, "manifest"))
     )
     check_inputs(before, after, texts, wanted)
     stated = stated_settings(after.metadata, after.path)
@@ -449,7 +455,7 @@ def verify(
         progress.note(line)
     asked = as_pruned(_options(options), stated, options.keys())
     bundled, whence = bundled_ordinary()
-    place = None if targets is None else Path(targets)
+    place = None if targets is None else _path(targets, option("targets"))
     Reporting(targets=place, targets_match=targets_match, images=images)  # refuses what does not go
     told = Targets() if place is None else find_targets(place, texts, targets_match)
     ordinary_texts = bundled if ordinary is None else _texts(ordinary, "ordinary")
@@ -457,7 +463,9 @@ def verify(
         images, picture_steps, guidance, ordinary_images=ordinary_images, targets=told.pictures,
         targets_match=told.match, targets_left=told.left,
     )  # fmt: skip
-    likeness = open_likeness(*(None if path is None else Path(path) for path in (sscd, clip)))
+    likeness = open_likeness(
+        *(None if path is None else _path(path, "sscd, clip") for path in (sscd, clip))
+    )
     thresholds = verify_thresholds(before, asked, _ordinary(calibration_prompts), stated, progress)
     inputs = VerifyInputs(
         before, after, texts, ordinary_texts, asked, *thresholds,
@@ -528,7 +536,7 @@ def _texts(given: Iterable[str] | None, name: str) -> tuple[str, ...]:
     """Raises OptionError for one text, a path, a table, and what else is no list of texts."""
     what = "one text" if isinstance(given, str) else "a path" if isinstance(given, PathLike) else ""
     file = getattr(given, "name", None) if hasattr(given, "read") else None
-    if isinstance(file, str) and _is_table(Path(file)):
+    if isinstance(file, str) and named_format(Path(file)) not in (None, "txt"):
         raise OptionError(f"{name}: give the path to nemo_prune.read_prompts, not the open file {file}")
     # Tables give the names of their columns one by one, so these would be the prompts.
     of_columns = hasattr(given, "columns") or hasattr(given, "column_names")
@@ -556,11 +564,13 @@ def _texts(given: Iterable[str] | None, name: str) -> tuple[str, ...]:
     return texts
 
 
-def _is_table(path: Path) -> bool:
-    """Whether lines of a file of this name are no prompts by themselves."""
-    if path.suffix.lower() in COMPRESSED:
-        path = path.with_suffix("")
-    return FORMATS.get(path.suffix.lower(), "txt") != "txt"
+def _path(given: object, name: str) -> Path:
+    """Raises OptionError for what is no path, bytes too, and for several."""
+    if isinstance(given, str | PathLike) and isinstance(path := fspath(given), str):
+        return Path(path)
+    several = isinstance(given, list | tuple | set | dict)
+    cure = "one path; call it for each" if several else "a path, as text or a pathlib.Path"
+    raise OptionError(f"{name}: is a {type(given).__name__}; give {cure}")
 
 
 def _ordinary(prompts: Iterable[str] | None) -> tuple[str, ...] | None:
@@ -572,18 +582,23 @@ def _options(given: OptionFields) -> Options:
     made: dict[str, Any] = dict(given)
     for name in ("calibration", "config"):
         if made.get(name) is not None:
-            made[name] = Path(made[name])
+            made[name] = _path(made[name], option(name))
+    if type(made.get("device")).__module__ == "torch":  # a torch.device
+        made["device"] = str(made["device"])
     sources = made.get("text_encoder", ())
     alone = isinstance(sources, str | PathLike)
-    made["text_encoder"] = tuple(Path(source) for source in ([sources] if alone else sources))
+    made["text_encoder"] = tuple(
+        _path(source, option("text_encoder"))
+        for source in ([sources] if alone or not isinstance(sources, Iterable) else sources)
+    )
     return Options(**made)
 
 
 @contextmanager
 def _loaded(model: Model, given: OptionFields) -> "Iterator[tuple[Checkpoint, LoadedModel | None]]":
     """The model as a checkpoint, and as a loaded one where it is a live pipeline."""
-    if isinstance(model, str | PathLike):
-        model = open_checkpoint(model)
+    if isinstance(model, str | PathLike | bytes):
+        model = _open_checkpoint(_path(model, "model"))
     if isinstance(model, Checkpoint):
         yield model, None
         return

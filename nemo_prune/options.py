@@ -5,6 +5,7 @@
 """
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,12 @@ class Recorded:
         self._calls.clear()
 
 
+_WHOLE = ("seeds", "seed", "steps", "timestep", "batch_size", "rounds", "workers",
+          "confirm_trajectories")  # fmt: skip
+_REAL = ("tau", "gate", "fpr")
+_OPEN = ("timestep", "batch_size", "workers", "tau", "gate")  # may be None
+
+
 @dataclass(frozen=True)
 class Options:
     """How a model is loaded, scored and searched; the defaults are the paper's, except for the
@@ -107,7 +114,7 @@ class Options:
     confirm_trajectories: how many a prompt is worth that is still drawn; after as many its further
         neurons are not shown one by one to be needed. 0: no end.
 
-    Raises OptionError for a gate below tau, one of them that is no number, a rate that no prompts
+    Raises OptionError for what is no number where one is due, a gate below tau, a rate that no prompts
     can show, fewer than 2 seeds, or a criterion, search or confirmation that there is not.
     """
 
@@ -138,6 +145,17 @@ class Options:
     text_encoder: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in _WHOLE + _REAL:
+            value = getattr(self, name)
+            if value is None and name in _OPEN:
+                continue
+            try:
+                (operator.index if name in _WHOLE else math.isfinite)(value)
+            except TypeError:
+                kind = "a whole number" if name in _WHOLE else "a number"
+                raise OptionError(
+                    f"{option(name)} {value!r:.40}: is a {type(value).__name__}; give {kind}"
+                ) from None
         if self.seeds < 2:
             raise OptionError(f"{option('seeds')}: the score compares seeds, so it needs at least 2")
         for name, known in (("criterion", Criterion), ("search", SearchKind), ("confirm", Confirm)):

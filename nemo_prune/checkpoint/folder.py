@@ -38,6 +38,7 @@ _OTHERS = re.compile(
     r"(text_encoder|vae|vqvae|movq|safety_checker|image_encoder|tokenizer|scheduler|feature_extractor)"
     r"(_.*)?"
 )
+_AUDIO = re.compile(r"Audio|Music|Riffusion")  # of diffusers; a spectrogram is drawn like a picture
 _EMA = re.compile(r"(^|[^a-z])ema([^a-z]|$)")
 # What may lie beside an ONNX graph and is none of the files into which it puts its weights.
 _NO_WEIGHTS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".jpeg", ".webp",
@@ -123,6 +124,12 @@ def _check_kind(root: Path) -> None:
         raise CheckpointError(
             f"{root}: is an entry of Hugging Face's cache, which may hold several revisions; give "
             f"one of the folders in its snapshots/"
+        )
+    kind = class_of(root)
+    if _AUDIO.search(kind):
+        raise CheckpointError(
+            f"{root}: is an audio model ({kind}), a family the method was never tried on; give an image "
+            f"model"
         )
 
 

@@ -412,6 +412,21 @@ _KINDS = tuple(
     for pattern, reason in (
         (r"\.weight\._(data|scale)$",
          "is quantized (optimum-quanto), so zero bytes need not be zeros; give the model from before"),
+        (r"attn2\.to_v\.(parametrizations\.|weight_(g|v|orig|u)$)",
+         "has value layers whose weights are parametrized (weight_norm, spectral_norm), so a row is "
+         "computed from several tensors; remove the parametrization (torch: "
+         "remove_parametrizations(layer, 'weight')) and save it again"),
+        (r"(^|\.)stylegan_decoder\.|^(params(_ema)?\.)?body\.\d+\.rdb\d\.|\.RDB\d\.|\.residual_group\.blocks\.",
+         f"is an upscaler or face restorer, which mends pictures and draws none from text; {_GIVE}"),
+        (r"^id_adapter(_attn_layers)?\.",
+         f"is a PuLID, an addition that steers a model by a face; {_WHOLE}"),
+        (r"^connector\.perceiver_blocks\.",
+         f"is an ELLA, an addition that gives a model another text encoder; {_WHOLE}"),
+        (r"^brushnet_(down|mid|up)_blocks?\.",
+         f"is a BrushNet, an addition for inpainting; {_WHOLE}"),
+        (r"(^|\.)blocks\.\d+\.attn\.qkv_y\.", _VIDEO_REASON),  # Mochi
+        (r"(^|\.)blocks\.\d+\.cross_attn\.[qkv]_proj\.",
+         f"is a Cosmos model, a transformer which the method was never tried on; {_GIVE}"),
         (r"\.to_(q|k|v|out)_custom_diffusion\.",
          f"is of Custom Diffusion, an addition to a model; {_WHOLE}"),
         (r"^(adapter\.)?body\.\d+\.(resnets\.|block\d|in_conv|skep|down_opt)",
@@ -425,6 +440,7 @@ _KINDS = tuple(
          f"is a joint-attention transformer (Stable Diffusion 3, Flux): {_JOINT}"),
         (r"^(model\.)?(text_embedding_padding$|mlp_t5\.)|blocks\.\d+\.attn2\.kv_proj\.",
          f"is a Hunyuan-DiT model, a transformer which the method was never tried on; {_GIVE}"),
+        (r"(^|\.)cap_pad_token$", f"is a Z-Image model: {_JOINT}"),
         (r"(^|\.)(noise_refiner|context_refiner)\.\d", f"is a Lumina 2 model: {_JOINT}"),
         (r"^llm\.layers\.\d", f"is an OmniGen model: {_JOINT}"),
         (r"(^|\.)patch_embed\.text_proj\.", _VIDEO_REASON),  # CogVideoX
@@ -480,7 +496,8 @@ def _refuse_without_values(tensors: Tensors, stated: str) -> str:
         return _VIDEO_REASON
     if reason := no_model(tensors):
         return reason
-    if any(len(tensor.shape) == 5 for tensor in tensors.values()):  # convolutions over time
+    # Convolutions over time; StyleGAN's, which take one per picture, have as many dimensions.
+    if any(len(t.shape) == 5 and "modulated_conv" not in name for name, t in tensors.items()):
         return _VIDEO_REASON
     for pattern, reason in _KINDS:
         if any(pattern.search(name) for name in tensors):
@@ -522,6 +539,8 @@ def no_model(names: Collection[str]) -> str:
         )
     if any(map(_IP_ADAPTER.search, names)):  # some hold LoRAs too
         return f"is an IP-Adapter, an addition to a model that lets pictures be prompts; {_WHOLE}"
+    if any(name.startswith("id_encoder.") for name in names):  # they hold a LoRA too
+        return f"is a PhotoMaker, an addition that steers a model by a face; {_WHOLE}"
     if is_addition(names):
         return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
     return ""

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -122,7 +123,7 @@ class Verb(cloup.Command):
         """Refuse -output, which would be -o of a file `utput`, --output with dashes of a text, and a
         second file where one is taken: the first would be left out without a word.
         """
-        known = {name for parameter in self.params for name in parameter.opts if name[:2] == "--"}
+        known = self._long_options()
         for word in args[: args.index("--")] if "--" in args else args:
             name = word.partition("=")[0]
             meant = f"--{name.lstrip(_DASHES)}"
@@ -143,9 +144,36 @@ class Verb(cloup.Command):
                     raise click.UsageError(
                         f"{max(parameter.opts, key=len)}: given twice; give it once", ctx
                     )
+            self._refuse_lists(ctx, args, typed)
         left = super().parse_args(ctx, args)
         self._refuse_slashes(ctx, typed)
         return left
+
+    def _refuse_lists(self, ctx: click.Context, args: list[str], typed: Mapping[str, Any]) -> None:
+        """Refuse lists of prompts among the models, before an option is said to be missing."""
+        from nemo_prune.files.lists import named_format
+
+        if "--prompts" not in self._long_options() or {*args} & {*ctx.help_option_names}:
+            return
+        words: list[str] = self.make_parser(ctx).parse_args(list(args))[1]  # more than are taken
+        for one in self.params:
+            value = typed.get(str(one.name)) if isinstance(one, click.Argument) else None
+            one_or_more = [value] if isinstance(value, str) else value
+            words += one_or_more if isinstance(one_or_more, list | tuple) else []  # else none was given
+        lists = [word for word in words if named_format(Path(word)) and not Path(word).is_dir()]
+        # Beside lists that were named, the word is opened, which says what it is.
+        if lists and not typed.get("prompt_files"):
+            models = [word for word in words if word not in lists]
+            raise click.UsageError(
+                f"{lists[0]} is a list by its name, not a model; a list of prompts, and each further "
+                f"one, needs --prompts before it: nemo-prune {self.name} "
+                f"{shlex.join(models) if models else 'MODEL'} "
+                f"{' '.join(f'--prompts {shlex.quote(one)}' for one in lists)}",
+                ctx,
+            )
+
+    def _long_options(self) -> set[str]:
+        return {name for parameter in self.params for name in parameter.opts if name[:2] == "--"}
 
     def _refuse_slashes(self, ctx: click.Context, typed: Mapping[str, Any]) -> None:
         """Refuse `-o folder/` where a file is written: it would be a file called `folder`."""

@@ -96,6 +96,13 @@ def expand(paths: Sequence[Path]) -> tuple[Path, ...]:
 # ---------------------------------------------------------------------------------------- content
 
 
+def named_format(path: Path) -> Format | None:
+    """Which list's format a file's name says, compressed or not; None if it says none."""
+    if path.suffix.lower() in COMPRESSED:
+        path = path.with_suffix("")
+    return FORMATS[suffix] if (suffix := path.suffix.lower()) in FORMATS and suffix else None
+
+
 def nameless(path: Path) -> bool:
     """Whether it is standard input or a pipe, whose name says nothing of its content."""
     if path == STDIN:

@@ -401,28 +401,32 @@ def label_column(listing: Listing, notes: list[str]) -> str | None:
             continue
         if name in _CERTAIN:
             others = [other for other in LABELS[LABELS.index(name) + 1 :] if other in columns]
-            if others:
-                notes.append(
-                    f"{listing.path}: the labels are those of the column {name}, not of "
-                    f"{' and '.join(others)}"
-                )
+            notes.append(_labels_of(listing, name, others))
             return name
-        other = [line for line, record in listing.records if _word(record, name) not in _KNOWN]
+        other = [(line, record) for line, record in listing.records if _word(record, name) not in _KNOWN]
         if not other:
+            notes.append(_labels_of(listing, name))
             return name
-        notes.append(
-            f"{listing.path}: the column {name} is not used as labels: line {other[0]} has another word "
-            f"than {_TAKEN}"
-        )
+        line, record = other[0]
+        what = f"has another word than {_TAKEN}" if _word(record, name) else "is blank there"
+        notes.append(f"{listing.path}: the column {name} is not used as labels: line {line} {what}")
     for place, name in enumerate(columns, start=1):
         words = {_word(record, name) for _, record in listing.records[:LOOKED_THROUGH]}
         said = words - _DIGITS or _SAYING.search(name.lower())
         if name not in (*LABELS, *COLUMNS) and words <= _KNOWN and said:
-            # A table without a header has a caption there.
-            key = shown_keys([name]) if listing.columns is None else ""
-            what = f"the key {key}" if key else f"column {place}"
+            # A table without a header has captions there.
+            key = shown_keys([name]) if listing.columns is None or all(map(is_name, columns)) else ""
+            kind = "key" if listing.columns is None else "column"
+            what = f"the {kind} {key}" if key else f"column {place}"
             notes.append(f"{listing.path}: {what} looks like labels and is not used; name it memorized")
     return None
+
+
+def _labels_of(listing: Listing, name: str, others: Sequence[str] = ()) -> str:
+    beside = f", not of {' and '.join(others)}" if others else ""
+    words = {_word(record, name) for _, record in listing.records}
+    digits = "; 1 is taken for memorized" if words <= _DIGITS and name != "memorized" else ""
+    return f"{listing.path}: the labels are those of the column {name}{beside}{digits}"
 
 
 _KNOWN = _MEMORIZED | _ORDINARY

@@ -55,7 +55,8 @@ class Undo:
 
 @dataclass(frozen=True)
 class Restored:
-    """What was restored: `sha256` is of the whole file or folder, `rows` counts those brought back.
+    """What was restored: `sha256` is of the whole file or folder, `rows` counts those of weights brought
+    back, as `apply` counts them: a bias goes along with its row.
 
     `left_out`, of a folder, are the paths in the source of what was left out of the pruned folder, and
     so of this one.
@@ -204,7 +205,8 @@ def restore(pruned: Path, undo: Path, out: Path, overwrite: bool = False) -> Res
                     f"{undo}: does not bring back the file that was pruned, so one of the two is "
                     f"damaged; copy both again"
                 )
-    return Restored(out, sha256, sum(map(len, removed.rows.values())))
+    weights = (name for name in removed.rows if len(removed.header.tensors[name].shape) > 1)
+    return Restored(out, sha256, sum(len(removed.rows[name]) for name in weights))
 
 
 def _moves(removed: Undo, header: Header, length: int) -> Iterator[tuple[int, int, int]]:

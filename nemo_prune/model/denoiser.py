@@ -88,6 +88,7 @@ class LoadedModel:
         blank: further input channels, float32 `[1, k, height, width]`, or None: of an inpainting
             UNet 5, for a picture that is masked everywhere, of instruct-pix2pix 4 zeros, for none.
         prediction: why it is taken to predict that; None where nobody asked.
+        notes: what else its user should know, each one line.
     """
 
     family: str
@@ -102,6 +103,7 @@ class LoadedModel:
     dtype: torch.dtype
     blank: Tensor | None = None
     prediction: Prediction | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def record(self) -> Family:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE
+from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, PIXART_VALUE
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer
 from nemo_prune.checkpoint.families import FAMILIES, Traits
 from nemo_prune.checkpoint.neurons import network_order
@@ -26,6 +26,9 @@ from nemo_prune.model.schedule import alphas_cumprod, checked_schedule
 
 NAME = Path("live pipeline")
 """What stands where a file's path would: in messages, and in manifests as the source's path."""
+
+
+_FREE_U = ("s1", "s2", "b1", "b2")  # as diffusers sets them on blocks
 
 
 @contextmanager
@@ -80,6 +83,7 @@ def opened(pipeline: Any) -> Iterator[tuple[Checkpoint, LoadedModel]]:
         value_layers={layer.name: unet.get_submodule(layer.name) for layer in checkpoint.value_layers},
         device=device,
         dtype=unet.dtype,
+        notes=_changed_forward(unet),
     )
     with _as_loaded(modules):
         prediction = measure(model, Told(model.prediction_type, "its scheduler's config"))
@@ -87,18 +91,38 @@ def opened(pipeline: Any) -> Iterator[tuple[Checkpoint, LoadedModel]]:
         yield checkpoint, replace(model, prediction=prediction)
 
 
+def _changed_forward(unet: Any) -> tuple[str, ...]:
+    """A note for each setting by which the UNet computes something else than its file would."""
+    found = []
+    if any(getattr(block, one, None) is not None for block in unet.up_blocks for one in _FREE_U):
+        found.append("FreeU is on (pipe.disable_freeu() ends it)")
+    # accelerate puts its own there, which only moves weights; so does a scheme that casts layers.
+    replaced = [
+        name
+        for name, module in unet.named_modules()
+        if "forward" in vars(module) and not hasattr(module, "_hf_hook")
+        and not hasattr(module, "_diffusers_hook")
+    ]  # fmt: skip
+    if replaced:
+        where = f"of its {replaced[0]}" if replaced[0] else "of the whole"
+        found.append(f"a program replaced the forward {where} (a cache of features?)")
+    return tuple(
+        f"the pipeline's UNet is scored as it is set: {what}, so scores may differ from those of its "
+        f"file and from what a calibration says"
+        for what in found
+    )
+
+
 def describe(unet: Any, prediction_type: str | None = None) -> Checkpoint:
-    """A live `UNet2DConditionModel` as a checkpoint without files.
+    """A live `UNet2DConditionModel`, or PixArt's transformer, as a checkpoint without files.
 
     Raises:
         CheckpointError: it has no cross-attention value layers, is of a family that the method does not
             apply to, or computes them in a way that their outputs cannot be changed (compiled, fused).
     """
-    layers = {
-        name: module
-        for name, module in unet.named_modules()
-        if DIFFUSERS_VALUE.fullmatch(f"{name}.weight")
-    }
+    pixart = type(unet).__name__ == "PixArtTransformer2DModel"  # others' blocks are called so too
+    value = PIXART_VALUE if pixart else DIFFUSERS_VALUE
+    layers = {n: module for n, module in unet.named_modules() if value.fullmatch(f"{n}.weight")}
     if hasattr(unet, "_orig_mod") or any(
         getattr(module, "_compiled_call_impl", None) is not None for module in unet.modules()
     ):

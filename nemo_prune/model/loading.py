@@ -343,6 +343,12 @@ class _Loader:
     ) -> Any:
         if self.checkpoint.is_folder:
             whole = self.checkpoint.layout == "diffusers"
+            stated = self.configs.own.get("vae", {}).get("_class_name") if whole else None
+            if stated is not None and stated != "AutoencoderKL":
+                raise CheckpointError(
+                    f"{self.path}: its VAE is of the class {stated!a}, and only an AutoencoderKL is "
+                    f"drawn with; give a folder that has one"
+                )
             tensors = weights.read_folder_vae(self.path) if whole else {}
         else:
             tensors = weights.read_vae(self.path, self.checkpoint.wrapper)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from nemo_prune.checkpoint.families import Family
 
 _WIDTH = "embeddings.token_embedding.weight"
+_CLIP = re.compile(r"clip|(?!Chinese)\w*CLIP")
+_T5 = re.compile(r"t5|T5")
+_ENCODERS = ("text_encoder", "text_encoder_2", "bert")
+"""What pipelines call theirs; the last: latent diffusion's text-to-image."""
+_FOREIGN_WORDS = re.compile(
+    r"(cond_stage_model|conditioner|text_encoder)\..*\b(word_embeddings|token_emb|shared)\.weight"
+)
+"""The table of words in a file's text encoder that is no CLIP: BERT's, LDM's, T5's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +61,18 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
         given: checkpoints, diffusers folders, or encoders' own files or folders that replace them.
 
     Raises:
-        CheckpointError: one is missing or cannot be read, or is no CLIP.
+        CheckpointError: one is missing or cannot be read, or is no CLIP; or some are given for a model
+            whose own is of another kind.
         OptionError: what was given is no or are too many encoders.
     """
     family = checkpoint.record
+    if given and (foreign := foreign_encoder(checkpoint)):
+        raise CheckpointError(
+            f"{checkpoint.path}: its own text encoder is of the kind {foreign!a}, with which its "
+            f"denoiser was trained, and what {option('text_encoder')} gives says "
+            f"nothing to it, so prompts cannot be scored or searched; known neurons can be removed with "
+            f"nemo-prune apply"
+        )
     if family.denoiser == "transformer":
         return [_t5_source(given[0] if given else checkpoint.path)]
     wanted = len(family.text_prefixes)
@@ -77,6 +94,11 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
     names = ("text encoder", "text encoder 2")
     for name, source in zip(names[:wanted], [*found, None, None], strict=False):
         if source is None or not source.tensors:
+            if foreign := foreign_encoder(checkpoint):
+                raise CheckpointError(
+                    f"{checkpoint.path}: its text encoder is of the kind {foreign!a}, and only CLIP's "
+                    f"are known; give a Stable Diffusion 1, 2 or XL model"
+                )
             other = _elsewhere(checkpoint)
             raise CheckpointError(
                 f"{checkpoint.path}: holds no {name}"
@@ -84,6 +106,36 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
                 f"give one with {option('text_encoder')} PATH"
             )
     return found[:wanted]
+
+
+def foreign_encoder(checkpoint: Checkpoint) -> str:
+    """The kind of the model's own text encoder where that is none that its family is read with, or "".
+
+    Of a folder as its configs say it, of a denoiser's folder or file within one as that one's do; of
+    another file as its tensors' names do. Raises CheckpointError for a config that cannot be read.
+    """
+    known = _T5 if checkpoint.record.denoiser == "transformer" else _CLIP
+    root = checkpoint.path.absolute()
+    if checkpoint.is_folder or root.parent.name in ("unet", "transformer"):
+        if checkpoint.layout != "diffusers":
+            root = root.parent if checkpoint.is_folder else root.parent.parent
+        kinds = (_kind(root, name) for name in _ENCODERS)
+        return next((kind for kind in kinds if kind and not known.match(kind)), "")
+    names = (name.removeprefix(checkpoint.wrapper) for name in checkpoint.tensors)
+    return next((name for name in names if _FOREIGN_WORDS.match(name)), "")
+
+
+def _kind(root: Path, name: str) -> str:
+    """What a diffusers folder says of one of its text encoders, "" if nothing."""
+    index, path = root / "model_index.json", root / name / "config.json"
+    if not index.is_file():
+        return ""  # another's folder
+    config = read_object(path) if path.is_file() else {}
+    if isinstance(kind := config.get("model_type"), str) and kind:
+        return kind
+    listed = read_object(index).get(name)
+    kind = listed[1] if isinstance(listed, list) and len(listed) == 2 else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _elsewhere(checkpoint: Checkpoint) -> str:

@@ -100,7 +100,7 @@ def _engine(
         engine.note = progress.note
         if model.prediction is not None and model.prediction.note:
             progress.note(model.prediction.note)
-        for line in notes_on_words(model):
+        for line in (*model.notes, *notes_on_words(model)):
             progress.note(line)
     return engine
 

@@ -26,7 +26,7 @@ from nemo_prune.checkpoint.neurons import short_name
 from nemo_prune.errors import CheckpointError, ManifestError, OptionError
 from nemo_prune.model import hub
 from nemo_prune.model.loading import load_pipeline
-from nemo_prune.options import Options
+from nemo_prune.options import Options, Silent
 from nemo_prune.report.verify import Report
 from nemo_prune.scoring.similarity import ms_ssim, noise_difference
 
@@ -121,7 +121,7 @@ def test_keyword_arguments_are_the_fields_of_options() -> None:
     # Paths may be given as text, all others are of the same type.
     ours, theirs = typing.get_type_hints(OptionFields), typing.get_type_hints(Options)
     differing = {name for name in ours if ours[name] != theirs[name]}
-    assert differing == {"calibration", "config", "text_encoder"}
+    assert differing == {"calibration", "config", "device", "text_encoder"}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,12 @@ def test_keyword_arguments_are_the_fields_of_options() -> None:
         ({"confirm": "yes"}, "confirm yes"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"seeds": 1}, "seeds"),
+        ({"seeds": "4"}, "seeds '4': is a str; give a whole number"),
+        ({"steps": 50.0}, "steps 50.0: is a float; give a whole number"),
+        ({"seed": None}, "seed None: is a NoneType"),
+        ({"tau": "0.5"}, "tau '0.5': is a str; give a number"),
+        ({"calibration": b"c"}, "calibration: is a bytes; give a path, as text or a pathlib.Path"),
+        ({"text_encoder": 3}, "text_encoder: is a int; give a path"),
     ],
 )
 def test_options_that_there_are_not(model: Path, given: dict[str, Any], words: str) -> None:
@@ -457,6 +463,23 @@ def test_a_manifest_for_another_model_is_refused(model: Path, tmp_path: Path) ->
         nemo_prune.apply(model, other, tmp_path / "out.safetensors")
 
 
+def test_what_is_no_path_is_said() -> None:
+    for call in (nemo_prune.open_checkpoint, nemo_prune.read_prompts):
+        with pytest.raises(OptionError, match=r"path: is a bytes; give a path, as text or a pathlib"):
+            call(b"m.safetensors")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="path: is a list; give one path; call it for each"):
+        nemo_prune.read_prompts(["a.txt", "b.txt"])  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="model: is a bytes"):
+        nemo_prune.detect(b"m.safetensors", PROMPTS)
+
+
+def test_a_device_of_torch_is_taken(model: Path) -> None:
+    given: dict[str, Any] = {"seeds": 2, "tau": 0.0, "gate": 0.0, "timestep": 900}
+    ours = nemo_prune.detect(model, PROMPTS, device=torch.device("cpu"), **given)
+    theirs = nemo_prune.detect(model, PROMPTS, device="cpu", **given)
+    assert ours.detections == theirs.detections
+
+
 # --------------------------------------------------------------------------------- live pipelines
 
 
@@ -490,6 +513,27 @@ def test_a_live_pipeline_is_left_alone_on_errors(live: Any) -> None:
     with pytest.raises(OptionError, match="timestep"):
         nemo_prune.detect(live, PROMPTS, timestep=5000)
     assert same_state(before, state(live))
+
+
+def test_what_changes_a_live_unets_forward_is_noted(live: Any) -> None:
+    given: dict[str, Any] = {"seeds": 3, "tau": 0.0, "gate": 0.0, "timestep": 900}
+
+    def notes() -> list[str]:
+        told: list[str] = []
+        progress = Silent()
+        progress.note = told.append  # type: ignore[method-assign]
+        nemo_prune.detect(live, PROMPTS, progress=progress, **given)
+        return [line for line in told if "is scored as it is set" in line]
+
+    assert not notes()
+    live.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert "FreeU is on" in notes()[0]
+    live.disable_freeu()
+    assert not notes()
+    block = live.unet.mid_block
+    block.forward = block.forward
+    assert "replaced the forward of its mid_block" in notes()[0]
+    del block.forward
 
 
 def test_what_is_no_pipeline_is_refused(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:

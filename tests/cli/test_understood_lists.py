@@ -463,7 +463,7 @@ def test_labels_as_pandas_writes_them_and_where_two_disagree(tmp_path: Path) -> 
 def test_labels_that_are_all_alike_tell_nothing_apart(tmp_path: Path, label: int, word: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"caption,label\na cat,{label}\na dog,{label}\n")
-    (note,) = read_prompts(path, labels=True).notes
+    *_, note = read_prompts(path, labels=True).notes
     assert note == f"all labels are {word}, so there is no AUROC, TPR or accuracy to tell"
     assert read_prompts(path).notes == ()
 

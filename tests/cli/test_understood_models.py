@@ -206,12 +206,69 @@ def test_what_only_goes_with_a_model_is_called_so(model: Path) -> None:
             "whose parts a program saved under its own",
         ),
         (["vision_model.x", "text_decoder.bert.x"], "is a captioner"),
+        (["mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight_g"], "are parametrized"),
+        (["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v.parametrizations.weight.0._u"],
+         "are parametrized"),
+        (["params_ema.body.0.rdb1.conv1.weight"], "is an upscaler or face restorer"),
+        (["id_adapter.latents", "id_adapter_attn_layers.0.id_to_v.weight"], "is a PuLID"),
+        (["connector.perceiver_blocks.0.attn.in_proj_weight"], "is an ELLA"),
+        (["brushnet_mid_block.weight", "conv_in_condition.weight"], "is a BrushNet"),
+        (["id_encoder.x", "lora_weights.a.to_v_lora.down.weight"], "is a PhotoMaker"),
+        (["blocks.0.attn.qkv_y.weight"], "is a video model"),
+        (["net.blocks.0.cross_attn.v_proj.weight"], "is a Cosmos model"),
+        (["cap_pad_token", "context_refiner.0.attention.to_v.weight"], "is a Z-Image model"),
     ],
-)
+)  # fmt: skip
 def test_models_of_other_kinds(tmp_path: Path, names: list[str], words: str) -> None:
     path = rawfiles.write(tmp_path / "m.safetensors", [(name, "F32", (8, 8)) for name in names])
     with pytest.raises(CheckpointError, match=words):
         open_checkpoint(path)
+
+
+def test_convolutions_of_a_face_restorer_are_no_video(tmp_path: Path) -> None:
+    name = "params_ema.stylegan_decoder.style_convs.0.modulated_conv.weight"
+    path = rawfiles.write(tmp_path / "m.safetensors", [(name, "F32", (1, 2, 2, 3, 3))])
+    with pytest.raises(CheckpointError, match="is an upscaler or face restorer"):
+        open_checkpoint(path)
+
+
+def test_an_audio_model_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    entries = rawfiles.unet(rawfiles.SD1, "diffusers", "F16")
+    rawfiles.write(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", entries)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "AudioLDMPipeline"}')
+    with pytest.raises(CheckpointError, match=r"is an audio model \(AudioLDMPipeline\)"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        (["check", "m.safetensors", "c.txt"], "check m.safetensors --prompts c.txt"),
+        (["check", "m.safetensors", "n.safetensors", "c.csv.gz", "d.txt", "--tau", ".5"],
+         "check m.safetensors n.safetensors --prompts c.csv.gz --prompts d.txt"),
+        (["m.safetensors", "c.txt", "-o", "o.safetensors"], "prune m.safetensors --prompts c.txt"),
+        (["localize", "m.safetensors", "c.jsonl", "-o", "n.json"],
+         "localize m.safetensors --prompts c.jsonl"),
+        (["detect", "m.safetensors", "c.txt"], "detect m.safetensors --prompts c.txt"),
+        (["verify", "m.safetensors", "n.safetensors", "c.txt"],
+         "verify m.safetensors n.safetensors --prompts c.txt"),
+        (["audit", "m.safetensors", "n.safetensors", "c.txt"],
+         "audit m.safetensors n.safetensors --prompts c.txt"),
+        (["calibrate", "m.safetensors", "c.txt", "-o", "cal"],
+         "calibrate m.safetensors --prompts c.txt"),
+        (["c.txt"], "prune MODEL --prompts c.txt"),
+    ],
+)  # fmt: skip
+def test_a_list_in_a_models_place_is_told(arguments: list[str], right: str) -> None:
+    for name in ("c.txt", "d.txt", "c.jsonl", "c.csv.gz"):
+        Path(name).write_text("a cat\n")
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "a list by its name, not a model; a list of prompts, and each further one" in result.stderr
+    assert result.stderr.endswith(f"nemo-prune {right}\n")
+    assert run(*arguments, "--help").exit_code == 0
 
 
 def _further_inputs(path: Path, scale: float) -> Path:

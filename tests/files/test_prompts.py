@@ -671,21 +671,29 @@ def test_a_prompt_has_an_id_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "column"),
     [
-        ("t.csv", ";Caption;type\n0;a;VM\n1;b;N\n"),
-        ("t.tsv", "Caption\tKind\na\ttemplate\nb\tordinary\n"),
-        ("t.jsonl", '{"text": "a", "memorized": true}\n{"text": "b", "memorized": false}\n'),
-        ("t.json", '[{"text": "a", "label": 1}, {"text": "b", "label": 0.0}]'),
+        ("t.csv", ";Caption;type\n0;a;VM\n1;b;N\n", "type"),
+        ("t.tsv", "Caption\tKind\na\ttemplate\nb\tordinary\n", "kind"),
+        (
+            "t.jsonl",
+            '{"text": "a", "memorized": true}\n{"text": "b", "memorized": false}\n',
+            "memorized",
+        ),
+        (
+            "t.json",
+            '[{"text": "a", "label": 1}, {"text": "b", "label": 0.0}]',
+            "label; 1 is taken for memorized",
+        ),
     ],
 )
-def test_labels_of_other_columns_and_lists(tmp_path: Path, name: str, content: str) -> None:
+def test_labels_of_other_columns_and_lists(tmp_path: Path, name: str, content: str, column: str) -> None:
     path = tmp_path / name
     path.write_text(content)
     found = read_prompts(path, labels=True)
     assert found.texts == ("a", "b")
     assert found.labels == (True, False)
-    assert found.notes == ()
+    assert found.notes == (f"{path}: the labels are those of the column {column}",)
     assert read_prompts(path).labels is None
 
 
@@ -693,7 +701,9 @@ def test_labels_of_other_columns_and_lists(tmp_path: Path, name: str, content: s
     ("content", "note"),
     [
         ("text,type\na,VM\nb,photo\n", "the column type is not used as labels: line 3 has another word"),
-        ("text,overfit\na,VM\nb,N\n", "column 2 looks like labels and is not used; name it memorized"),
+        ("text,type\na,VM\nb,\n", "the column type is not used as labels: line 3 is blank there"),
+        ("text,overfit\na,VM\nb,N\n", "the column overfit looks like labels and is not used; name it"),
+        ("text,a cat on a mat\na,1\nb,yes\n", "column 2 looks like labels and is not used; name it"),
     ],
 )
 def test_what_looks_like_labels_and_is_not_used_is_said(tmp_path: Path, content: str, note: str) -> None:
@@ -707,7 +717,7 @@ def test_what_looks_like_labels_and_is_not_used_is_said(tmp_path: Path, content:
     path.write_text("text,label\na,1\n")
     both = read_prompts([path, tmp_path / "u.txt"], labels=True)
     assert both.labels is None
-    assert both.notes == ("labels are not used: not every list has them",)
+    assert both.notes[-1] == "labels are not used: not every list has them"
 
 
 def test_a_key_that_looks_like_labels_is_named(tmp_path: Path) -> None:

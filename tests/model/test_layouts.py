@@ -405,6 +405,47 @@ def test_text_encoders_that_do_not_fit(
     assert "holds no CLIP" in refused("sd1", alien)
 
 
+def test_a_text_encoder_of_a_foreign_kind_is_not_replaced(
+    place: Path, single: dict[str, Path], folders: dict[str, Path]
+) -> None:
+    """Its denoiser was trained with that, so that scores with another would find nothing memorized."""
+    clip = folders["sd1"] / "text_encoder"
+
+    def refused(path: Path, *given: Path) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            load(path, text_encoder=given)
+        return str(caught.value)
+
+    bert = shutil.copytree(folders["sd1"], place / "bert")
+    (bert / "text_encoder" / "config.json").write_text('{"model_type": "bert"}')
+    for path in (bert, bert / "unet", bert / "unet" / "diffusion_pytorch_model.safetensors"):
+        assert "its own text encoder is of the kind 'bert'" in refused(path, clip)
+    assert "only CLIP's are known" in refused(bert)
+    # Latent diffusion's text-to-image, and a folder whose encoder was left out.
+    for name, listed in (("bert", "LDMBertModel"), ("text_encoder", "ChineseCLIPTextModel")):
+        shutil.rmtree(bert / "text_encoder", ignore_errors=True)
+        (bert / "model_index.json").write_text(json.dumps({name: ["x", listed]}))
+        assert f"its own text encoder is of the kind '{listed}'" in refused(bert, clip)
+        message = refused(bert)
+        assert f"its text encoder is of the kind '{listed}', and only CLIP's are known" in message
+        assert "text_encoder PATH" not in message
+    (bert / "model_index.json").write_text('{"text_encoder": ["x", "LongCLIPTextModel"]}')
+    load(bert, text_encoder=(clip,))
+    tensors = {n: t for n, t in load_file(single["sd1"]).items() if not n.startswith("cond_stage")}
+    table = "cond_stage_model.transformer.embeddings.word_embeddings.weight"
+    ldm.save_tensors(place / "b.safetensors", tensors | {table: torch.zeros(9, 8)}, described("sd1"))
+    assert f"its own text encoder is of the kind '{table}'" in refused(place / "b.safetensors", clip)
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderTiny", "AsymmetricAutoencoderKL"])
+def test_a_vae_of_another_kind_is_named(place: Path, folders: dict[str, Path], kind: str) -> None:
+    folder = shutil.copytree(folders["sd1"], place / kind)
+    config = json.loads((folder / "vae" / "config.json").read_text()) | {"_class_name": kind}
+    (folder / "vae" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"its VAE is of the class '{kind}', and only an Autoenc"):
+        loading.load_pipeline(open_checkpoint(folder), device=CPU, dtype=torch.float32)
+
+
 # ------------------------------------------------------------------------- what is predicted
 
 

@@ -83,6 +83,18 @@ def some_neurons(path: Path) -> list[Neuron]:
     return [Neuron(layer.name, row) for layer in layers for row in (0, 5, 7)]
 
 
+def test_a_live_transformer_is_masked(folder: Path) -> None:
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    layer = pipe.transformer.get_submodule("transformer_blocks.0.attn2.to_v")
+    text = torch.ones(1, 3, layer.in_features)
+    whole = layer(text)
+    for given in (pipe, pipe.transformer):
+        with nemo_prune.masked(given, [(0, 5)]):
+            assert not layer(text)[..., 5].any()
+            assert torch.equal(layer(text)[..., :5], whole[..., :5])
+        assert torch.equal(layer(text), whole)
+
+
 @pytest.mark.parametrize("kind", ["alpha", "told its size", "sigma"])
 def test_it_predicts_what_its_pipeline_predicts(kind: str, tmp_path: Path) -> None:
     folder = pixart(tmp_path, kind)
