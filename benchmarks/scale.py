@@ -153,7 +153,7 @@ def simulate(
                 f"{rows.found.scored} captions, {time.monotonic() - began:.0f} s, {memory[-1][1]:.0f} MB"
             )
 
-    with patch("nemo_prune.scoring.engine.best_pairs_of_each", known_pairs):
+    with patch("nemo_prune.scoring.searching.best_pairs_of_each", known_pairs):
         score_stream(engine, stream, screen, SEEDS, GATE, rows.found, Silent(), on_rows=on_rows)
     seconds, processor = time.monotonic() - began, time.process_time() - spent
     own = time.thread_time() - own
