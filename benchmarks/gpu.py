@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -47,8 +48,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu_results import Results, Row, about
 from benchmarks.random_models import Planted, config_of, plant, random_model, random_prompts
 from nemo_prune.checkpoint.open import open_checkpoint
-from nemo_prune.localize import localize as localizing
 from nemo_prune.localize import prune as pruning
+from nemo_prune.localize.localize import localize
 from nemo_prune.model import hub
 from nemo_prune.model.configs import complete_folder
 from nemo_prune.model.denoiser import LoadedModel
@@ -474,14 +475,11 @@ def prune(at: Setting) -> Iterator[Row]:
         layers = {layer.name: layer.rows for layer in checkpoint.select(options.layers)}
         rng = random.Random(0)
         memories = [plant(layers, 3 + i, TAU, rng) for i in range(len(texts))]
-        stages, whole = Stages(), finished_searches
+        stages, planted = Stages(), _planted(finished_searches, memories)
         at.clear()
         reset_peak_memory(at.device)
-        try:
-            localizing.finished_searches = _planted(whole, memories)  # type: ignore[attr-defined]
-            found = localizing.localize(checkpoint, texts, options, stages)
-        finally:
-            localizing.finished_searches = whole  # type: ignore[attr-defined]
+        with patch("nemo_prune.localize.localize.finished_searches", planted):
+            found = localize(checkpoint, texts, options, stages)
         yield {"step": "localized", "seconds": round(time.perf_counter() - began, 2), **found.cost}
         stages.stage("writing the checkpoint", 1, "file")
         written = pruning.write(found, Writing(output=Path(temporary) / "pruned"))

@@ -586,11 +586,9 @@ def _options(given: OptionFields) -> Options:
     if type(made.get("device")).__module__ == "torch":  # a torch.device
         made["device"] = str(made["device"])
     sources = made.get("text_encoder", ())
-    alone = isinstance(sources, str | PathLike)
-    made["text_encoder"] = tuple(
-        _path(source, option("text_encoder"))
-        for source in ([sources] if alone or not isinstance(sources, Iterable) else sources)
-    )
+    if isinstance(sources, str | PathLike) or not isinstance(sources, Iterable):
+        sources = [sources]
+    made["text_encoder"] = tuple(_path(source, option("text_encoder")) for source in sources)
     return Options(**made)
 
 

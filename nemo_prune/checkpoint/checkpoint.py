@@ -22,6 +22,14 @@ WEIGHTS = ".safetensors"
 _EXIT = re.compile(r"(^|\.)(?<!coder\.)(conv_out|out\.2)\.weight$")  # of a UNet, not of a VAE
 
 
+def channels_from_text(outputs: int, pix2pix: bool) -> tuple[int, ...]:
+    """How many channels a UNet may take that can draw from text alone.
+
+    As many as it gives; with a mask and what is masked (inpainting); of instruct-pix2pix a picture more.
+    """
+    return (outputs, 2 * outputs + 1, *([2 * outputs] if pix2pix else []))
+
+
 @dataclass(frozen=True)
 class ValueLayer:
     """The map `attn2.to_v` of one cross-attention block.

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_prune.checkpoint.checkpoint import Checkpoint, model_sha256
+from nemo_prune.checkpoint.checkpoint import Checkpoint, channels_from_text, model_sha256
 from nemo_prune.checkpoint.differences import holds_differences
 from nemo_prune.checkpoint.holes import hole_in
 from nemo_prune.checkpoint.neurons import union
@@ -100,12 +100,13 @@ def _kind(checkpoint: Checkpoint) -> str | None:
     """What a model is beside its family, by its configs and by the tensors that only such have."""
     stated = class_of(checkpoint.path) if checkpoint.is_folder else ""
     names, outputs = checkpoint.tensors, checkpoint.out_channels
-    from_text = (outputs, 2 * outputs + 1, *([2 * outputs] if "InstructPix2Pix" in stated else []))
+    pix2pix = "InstructPix2Pix" in stated
+    from_text = channels_from_text(outputs, pix2pix)
     kolors = checkpoint.family == "sdxl" and any("encoder_hid_proj." in name for name in names)
     kinds = {
         "kolors": kolors or "Kolors" in stated,
         "lcm": any(".cond_proj." in name for name in names),
-        "instruct-pix2pix": "InstructPix2Pix" in stated,
+        "instruct-pix2pix": pix2pix,
         "gligen": any(".fuser." in name for name in names),
         "inpainting": checkpoint.in_channels == 9,
         "draws from more than text": bool(outputs) and checkpoint.in_channels not in from_text,

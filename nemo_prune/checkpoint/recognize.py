@@ -79,7 +79,7 @@ def recognize(path: Path) -> Checkpoint:
 def refuse_pictures(denoiser: Path, path: Path) -> None:
     """Raise CheckpointError, of `path`, if a denoiser's folder is a part of what pictures steer."""
     denoiser = denoiser.absolute()  # "." has no name
-    if denoiser.name in ("unet", "transformer") and (fault := steered_by_pictures(denoiser.parent)):
+    if denoiser.name in ("unet", "transformer") and (fault := _steered_by_pictures(denoiser.parent)):
         raise CheckpointError(f"{path}: {fault}")
 
 
@@ -118,7 +118,7 @@ def class_of(folder: Path) -> str:
     return ""
 
 
-def steered_by_pictures(folder: Path) -> str:
+def _steered_by_pictures(folder: Path) -> str:
     """Why the model of a diffusers folder is refused whose pipeline takes pictures and no text, or "".
 
     Told by what its model_index.json lists, as its denoiser looks like one that is steered by text.

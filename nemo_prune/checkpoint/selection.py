@@ -243,18 +243,18 @@ def read_results(path: Path, checkpoint: Checkpoint) -> Groups:
     """
     layers = checkpoint.select("down+mid")
     text = read_text(path, ManifestError, "a result table", "the result file of the paper's code")
+    if is_neuron_table(text):
+        raise ManifestError(
+            f"{path}: is the table of neurons that {option('neurons_csv')} wrote, not the paper's; "
+            f"give the manifest with {option('manifest')}, or neurons as layer:row with "
+            f"{option('neurons')}"
+        )
     # Fields longer than the csv module's default are real: thousands of initial neurons.
     usual = csv.field_size_limit(MAX_BYTES)
     try:
         # Programs that it went through separate otherwise.
         separator = max(";,\t", key=text.partition("\n")[0].count)
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        if is_neuron_table(text):
-            raise ManifestError(
-                f"{path}: is the table of neurons that {option('neurons_csv')} wrote, not the paper's; "
-                f"give the manifest with {option('manifest')}, or neurons as layer:row with "
-                f"{option('neurons')}"
-            )
         if _COLUMN not in (table.fieldnames or ()):
             raise ManifestError(
                 f"{path}: has no column {_COLUMN!r}; give the result file of the paper's code"

@@ -137,29 +137,35 @@ class Verb(cloup.Command):
                 )
         typed: Mapping[str, Any] = {}
         if not ctx.resilient_parsing:
-            typed, _, order = self.make_parser(ctx).parse_args(list(args))
+            typed, unknown, order = self.make_parser(ctx).parse_args(list(args))
             for parameter, times in Counter(order).items():
                 single = isinstance(parameter, click.Option) and not parameter.multiple
                 if times > 1 and single and isinstance(parameter.type, _Named):
                     raise click.UsageError(
                         f"{max(parameter.opts, key=len)}: given twice; give it once", ctx
                     )
-            self._refuse_lists(ctx, args, typed)
+            self._refuse_lists(ctx, args, typed, unknown)
         left = super().parse_args(ctx, args)
         self._refuse_slashes(ctx, typed)
         return left
 
-    def _refuse_lists(self, ctx: click.Context, args: list[str], typed: Mapping[str, Any]) -> None:
-        """Refuse lists of prompts among the models, before an option is said to be missing."""
-        from nemo_prune.files.lists import named_format
+    def _refuse_lists(
+        self, ctx: click.Context, args: list[str], typed: Mapping[str, Any], unknown: Sequence[str]
+    ) -> None:
+        """Refuse lists of prompts among the models, before an option is said to be missing.
 
+        typed, unknown: what is given for each parameter, and the words that none takes.
+        """
         if "--prompts" not in self._long_options() or {*args} & {*ctx.help_option_names}:
             return
-        words: list[str] = self.make_parser(ctx).parse_args(list(args))[1]  # more than are taken
+        from nemo_prune.files.lists import named_format
+
+        words = list(unknown)
         for one in self.params:
-            value = typed.get(str(one.name)) if isinstance(one, click.Argument) else None
-            one_or_more = [value] if isinstance(value, str) else value
-            words += one_or_more if isinstance(one_or_more, list | tuple) else []  # else none was given
+            if isinstance(one, click.Argument):
+                value = typed.get(str(one.name))
+                one_or_more = [value] if isinstance(value, str) else value
+                words += one_or_more if isinstance(one_or_more, list | tuple) else []  # else none
         lists = [word for word in words if named_format(Path(word)) and not Path(word).is_dir()]
         # Beside lists that were named, the word is opened, which says what it is.
         if lists and not typed.get("prompt_files"):

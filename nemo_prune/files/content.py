@@ -289,16 +289,14 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
         if separator := _table_separator(text):
             what = f"is a table separated by {SEPARATORS[separator]}, not text"
             raise refused(path, what, "tsv" if separator == "\t" else "csv")
-        lines = _lines(text)
+        places, lines = _numbered(text)
         if is_base64(lines):
             what = "is in base64, which no model was trained on"
             raise PromptFileError(f"{path}: {what}; decode it (base64 -d) ({_as_text()})")
-        places = [n for n, one in enumerate(re.split("\r?\n", text), 1) if one.strip()]
         if (statement := sql_line(lines)) is not None:
-            line = places[statement]
             raise PromptFileError(
-                f"{path}: line {line} is a statement of SQL, so it is a dump or a query and no list; "
-                f"export the captions as CSV ({_as_text()})"
+                f"{path}: line {places[statement]} is a statement of SQL, so it is a dump or a query "
+                f"and no list; export the captions as CSV ({_as_text()})"
             )
         # Captions may hold a quotation, even be one, but hardly most of them are several.
         if 2 * sum(_BLANK_CELLS.fullmatch(line) is not None for line in lines) > len(lines):
@@ -317,9 +315,7 @@ def odd_lines(path: Path, text: str) -> list[str]:
     Raises PromptFileError where most of them would be no prompt that a model was trained on.
     """
     # Files that were joined bring their byte order marks with them, which readers take away.
-    every = [line.removeprefix("\ufeff") for line in re.split("\r?\n", text)]
-    places = [number for number, line in enumerate(every, 1) if line.strip()]
-    lines = [every[number - 1] for number in places]
+    places, lines = _numbered(re.sub("(?m)^\ufeff", "", text))
     paragraphs = re.split(r"\n\s*\n", text.strip().replace("\r\n", "\n"))
     what = ""
     if len(paragraphs) > 1 and 2 <= len(lines) / len(paragraphs) <= 6:  # captions that were wrapped
@@ -579,5 +575,12 @@ def _as_text() -> str:
 
 def _lines(text: str) -> list[str]:
     """The lines that are not blank."""
+    return _numbered(text)[1]
+
+
+def _numbered(text: str) -> tuple[list[int], list[str]]:
+    """The numbers, from 1, of the lines that are not blank, and these lines."""
     # Not str.splitlines: it also splits at a form feed or U+2028, which a prompt may hold.
-    return [line for line in re.split("\r?\n", text) if line.strip()]
+    every = re.split("\r?\n", text)
+    places = [number for number, line in enumerate(every, 1) if line.strip()]
+    return places, [every[number - 1] for number in places]

@@ -100,7 +100,7 @@ def named_format(path: Path) -> Format | None:
     """Which list's format a file's name says, compressed or not; None if it says none."""
     if path.suffix.lower() in COMPRESSED:
         path = path.with_suffix("")
-    return FORMATS[suffix] if (suffix := path.suffix.lower()) in FORMATS and suffix else None
+    return FORMATS.get(path.suffix.lower()) if path.suffix else None
 
 
 def nameless(path: Path) -> bool:
@@ -401,9 +401,8 @@ def _without_list(whole: Mapping[str, object]) -> str:
         return f"of texts, which are no list; if they are the prompts, {as_lines}"
     more = ""
     if shown := shown_keys(named := _lists_with(whole, COLUMNS)):
-        which = f"{option('prompt_column')} {shown} reads them"
-        which = which if len(named) == 1 else f"{option('prompt_column')} names one of these"
-        more = f"; captions stand in its {shown}: {which}"
+        which = f"{shown} reads them" if len(named) == 1 else "names one of these"
+        more = f"; captions stand in its {shown}: {option('prompt_column')} {which}"
     elif inside := next(filter(None, (_inside(*item) for item in whole.items())), ""):
         return inside
     elif shown := shown_keys(name for name, value in whole.items() if isinstance(value, list)):

@@ -94,9 +94,8 @@ def is_complaint(lines: Sequence[str]) -> bool:
 def is_container(text: str) -> bool:
     """Whether a text is a whole list or object as a program writes it, with quotes around or cut off."""
     text = text.strip()
-    if (
-        text[:1] == text[-1:] == '"' and text[1:2] in "[({"
-    ):  # a cell or a string that was not read as one
+    # A cell or a string that was not read as one.
+    if text[:1] == text[-1:] == '"' and text[1:2] in "[({":
         text = text[1:-1].replace('""', '"').replace('\\"', '"')
     if _CONTAINER.match(text) and _CONTAINER_ENDS.search(text[-5:]):
         return True

@@ -247,9 +247,10 @@ def unread_columns(listing: Listing, wanted: str | None, key: str | None) -> lis
     """
     if wanted is not None and key is not None:
         left = [line for line, record in listing.records if _instead(record, key)]
+        if not left:
+            return []
         what = "of its records have nothing in the column that was asked for, and a text in another"
-        at = f"the first at line {left[0]}" if left else ""
-        return [f"{listing.path}: {len(left)} {what}, {at}: they are left out"] if left else []
+        return [f"{listing.path}: {len(left)} {what}, the first at line {left[0]}: they are left out"]
     columns = _columns(listing)
     if key is not None:
         beside = {*COLUMNS} - {key}
@@ -346,10 +347,9 @@ def text_of(record: Record, key: str | None, path: Path, line: int, asked: bool 
     text: object = record
     if not isinstance(record, str):
         names: Iterable[str] = COLUMNS if key is None else (key,)
-        text = next((record[name] for name in names if name in record), ...)
-        if not asked and (
-            other := _instead(record, read := next(filter(record.__contains__, names), ""))
-        ):
+        read = next((name for name in names if name in record), "")
+        text = record[read] if read else ...
+        if not asked and not _says(text) and (other := _instead(record, read)):
             raise PromptFileError(
                 f"{path}: line {line} has nothing under {read}, and a text under {other}: bring the "
                 f"prompts under one name, or give {option('prompt_column')} {read}, which leaves such "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from nemo_prune.checkpoint.checkpoint import channels_from_text
 from nemo_prune.checkpoint.holes import refuse_unfit
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.strict_json import read_object
@@ -255,8 +256,7 @@ class _Loader:
 
     def check_channels(self, inputs: int, outputs: int) -> None:
         """Raise CheckpointError for a denoiser that draws from more than text, by its channels."""
-        known = (outputs, 2 * outputs + 1, *([2 * outputs] if self._is_pix2pix() else []))
-        if inputs not in known:
+        if inputs not in channels_from_text(outputs, self._is_pix2pix()):
             raise CheckpointError(
                 f"{self.path}: its UNet takes {inputs} channels, so it draws from more than text (a "
                 f"picture, a depth map); give a text-to-image or inpainting model, or the diffusers "
