@@ -717,7 +717,10 @@ def test_what_looks_like_labels_and_is_not_used_is_said(tmp_path: Path, content:
     path.write_text("text,label\na,1\n")
     both = read_prompts([path, tmp_path / "u.txt"], labels=True)
     assert both.labels is None
-    assert both.notes[-1] == "labels are not used: not every list has them"
+    assert both.notes == (
+        f"{path}: the labels are those of the column label; 1 is taken for memorized",
+        "labels are not used: not every list has them",
+    )
 
 
 def test_a_key_that_looks_like_labels_is_named(tmp_path: Path) -> None:
