@@ -4,6 +4,7 @@ One thread is for equal rounding, and since pytest-xdist uses every core already
 tests start have as many.
 """
 
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# What is imported stays: looking through it for what could be freed takes a tenth of small tests' time.
+gc.freeze()
 
 
 # They wait for what test_demo makes: its calibration, and the demo itself.

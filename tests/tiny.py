@@ -31,14 +31,17 @@ _TEXT_WIDTHS = {"sd1": [64], "sd2": [64], "sdxl": [64, 128]}
 _POOLED = 32
 
 
-def tiny_configs(family: str = "sd1", in_channels: int = 4) -> dict[str, dict[str, Any]]:
-    """The family's configs at a few channels: `{component: config}`."""
+def tiny_configs(
+    family: str = "sd1", in_channels: int = 4, layers: int = 2
+) -> dict[str, dict[str, Any]]:
+    """The family's configs at a few channels, and so many layers a block: `{component: config}`."""
     bundled = data_folder("configs", family)
     widths, text_widths = _WIDTHS[family], _TEXT_WIDTHS[family]
     unet = read_config(bundled, "unet") | {
         "block_out_channels": widths,
         "cross_attention_dim": sum(text_widths),
         "in_channels": in_channels,
+        "layers_per_block": layers,
     }
     if family != "sd1":
         unet["attention_head_dim"] = [width // 64 for width in widths]
@@ -105,19 +108,20 @@ def tiny_tensors(
     text_encoder: bool = True,
     vae: bool = True,
     in_channels: int = 4,
+    layers: int = 2,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """All tensors of a tiny single file, float32, with random weights."""
-    drawn = _drawn(family, ema, text_encoder, vae, in_channels, seed)
+    drawn = _drawn(family, ema, text_encoder, vae, in_channels, layers, seed)
     return {name: tensor.clone() for name, tensor in drawn.items()}
 
 
 @lru_cache(maxsize=8)
 def _drawn(
-    family: str, ema: bool, text_encoder: bool, vae: bool, in_channels: int, seed: int
+    family: str, ema: bool, text_encoder: bool, vae: bool, in_channels: int, layers: int, seed: int
 ) -> dict[str, Tensor]:
     """Drawn once, since many tests start from the same tensors."""
-    configs = tiny_configs(family, in_channels)
+    configs = tiny_configs(family, in_channels, layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tensors = ldm.unet_to_ldm(UNet2DConditionModel.from_config(configs["unet"]).state_dict())
@@ -183,9 +187,9 @@ def small_unet(side: int, family: str = "sd1") -> dict[str, Any]:
 
 
 def write_small(path: Path, side: int = 32, family: str = "sd1", **options: Any) -> Path:
-    """`write_tiny` of a model whose UNet is `small_unet`."""
+    """`write_tiny` of a model whose UNet is `small_unet`, with one layer a block (`layers`)."""
     small = json.dumps({"unet": small_unet(side, family)})
-    return write_tiny(path, family, metadata={METADATA_KEY: small}, **options)
+    return write_tiny(path, family, metadata={METADATA_KEY: small}, **{"layers": 1} | options)
 
 
 def told_heads(family: str = "sd1", **unet: Any) -> dict[str, str]:

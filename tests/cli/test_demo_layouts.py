@@ -19,7 +19,7 @@ from nemo_prune.report.demo import CHECKPOINT, DATA, write_config_folder
 
 pytestmark = pytest.mark.slow
 
-CAPTIONS = read_prompts(DATA / "memorized.txt").texts[:2]
+CAPTIONS = read_prompts(DATA / "memorized.txt").texts[:1]
 EXACT = ("fp32", "EMA twin", "folder", "shards")
 
 

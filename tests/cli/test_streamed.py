@@ -21,7 +21,7 @@ SEEDS = ["--seeds", "3", "--device", "cpu", "--tau", "0", "--gate", "0"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small(tmp_path_factory.mktemp("streamed") / "tiny.safetensors", side=16, seed=0)
+    return write_small(tmp_path_factory.mktemp("streamed") / "tiny.safetensors", side=16, layers=2)
 
 
 @pytest.fixture(autouse=True)

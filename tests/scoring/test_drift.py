@@ -20,7 +20,9 @@ TEXTS = ["a cat", "the sea at night"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = write_small(tmp_path_factory.mktemp("drift") / "tiny.safetensors", side=16, vae=False)
+    path = write_small(
+        tmp_path_factory.mktemp("drift") / "tiny.safetensors", side=16, layers=2, vae=False
+    )
     loaded = load_model(recognize(path), device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
         for layer in loaded.value_layers.values():

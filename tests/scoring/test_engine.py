@@ -37,7 +37,7 @@ LOUD = 4  # rows of each value layer that are amplified, so that switching them 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = write_small(tmp_path_factory.mktemp("engine") / "tiny.safetensors", side=16)
+    path = write_small(tmp_path_factory.mktemp("engine") / "tiny.safetensors", side=16, layers=2)
     loaded = load_model(recognize(path), device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
         for layer in loaded.value_layers.values():
