@@ -33,20 +33,22 @@ STDIN = Path("-")
 WANTED = "a UTF-8 text file"
 COLUMNS = ("caption", "prompt", "text")
 LABELS = ("memorized", "label", "type", "kind")
-_BESIDE = ("id", "n", "no", "number", "index", "score", "url", "image", "file", "filename", "seed")
+BESIDE = ("id", "n", "no", "number", "index", "score", "url", "image", "file", "filename", "seed")
+_HEADERS = (*COLUMNS, *LABELS, *BESIDE)
 _LISTS = ("prompts", "captions")
 FOREIGN = frozenset({
-    ".7z", ".arrow", ".avro", ".bin", ".br", ".ckpt", ".db", ".docx", ".feather", ".htm", ".html",
-    ".ini", ".ipynb", ".log", ".lz", ".lz4", ".lzma", ".lzo", ".md", ".npy", ".npz", ".ods", ".orc",
-    ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rtf", ".sql", ".sqlite", ".sz", ".tar", ".tbz2",
-    ".tgz", ".toml", ".txz", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
+    ".7z", ".adoc", ".arff", ".arrow", ".avro", ".bin", ".br", ".ckpt", ".db", ".docx", ".feather",
+    ".htm", ".html", ".ini", ".ipynb", ".log", ".lz", ".lz4", ".lzma", ".lzo", ".md", ".n3", ".npy",
+    ".npz", ".nq", ".nt", ".ods", ".orc", ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rdf",
+    ".rst", ".rtf", ".sql", ".sqlite", ".sz", ".tar", ".tbz2", ".tgz", ".toml", ".ttl", ".txz", ".xls",
+    ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
 })  # fmt: skip
 _PACKINGS = {"gzip": ".gz", "bzip2": ".bz2", "xz": ".xz", "zstd": ".zst"}
 COMPRESSED = {_PACKINGS[name]: magic for magic, name in PACKED.items() if name in _PACKINGS}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t]*\r?\n', re.I)  # by which Excel is told
 TYPE_LINE = re.compile(r'"?#TYPE [\w.]+"?[ \t]*\r?\n', re.I)  # by which PowerShell tells itself
-_NAME = re.compile(r"[A-Za-z_$][\w$.-]{0,39}")  # of a key, that is no caption
+_NAME = re.compile(r"[A-Za-z_$][\w$.-]{0,39}\??")  # of a key, that is no caption
 _AS_OBJECTS = "write each row as an object with a caption (ClickHouse: JSONEachRow)"
 _SHOWN = 6  # keys
 _DEEP = 3  # objects in objects
@@ -160,7 +162,7 @@ def names_of(cells: Sequence[str]) -> list[str]:
 def names_header(line: str) -> bool:
     """Whether a line of text, or a text of JSON lines, is a column's name, or several (`id caption`)."""
     names = names_of(line.split())
-    return any(name in COLUMNS for name in names) and {*names} <= {*COLUMNS, *LABELS, *_BESIDE}
+    return any(name in COLUMNS for name in names) and {*names} <= {*COLUMNS, *LABELS, *BESIDE}
 
 
 def text_line(path: Path, number: int, line: str) -> str:
@@ -181,6 +183,7 @@ def table_rows(
     lines: from the header on, with their ends; with `names`, from any row on. skipped: lines before.
     """
     rows = csv.reader(lines, delimiter=separator, strict=True)
+    every = frozenset((*(names or ()), *_HEADERS))
     while True:
         number = skipped + rows.line_num + 1
         try:
@@ -203,6 +206,7 @@ def table_rows(
             names = names_of(row)
             if any(names.count(name) > 1 for name in (*COLUMNS, *LABELS)):
                 raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
+            every |= {*names}
             yield number, list(names)
             continue
         if not "".join(row).strip() and len(row) < 2:
@@ -213,11 +217,22 @@ def table_rows(
                 f"{path}: line {number} has {len(row)} cells, the header {len(names)}; put texts "
                 f'with separators in quotes ("), double quotes within them, and mend the line'
             )
-        if len(row) > 1 and row[0].strip().lower() == names[0] and names_of(row) == list(names):
-            raise PromptFileError(
-                f"{path}: line {number} is the header again, as of files that were joined; remove it"
-            )
+        # A header has one of few names in front; most rows end this here.
+        if len(row) > 1 and row[0].strip().strip('"').lower() in every:
+            _refuse_header(path, number, names_of(row), names)
         yield number, row
+
+
+def _refuse_header(path: Path, number: int, cells: list[str], names: Sequence[str]) -> None:
+    """PromptFileError for a row that is a header again, in any order, or another list's."""
+    what = ""
+    if sorted(cells) == sorted(names):
+        what = "the header again" + ", in another order" * (cells != list(names))
+    elif {*cells} & {*COLUMNS} and {*cells} <= {*_HEADERS, *names}:
+        what = "a header of other columns"
+    if what:
+        cure = "remove it" if cells == list(names) else "give each file by itself, or a pattern"
+        raise PromptFileError(f"{path}: line {number} is {what}, as of files that were joined; {cure}")
 
 
 def separator_of(path: Path, header: str, format: Format, notes: list[str]) -> str:
