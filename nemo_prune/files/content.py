@@ -16,19 +16,17 @@ from typing import Literal
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.letters import folded, odd_letters
 from nemo_prune.files.lists import (
-    BESIDE,
-    COLUMNS,
     COMPRESSED,
-    LABELS,
+    LOOKED_THROUGH,
     SEPARATOR_LINE,
     SEPARATORS,
     Format,
     Listing,
-    lists_in,
     nameless,
-    names_of,
 )  # fmt: skip
 from nemo_prune.files.marks import odd_marks, spaced_letters
+from nemo_prune.files.names import BESIDE, COLUMNS, LABELS, names_of
+from nemo_prune.files.nested import lists_in
 from nemo_prune.files.patterns import KEPT, NOTHING, ODD, PICTURE, SELDOM
 from nemo_prune.files.programs import (
     SCRIPT,
@@ -115,7 +113,6 @@ _USUAL = re.compile(
 _LABELLED = re.compile(r"\s*([/!]?\w[\w ]{0,29}):\s")
 _LOOKED_AT = 500  # characters of a line
 _NAMED = 8  # lines by their numbers
-LOOKED_THROUGH = 1000  # records by which what cells hold is known, or a column for one of labels
 _BARS = re.compile(r"[^\W\d_]\s?\|\s?[^\W\d_]")  # as A1111's prompt matrix has them
 _JOINTS = re.compile(r"\s*[;\uff1b]\s*|\s+(?:/{1,2}|[\u2022\u00b7])\s+")
 # A word that ends where another begins with a capital, with a blank before and words behind: not iPhone,
