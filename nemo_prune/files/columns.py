@@ -15,6 +15,7 @@ VISIBLE = re.compile(r"[^\s\x00-\x1f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\
 _CAPTIONS = re.compile(r"(?!.*neg).*(caption|prompt|description|(?<![^\W_])text)s?[\W_]*\d*$")
 _PERHAPS = re.compile(r"(?!.*neg).*(caption|prompt|completion|(?<![^\W_])text(?![^\W_]))")
 _NEGATIVE = re.compile(r"(?<![^\W_])neg")
+_FEW = 0.05  # of the records; what fewer have (errors, remarks) is nobody's column of prompts
 _ALIKE = 0.1  # of the texts of a column that is read; fewer that differ are said
 _MANY = 5  # texts
 
@@ -76,7 +77,7 @@ def _holds_texts(listing: Listing, name: str) -> bool:
     cells = [cell for cell in _values(listing, name) if cell != ""]
     texts = [cell for cell in cells if is_text(cell)]
     return (
-        len(texts) > 1
+        len(texts) > max(1, _FEW * len(listing.records[:LOOKED_THROUGH]))
         and 2 * len(texts) > len(cells)
         and 2 * len({*texts}) > len(texts)
         and not _NEGATIVE.match(name)

@@ -63,7 +63,7 @@ def spaced_letters(lines: Sequence[str]) -> set[int]:
         words = line.split()
         # Letters with a large and a small form: other scripts have words of one letter.
         single = sum(len(word) == 1 and word.lower() != word.upper() for word in words)
-        if single >= _ENOUGH and single > _FAR * ONE_LETTER * len(words):
+        if single > _ENOUGH and single > _FAR * ONE_LETTER * len(words):
             found.add(n)
     return found if 2 * len(found) > len(lines) else set()
 

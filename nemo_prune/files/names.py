@@ -14,7 +14,7 @@ _TEXT = 3  # words
 _WORD = re.compile(r"[^\W\d_]{2,}")
 # Scripts without blanks between words.
 _JOINED = re.compile("[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-_PATH = re.compile(r"\s*([{\[]|\S*(https?:/|[\\/])\S*\s*$)|.*\.[A-Za-z]\w{1,4}\s*$", re.S)
+_PATH = re.compile(r"\s*([{\[]|\w+://|\S*[\\/]\S*\s*$)|.*\.[A-Za-z]\w{1,4}\s*$", re.S)
 
 
 def names_of(cells: Sequence[str]) -> list[str]:
@@ -42,5 +42,8 @@ def is_text(value: object) -> bool:
     """Whether a cell looks like a text: three words or more, and no path, address or JSON."""
     if not isinstance(value, str) or _PATH.match(value):
         return False
-    joined = len(_JOINED.findall(value))
-    return (len(value.split()) >= _TEXT and len(_WORD.findall(value)) >= _TEXT) or joined >= 2 * _TEXT
+    if len(_JOINED.findall(value)) >= 2 * _TEXT:
+        return True
+    words = value.split()
+    said = sum(_WORD.search(word) is not None for word in words)
+    return said >= _TEXT and said > len(words) / 2  # a date holds more numbers
