@@ -16,24 +16,28 @@ from typing import Literal
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.letters import folded, odd_letters
 from nemo_prune.files.lists import (
-    COLUMNS,
     COMPRESSED,
-    LABELS,
+    LOOKED_THROUGH,
     SEPARATOR_LINE,
     SEPARATORS,
     Format,
     Listing,
-    lists_in,
     nameless,
-    names_of,
 )  # fmt: skip
+from nemo_prune.files.marks import odd_marks, spaced_letters
+from nemo_prune.files.names import BESIDE, COLUMNS, LABELS, names_of
+from nemo_prune.files.nested import lists_in
+from nemo_prune.files.patterns import KEPT, NOTHING, ODD, PICTURE, SELDOM
 from nemo_prune.files.programs import (
     SCRIPT,
-    SQL,
+    are_records,
+    commanded,
     is_base64,
     is_complaint,
     is_container,
+    is_listing,
     is_percent_encoded,
+    is_shell_quoted,
     quoted_items,
     sql_line,
 )  # fmt: skip
@@ -55,6 +59,7 @@ _JSON_BEGINS = re.compile(r"""(\{|\[)(\s*(\{\s*)?["']|[ \t]*(\r?\n|$))""")
 _FOREIGN_BEGINS = re.compile(
     r"<!--|!\[.*\]\(|diff --git |--- \S+\r?\n\+\+\+ "
     r"|<(!doctype|html|\?xml|head|title|body|center|h\d|pre|p|div|ul|ol|li|table|tr|error|svg|rss)\b"
+    r"|<https?://[^\s<>]+>\s|@(relation|prefix|base)\s"  # Turtle, ARFF
     r"|---\r?\n|\\\w+\{|(\w+ ){0,2}\w+ ?= ?[\[({]|\w+: *\r?\n *- ",
     re.I,
 )
@@ -92,7 +97,6 @@ _PRINTED = re.compile(
     r"((Name: .*, )?(Length: \d+, )?dtype: \w+(\[\w+\])?|\[\d+ rows x \d+ columns\])\s*$"
 )
 _ANSWER_KEYS = {"message", "error", "errors", "detail"}
-_PICTURE = re.compile(r"^\s*\S+\.(jpe?g|png|webp|gif|bmp|txt|caption)(\W|$)", re.I)
 _ADDRESS = re.compile(
     r"^\s*(?=[^\s-]\S*\s*$)((https?|s3|gs)://\S+|[^\\/]*[\\/]\S*\.\w{2,7}|\S+\.json)\s*$"
 )
@@ -109,100 +113,6 @@ _USUAL = re.compile(
 _LABELLED = re.compile(r"\s*([/!]?\w[\w ]{0,29}):\s")
 _LOOKED_AT = 500  # characters of a line
 _NAMED = 8  # lines by their numbers
-LOOKED_THROUGH = 1000  # records by which what cells hold is known, or a column for one of labels
-_KEPT = "taken as part of the prompt"
-# What programs write where there is nothing: no value, an error of a spreadsheet, an object's name.
-_NOTHING = re.compile(
-    r"^\s*([\"'(<\[]?(?i:null|none|nan|nat|n/a|nil|undefined)[\"')>\]]?|<?NA>?|pd\.NA|\\N|\"\"|''"
-    r"|#(N/?[AV]|NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|BUSY!"
-    r"|UNKNOWN!|ERROR!|GETTING_DATA|EXTERNAL!|PYTHON!|WERT!|BEZUG!|ZAHL!|NOM\?|VALEUR!|NOMBRE!|\u00a1\w+!"
-    r"|\u00bf\w+\?|NOME\?|VALOR!|NOMBRE\?|RIF!|VALORE!|N/D)|Err:\d{3}"
-    r"|\[object \w+\]|System\.[\w.]+(\[\])?|<[\w.]+ object at 0x[\da-fA-F]+>|<class '[\w.]+'>)\s*$"
-)
-# What the later bytes of a letter in UTF-8 are in Windows-1252.
-_BEHIND = f"[\x80-\xbf{bytes({*range(128, 160)} - {129, 141, 143, 144, 157}).decode('cp1252')}]"
-_IN_PROGRAM = r"""\s*[ru]?("[^"].*"|'[^'].*')\s*,\s*$"""
-# Lines that are said: how, in which part of all at least, and how they are known.
-_ODD = tuple(
-    (how, part, re.compile(pattern))
-    for how, part, pattern in (
-        ("hold {prompt} or the like: they are templates, as styles are, not captions", 0,
-         r"\{(\d?|prompt|caption|text|subject|style|artist|name|class)\}|\[(name|filewords)\]|%s\b"),
-        ("look like UTF-8 read as Windows-1252 (\u00c3\u00a9, \u00e2\u20ac); save the list anew", 0,
-         f"[\u00c2\u00c3]{_BEHIND}|\u00e2\u20ac|\u00f0\u0178|([\u00d0\u00d1]{_BEHIND}){{2}}"
-         f"|([\u00e3-\u00e9]{_BEHIND}{{2}}){{2}}"),
-        (f"begin as items of a list, with a mark (-, *, a)) that is {_KEPT}", 0.5,
-         r"^\s*([-*+>\u2013\u2014\u2022\u2023\u25aa\u25cf\u2192\u2705\u2713\u274c]"
-         r"|#\d+|\(?([a-zA-Z]|[ivx]+)[.)])\s+\S"),
-        ("begin as statements of SQL do, and are taken as prompts", 0, SQL),
-        ("begin with #, as comments do, and are taken as prompts", 0, r"^\s*#+\s"),
-        ("hold a picture's parameters (Negative prompt:, Steps:): taken as prompts", 0,
-         # As A1111 writes them into pictures; exiftool prints their line breaks as full stops.
-         r"(^|\n|\.)(Negative prompt: |Steps: \d+, )"),
-        ("begin as subtitles do (00:00 --> 00:01): every line is taken as a prompt", 0,
-         r"^\d\d:\d\d[:.,]\d.* --> \d\d:"),
-        (f"begin with the name of a picture or a text, which is {_KEPT}", 0, _PICTURE.pattern),
-        ("are rules (===, ---), as of a title or a conflict: taken as prompts", 0,
-         r"^\s*(={4,}|-{4,})\s*$"),
-        (f"begin with a number or an identifier, which is {_KEPT}", 1,
-         r"^\s*(\w+ )?[\[(#]?[\w.-]{0,40}\d[\w-]{0,40}[\])]?(\s*[:|](?!\d)|,(?=\S)(?!\d)|\s{2,}|\t)\s*\S"
-         r"|^\s{2,}\d+ \S"),  # the last: as uniq -c counts
-        (f"begin or end with a decimal number, which is {_KEPT}", 1,
-         r"^\s*\d*\.\d+\s+\S|\s\d*\.\d+\s*$"),
-        (f"begin or end with what may be a label (VM, memorized, 1), which is {_KEPT}", 1,
-         r"^\W*(([VTMR][MV]|(not )?memori[sz]ed|verbatim|ordinary)\W*\s|[01]\s+\w)|[\s,;|:/]\W*"
-         r"([VTMR][MV]|N|[01]|(?i:(not )?memori[sz]ed|verbatim|template|ordinary|true|false))\W*$"),
-        ("stand in quotes with a comma behind, as in a program's list: taken as prompts, with them", 0.5,
-         rf"^{_IN_PROGRAM}"),
-        ("end with a comma or with ..., as where a text goes on: taken as prompts", 0.5,
-         rf"^(?!{_IN_PROGRAM})[\s\S]*(,|\.\.\.|\u2026)[\"']?\s*$"),
-        ("are, or begin with, identifiers or hashes, and are taken as prompts", 0.5,
-         r"^\s*((?=\S*\d)[\da-f-]{6,}\s*$|[\da-f]{32,}\b)"),
-        ("are NULL, None, an error of a spreadsheet or the like, and are taken as prompts", 0, _NOTHING),
-        (f"begin with a date and time, which is {_KEPT}", 0.5, r"^\W?\d{4}-\d\d-\d\d[T ]\d\d:\d\d"),
-        (f"begin as a program's log does (INFO:), which is {_KEPT}", 0.5,
-         r"^\W?(DEBUG|INFO|WARNING|ERROR)\]?\s*[:|-]"),
-        ("hold + for blanks, as addresses do: decode them; taken as prompts as they are", 0.5,
-         r"^\s*[^\s+]+(\+[^\s+]+){2,}\s*$"),
-        ("hold - or _ for blanks, as names of files and addresses do; taken as prompts as they are", 0.5,
-         r"^(?=(\S*?[-_][^\W\d_]{2,}(?![^\W_])){2})[^\s_-]+([_-]+[^\s_-]+){2,}\s*$"),
-        (f"begin with an address, which is {_KEPT}", 0, r"^\s*(https?|s3|gs)://"),
-        # As A1111, ComfyUI, NovelAI and their extensions read them.
-        ("hold weights, LoRAs or choices of a program ((x:1.2), <lora:x:1>, {a|b}): scored as text, as "
-         "they stand", 0,
-         r"\([^()]*[^()\d]:-?\d*\.?\d+\)|<(lora|lyco|lycoris|hypernet|embedding|ti):|\{[^{}]*\|[^{}]*\}"
-         r"|\(\(|\{\{|\[[^\[\]]*[^\[\]\d]:\d*\.?\d+\]|\bembedding:\w|(?<![\w:])__[\w/-]+__\b|\bBREAK\b"),
-        ("hold options (--ar 16:9), as Midjourney's prompts do: scored as text, as they stand", 0,
-         r"(^|\s)(--|\u2014|\u2013)(ar|aspect|v|version|s|stylize|style|c|chaos|q|quality|niji|no|seed|iw|tile"
-         r"|weird|raw|sref|cref|stop|hd|fast|relax|turbo|video|steps|cfg|sampler)[\d.]*( |$)"),
-    )
-)  # fmt: skip
-
-
-# What captions seldom hold, so that a model was trained on none that does; known of no program.
-_SELDOM = tuple(
-    (what, re.compile(pattern))
-    for what, pattern in (
-        ("numbers, letters or times in front",
-         r"^\W*\w*\d\w*([-:]\w+){2}|^\W*\d{3,}-\S|^\W*\d+\s?\||^\W*([A-Za-z]|[ivx]+)\)\s"
-         r"|^\W*[A-Za-z].{0,18}\d[\])*]*:\s"),
-        ("options (--w 512, -s50)", r"(^|\s)--?[A-Za-z]\w*[ =]?-?[\d.]+\b|(^|\s)--\w"),
-        ("a command in front (/imagine, !dream)", r"^\s*[!/]\w"),
-        ("addresses", r"https?:|www\.|\]\(|\.(jpe?g|png|webp)\W*$"),
-        ("tags and marks (< > [ ] { } = _ \\ ` ** :: || %20)",
-         r"[<>\[\]{}=_\\`~^]|\*\*|::|\|\||\"\s?:|%[0-9A-Fa-f]{2}|\s:\d|\sAND\s(?![A-Z]{2})"),
-        ("decimal numbers and settings (seed: 1)", r"\d\.\d|\b[a-z]\w*: ?\d"),
-        ("comments (#)", r"\s#\s"),
-        ("a label (VM)", r"^\W*(VM|TM|memori[sz]ed)\b|(VM|TM|memori[sz]ed)\W*$"),
-        ("a tab, or a mark in front or at the end", r"\t|^\s*[!#$%&*+/:;<=>@\\^`|~]{1,3}\s+\S"
-         r"|\w\s*[;|/]\s*$"),
-        ("quotes around all of it, or a number",
-         r"^\s*[\"'\u2018\u201c\u201e\u00ab](.*[\"'\u2019\u201c\u201d\u00bb]\s*$|\d+[\"'])"),
-        ("a word and a colon in front, or a colon at the end", r"^\W*[A-Za-z]\w*:(\s|$)|:\s*$"),
-        ("no blank between words", r"^\S{30,}$"),
-        ("numbers alone", r"^\W*\d[\d.,]*\W*$"),
-    )
-)  # fmt: skip
 _BARS = re.compile(r"[^\W\d_]\s?\|\s?[^\W\d_]")  # as A1111's prompt matrix has them
 _JOINTS = re.compile(r"\s*[;\uff1b]\s*|\s+(?:/{1,2}|[\u2022\u00b7])\s+")
 # A word that ends where another begins with a capital, with a blank before and words behind: not iPhone,
@@ -290,6 +200,16 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             what = f"is a table separated by {SEPARATORS[separator]}, not text"
             raise refused(path, what, "tsv" if separator == "\t" else "csv")
         places, lines = _numbered(text)
+        if len(lines) == 1 and (tabs := lines[0].strip().count("\t")) > 1:
+            what = f"is one line of {tabs + 1} cells between tabs, not text"
+            cure = "write each caption on a line of its own (tr '\\t' '\\n')"
+            raise PromptFileError(f"{path}: {what}; {cure} ({_as_text()})")
+        if is_listing(lines):
+            what = "is a listing of a folder (ls -l, dir, tree), not of captions"
+            raise PromptFileError(f"{path}: {what}; leave only the names (ls -1) ({_as_text()})")
+        if are_records(lines, COLUMNS, (*LABELS, *BESIDE)):
+            what = "holds records with names in them (name=value), not captions alone"
+            raise PromptFileError(f"{path}: {what}; write it as CSV or JSON lines ({_as_text()})")
         if is_base64(lines):
             what = "is in base64, which no model was trained on"
             raise PromptFileError(f"{path}: {what}; decode it (base64 -d) ({_as_text()})")
@@ -366,7 +286,7 @@ def odd_prompts(
 ) -> list[str]:
     """The same of prompts of any list; places: the line of each."""
     lines = [line[:_LOOKED_AT] for line in prompts]
-    if lines and all(map(_NOTHING.match, lines)):
+    if lines and all(map(NOTHING.match, lines)):
         raise PromptFileError(
             f"{path}: all {len(lines)} of its {unit} are NULL, None, an error of a spreadsheet (#NAME?) "
             f"or the like, and none is a caption; write the list again"
@@ -381,6 +301,12 @@ def odd_prompts(
             f"{path}: {encoded} of its {unit} are percent-encoded, as addresses are (%20 for a blank); "
             f"decode them (Python: urllib.parse.unquote)"
         )
+    quoted = sum(map(is_shell_quoted, lines))
+    if quoted and 2 * quoted >= len(lines):
+        raise PromptFileError(
+            f"{path}: {quoted} of its {unit} have a backslash before each blank, as a shell quotes "
+            f"them; take these out (Python: shlex.split)"
+        )
     found = []
     told: set[int] = set()
     numbers = [int(match[1]) if (match := _NUMBERED.match(line)) else None for line in lines]
@@ -389,20 +315,20 @@ def odd_prompts(
     counted = any(a is not None and b == a + 1 and c == a + 2 for a, b, c in counting)
     if counted:
         told.update(n for n, number in enumerate(numbers) if number is not None)
-        found.append((len(told), f"begin with a number that counts up, which is {_KEPT}"))
+        found.append((len(told), f"begin with a number that counts up, which is {KEPT}"))
 
     def those(pattern: re.Pattern[str]) -> set[int]:
         return {number for number, line in enumerate(lines) if pattern.search(line)}
 
     for pattern, what in (
-        (_PICTURE, "begin with the name of a picture or a text"),
+        (PICTURE, "begin with the name of a picture or a text"),
         (_ADDRESS, "are addresses or paths"),
     ):
         if (count := len(those(pattern))) and count >= len(lines) / 2:
             raise PromptFileError(
                 f"{path}: {count} of its {unit} {what}; give captions alone, or a table with a header"
             )
-    for how, part, pattern in _ODD:
+    for how, part, pattern in ODD:
         count = len(have := those(pattern))
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
@@ -416,12 +342,17 @@ def odd_prompts(
             {n for n, text in enumerate(prompts) if is_container(text)} - told,
             "are lists or objects (['...', '...']), each of which is taken as one prompt",
         ),
+        (
+            commanded(lines) - told,
+            "are a text in quotes behind the same word, as a script's commands: taken as they stand",
+        ),
     ):
         if have:
             found.append((len(have), how))
             told |= have
     if 2 * len(have := those(_BARS) - told) > len(lines):
         found.append((len(have), "hold bars (|) between words: several captions may stand in one line"))
+        told |= have
     parts = [count for n, text in enumerate(prompts) if n not in told and (count := _parts(text))]
     # Of one caption two halves are usual; a line of text alone was looked at above.
     if 2 * len(parts) > len(lines) and (len(lines) > 1 or (unit != "lines" and max(parts) > 2)):
@@ -434,9 +365,14 @@ def odd_prompts(
     labels = [match[1] if (match := _LABELLED.match(line)) else "" for line in lines]
     label, most = Counter(filter(None, labels)).most_common(1)[0] if any(labels) else ("", 0)
     if most > 1 and (most == len(lines) or (most > 2 and 2 * most > len(lines))):
-        found.append((most, f"begin with the same words and a colon, which are {_KEPT}"))
+        found.append((most, f"begin with the same words and a colon, which are {KEPT}"))
         told.update(n for n, one in enumerate(labels) if one == label)
-    seldom = {what: have for what, pattern in _SELDOM if (have := those(pattern) - told)}
+    if have := spaced_letters(lines):
+        found.append((len(have), "are single letters between blanks (P o r t r a i t), taken as words"))
+    seldom = {what: have for what, pattern in SELDOM if (have := those(pattern) - told)}
+    marks, have = odd_marks(lines, told)
+    if marks:
+        seldom[f"marks ({marks})"] = have
     if seldom:
         count = len(set[int]().union(*seldom.values()))
         kinds = ", ".join(seldom)
@@ -474,7 +410,7 @@ def _apart(lines: Sequence[str]) -> Iterator[tuple[str, set[int]]]:
             }
             if rising or 4 < len(lines) < 1.2 * len(numbers):
                 have |= numbers.keys()
-            yield f"{verb} with a number or an identifier, which is {_KEPT}", have
+            yield f"{verb} with a number or an identifier, which is {KEPT}", have
 
 
 def odd_cells(listing: Listing, key: str | None) -> list[str]:

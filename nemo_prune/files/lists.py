@@ -15,12 +15,14 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_prune.errors import PromptFileError, option
+from nemo_prune.errors import PromptFileError
+from nemo_prune.files.names import COLUMNS, HEADERS, LABELS, names_of
+from nemo_prune.files.nested import AS_OBJECTS, lists_in, lists_with, without_list, workflow
 from nemo_prune.files.text import MAX_BYTES, PACKED, decoded
 
 Format = Literal["txt", "csv", "tsv", "jsonl", "json", "parquet"]
@@ -31,25 +33,19 @@ FORMATS: dict[str, Format] = {
 """Formats by the suffix of a file's name. Other names may only hold lines of text."""
 STDIN = Path("-")
 WANTED = "a UTF-8 text file"
-COLUMNS = ("caption", "prompt", "text")
-LABELS = ("memorized", "label", "type", "kind")
-_BESIDE = ("id", "n", "no", "number", "index", "score", "url", "image", "file", "filename", "seed")
-_LISTS = ("prompts", "captions")
 FOREIGN = frozenset({
-    ".7z", ".arrow", ".avro", ".bin", ".br", ".ckpt", ".db", ".docx", ".feather", ".htm", ".html",
-    ".ini", ".ipynb", ".log", ".lz", ".lz4", ".lzma", ".lzo", ".md", ".npy", ".npz", ".ods", ".orc",
-    ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rtf", ".sql", ".sqlite", ".sz", ".tar", ".tbz2",
-    ".tgz", ".toml", ".txz", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
+    ".7z", ".adoc", ".arff", ".arrow", ".avro", ".bin", ".br", ".ckpt", ".db", ".docx", ".feather",
+    ".htm", ".html", ".ini", ".ipynb", ".log", ".lz", ".lz4", ".lzma", ".lzo", ".md", ".n3", ".npy",
+    ".npz", ".nq", ".nt", ".ods", ".orc", ".pdf", ".pickle", ".pkl", ".pt", ".py", ".rar", ".rdf",
+    ".rst", ".rtf", ".sql", ".sqlite", ".sz", ".tar", ".tbz2", ".tgz", ".toml", ".ttl", ".txz", ".xls",
+    ".xlsx", ".xml", ".yaml", ".yml", ".z", ".zip",
 })  # fmt: skip
 _PACKINGS = {"gzip": ".gz", "bzip2": ".bz2", "xz": ".xz", "zstd": ".zst"}
 COMPRESSED = {_PACKINGS[name]: magic for magic, name in PACKED.items() if name in _PACKINGS}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t]*\r?\n', re.I)  # by which Excel is told
 TYPE_LINE = re.compile(r'"?#TYPE [\w.]+"?[ \t]*\r?\n', re.I)  # by which PowerShell tells itself
-_NAME = re.compile(r"[A-Za-z_$][\w$.-]{0,39}")  # of a key, that is no caption
-_AS_OBJECTS = "write each row as an object with a caption (ClickHouse: JSONEachRow)"
-_SHOWN = 6  # keys
-_DEEP = 3  # objects in objects
+LOOKED_THROUGH = 1000  # records by which what cells hold is known, or a column for one of labels
 _WRITER_SECONDS = 2.0  # to wait for somebody who writes to a named pipe
 
 Record = str | Mapping[str, object]
@@ -64,6 +60,7 @@ class Listing:
     blank: lines without anything. notes: what its reader should know, each one line.
     columns: of a table, its columns; None: each record has its own, or none.
     named: whether the column that was asked for is the list's own name, which its records do not have.
+    beside: of Parquet, the first cells of columns of text that are not read.
     """
 
     path: Path
@@ -73,6 +70,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     columns: tuple[str, ...] | None = None
     named: bool = False
+    beside: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 
 def expand(paths: Sequence[Path]) -> tuple[Path, ...]:
@@ -153,16 +151,6 @@ def decoded_list(path: Path, content: bytes) -> str:
 # ----------------------------------------------------------------------------------------- readers
 
 
-def names_of(cells: Sequence[str]) -> list[str]:
-    return [cell.strip().strip('"').strip().lower() for cell in cells]
-
-
-def names_header(line: str) -> bool:
-    """Whether a line of text, or a text of JSON lines, is a column's name, or several (`id caption`)."""
-    names = names_of(line.split())
-    return any(name in COLUMNS for name in names) and {*names} <= {*COLUMNS, *LABELS, *_BESIDE}
-
-
 def text_line(path: Path, number: int, line: str) -> str:
     """The line; PromptFileError for one that may be several, ended as on old Macs."""
     if "\r" in line.strip():
@@ -181,6 +169,7 @@ def table_rows(
     lines: from the header on, with their ends; with `names`, from any row on. skipped: lines before.
     """
     rows = csv.reader(lines, delimiter=separator, strict=True)
+    every = frozenset((*(names or ()), *HEADERS))
     while True:
         number = skipped + rows.line_num + 1
         try:
@@ -203,6 +192,7 @@ def table_rows(
             names = names_of(row)
             if any(names.count(name) > 1 for name in (*COLUMNS, *LABELS)):
                 raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
+            every |= {*names}
             yield number, list(names)
             continue
         if not "".join(row).strip() and len(row) < 2:
@@ -213,11 +203,22 @@ def table_rows(
                 f"{path}: line {number} has {len(row)} cells, the header {len(names)}; put texts "
                 f'with separators in quotes ("), double quotes within them, and mend the line'
             )
-        if len(row) > 1 and row[0].strip().lower() == names[0] and names_of(row) == list(names):
-            raise PromptFileError(
-                f"{path}: line {number} is the header again, as of files that were joined; remove it"
-            )
+        # A header has one of few names in front; most rows end this here.
+        if len(row) > 1 and row[0].strip().strip('"').lower() in every:
+            _refuse_header(path, number, names_of(row), names)
         yield number, row
+
+
+def _refuse_header(path: Path, number: int, cells: list[str], names: Sequence[str]) -> None:
+    """PromptFileError for a row that is a header again, in any order, or another list's."""
+    what = ""
+    if sorted(cells) == sorted(names):
+        what = "the header again" + ", in another order" * (cells != list(names))
+    elif {*cells} & {*COLUMNS} and {*cells} <= {*HEADERS, *names}:
+        what = "a header of other columns"
+    if what:
+        cure = "remove it" if cells == list(names) else "give each file by itself, or a pattern"
+        raise PromptFileError(f"{path}: line {number} is {what}, as of files that were joined; {cure}")
 
 
 def separator_of(path: Path, header: str, format: Format, notes: list[str]) -> str:
@@ -240,11 +241,21 @@ def json_line(path: Path, number: int, line: str) -> Record:
     except _TwiceError:
         raise PromptFileError(f"{path}: line {number} has a key twice; mend it") from None
     except (ValueError, RecursionError) as error:
-        what = "is not JSON; mend it"
+        what = f"is not JSON; {_json_cure(line, error)}"
         if line.lstrip()[:1] in ("{", "[") and getattr(error, "pos", 0) >= len(line.rstrip()):
             what = "is not JSON by itself; write each value on one line (jq -c), mend what is cut"
         raise PromptFileError(f"{path}: line {number} {what}") from None
     return _record(path, number, value)
+
+
+def _json_cure(text: str, error: Exception) -> str:
+    """What to do about text that is not one value of JSON."""
+    rest = text[getattr(error, "pos", 0) :].lstrip() if "Extra data" in str(error) else ""
+    if rest[:1] in ("{", "[", '"'):
+        return "it holds several values one after the other: write each on a line of its own (jq -c .)"
+    if rest[:1] == ",":
+        return "a comma stands behind its first value: write JSON lines without (sed 's/,$//')"
+    return "mend it"
 
 
 class _TwiceError(ValueError):
@@ -266,7 +277,7 @@ def _record(path: Path, number: int, value: object, where: str = "") -> Record:
     if not isinstance(value, str):
         wanted = ", ".join(COLUMNS)
         if isinstance(value, list):
-            raise PromptFileError(f"{path}: line {number} is a list{where}; {_AS_OBJECTS}")
+            raise PromptFileError(f"{path}: line {number} is a list{where}; {AS_OBJECTS}")
         raise PromptFileError(f"{path}: line {number} has no string under {wanted}{where}; mend it")
     return value
 
@@ -275,41 +286,6 @@ def is_packed(path: Path) -> bool:
     """Whether a list is compressed or Parquet by its name, so that its bytes are not its text."""
     suffix = path.suffix.lower()
     return suffix in COMPRESSED or FORMATS.get(suffix) == "parquet"
-
-
-def is_name(key: str) -> bool:
-    """Whether a key or a column's name looks like one, so that it is no caption and may be shown."""
-    return _NAME.fullmatch(key) is not None
-
-
-def shown_keys(keys: Iterable[str]) -> str:
-    """Some keys in words; "" for none. Only names are shown: elsewhere keys are the captions."""
-    names = list(filter(is_name, keys))
-    return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
-
-
-def lacking(record: Mapping[str, object]) -> str:
-    """What a record without a prompt has instead, and what to do; "" where nothing can be said."""
-    if deeper := _deeper(record, ""):
-        return f"; it has one under {deeper}, where none is read: bring it to the top"
-    keys = shown_keys(record)
-    if keys and any(isinstance(value, str) for value in record.values()):
-        return f"; its keys are {keys}: {option('prompt_column')} names one that holds strings"
-    return f"; its keys ({keys}) hold no strings: write the prompts as strings" if keys else "; mend it"
-
-
-def _deeper(value: object, above: str) -> str:
-    """The first place below the top where a string stands under a usual name."""
-    if not isinstance(value, Mapping) or above.count(".") > _DEEP:
-        return ""
-    for name, cell in value.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            continue
-        if above and name.lower() in COLUMNS and isinstance(cell, str):
-            return above + name
-        if found := _deeper(cell, f"{above}{name}."):
-            return found
-    return ""
 
 
 def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
@@ -326,8 +302,8 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
                     f"{path}: is a JSON object of columns and data, as pandas writes it "
                     f'(orient="split"); write a list of objects (orient="records")'
                 )
-            if workflow := _workflow(whole):
-                raise PromptFileError(f"{path}: {workflow}")
+            if drawn := workflow(whole):
+                raise PromptFileError(f"{path}: {drawn}")
             named = lists_in(whole, column)
             if len(named) > 1:
                 raise PromptFileError(f"{path}: has several lists of prompts; keep one of them")
@@ -347,10 +323,10 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
                         f'objects (pandas: orient="records")'
                     )
                 items = [(1, whole)]
-            elif column is not None and len(named := _lists_with(whole, (column,))) == 1:
+            elif column is not None and len(named := lists_with(whole, (column,))) == 1:
                 items = list(_items(text, _value_of(text, named[0].lower(), decoder), decoder))
             else:
-                raise PromptFileError(f"{path}: is a JSON object {_without_list(whole)}")
+                raise PromptFileError(f"{path}: is a JSON object {without_list(whole)}")
         elif isinstance(whole, list):
             items = list(_items(text, text.index("["), decoder))
         else:
@@ -360,82 +336,12 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None)
         where = f"line {line} " if line else ""
-        raise PromptFileError(f"{path}: {where}is not JSON; mend it") from None
+        raise PromptFileError(f"{path}: {where}is not JSON; {_json_cure(text, error)}") from None
     records = [
         (number, _record(path, number, value, f" (item {place})"))
         for place, (number, value) in enumerate(items, start=1)
     ]
     return Listing(path, "json", records, 0, tuple(notes), named=key is not None and key == column)
-
-
-def lists_in(whole: Mapping[str, object], column: str | None) -> list[str]:
-    """The keys, in lower case, under which an object may hold the list."""
-    lists = {key.lower() for key, value in whole.items() if isinstance(value, list)}
-    for names in ((column,) if column else (), _LISTS, COLUMNS):
-        if named := [name for name in names if name in lists]:
-            return named
-    return []
-
-
-def _lists_with(whole: Mapping[str, object], names: Sequence[str]) -> list[str]:
-    """The keys of lists that begin with an object in which a string stands under one of these names."""
-    return [
-        key
-        for key, value in whole.items()
-        if isinstance(value, list) and value and _has(value[0], names)
-    ]
-
-
-def _has(value: object, names: Sequence[str]) -> bool:
-    return isinstance(value, dict) and any(
-        isinstance(cell, str) and name.lower() in names for name, cell in value.items()
-    )
-
-
-def _without_list(whole: Mapping[str, object]) -> str:
-    """What an object without a usual key is, where its captions lie, and what to do."""
-    as_lines = "write them as JSON lines (jq -c '.[]')"
-    if whole and all(_has(value, COLUMNS) for value in whole.values()):
-        return f"of objects that hold the captions, one for each picture or row; {as_lines}"
-    if whole and all(isinstance(value, str) for value in whole.values()):
-        return f"of texts, which are no list; if they are the prompts, {as_lines}"
-    more = ""
-    if shown := shown_keys(named := _lists_with(whole, COLUMNS)):
-        which = f"{shown} reads them" if len(named) == 1 else "names one of these"
-        more = f"; captions stand in its {shown}: {option('prompt_column')} {which}"
-    elif inside := next(filter(None, (_inside(*item) for item in whole.items())), ""):
-        return inside
-    elif shown := shown_keys(name for name, value in whole.items() if isinstance(value, list)):
-        more = f"; its lists are {shown}: {option('prompt_column')} names the one of prompts"
-    return f"without a list under {' or '.join(_LISTS)}; give the prompts as a list{more}"
-
-
-def _workflow(whole: Mapping[str, object]) -> str:
-    """That an object is a workflow of ComfyUI, as its interface or its API has it; "" for another."""
-    nodes = whole.get("prompt", whole)  # as it is sent
-    api = isinstance(nodes, dict) and any(
-        isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes.values()
-    )
-    if not api and not {"nodes", "links"} <= whole.keys():
-        return ""
-    way = ".prompt[]" if nodes is not whole else ".[]"
-    how = f" (jq -r '{way}.inputs.text | strings')" if api else ""
-    return f"is a workflow of ComfyUI, and no list; take the captions out of its nodes{how}"
-
-
-def _inside(name: str, value: object) -> str:
-    """Where captions lie in a list whose rows are lists, or objects in objects; "" in any other."""
-    if not is_name(name) or not isinstance(value, list) or not value:
-        return ""
-    if isinstance(value[0], list) and any(isinstance(cell, str) for cell in value[0]):
-        return f"whose {name} holds a list for each row; {_AS_OBJECTS}"
-    if deeper := _deeper(value[0], f"{name}."):
-        inner = deeper.removeprefix(f"{name}.").rpartition(".")[0]
-        return (
-            f"whose captions stand under {deeper}, where none is read; write them as JSON lines "
-            f"(jq -c '.{name}[].{inner}')"
-        )
-    return ""
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -481,6 +387,7 @@ def parquet_list(path: Path, content: bytes, column: str | None) -> Listing:
     records: list[tuple[int, Record]] = []
     size = 0
     try:
+        beside = parquet_beside(file, names)
         for batch in file.iter_batches(columns=names) if names else ():
             size += batch.nbytes
             if size > MAX_BYTES:
@@ -489,7 +396,7 @@ def parquet_list(path: Path, content: bytes, column: str | None) -> Listing:
                 records.append((len(records) + 1, parquet_record(row, classes)))
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise unreadable_parquet(path, error) from None
-    return Listing(path, "parquet", records, columns=every)
+    return Listing(path, "parquet", records, columns=every, beside=beside)
 
 
 def open_parquet(path: Path, content: Path | bytes) -> tuple[Any, Any]:
@@ -517,6 +424,21 @@ def parquet_columns(path: Path, file: Any, column: str | None) -> tuple[tuple[st
     if len({name.strip().lower() for name in names}) < len(names):
         raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
     return tuple(name.strip().lower() for name in every), names
+
+
+def parquet_beside(file: Any, names: Sequence[str]) -> dict[str, list[object]]:
+    """The first cells, as many as are looked through, of columns of text that are not read."""
+    others = [
+        one.name
+        for one in file.schema_arrow
+        if one.name not in names and str(one.type) in ("string", "large_string")
+    ]
+    batch = next(iter(file.iter_batches(LOOKED_THROUGH, columns=others)), None) if others else None
+    found = {} if batch is None else batch.to_pydict()
+    return {
+        name.strip().lower(): [cell for cell in cells if cell is not None]
+        for name, cells in found.items()
+    }
 
 
 def class_names(file: Any) -> dict[str, dict[int, str]]:

@@ -6,7 +6,8 @@ Known by how it is built, in any dialect and of any program; captions hold the s
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 _NAME = r"""("[^"]+"|`[^`]+`|\[[^\]]+\]|[\w$@]+)"""
 _TABLE = rf"{_NAME}(\.{_NAME})*"
@@ -74,6 +75,18 @@ _CONTAINER = re.compile(
 )
 _CONTAINER_ENDS = re.compile(r"([\])}]|\.{3}|\u2026)\W{0,2}$")
 _QUOTED_ITEMS = re.compile(rf"{_QUOTED}(?:\s*([,;|\t])\s*{_QUOTED})+[,;]?", re.S)
+# As ls -l, dir and tree print folders.
+_LISTED = re.compile(
+    r"\s*[-bcdlpsD][-r][-w][-xsS][-r][-w][-xsS][-r][-w][-xtT][.+@]?\s+\d+\s+\S+\s"
+    r"|\s*\d\d?[/.-]\d\d?[/.-]\d{4}\s+\d\d?:\d\d(\s?[AP]M)?\s+(<\w+>|[\d.,]+)\s"
+    r"|([\s\u00a0]*[\u2502|])*[\s\u00a0]*([\u251c\u2514]\u2500|[|`+\\]--)"
+)
+_RECORD = re.compile(r"""(?:^|[,;\s])([A-Za-z_]\w*)=(?=[^\s=])""")
+_FIELD = re.compile(r"\s*([A-Za-z_]\w{0,39})\s*[:=]\s")
+_ALIGNED = re.compile(r"([a-z_]\w{0,39})\s+\S")
+_COUNTED = ("id", "n", "no", "number", "index", "score", "seed")
+_SHELL = re.compile(r"(?:[^\s\\]|\\.)+")
+_COMMAND = re.compile(r"""\s*(\w+)\s+(?:"[^"]*"|'[^']*');?\s*""")
 _PERCENT = re.compile(r"\S*\w%(2[0-9A-Fa-f]|[C-Fc-f][0-9A-Fa-f]%[89ABab])\S*")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{12,}={0,2}|[A-Za-z0-9_-]{12,}={0,2}")
 
@@ -106,6 +119,47 @@ def quoted_items(text: str) -> str | None:
     """By what the parts of a text are separated that is nothing but texts in quotes; or None."""
     match = _QUOTED_ITEMS.fullmatch(text.strip())
     return match[1] if match else None
+
+
+def is_listing(lines: Sequence[str]) -> bool:
+    """Whether most lines are of a folder as `ls -l`, `dir` or `tree` print it."""
+    return 2 * sum(_LISTED.match(line) is not None for line in lines) > len(lines)
+
+
+def are_records(lines: Sequence[str], usual: Collection[str], beside: Collection[str]) -> bool:
+    """Whether lines are records with the names of their cells: name=value side by side, or one below
+    another.
+
+    usual: names under which captions stand; beside: names of other cells.
+    """
+    rows = Counter(
+        names for line in lines if len(names := tuple(_RECORD.findall(line[:_LOOKED_AT]))) > 1
+    )
+    names, count = rows.most_common(1)[0] if rows else ((), 0)
+    if 2 * count > len(lines) and (count > 1 or {*map(str.lower, names)} & {*usual}):
+        return True
+    for pattern, part, names_beside in ((_FIELD, 0.5, beside), (_ALIGNED, 0.9, _COUNTED)):
+        fields = Counter(match[1] if (match := pattern.match(line)) else "" for line in lines)
+        most = max(fields[name] for name in usual)
+        covered = sum(count for name, count in fields.items() if name and count == most)
+        # Each record has each name once.
+        if most > 1 and covered >= part * len(lines) and any(fields[n] == most for n in names_beside):
+            return True
+    return False
+
+
+def is_shell_quoted(text: str) -> bool:
+    """Whether each of a text's blanks has a backslash in front, as a shell wants them."""
+    return text.count("\\ ") > 1 and _SHELL.fullmatch(text.strip()) is not None
+
+
+def commanded(lines: Sequence[str]) -> set[int]:
+    """The lines that are a text in quotes behind a word that they share, as commands of a script are."""
+    words = {n: match[1] for n, line in enumerate(lines) if (match := _COMMAND.fullmatch(line))}
+    word, count = Counter(words.values()).most_common(1)[0] if words else ("", 0)
+    return (
+        {n for n, one in words.items() if one == word} if count > 2 and 2 * count > len(lines) else set()
+    )
 
 
 def is_percent_encoded(text: str) -> bool:

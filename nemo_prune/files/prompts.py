@@ -11,18 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.content import LOOKED_THROUGH, odd_cells
-from nemo_prune.files.lists import (
-    COLUMNS,
-    LABELS,
-    STDIN,
-    Format,
-    Listing,
-    Record,
-    is_name,
-    lacking,
-    shown_keys,
-)  # fmt: skip
+from nemo_prune.files.columns import VISIBLE, cells_of, columns_of, instead, says, unread_columns
+from nemo_prune.files.content import odd_cells
+from nemo_prune.files.lists import LOOKED_THROUGH, STDIN, Format, Listing, Record
+from nemo_prune.files.names import COLUMNS, LABELS, is_name, shown_keys
+from nemo_prune.files.nested import lacking
 from nemo_prune.files.source import read_list
 
 _MEMORIZED = frozenset(
@@ -30,7 +23,6 @@ _MEMORIZED = frozenset(
 )
 _ORDINARY = frozenset({"0", "false", "no", "ordinary", "not memorized", "none", "n"})
 _CERTAIN = ("memorized", "label")  # columns of these names can only be labels
-_VISIBLE = re.compile(r"[^\s\x00-\x1f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _BREAK = re.compile("[\n\v\f\x1c-\x1e\x85\u2028\u2029]")  # what some programs end a line with
 _KINDS = {
     "verbatim": "verbatim", "vm": "verbatim", "mv": "verbatim", "rv": "verbatim",
@@ -39,9 +31,6 @@ _KINDS = {
 _SAYING = re.compile(  # in the names of columns of labels
     r"memori[sz]|label|replica|verbatim|overfit|regurgitat|(?<![^\W_])(mem|vm)(?![^\W_])"
 )
-# Names of columns that hold captions too; and names that may, as what is in them says.
-_CAPTIONS = re.compile(r"(?!.*neg).*(caption|prompt|description|(?<![^\W_])text)s?[\W_]*\d*$")
-_PERHAPS = re.compile(r"(?!.*neg).*(caption|prompt|completion|(?<![^\W_])text(?![^\W_]))")
 _REPEATED = 100  # times one prompt may stand in a list without a note
 
 
@@ -240,52 +229,6 @@ def told_of(
 # ----------------------------------------------------------------------------------------- columns
 
 
-def unread_columns(listing: Listing, wanted: str | None, key: str | None) -> list[str]:
-    """A note if other columns might hold the prompts too, and none was asked for by name.
-
-    Of one that was asked for, a note if records have nothing there and a text under another usual name.
-    """
-    if wanted is not None and key is not None:
-        left = [line for line, record in listing.records if _instead(record, key)]
-        if not left:
-            return []
-        what = "of its records have nothing in the column that was asked for, and a text in another"
-        return [f"{listing.path}: {len(left)} {what}, the first at line {left[0]}: they are left out"]
-    columns = _columns(listing)
-    if key is not None:
-        beside = {*COLUMNS} - {key}
-    else:  # records have one or another; of those in one record the first is read
-        held = [
-            [name for name in COLUMNS if name in cells]
-            for cells in (_cells(record) for _, record in listing.records)
-        ]
-        beside = {name for names in held for name in names[1:]}
-        read = {names[0] for names in held if names[1:]} or {names[0] for names in held if names}
-        key = next((name for name in COLUMNS if name in read), None)
-    others = [name for name in COLUMNS if name in columns and name in beside and name != key]
-    others += [name for name in columns if name not in COLUMNS and _holds_captions(listing, name)]
-    if not others or key is None:
-        return []
-    return [
-        f"{listing.path}: the column {key} is read, {' and '.join(others)} not; "
-        f"{option('prompt_column')} names another"
-    ]
-
-
-def _holds_captions(listing: Listing, name: str) -> bool:
-    """Whether a column that is not read looks like captions, by its name and what is known of it."""
-    cells = (_cells(record).get(name) for _, record in listing.records[:LOOKED_THROUGH])
-    several = any(isinstance(cell, str) and " " in cell.strip() for cell in cells)
-    return bool(_CAPTIONS.match(name) or (several and _PERHAPS.match(name)))
-
-
-def _columns(listing: Listing) -> tuple[str, ...]:
-    """The columns of a table, or the keys of its records."""
-    if listing.columns is not None:
-        return listing.columns
-    return tuple(dict.fromkeys(name for _, record in listing.records for name in _cells(record)))
-
-
 def prompt_key(listing: Listing, wanted: str | None) -> str | None:
     """Under what the prompts of a list stand in its records; None: under the usual keys, or alone."""
     if listing.columns is not None:
@@ -295,7 +238,7 @@ def prompt_key(listing: Listing, wanted: str | None) -> str | None:
         raise PromptFileError(
             f"{listing.path}: is text without columns, so {option('prompt_column')} names none"
         )
-    if listing.named and all(wanted not in _cells(record) for _, record in listing.records):
+    if listing.named and all(wanted not in cells_of(record) for _, record in listing.records):
         return None  # it named the list; its objects have the usual keys
     return wanted
 
@@ -349,7 +292,7 @@ def text_of(record: Record, key: str | None, path: Path, line: int, asked: bool 
         names: Iterable[str] = COLUMNS if key is None else (key,)
         read = next((name for name in names if name in record), "")
         text = record[read] if read else ...
-        if not asked and not _says(text) and (other := _instead(record, read)):
+        if not asked and not says(text) and (other := instead(record, read)):
             raise PromptFileError(
                 f"{path}: line {line} has nothing under {read}, and a text under {other}: bring the "
                 f"prompts under one name, or give {option('prompt_column')} {read}, which leaves such "
@@ -371,22 +314,7 @@ def text_of(record: Record, key: str | None, path: Path, line: int, asked: bool 
         text.encode()
     except UnicodeEncodeError:
         raise PromptFileError(f"{path}: line {line} is not Unicode; mend it") from None
-    return text.strip() if _VISIBLE.search(text) else ""
-
-
-def _instead(record: Record, key: str) -> str:
-    """The usual name under which a record has a text in place of one under `key`; "" if it has that."""
-    cells = _cells(record)
-    if key not in cells or _says(cells[key]) or not (cells[key] is None or isinstance(cells[key], str)):
-        return ""
-    return next((name for name in COLUMNS if name != key and _says(cells.get(name))), "")
-
-
-def _says(cell: object) -> bool:
-    """Whether a cell holds a text, or several."""
-    return bool(
-        _VISIBLE.search(cell) if isinstance(cell, str) else isinstance(cell, list | dict) and cell
-    )
+    return text.strip() if VISIBLE.search(text) else ""
 
 
 _WORDS = {bytes: "bytes", list: "a list", dict: "an object", bool: "a truth value", int: "a number"}
@@ -395,7 +323,7 @@ _WORDS |= {float: "a number"}
 
 def label_column(listing: Listing, notes: list[str]) -> str | None:
     """The column of labels, if there is one; what looks like one and is not used gets a note."""
-    columns = _columns(listing)
+    columns = columns_of(listing)
     for name in LABELS:
         if name not in columns:
             continue
@@ -434,12 +362,8 @@ _TAKEN = "memorized, verbatim (VM), template (TM), 1, 0, ordinary or none (N)"
 _DIGITS = frozenset({"0", "1"})
 
 
-def _cells(record: Record) -> Mapping[str, object]:
-    return {} if isinstance(record, str) else record
-
-
 def _word(record: Record, column: str) -> str:
-    value = _cells(record).get(column)
+    value = cells_of(record).get(column)
     word = "" if value is None else str(value).strip().lower()
     # Parquet and JSON may hold 1.0, and pandas writes it.
     return word.removesuffix(".0") if word in ("0.0", "1.0") else word

@@ -13,7 +13,8 @@ import lzma
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from typing import Any
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.content import agreed, check_magic, odd_lines, refused
 from nemo_prune.files.lists import (
-    COLUMNS,
     COMPRESSED,
     FOREIGN,
     FORMATS,
@@ -38,10 +38,9 @@ from nemo_prune.files.lists import (
     json_line,
     json_list,
     nameless,
-    names_header,
-    names_of,
     open_parquet,
     open_pipe,
+    parquet_beside,
     parquet_columns,
     parquet_list,
     parquet_record,
@@ -51,11 +50,14 @@ from nemo_prune.files.lists import (
     unreadable_parquet,
     zstd_unknown,
 )
+from nemo_prune.files.names import COLUMNS, names_header, names_of
 from nemo_prune.files.text import MAX_BYTES, check_regular
 
 _HEAD = 2**20
 _LINE = 2**24  # bytes of a line; a longer one is no caption, nor a row with one
 _CHUNK = 2**20
+_DATA = frozenset({".arrow", ".avro", ".feather", ".orc", ".tar"})
+_NAMES = 1000  # files of a folder
 _COMMENTS = 100  # lines above a header
 _BATCH = 4096  # rows of Parquet at once
 
@@ -88,7 +90,7 @@ def read_list(path: Path, format: Format | None = None, column: str | None = Non
             if size > MAX_BYTES:
                 raise _too_large(path)
     return Listing(path, source.format, records, blank, tuple(source.notes), source.columns,
-                   source.named)  # fmt: skip
+                   source.named, source.beside)  # fmt: skip
 
 
 def size_of(path: Path) -> int | None:
@@ -116,6 +118,7 @@ class Source:
         self.offset = self.reached = 0
         self.records = records
         self.named = False  # as `Listing` has it
+        self.beside: Mapping[str, Sequence[object]] = {}
 
     def begin(self, count: int) -> list[tuple[int, Record]]:
         """The next records, which stay to be given. A fault among them stays for its turn."""
@@ -275,7 +278,7 @@ def _whole(
     records = listing.records
     left = ((n, n, line, record) for n, (line, record) in enumerate(records[offset:], start=offset + 1))
     source = Source(path, kind, notes, listing.columns, left, lambda: size_of(path) or 0)
-    source.named = listing.named
+    source.named, source.beside = listing.named, listing.beside
     return source
 
 
@@ -287,6 +290,11 @@ def _rows(path: Path, column: str | None, offset: int) -> Source:
     size = path.stat().st_size
     total = max(1, file.metadata.num_rows)
     source = Source(path, "parquet", [], every, iter(()), lambda: size * source.offset // total)
+
+    try:
+        source.beside = parquet_beside(file, names)
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise unreadable_parquet(path, error) from None
 
     def records() -> Records:
         groups = range(file.metadata.num_row_groups)
@@ -450,16 +458,30 @@ def _raw(path: Path) -> tuple[bytes, Any]:
         if stat.S_ISFIFO(path.stat().st_mode):
             return open_pipe(path)
         if path.is_dir():
-            raise PromptFileError(
-                f"{path}: is a folder; give the lists in it as a pattern in quotes, such as "
-                f"'{path / '**' / '*.parquet'}'"
-            )
+            raise PromptFileError(f"{path}: is a folder; {_lists_within(path)}")
     check_regular(path, PromptFileError, WANTED)
     try:
         return b"", io.FileIO(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PromptFileError(f"{path}: cannot be read ({reason})") from None
+
+
+def _lists_within(folder: Path) -> str:
+    """How to give the lists in a folder, by the names of the first files in it."""
+    suffixes = Counter(one.suffix.lower() for one in islice(folder.rglob("*.*"), _NAMES))
+    read = suffixes.keys() & FORMATS.keys()
+    data = suffixes.keys() & _DATA
+    if data and read <= {".json"}:  # which says what the others are
+        what = f"its data are in {', '.join(sorted(data))}, which is not read"
+        return f"{what}; write them as Parquet or JSON lines (datasets: to_parquet)"
+    if not suffixes or read:
+        usual = max(
+            (s for s in FORMATS if s), key=lambda suffix: (suffixes[suffix], suffix == ".parquet")
+        )
+        pattern = folder / "**" / f"*{usual}"
+        return f"give the lists in it as a pattern in quotes, such as '{pattern}'"
+    return "it holds no list by its files' names; give text, CSV, TSV, JSON, JSON lines or Parquet"
 
 
 def _read(source: Any, count: int) -> bytes:

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy
 
 from nemo_prune.errors import PromptFileError
-from nemo_prune.files.content import LOOKED_THROUGH, odd_cells
-from nemo_prune.files.lists import FORMATS, STDIN, Format, Listing, is_packed
+from nemo_prune.files.columns import unread_columns
+from nemo_prune.files.content import odd_cells
+from nemo_prune.files.lists import FORMATS, LOOKED_THROUGH, STDIN, Format, Listing, is_packed
 from nemo_prune.files.prompts import (
     holds_break,
     label_column,
@@ -32,7 +33,6 @@ from nemo_prune.files.prompts import (
     prompt_key,
     spanning_note,
     text_of,
-    unread_columns,
 )
 from nemo_prune.files.source import Source, opened, size_of
 
@@ -268,7 +268,14 @@ class PromptStream:
         for note in source.notes:
             if note not in notes:
                 notes.append(note)
-        listing = Listing(source.path, source.format, begin, columns=source.columns, named=source.named)
+        listing = Listing(
+            source.path,
+            source.format,
+            begin,
+            columns=source.columns,
+            named=source.named,
+            beside=source.beside,
+        )
         key = prompt_key(listing, self._column)
         found = unread_columns(listing, self._column, key)
         found += odd_cells(listing, key)

@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 
 from nemo_prune.errors import OptionError, option
 from nemo_prune.files.atomic import write_new
-from nemo_prune.files.lists import COLUMNS, FOREIGN, FORMATS
+from nemo_prune.files.lists import FOREIGN, FORMATS
+from nemo_prune.files.names import COLUMNS
 from nemo_prune.files.text import STAND_IN_BYTES, absent, stand_in
 from nemo_prune.files.trees import in_any_form, start_of
 from nemo_prune.options import TargetsMatch
