@@ -15,17 +15,15 @@ from typing import Any
 
 from nemo_prune.checkpoint.blocks import plain_name
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint
-from nemo_prune.checkpoint.recognize import (
-    SCALES,
-    SHARD,
-    USUAL_NAMES,
+from nemo_prune.checkpoint.foreign import (
+    audio_class,
     class_of,
-    identify,
     is_addition,
     is_controlnet,
     is_value_like,
     refuse_pictures,
 )
+from nemo_prune.checkpoint.recognize import SCALES, SHARD, USUAL_NAMES, identify
 from nemo_prune.errors import CheckpointError
 from nemo_prune.files.header import Header, is_training_state, quoted, read_header
 from nemo_prune.files.strict_json import read_object
@@ -38,7 +36,6 @@ _OTHERS = re.compile(
     r"(text_encoder|vae|vqvae|movq|safety_checker|image_encoder|tokenizer|scheduler|feature_extractor)"
     r"(_.*)?"
 )
-_AUDIO = re.compile(r"Audio|Music|Riffusion")  # of diffusers; a spectrogram is drawn like a picture
 _EMA = re.compile(r"(^|[^a-z])ema([^a-z]|$)")
 # What may lie beside an ONNX graph and is none of the files into which it puts its weights.
 _NO_WEIGHTS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".jpeg", ".webp",
@@ -125,12 +122,8 @@ def _check_kind(root: Path) -> None:
             f"{root}: is an entry of Hugging Face's cache, which may hold several revisions; give "
             f"one of the folders in its snapshots/"
         )
-    kind = class_of(root)
-    if _AUDIO.search(kind):
-        raise CheckpointError(
-            f"{root}: is an audio model ({kind}), a family the method was never tried on; give an image "
-            f"model"
-        )
+    if fault := audio_class(class_of(root)):
+        raise CheckpointError(f"{root}: {fault}")
 
 
 def _denoisers(root: Path, files: Sequence[Path]) -> list[Checkpoint]:
@@ -148,7 +141,7 @@ def _denoisers(root: Path, files: Sequence[Path]) -> list[Checkpoint]:
                         f"value layers would stay unpruned; move {folder.relative_to(root)}/ out of "
                         f"{root}"
                     )
-                found.append(identify(copy.name, headers, class_of(folder)))
+                found.append(identify(copy.name, headers, folder))
     plain = [copy for copy in found if copy.layout == "unet-diffusers"]
     own = [copy for copy in plain if copy.path.parent in (root, *places)]
     if not own:
@@ -196,7 +189,7 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
     # What the folder holds instead says best what it is.
     for copy in component_copies(root):
         if copy.name.name.startswith(USUAL_NAMES):
-            identify(copy.name, _headers(copy), class_of(root))
+            identify(copy.name, _headers(copy), root)
     stated = class_of(root)
     return (
         f"is {f'of the class {stated}, ' if stated else ''}a folder without unet/; give a diffusers "

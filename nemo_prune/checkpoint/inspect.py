@@ -6,10 +6,10 @@ from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, channels_from_text, model_sha256
 from nemo_prune.checkpoint.differences import holds_differences
+from nemo_prune.checkpoint.foreign import class_of
 from nemo_prune.checkpoint.holes import hole_in
 from nemo_prune.checkpoint.neurons import union
 from nemo_prune.checkpoint.provenance import MODELSPEC_HASH, earlier_neurons, provenance_of
-from nemo_prune.checkpoint.recognize import class_of
 from nemo_prune.checkpoint.zeros import Zeros, model_zeros
 from nemo_prune.errors import CheckpointError, rendered
 from nemo_prune.files.hashing import file_hashes
