@@ -21,6 +21,7 @@ from nemo_prune.checkpoint.foreign import (
     is_addition,
     is_controlnet,
     is_value_like,
+    other_noise,
     refuse_pictures,
 )
 from nemo_prune.checkpoint.recognize import SCALES, SHARD, USUAL_NAMES, identify
@@ -55,6 +56,11 @@ _MAGIC = re.compile(
     re.DOTALL,
 )
 _MAGIC_BYTES = 262
+# What lies in the checkpoints of other frameworks.
+_FRAMEWORKS = (
+    (re.compile(r"manifest\.ocdbt|_CHECKPOINT_METADATA"), "Orbax (JAX)"),
+    (re.compile(r"latest_checkpointed_iteration\.txt|iter_\d+|mp_rank_\d+(_\d+)?"), "Megatron"),
+)
 _CONFIGS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "scheduler")
 
 
@@ -97,6 +103,7 @@ def recognize_folder(root: Path) -> Checkpoint:
     whole = main.path.parent != root
     configs = _configs(root, main.record.denoiser, whole)
     stated = configs.get("scheduler", {}).get("prediction_type")
+    noise = other_noise(configs.get("scheduler", {}))
     return replace(
         main,
         path=root,
@@ -107,6 +114,7 @@ def recognize_folder(root: Path) -> Checkpoint:
         ema=any(copy.ema or _EMA.search(str(copy.path.relative_to(root))) for copy in found),
         prediction_type=stated or main.prediction_type,
         told_by="its scheduler's config" if stated else main.told_by,
+        unclear=f"{root}: {noise}" if noise else main.unclear,
         others=tuple(path for path in files if path not in edited and path not in twins),
         twins=twins,
         configs=configs,
@@ -174,9 +182,10 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
     if graphs and {path.suffix.lower() for path in pickles} & _PICKLES == {".onnx"}:
         return f"is an ONNX export ({graphs[0]}); give the diffusers folder it was made from"
     if pickles:
+        kind = "Flax's weights" if pickles[0].suffix == ".msgpack" else "a pickle or the like"
         return (
             f"holds its denoiser only in a form that is not opened ({pickles[0].relative_to(root)}), "
-            f"a pickle or the like; save it again with save_pretrained(safe_serialization=True)"
+            f"{kind}; save it again with save_pretrained(safe_serialization=True)"
         )
     if (root / "snapshots").is_dir():
         return (
@@ -186,11 +195,23 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
     for name in ("adapter_config.json", "pytorch_lora_weights.safetensors"):  # PEFT, diffusers
         if (root / name).is_file():
             return f"holds a LoRA or the like ({name}); merge it into its model and give that"
+    for path in entries(root):
+        if by := next((by for names, by in _FRAMEWORKS if names.fullmatch(path.name)), None):
+            return (
+                f"is a checkpoint of {by} ({path.name}), which is not read; give a diffusers folder or "
+                f"the .safetensors file itself"
+            )
     # What the folder holds instead says best what it is.
     for copy in component_copies(root):
         if copy.name.name.startswith(USUAL_NAMES):
             identify(copy.name, _headers(copy), root)
     stated = class_of(root)
+    loose = [path.name for path in entries(root) if path.suffix.lower() in _PICKLES]
+    if loose and not stated:
+        return (
+            f"is a folder without unet/, and {loose[0]} in it is not opened, as it can run code when "
+            f"loaded; give a diffusers folder, or a .safetensors file"
+        )
     return (
         f"is {f'of the class {stated}, ' if stated else ''}a folder without unet/; give a diffusers "
         f"folder, or the .safetensors file itself"

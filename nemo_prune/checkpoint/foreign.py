@@ -8,12 +8,16 @@ import contextlib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.header import Tensor, quoted
 from nemo_prune.files.strict_json import read_object
 from nemo_prune.files.trees import shown
 from nemo_prune.files.undo import UNDO_HEADER
+
+if TYPE_CHECKING:
+    from nemo_prune.checkpoint.checkpoint import Checkpoint
 
 Tensors = Mapping[str, Tensor]
 
@@ -43,6 +47,7 @@ _JOINT = (
 )
 _FROM_TEXT = re.compile(r"StableDiffusion(XL)?(Img2Img|Inpaint)?Pipeline")  # of diffusers
 _VIDEO_CLASS = re.compile(r"3D(?!i)|SpatioTemporal|Motion|Video|I2V|T2V")  # of diffusers
+_OTHER_NOISE = ("FlowMatch", "EDM", "CMStochastic")  # how diffusers' schedulers begin
 _AUDIO_CLASS = re.compile(r"Audio|Music|AceStep|Riffusion")  # a spectrogram is drawn like a picture
 # Of the denoisers that are read; older PixArts have the second, and weights of a Flax folder the first.
 _OWN_CLASS = re.compile(r"(Flax)?UNet2DConditionModel|(PixArt)?Transformer2DModel")
@@ -123,6 +128,18 @@ _VAE = re.compile(
     r"^(first_stage_model\.|(post_)?quant_conv\.|vae\.|(en|de)coder\.(conv_in|mid)\b"
     r"|(en|de)coder\.layers\.\d+\.conv\.\d)"  # the last: the tiny ones (TAESD)
 )
+_CLIP = re.compile(r"clip|(?!Chinese)\w*CLIP")
+_T5 = re.compile(r"t5|T5")
+# What pipelines call theirs; the last: latent diffusion's text-to-image.
+_ENCODERS = ("text_encoder", "text_encoder_2", "bert")
+# The table of words in a file's text encoder that is no CLIP, and whose it is.
+_FOREIGN_WORDS = tuple(
+    (re.compile(rf"(cond_stage_model|conditioner|text_encoder)\..*\b{words}\.weight"), kind)
+    for words, kind in (
+        (r"roberta\b.*word_embeddings", "roberta"), ("word_embeddings", "bert"),
+        ("token_emb", "bert"), ("shared", "t5"),
+    )
+)  # fmt: skip
 
 
 def class_of(folder: Path) -> str:
@@ -175,6 +192,18 @@ def audio_class(stated: str) -> str:
         f"is an audio model ({shown(stated)}), a family the method was never tried on; give an image "
         f"model"
     )
+
+
+def other_noise(schedule: Mapping[str, Any], names: Collection[str] = ()) -> str:
+    """Why no noise difference is defined for a model of this scheduler's config and tensors, or ""."""
+    kind, predicts = str(schedule.get("_class_name", "")), schedule.get("prediction_type")
+    flows = predicts == "flow_prediction" or schedule.get("use_flow_sigmas") is True
+    if flows or kind.startswith(_OTHER_NOISE) or any(name.startswith("edm_") for name in names):
+        return (
+            "was trained on another noise process (flow matching, EDM, consistency), for which the "
+            "noise difference is not defined; give an ordinary Stable Diffusion 1, 2 or XL"
+        )
+    return ""
 
 
 def is_pixarts(stated: str) -> bool:
@@ -317,3 +346,34 @@ def is_addition(names: Collection[str]) -> bool:
 def is_value_like(name: str) -> bool:
     """True for the names of cross-attention value tensors of any layout, known or not."""
     return "attn2" in name and "to_v" in name
+
+
+def foreign_encoder(checkpoint: "Checkpoint") -> str:
+    """The kind of the model's own text encoder where that is none that its family is read with, or "".
+
+    Of a folder as its configs say it, of a denoiser's folder or file within one as that one's do; of
+    another file as its tensors' names do. Raises CheckpointError for a config that cannot be read.
+    """
+    known = _T5 if checkpoint.record.denoiser == "transformer" else _CLIP
+    root = checkpoint.path.absolute()
+    if checkpoint.is_folder or root.parent.name in ("unet", "transformer"):
+        if checkpoint.layout != "diffusers":
+            root = root.parent if checkpoint.is_folder else root.parent.parent
+        kinds = (_kind(root, name) for name in _ENCODERS)
+        return next((kind for kind in kinds if kind and not known.match(kind)), "")
+    names = (name.removeprefix(checkpoint.wrapper) for name in checkpoint.tensors)
+    found = (kind for name in names for words, kind in _FOREIGN_WORDS if words.match(name))
+    return next(found, "")
+
+
+def _kind(root: Path, name: str) -> str:
+    """What a diffusers folder says of one of its text encoders, "" if nothing."""
+    index, path = root / "model_index.json", root / name / "config.json"
+    if not index.is_file():
+        return ""  # another's folder
+    config = read_object(path) if path.is_file() else {}
+    if isinstance(kind := config.get("model_type"), str) and kind:
+        return kind
+    listed = read_object(index).get(name)
+    kind = listed[1] if isinstance(listed, list) and len(listed) == 2 else None
+    return kind if isinstance(kind, str) else ""

@@ -22,6 +22,7 @@ from nemo_prune.checkpoint.foreign import (
     is_addition,
     is_pixarts,
     is_value_like,
+    other_noise,
     refuse_pictures,
     refuse_whole,
     refuse_without_values,
@@ -181,6 +182,7 @@ def _identify(path: Path, headers: Sequence[Header], stated: str, named: str) ->
         wrapper=wrapper,
         told_by=told_by,
         zero_snr="ztsnr" in tensors,
+        unclear=f"{path}: {noise}" if (noise := other_noise({}, tensors)) else None,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import typing
@@ -394,6 +395,39 @@ def test_batches_are_scored_as_a_list_is(model: Path, caplog: pytest.LogCaptureF
         assert "secret" not in str(caught.value)
     with pytest.raises(NemoPruneError, match="workers, ray: whoever gives the batches"):
         nemo_prune.Scorer(model, workers=2)
+    # As a pool of processes sends it.
+    there = pickle.loads(pickle.dumps(scorer))({"text": np.array([PROMPTS[0]])})
+    assert there["score"][0] == alone[0].score
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("0:1,3:2", "str '0:1,3:2' names no neurons here, only on the command line; give a manifest"),
+        (["0:1"], "str '0:1' names no neuron here, only on the command line"),
+        ([(0, 1), (0, 25.0)], r"tuple '\(0, 25.0\)' names no neuron; give a manifest"),
+        ({0: [1], 3: 2}, r"tuple '\(3, 2\)' names no neuron;"),
+        (7, "int '7' names no neurons;"),
+    ],
+)
+def test_what_names_no_neurons_is_shown(model: Path, tmp_path: Path, given: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=f"neurons: {words}"):
+        nemo_prune.apply(model, given, tmp_path / "o.safetensors")
+
+
+def test_one_neuron_is_a_list_of_one(model: Path, tmp_path: Path) -> None:
+    layer = nemo_prune.open_checkpoint(model).value_layers[0].name
+    assert nemo_prune.apply(model, nemo_prune.Neuron(layer, 1), tmp_path / "o").rows_zeroed == 1
+
+
+def test_slips_in_options(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="seedz: there is no such option; seeds is one"):
+        nemo_prune.detect(model, PROMPTS, seedz=3)  # type: ignore[call-arg]
+    with pytest.raises(NemoPruneError, match="xyzzy: there is no such option; there are seeds, seed"):
+        nemo_prune.detect(model, PROMPTS, xyzzy=3)  # type: ignore[call-arg]
+    monkeypatch.setenv("HOME", str(model.parent))
+    monkeypatch.setenv("USERPROFILE", str(model.parent))
+    assert nemo_prune.open_checkpoint(f"~/{model.name}").path == model
 
 
 # ----------------------------------------------------------------------------- a file from end to end
@@ -647,6 +681,7 @@ def test_no_network_and_no_setting_without_the_command_line(model: Path, tmp_pat
         SEALED.partition("from nemo_prune")[0]
         + f"""
 import os
+import pickle
 before = dict(os.environ)
 import nemo_prune
 nemo_prune.detect({str(model)!r}, {PROMPTS!r}, seeds=3, tau=0.0, gate=0.0, device="cpu")
