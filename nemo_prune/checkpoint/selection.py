@@ -217,6 +217,8 @@ def named_neurons(given: object, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     found = []
     one: Any = given
     try:
+        if isinstance(given, str):
+            raise TypeError
         if isinstance(given, Neuron):
             given = [given]
         if isinstance(given, Mapping):
@@ -240,12 +242,10 @@ def named_neurons(given: object, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
                 )
             found.append(Neuron(known[name].name if name in known else name, row))
     except (TypeError, ValueError, KeyError):
-        is_ = f"{type(one).__name__} {str(one)[:60]!a}"
+        hand = "; layer:row is how the command line has them" if is_by_hand(one) else ""
         raise OptionError(
-            f"{option('neurons')}: {is_} names no {'neuron' if one is not given else 'neurons'}"
-            f"{' here, only on the command line' if is_by_hand(one) else ''}; give a manifest, "
-            f"Neuron(layer, row) of each, or rows by layer; a layer is its name, such as {first}, or "
-            f"its number"
+            f"{option('neurons')}: give a manifest, or Neuron(layer, row) of each; a layer is its name, "
+            f"such as {first}, or its number; {type(one).__name__} {str(one)[:60]!a} is none{hand}"
         ) from None
     return tuple(found)
 

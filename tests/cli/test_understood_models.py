@@ -359,7 +359,7 @@ def test_files_of_other_programs(
         (["manifest.ocdbt", "_METADATA"], "is a checkpoint of Orbax (JAX) (manifest.ocdbt), which is"),
         (["latest_checkpointed_iteration.txt"], "is a checkpoint of Megatron"),
         (["unet_ema.pt"], "is a folder without unet/, and unet_ema.pt in it is not opened, as it"),
-        (["unet/diffusion_flax_model.msgpack"], "is not opened (unet/diffusion_flax_model.msgpack), Flax"),
+        (["unet/diffusion_flax_model.msgpack"], "is not opened (unet/diffusion_flax_model.msgpack), F"),
     ],
 )  # fmt: skip
 def test_folders_of_other_frameworks(tmp_path: Path, names: list[str], words: str) -> None:
