@@ -16,21 +16,22 @@ or, where nothing is written, a live diffusers pipeline. Further keyword argumen
 functions that need it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from os import PathLike, fspath
+from difflib import get_close_matches
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+from nemo_prune.arguments import path_of, texts_of
 from nemo_prune.checkpoint.apply import Written, write_model
 from nemo_prune.checkpoint.checkpoint import Checkpoint, check_neurons
 from nemo_prune.checkpoint.manifest import Manifest, read_manifest
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import open_checkpoint as _open_checkpoint
 from nemo_prune.checkpoint.provenance import stated_settings
-from nemo_prune.checkpoint.selection import check_fits, from_manifest, named_neurons
+from nemo_prune.checkpoint.selection import check_fits, from_manifest, is_by_hand, named_neurons
 from nemo_prune.errors import OptionError, option
-from nemo_prune.files.lists import named_format
 from nemo_prune.files.prompts import read_prompts as _read_prompts
 from nemo_prune.files.sidecars import find_sidecars
 from nemo_prune.options import (
@@ -104,7 +105,7 @@ def open_checkpoint(path: AnyPath) -> Checkpoint:
         CheckpointError: it is missing, damaged, or of a kind that the method does not apply to.
         OptionError: what is given is no path.
     """
-    return _open_checkpoint(_path(path, "path"))
+    return _open_checkpoint(path_of(path, "path"))
 
 
 def read_prompts(path: AnyPath) -> tuple[str, ...]:
@@ -114,7 +115,7 @@ def read_prompts(path: AnyPath) -> tuple[str, ...]:
         PromptFileError: it is missing, empty, not UTF-8, or has no column caption, prompt or text.
         OptionError: what is given is no path, or several.
     """
-    return _read_prompts(_path(path, "path")).texts
+    return _read_prompts(path_of(path, "path")).texts
 
 
 def detect(
@@ -173,7 +174,8 @@ class Scorer:
             batch_size=256,
         )
 
-    Each Scorer loads the model. Give a calibration file: else each also scores the ordinary prompts.
+    Each Scorer loads the model; one that is sent to another process loads it again there. Give a
+    calibration file: else each also scores the ordinary prompts.
 
     Args:
         model: a checkpoint or its path.
@@ -196,9 +198,13 @@ class Scorer:
         from nemo_prune.scoring.batches import Batches
 
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
-        self._batches = Batches(
-            checkpoint, _options(options), _ordinary(calibration_prompts), column, not all_seeds
-        )
+        ordinary = _ordinary(calibration_prompts)
+        self._made_of = (checkpoint, column, ordinary, all_seeds, options)
+        self._batches = Batches(checkpoint, _options(options), ordinary, column, not all_seeds)
+
+    def __reduce__(self) -> "tuple[Callable[..., Scorer], tuple[Any, ...]]":
+        """It is sent as what it is made of: where it arrives, it loads the model again."""
+        return _scorer, self._made_of
 
     def __call__(self, batch: Mapping[str, "NDArray[Any]"]) -> "dict[str, NDArray[Any]]":
         """Score a batch.
@@ -218,6 +224,12 @@ class Scorer:
             CheckpointError: the model gives NaN, or no caption changes what it predicts.
         """
         return self._batches.scored(batch)
+
+
+def _scorer(
+    model: Checkpoint, column: str, ordinary: Sequence[str] | None, all_seeds: bool, options: Any
+) -> Scorer:
+    return Scorer(model, column=column, calibration_prompts=ordinary, all_seeds=all_seeds, **options)
 
 
 def localize(
@@ -358,7 +370,9 @@ def apply(
     provenance: dict[str, str] = {}
     whence = Path("the manifest")
     if isinstance(neurons, str | PathLike):
-        whence = Path(neurons)
+        if is_by_hand(neurons) and not Path(neurons).exists():
+            named_neurons(neurons, checkpoint)  # says what is due
+        whence = path_of(neurons, option("neurons"))
         neurons = read_manifest(whence)
     if isinstance(neurons, Manifest):
         check_fits(neurons, whence, checkpoint)
@@ -371,10 +385,10 @@ def apply(
         if not chosen:
             raise OptionError(f"{option('neurons')}: there are none, so nothing would change; name some")
     return write_model(
-        checkpoint, chosen, _path(output, "output"), provenance, overwrite=overwrite,
-        undo=None if undo is None else _path(undo, option("undo")), link=link,
+        checkpoint, chosen, path_of(output, "output"), provenance, overwrite=overwrite,
+        undo=None if undo is None else path_of(undo, option("undo")), link=link,
         drop_pickles=drop_pickles, hashed=hashed,
-        sidecars=find_sidecars(checkpoint.path, _path(output, "output")) if sidecars else {},
+        sidecars=find_sidecars(checkpoint.path, path_of(output, "output")) if sidecars else {},
     )  # fmt: skip
 
 
@@ -447,7 +461,7 @@ def verify(
     wanted = (
         manifest
         if manifest is None or isinstance(manifest, Manifest)
-        else read_manifest(_path(manifest, "manifest"))
+        else read_manifest(path_of(manifest, "manifest"))
     )
     check_inputs(before, after, texts, wanted)
     stated = stated_settings(after.metadata, after.path)
@@ -455,16 +469,16 @@ def verify(
         progress.note(line)
     asked = as_pruned(_options(options), stated, options.keys())
     bundled, whence = bundled_ordinary()
-    place = None if targets is None else _path(targets, option("targets"))
+    place = None if targets is None else path_of(targets, option("targets"))
     Reporting(targets=place, targets_match=targets_match, images=images)  # refuses what does not go
     told = Targets() if place is None else find_targets(place, texts, targets_match)
-    ordinary_texts = bundled if ordinary is None else _texts(ordinary, "ordinary")
+    ordinary_texts = bundled if ordinary is None else texts_of(ordinary, "ordinary")
     settings = PictureSettings(
         images, picture_steps, guidance, ordinary_images=ordinary_images, targets=told.pictures,
         targets_match=told.match, targets_left=told.left,
     )  # fmt: skip
     likeness = open_likeness(
-        *(None if path is None else _path(path, "sscd, clip") for path in (sscd, clip))
+        *(None if path is None else path_of(path, "sscd, clip") for path in (sscd, clip))
     )
     thresholds = verify_thresholds(before, asked, _ordinary(calibration_prompts), stated, progress)
     inputs = VerifyInputs(
@@ -472,6 +486,10 @@ def verify(
         wanted, show_prompts, whence if ordinary is None else "the caller",
     )  # fmt: skip
     return run(inputs, likeness, settings, progress)
+
+
+class _UnknownOption(OptionError, TypeError):
+    """A keyword argument that there is not."""
 
 
 class _NotScorable(OptionError, ValueError):
@@ -526,69 +544,33 @@ def memorization_scores(noise_differences: "Tensor", *, published: bool = False)
 
 def _prompts(prompts: Iterable[str]) -> tuple[str, ...]:
     """Raises OptionError for what is no list of texts, and for an empty one."""
-    texts = _texts(prompts, "prompts")
+    texts = texts_of(prompts, "prompts")
     if not texts:
         raise OptionError("prompts: give at least one")
     return texts
 
 
-def _texts(given: Iterable[str] | None, name: str) -> tuple[str, ...]:
-    """Raises OptionError for one text, a path, a table, and what else is no list of texts."""
-    what = "one text" if isinstance(given, str) else "a path" if isinstance(given, PathLike) else ""
-    file = getattr(given, "name", None) if hasattr(given, "read") else None
-    if isinstance(file, str) and named_format(Path(file)) not in (None, "txt"):
-        raise OptionError(f"{name}: give the path to nemo_prune.read_prompts, not the open file {file}")
-    # Tables give the names of their columns one by one, so these would be the prompts.
-    of_columns = hasattr(given, "columns") or hasattr(given, "column_names")
-    if not what and (of_columns or getattr(given, "ndim", 1) != 1):
-        raise OptionError(
-            f"{name}: give a list of texts, not a {type(given).__name__} of columns; of a table give "
-            f"one column, such as list(table['caption'])"
-        )
-    listed = not what and isinstance(given, Iterable) and not isinstance(given, Mapping)
-    texts = tuple(given) if listed and given is not None else ()
-    keys = getattr(given, "keys", None)
-    if texts and callable(keys) and texts == tuple(keys()):
-        what = "a mapping of them"
-    odd = [(n, one) for n, one in enumerate(texts) if not isinstance(one, str)]
-    if odd and not what:
-        place, one = odd[0]
-        missing = one is None or str(one) in ("nan", "<NA>")
-        is_ = "missing; leave such out, as dropna() does" if missing else f"a {type(one).__name__}"
-        what = f"one whose entry {place} (from 0) is {is_}"
-    if what or not listed:
-        what = what or "something else"
-        raise OptionError(
-            f"{name}: give a list of texts, not {what}; nemo_prune.read_prompts reads a file's"
-        )
-    return texts
-
-
-def _path(given: object, name: str) -> Path:
-    """Raises OptionError for what is no path, bytes too, and for several."""
-    if isinstance(given, str | PathLike) and isinstance(path := fspath(given), str):
-        return Path(path)
-    several = isinstance(given, list | tuple | set | dict)
-    cure = "one path; call it for each" if several else "a path, as text or a pathlib.Path"
-    raise OptionError(f"{name}: is a {type(given).__name__}; give {cure}")
-
-
 def _ordinary(prompts: Iterable[str] | None) -> tuple[str, ...] | None:
-    return None if prompts is None else _texts(prompts, "calibration_prompts")
+    return None if prompts is None else texts_of(prompts, "calibration_prompts")
 
 
 def _options(given: OptionFields) -> Options:
     """The options, with paths as such."""
     made: dict[str, Any] = dict(given)
+    known = list(OptionFields.__annotations__)
+    if unknown := [name for name in made if name not in known]:
+        near = get_close_matches(unknown[0], known, 1)
+        which = f"{near[0]} is one" if near else f"there are {', '.join(known)}"
+        raise _UnknownOption(f"{unknown[0]}: there is no such option; {which}")
     for name in ("calibration", "config"):
         if made.get(name) is not None:
-            made[name] = _path(made[name], option(name))
+            made[name] = path_of(made[name], option(name))
     if type(made.get("device")).__module__ == "torch":  # a torch.device
         made["device"] = str(made["device"])
     sources = made.get("text_encoder", ())
     if isinstance(sources, str | PathLike) or not isinstance(sources, Iterable):
         sources = [sources]
-    made["text_encoder"] = tuple(_path(source, option("text_encoder")) for source in sources)
+    made["text_encoder"] = tuple(path_of(source, option("text_encoder")) for source in sources)
     return Options(**made)
 
 
@@ -596,7 +578,7 @@ def _options(given: OptionFields) -> Options:
 def _loaded(model: Model, given: OptionFields) -> "Iterator[tuple[Checkpoint, LoadedModel | None]]":
     """The model as a checkpoint, and as a loaded one where it is a live pipeline."""
     if isinstance(model, str | PathLike | bytes):
-        model = _open_checkpoint(_path(model, "model"))
+        model = _open_checkpoint(path_of(model, "model"))
     if isinstance(model, Checkpoint):
         yield model, None
         return

@@ -291,7 +291,11 @@ def _fill(
         if path.suffix == WEIGHTS:
             before[place] = after[place] = file_sha256(target)
     if undo is not None:
-        write_index(undo, joint_sha256(before), edited, [checkpoint.place(p) for p in checkpoint.twins])
+        left_out = [checkpoint.place(path) for path in checkpoint.twins]
+        configs = {
+            p: file_sha256(path) for p, path in checkpoint.kept().items() if path.suffix == ".json"
+        }
+        write_index(undo, joint_sha256(before), edited, left_out, configs)
     return Written(
         path=out,
         sha256=joint_sha256(after) if hashed else None,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint, Part
+from nemo_prune.checkpoint.foreign import no_model
 from nemo_prune.checkpoint.neurons import Neuron
 from nemo_prune.checkpoint.open import are_folders, open_checkpoint
-from nemo_prune.checkpoint.recognize import no_model
 from nemo_prune.checkpoint.zeros import zero_in_value
 from nemo_prune.errors import CheckpointError, ManifestError
 from nemo_prune.files import diff

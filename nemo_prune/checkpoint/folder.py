@@ -15,17 +15,16 @@ from typing import Any
 
 from nemo_prune.checkpoint.blocks import plain_name
 from nemo_prune.checkpoint.checkpoint import WEIGHTS, Checkpoint
-from nemo_prune.checkpoint.recognize import (
-    SCALES,
-    SHARD,
-    USUAL_NAMES,
+from nemo_prune.checkpoint.foreign import (
+    audio_class,
     class_of,
-    identify,
     is_addition,
     is_controlnet,
     is_value_like,
+    other_noise,
     refuse_pictures,
 )
+from nemo_prune.checkpoint.recognize import SCALES, SHARD, USUAL_NAMES, identify
 from nemo_prune.errors import CheckpointError
 from nemo_prune.files.header import Header, is_training_state, quoted, read_header
 from nemo_prune.files.strict_json import read_object
@@ -38,7 +37,6 @@ _OTHERS = re.compile(
     r"(text_encoder|vae|vqvae|movq|safety_checker|image_encoder|tokenizer|scheduler|feature_extractor)"
     r"(_.*)?"
 )
-_AUDIO = re.compile(r"Audio|Music|Riffusion")  # of diffusers; a spectrogram is drawn like a picture
 _EMA = re.compile(r"(^|[^a-z])ema([^a-z]|$)")
 # What may lie beside an ONNX graph and is none of the files into which it puts its weights.
 _NO_WEIGHTS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".jpeg", ".webp",
@@ -58,6 +56,11 @@ _MAGIC = re.compile(
     re.DOTALL,
 )
 _MAGIC_BYTES = 262
+# What lies in the checkpoints of other frameworks.
+_FRAMEWORKS = (
+    (re.compile(r"manifest\.ocdbt|_CHECKPOINT_METADATA"), "Orbax (JAX)"),
+    (re.compile(r"latest_checkpointed_iteration\.txt|iter_\d+|mp_rank_\d+(_\d+)?"), "Megatron"),
+)
 _CONFIGS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "scheduler")
 
 
@@ -100,6 +103,7 @@ def recognize_folder(root: Path) -> Checkpoint:
     whole = main.path.parent != root
     configs = _configs(root, main.record.denoiser, whole)
     stated = configs.get("scheduler", {}).get("prediction_type")
+    noise = other_noise(configs.get("scheduler", {}))
     return replace(
         main,
         path=root,
@@ -110,6 +114,7 @@ def recognize_folder(root: Path) -> Checkpoint:
         ema=any(copy.ema or _EMA.search(str(copy.path.relative_to(root))) for copy in found),
         prediction_type=stated or main.prediction_type,
         told_by="its scheduler's config" if stated else main.told_by,
+        unclear=f"{root}: {noise}" if noise else main.unclear,
         others=tuple(path for path in files if path not in edited and path not in twins),
         twins=twins,
         configs=configs,
@@ -125,12 +130,8 @@ def _check_kind(root: Path) -> None:
             f"{root}: is an entry of Hugging Face's cache, which may hold several revisions; give "
             f"one of the folders in its snapshots/"
         )
-    kind = class_of(root)
-    if _AUDIO.search(kind):
-        raise CheckpointError(
-            f"{root}: is an audio model ({kind}), a family the method was never tried on; give an image "
-            f"model"
-        )
+    if fault := audio_class(class_of(root)):
+        raise CheckpointError(f"{root}: {fault}")
 
 
 def _denoisers(root: Path, files: Sequence[Path]) -> list[Checkpoint]:
@@ -148,7 +149,7 @@ def _denoisers(root: Path, files: Sequence[Path]) -> list[Checkpoint]:
                         f"value layers would stay unpruned; move {folder.relative_to(root)}/ out of "
                         f"{root}"
                     )
-                found.append(identify(copy.name, headers, class_of(folder)))
+                found.append(identify(copy.name, headers, folder))
     plain = [copy for copy in found if copy.layout == "unet-diffusers"]
     own = [copy for copy in plain if copy.path.parent in (root, *places)]
     if not own:
@@ -181,9 +182,10 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
     if graphs and {path.suffix.lower() for path in pickles} & _PICKLES == {".onnx"}:
         return f"is an ONNX export ({graphs[0]}); give the diffusers folder it was made from"
     if pickles:
+        kind = "Flax's weights" if pickles[0].suffix == ".msgpack" else "a pickle or the like"
         return (
             f"holds its denoiser only in a form that is not opened ({pickles[0].relative_to(root)}), "
-            f"a pickle or the like; save it again with save_pretrained(safe_serialization=True)"
+            f"{kind}; save it again with save_pretrained(safe_serialization=True)"
         )
     if (root / "snapshots").is_dir():
         return (
@@ -193,11 +195,23 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
     for name in ("adapter_config.json", "pytorch_lora_weights.safetensors"):  # PEFT, diffusers
         if (root / name).is_file():
             return f"holds a LoRA or the like ({name}); merge it into its model and give that"
+    for path in entries(root):
+        if by := next((by for names, by in _FRAMEWORKS if names.fullmatch(path.name)), None):
+            return (
+                f"is a checkpoint of {by} ({path.name}), which is not read; give a diffusers folder or "
+                f"the .safetensors file itself"
+            )
     # What the folder holds instead says best what it is.
     for copy in component_copies(root):
         if copy.name.name.startswith(USUAL_NAMES):
-            identify(copy.name, _headers(copy), class_of(root))
+            identify(copy.name, _headers(copy), root)
     stated = class_of(root)
+    loose = [path.name for path in entries(root) if path.suffix.lower() in _PICKLES]
+    if loose and not stated:
+        return (
+            f"is a folder without unet/, and {loose[0]} in it is not opened, as it can run code when "
+            f"loaded; give a diffusers folder, or a .safetensors file"
+        )
     return (
         f"is {f'of the class {stated}, ' if stated else ''}a folder without unet/; give a diffusers "
         f"folder, or the .safetensors file itself"

@@ -6,10 +6,10 @@ from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, channels_from_text, model_sha256
 from nemo_prune.checkpoint.differences import holds_differences
+from nemo_prune.checkpoint.foreign import class_of, foreign_encoder
 from nemo_prune.checkpoint.holes import hole_in
 from nemo_prune.checkpoint.neurons import union
 from nemo_prune.checkpoint.provenance import MODELSPEC_HASH, earlier_neurons, provenance_of
-from nemo_prune.checkpoint.recognize import class_of
 from nemo_prune.checkpoint.zeros import Zeros, model_zeros
 from nemo_prune.errors import CheckpointError, rendered
 from nemo_prune.files.hashing import file_hashes
@@ -24,6 +24,8 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
     as when a program kept the metadata and lost the edit, or an unpruned copy was laid beside; None if
     that entry is damaged. `hashed` adds "hashes": of the whole file ("sha256", "a1111"), of all behind
     the header ("modelspec"), and "modelspec_stated", what the metadata say of the latter or None.
+
+    "text_encoder_foreign" is the kind of a text encoder that its family is not read with, or None.
 
     "incomplete" is why the model was not downloaded to its end, as `hole_in` says it, or None.
 
@@ -51,6 +53,7 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
         "prediction_type_told_by": checkpoint.told_by or None,
         "prediction_type_unclear": None if checkpoint.unclear is None else rendered(checkpoint.unclear),
         "text_encoder": checkpoint.text_encoder,
+        "text_encoder_foreign": (checkpoint.text_encoder and foreign_encoder(checkpoint)) or None,
         "vae": checkpoint.vae,
         "ema": checkpoint.ema,
         "in_channels": checkpoint.in_channels,

@@ -31,15 +31,17 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nemo_prune.checkpoint.neurons import Neuron, is_neuron_table, union
-from nemo_prune.errors import ManifestError, option
+from nemo_prune.errors import CheckpointError, ManifestError, option
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.strict_json import Fault, check_keys, parse, typed
 from nemo_prune.files.text import read_text
+from nemo_prune.files.trees import start_of
 
 FORMAT = "nemo-prune-manifest/1"
 _KEYS = {"format", "version", "source", "options", "prompts", "neurons"}
@@ -105,6 +107,14 @@ def read_manifest(path: Path) -> Manifest:
     """Return the manifest at `path`; ManifestError, one line, if it is not a sound one."""
     path = Path(path)
     wanted = f"the JSON file that {option('manifest')} wrote"
+    start = b""
+    with suppress(CheckpointError):  # what cannot be read is said below
+        start = start_of(path, 9) if path.is_file() else start
+    if start[5:] == b"\0\0\0{":
+        raise ManifestError(
+            f"{path}: is a safetensors file, such as a model or what {option('undo')} kept, and no "
+            f"manifest; give {wanted}"
+        )
     text = read_text(path, ManifestError, "a manifest", wanted)
     if is_neuron_table(text):
         raise ManifestError(

@@ -5,9 +5,8 @@ known families are recognized too. A value layer is known by its name in diffuse
 layout of the file, so that one manifest fits all files of a model.
 """
 
-import contextlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,13 +14,24 @@ from pathlib import Path
 from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, PIXART_VALUE, Blocks, plain_name
 from nemo_prune.checkpoint.checkpoint import Checkpoint, Part, ValueLayer
 from nemo_prune.checkpoint.families import FAMILIES, Traits
+from nemo_prune.checkpoint.foreign import (
+    INJECTED,
+    class_of,
+    denoiser_class,
+    foreign_class,
+    is_addition,
+    is_pixarts,
+    is_value_like,
+    other_noise,
+    refuse_pictures,
+    refuse_whole,
+    refuse_without_values,
+)
 from nemo_prune.checkpoint.neurons import network_order
 from nemo_prune.checkpoint.provenance import joint_metadata
 from nemo_prune.checkpoint.sidecar import read_sidecar
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.header import Header, Tensor, quoted, read_header
-from nemo_prune.files.strict_json import read_object
-from nemo_prune.files.undo import UNDO_HEADER
 
 # Dtypes in which zero bytes mean 0.0: not F8_E8M0 (2^-127), not quantized integers (an offset).
 _ZERO_IS_ZERO = frozenset(
@@ -62,9 +72,9 @@ def recognize(path: Path) -> Checkpoint:
             f"the whole model (the one with unet/ in it)"
         )
     # The config beside a file of this name is its own.
-    stated = class_of(header.path.parent) if header.path.name.startswith(USUAL_NAMES) else ""
+    folder = header.path.parent if header.path.name.startswith(USUAL_NAMES) else None
     try:
-        found = _with_sidecar(identify(header.path, [header], stated))
+        found = _with_sidecar(identify(header.path, [header], folder))
     except CheckpointError as error:
         whole = header.path.parent.parent
         denoiser = header.path.parent.name in ("unet", "transformer")
@@ -74,13 +84,6 @@ def recognize(path: Path) -> Checkpoint:
         raise CheckpointError(what) from None
     refuse_pictures(header.path.parent, header.path)
     return found
-
-
-def refuse_pictures(denoiser: Path, path: Path) -> None:
-    """Raise CheckpointError, of `path`, if a denoiser's folder is a part of what pictures steer."""
-    denoiser = denoiser.absolute()  # "." has no name
-    if denoiser.name in ("unet", "transformer") and (fault := _steered_by_pictures(denoiser.parent)):
-        raise CheckpointError(f"{path}: {fault}")
 
 
 def _with_sidecar(checkpoint: Checkpoint) -> Checkpoint:
@@ -106,71 +109,40 @@ def _with_sidecar(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
-def class_of(folder: Path) -> str:
-    """The class of what a folder holds, as its config says, or ""."""
-    for path in (folder / "model_index.json", folder / "config.json"):
-        with contextlib.suppress(CheckpointError):  # whoever needs the config will say so
-            config = read_object(path) if path.is_file() else {}
-            listed = config.get("architectures")
-            for name in (config.get("_class_name"), *(listed if isinstance(listed, list) else ())):
-                if isinstance(name, str) and name.isidentifier():
-                    return name
-    return ""
-
-
-def _steered_by_pictures(folder: Path) -> str:
-    """Why the model of a diffusers folder is refused whose pipeline takes pictures and no text, or "".
-
-    Told by what its model_index.json lists, as its denoiser looks like one that is steered by text.
-    """
-    index = folder / "model_index.json"
-    listed = read_object(index) if index.is_file() else {}
-    held = {
-        name
-        for name, value in listed.items()
-        if isinstance(value, list) and any(isinstance(one, str) for one in value)
-    }
-    kind = class_of(folder)
-    # One of those may have been saved without its text, with an IP-Adapter's encoder.
-    if "image_encoder" not in held or held & {"tokenizer", "text_encoder"} or _FROM_TEXT.fullmatch(kind):
-        return ""
-    return (
-        f"is a model that is steered by pictures, not by text{f' ({kind})' if kind else ''}: its "
-        f"model_index.json lists an image_encoder and no tokenizer, so no caption says anything of it; "
-        f"{_GIVE}"
-    )
-
-
-def identify(path: Path, headers: Sequence[Header], stated: str = "") -> Checkpoint:
+def identify(path: Path, headers: Sequence[Header], folder: Path | None = None) -> Checkpoint:
     """The model of which these files are the one copy; `path` names it. Raises as `recognize` does.
 
-    stated: its class by its config, for the reason why it is refused; "" if none is known.
+    folder: where the config lies that states its class; None if none is known.
     """
+    stated = denoiser_class(folder) if folder else ""
     try:
-        return _identify(path, headers, stated)
+        return _identify(path, headers, stated, (class_of(folder) if folder and not stated else stated))
     except _Fault as fault:
         raise CheckpointError(f"{path}: {fault}") from None
 
 
-def _identify(path: Path, headers: Sequence[Header], stated: str) -> Checkpoint:
+def _identify(path: Path, headers: Sequence[Header], stated: str, named: str) -> Checkpoint:
+    """`identify`; `stated` is the denoiser's class, `named` that, or what else it is called."""
     stored = {name: tensor for header in headers for name, tensor in header.tensors.items()}
-    if fault := _refuse_whole(stored):
+    if fault := refuse_whole(stored):
         raise _Fault(fault)
     for wrapper in _wrappers(stored):
         # By their plain names; a `Tensor` has the name in the file.
         tensors = {plain_name(name, wrapper): tensor for name, tensor in stored.items()}
-        ldm, prefix, found = _find(tensors)
+        ldm, prefix, found = _find(tensors, stated)
         if found:
             break
     if not found:
-        raise _Fault(_refuse_without_values(stored, stated))
+        raise _Fault(refuse_without_values(stored, named))
+    if fault := foreign_class(stated):
+        raise _Fault(fault)
     if len(tensors) < len(stored):
         raise _Fault(
             "holds tensors twice, with and without the names that a compiled or wrapped model has, so "
             "which of them is used depends on the program; save the plain model"
         )
     if is_addition(tensors):
-        raise _Fault(_INJECTED)
+        raise _Fault(INJECTED)
     layers = tuple(
         _value_layer(tensors, canonical, found[canonical], prefix)
         for canonical in sorted(found, key=network_order)
@@ -195,20 +167,22 @@ def _identify(path: Path, headers: Sequence[Header], stated: str) -> Checkpoint:
     text = any(n.startswith(("cond_stage_model.", "conditioner.embedders.")) for n in tensors)
     vae = any(n.startswith("first_stage_model.") for n in tensors)
     prediction_type, told_by = _prediction_type(tensors, joint_metadata(headers))
+    family = _family(tensors, layers, prefix, found[layers[0].name])
     return Checkpoint(
         path=path,
-        family=_family(tensors, layers, prefix, found[layers[0].name]),
+        family=family,
         layout=("ldm" if text or vae else "unet-ldm") if ldm else "unet-diffusers",
         value_layers=layers,
         copies=(tuple(_part(header, layers) for header in headers),),
         text_encoder=text,
         vae=vae,
         ema=any(len(layer.tensors) > 1 for layer in layers),
-        in_channels=_in_channels(tensors, _entrance(tensors, ldm, prefix)),
+        in_channels=_in_channels(tensors, _entrance(family, ldm, prefix)),
         prediction_type=prediction_type,
         wrapper=wrapper,
         told_by=told_by,
         zero_snr="ztsnr" in tensors,
+        unclear=f"{path}: {noise}" if (noise := other_noise({}, tensors)) else None,
     )
 
 
@@ -240,22 +214,30 @@ def _part(header: Header, layers: Sequence[ValueLayer]) -> Part:
     return Part(header, tuple(layer for layer in own if layer.tensors or layer.biases))
 
 
-def _find(tensors: Tensors) -> tuple[bool, str, dict[str, str]]:
+def _find(tensors: Tensors, stated: str) -> tuple[bool, str, dict[str, str]]:
     """(LDM names?, their prefix, canonical layer name -> key of its main weight)."""
     for prefix in _LDM_PREFIXES:
         names = [n[len(prefix) :] for n in tensors if n.startswith(prefix)]
         if found := dict(Blocks(names).values()):
             return True, prefix, {layer: prefix + name for layer, name in found.items()}
-    value = PIXART_VALUE if _is_pixart(tensors) else DIFFUSERS_VALUE
+    value = PIXART_VALUE if _is_pixart(tensors, stated) else DIFFUSERS_VALUE
     plain = [n for n in tensors if value.fullmatch(n)]
     return False, "", {name.removesuffix(".weight"): name for name in plain}
 
 
-def _is_pixart(tensors: Tensors) -> bool:
-    """Whether these are all of PixArt's parts, by diffusers' names; others have blocks like its own."""
-    entrance = tensors.get("pos_embed.proj.weight")
+def _is_pixart(tensors: Tensors, stated: str) -> bool:
+    """Whether these are all of PixArt's parts, by diffusers' names; others have blocks like its own.
+
+    Allegro, for videos, has all of them too. But of each channel that it takes PixArt puts out two, the
+    noise and its variance. Where a config states the class, that is believed.
+    """
+    entrance, out = (tensors.get(f"{name}.weight") for name in ("pos_embed.proj", "proj_out"))
     rest = ("adaln_single.linear.weight", "caption_projection.linear_1.weight", "scale_shift_table")
-    return entrance is not None and len(entrance.shape) == 4 and all(name in tensors for name in rest)
+    if entrance is None or len(entrance.shape) != 4 or not all(name in tensors for name in rest):
+        return False
+    _, channels, height, width = entrance.shape
+    both = out is not None and out.shape[0] == 2 * channels * height * width
+    return both or is_pixarts(stated)
 
 
 def _value_layer(tensors: Tensors, canonical: str, key: str, prefix: str) -> ValueLayer:
@@ -351,9 +333,9 @@ def _family(tensors: Tensors, layers: Sequence[ValueLayer], prefix: str, first: 
     return family.name
 
 
-def _entrance(tensors: Tensors, ldm: bool, prefix: str) -> str:
+def _entrance(family: str, ldm: bool, prefix: str) -> str:
     """The convolution that takes the latents."""
-    if _is_pixart(tensors):
+    if family == "pixart":
         return "pos_embed.proj"
     return prefix + ("input_blocks.0.0" if ldm else "conv_in")
 
@@ -375,194 +357,3 @@ def _prediction_type(tensors: Tensors, metadata: Mapping[str, str]) -> tuple[str
         return _PREDICTION_TYPES[stated], "its metadata"
     # Tensors without meaning but their name, as ComfyUI reads them. ztsnr alone says nothing.
     return (_V, "its marker v_pred") if "v_pred" in tensors else (None, "")
-
-
-# ------------------------------------------------------------- what the method does not apply to
-
-_CONTROLNET = re.compile(
-    r"(^|\.)(control_model|zero_convs|input_hint_block|controlnet_cond_embedding"
-    r"|controlnet_down_blocks|controlnet_blocks)\.|^(lora_controlnet$|lllite_)"
-)
-_VIDEO = re.compile(
-    r"(\.|^)(time_stack|time_mixer|temporal_transformer(_blocks)?|motion_modules|temp_convs"
-    r"|temp_attentions|patchify_proj)\."
-)
-_LORA = re.compile(r"(^|[._])(lora|lycoris|hada|lokr|oft|dora)[._]|\.diff(_b)?$", re.IGNORECASE)
-_IP_ADAPTER = re.compile(r"\.to_[kv]_ip\.|^(ip_adapter|image_proj)\.")
-_WRAPPED_LAYER = re.compile(r"\.base_layer\.")
-
-_WHOLE = "give the checkpoint that it belongs to"
-_GIVE = "give a Stable Diffusion 1, 2 or XL checkpoint"
-_INJECTED = (
-    "is a model with an adapter (a LoRA or the like) injected and not merged; merge the adapter first "
-    "(diffusers: fuse_lora, then unload_lora_weights and save_pretrained)"
-)
-_JOINT = (
-    "its attention joins text and picture in one stream, so no value layer sees the text "
-    "alone and the method does not apply as it stands; use a Stable Diffusion 1, 2 or XL file"
-)
-_FROM_TEXT = re.compile(r"StableDiffusion(XL)?(Img2Img|Inpaint)?Pipeline")  # of diffusers
-_VIDEO_CLASS = re.compile(r"3D|SpatioTemporal|Motion|Video")  # of diffusers
-_VIDEO_REASON = "is a video model, a family the method was never tried on; give an image model"
-_PIXELS = "takes its text through added keys and values beside the picture's own, and has no layer attn2"
-
-# In this order: a name that tells less comes after the ones that tell more.
-_KINDS = tuple(
-    (re.compile(pattern), reason)
-    for pattern, reason in (
-        (r"\.weight\._(data|scale)$",
-         "is quantized (optimum-quanto), so zero bytes need not be zeros; give the model from before"),
-        (r"attn2\.to_v\.(parametrizations\.|weight_(g|v|orig|u)$)",
-         "has value layers whose weights are parametrized (weight_norm, spectral_norm), so a row is "
-         "computed from several tensors; remove the parametrization (torch: "
-         "remove_parametrizations(layer, 'weight')) and save it again"),
-        (r"(^|\.)stylegan_decoder\.|^(params(_ema)?\.)?body\.\d+\.rdb\d\.|\.RDB\d\.|\.residual_group\.blocks\.",
-         f"is an upscaler or face restorer, which mends pictures and draws none from text; {_GIVE}"),
-        (r"^id_adapter(_attn_layers)?\.",
-         f"is a PuLID, an addition that steers a model by a face; {_WHOLE}"),
-        (r"^connector\.perceiver_blocks\.",
-         f"is an ELLA, an addition that gives a model another text encoder; {_WHOLE}"),
-        (r"^brushnet_(down|mid|up)_blocks?\.",
-         f"is a BrushNet, an addition for inpainting; {_WHOLE}"),
-        (r"(^|\.)blocks\.\d+\.attn\.qkv_y\.", _VIDEO_REASON),  # Mochi
-        (r"(^|\.)blocks\.\d+\.cross_attn\.[qkv]_proj\.",
-         f"is a Cosmos model, a transformer which the method was never tried on; {_GIVE}"),
-        (r"\.to_(q|k|v|out)_custom_diffusion\.",
-         f"is of Custom Diffusion, an addition to a model; {_WHOLE}"),
-        (r"^(adapter\.)?body\.\d+\.(resnets\.|block\d|in_conv|skep|down_opt)",
-         f"is a T2I-Adapter, an addition that steers a model; {_WHOLE}"),
-        (r"(^|\.)(double_layers|joint_transformer_blocks)\.\d", f"is an AuraFlow model: {_JOINT}"),
-        (r"(^|\.)txt_in\.individual_token_refiner\.", _VIDEO_REASON),
-        (r"(^|\.)(double_blocks|single_transformer_blocks)\.\d", f"is a Flux model: {_JOINT}"),
-        (r"(^|\.)joint_blocks\.\d", f"is a Stable Diffusion 3 model: {_JOINT}"),
-        (r"(^|\.)(double|single)_stream_blocks\.\d", f"is a HiDream model: {_JOINT}"),
-        (r"\.attn\.add_v_proj\.",
-         f"is a joint-attention transformer (Stable Diffusion 3, Flux): {_JOINT}"),
-        (r"^(model\.)?(text_embedding_padding$|mlp_t5\.)|blocks\.\d+\.attn2\.kv_proj\.",
-         f"is a Hunyuan-DiT model, a transformer which the method was never tried on; {_GIVE}"),
-        (r"(^|\.)cap_pad_token$", f"is a Z-Image model: {_JOINT}"),
-        (r"(^|\.)(noise_refiner|context_refiner)\.\d", f"is a Lumina 2 model: {_JOINT}"),
-        (r"^llm\.layers\.\d", f"is an OmniGen model: {_JOINT}"),
-        (r"(^|\.)patch_embed\.text_proj\.", _VIDEO_REASON),  # CogVideoX
-        (r"(^|\.)(clip_txt_(pooled_)?mapper|clip_mapper|clip_img_mapper|effnet_mapper|pixels_mapper)\.",
-         f"is a stage of Stable Cascade (Wuerstchen), whose attention takes text and picture "
-         f"together; {_GIVE}"),
-        (r"encoder_hid_proj\.(image_embeds|text_proj|text_embeds)\.|(^|\.)(add_time_condition"
-         r"|visual_transformer_blocks|add_embedding\.(image_proj|text_proj|text_norm))\.",
-         f"is a Kandinsky model, which {_PIXELS}; {_GIVE}"),
-        (r"(^|\.)add_embedding\.pool\.", f"is a DeepFloyd IF model, which {_PIXELS}; {_GIVE}"),
-        (r"(^|\.)(input_blocks|output_blocks|down_blocks|up_blocks)\.\d.*\.attn2\.to_v\.",
-         "is a Stable Diffusion model whose parts a program saved under its own names (unet., vae.); "
-         "save the UNet alone, or the whole as a diffusers folder or by Stable Diffusion's own names"),
-        (r"(^|\.)(transformer_blocks\.\d+\.attn2\.to_v|blocks\.\d+\.cross_attn\.kv_linear)\.",
-         "is a transformer with cross-attention: of these PixArt-alpha and -sigma are read, from "
-         "diffusers folders, and the method was never tried on others (Sana, ...); give such a folder, "
-         "or a Stable Diffusion 1, 2 or XL checkpoint"),
-        (r"^((model|vlm)\.)?(text_decoder|visual_encoder|qformer|query_tokens|multi_modal_projector"
-         r"|image_text_embed)\b|^vision_tower\.",
-         f"is a captioner (BLIP, LLaVA, ...), which describes pictures and draws none; {_GIVE}"),
-    )
-)  # fmt: skip
-# diffusers calls an embedding's tensor as the word that it stands for.
-_EMBEDDING = re.compile(r"emb_params|clip_[lg]|string_to_param\..+|<.*>|[^.]+")
-_CALIBRATION = re.compile(r"(mean|std|rows)\..+|paths|norms")  # as scoring.calibration_file has them
-_TEXT_WIDTHS = (768, 1024, 1280)
-_TEXT = re.compile(
-    r"^(cond_stage_model|conditioner\.embedders|text_model|text_encoders?|transformer\.resblocks"
-    r"|encoder\.block\.\d+\.layer)\b"
-)
-_VAE = re.compile(
-    r"^(first_stage_model\.|(post_)?quant_conv\.|vae\.|(en|de)coder\.(conv_in|mid)\b"
-    r"|(en|de)coder\.layers\.\d+\.conv\.\d)"  # the last: the tiny ones (TAESD)
-)
-
-
-def _refuse_whole(tensors: Tensors) -> str | None:
-    """What speaks against a file even if its value layers look right; None if nothing does."""
-    if UNDO_HEADER in tensors or _is_calibration(tensors):
-        return no_model(tensors)
-    if is_controlnet(tensors):
-        return "holds a ControlNet, not a text-to-image model alone; give the model it steers"
-    if any(_VIDEO.search(name) for name in tensors):
-        return _VIDEO_REASON
-    if any(_WRAPPED_LAYER.search(name) for name in tensors):
-        return _INJECTED
-    return None
-
-
-def _refuse_without_values(tensors: Tensors, stated: str) -> str:
-    """Why a file in which no cross-attention value layer was found cannot be pruned."""
-    if _VIDEO_CLASS.search(stated):
-        return _VIDEO_REASON
-    if reason := no_model(tensors):
-        return reason
-    # Convolutions over time; StyleGAN's, which take one per picture, have as many dimensions.
-    if any(len(t.shape) == 5 and "modulated_conv" not in name for name, t in tensors.items()):
-        return _VIDEO_REASON
-    for pattern, reason in _KINDS:
-        if any(pattern.search(name) for name in tensors):
-            return reason
-    shapes = {tensor.shape for tensor in tensors.values()}
-    if all(map(_EMBEDDING.fullmatch, tensors)) and all(
-        len(shape) in (1, 2) and shape[-1] in _TEXT_WIDTHS for shape in shapes
-    ):
-        return f"is an embedding (textual inversion), a word for a model and not a model; {_WHOLE}"
-    if stray := next((name for name in tensors if is_value_like(name)), None):
-        return (
-            f"is of an unknown family: its value layers ({quoted(stray)}, ...) do not lie as in "
-            f"Stable Diffusion 1, 2 or XL; give such a checkpoint"
-        )
-    text, vae = (any(p.search(name) for name in tensors) for p in (_TEXT, _VAE))
-    unet = any("time_embed" in name for name in tensors)
-    if vae and not text and not unet:
-        return f"is a VAE alone, which draws no picture by itself; {_WHOLE}"
-    if text and not vae and not unet:
-        return f"is a text encoder alone, which draws no picture by itself; {_WHOLE}"
-    if any(name.startswith("vision_model.") for name in tensors) and not unet:
-        return f"is an image encoder alone (CLIP's), which draws no picture by itself; {_WHOLE}"
-    if stated:
-        return f"is of the class {stated}, without cross-attention value layers (attn2.to_v); {_GIVE}"
-    return f"is of an unknown family: it has no cross-attention value layers (attn2.to_v); {_GIVE}"
-
-
-def no_model(names: Collection[str]) -> str:
-    """What a file is that only goes with a model, and what to do; "" for all others."""
-    if UNDO_HEADER in names:
-        return (
-            f"is what {option('undo')} kept, the rows removed from a model; give the model itself, or "
-            f"bring them back: restore, with the pruned model and this as {option('undo')}"
-        )
-    if _is_calibration(names):
-        return (
-            f"is a calibration, what is ordinary for a model, and not a model; give it as "
-            f"{option('calibration')}, and leave it out of what is checked (pre-commit: files, exclude)"
-        )
-    if any(map(_IP_ADAPTER.search, names)):  # some hold LoRAs too
-        return f"is an IP-Adapter, an addition to a model that lets pictures be prompts; {_WHOLE}"
-    if any(name.startswith("id_encoder.") for name in names):  # they hold a LoRA too
-        return f"is a PhotoMaker, an addition that steers a model by a face; {_WHOLE}"
-    if is_addition(names):
-        return f"is a LoRA (or the like), an addition to a model; {_WHOLE}, with the LoRA merged"
-    return ""
-
-
-def _is_calibration(names: Collection[str]) -> bool:
-    return bool(names) and all(map(_CALIBRATION.fullmatch, names))
-
-
-def is_controlnet(names: Iterable[str]) -> bool:
-    """True for a ControlNet, or what holds one."""
-    return any(_CONTROLNET.search(name) for name in names)
-
-
-def is_addition(names: Collection[str]) -> bool:
-    """True for a LoRA and its like, which holds differences to a model and not the model.
-
-    False for a model in which one is injected; that is refused for itself.
-    """
-    return any(_LORA.search(name) for name in names) and not any(map(_WRAPPED_LAYER.search, names))
-
-
-def is_value_like(name: str) -> bool:
-    """True for the names of cross-attention value tensors of any layout, known or not."""
-    return "attn2" in name and "to_v" in name

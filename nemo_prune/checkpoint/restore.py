@@ -8,6 +8,7 @@ folder, which holds, for each file that was rewritten, its undo file at the same
     source_sha256  `model_sha256` of the folder that was pruned
     files          the rewritten files; without the list, one that is missing would not be missed
     left_out       what --drop-pickles left out, which no undo folder brings back
+    configs        {path: SHA-256} of its JSON files, so that one changed since is said
 
 Hidden folders are no part of a model: they were not copied when it was pruned, nor are they here.
 Who has it and the pruned folder has the memorized pictures back.
@@ -16,7 +17,7 @@ Who has it and the pruned folder has the memorized pictures back.
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -65,7 +66,7 @@ def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = Fals
         if _TEXT.fullmatch(start) and not stand_in(start):
             raise UndoError(f"{undo}: is text, and nothing that {option('undo')} wrote; give that")
         return restore(pruned, undo, out, overwrite)
-    source_sha256, rewritten, left_out = _read_index(undo)
+    source_sha256, rewritten, left_out, configs = _read_index(undo)
     check_apart(out, pruned, "the model's folder")
     check_apart(out, undo, "the undo folder")
     check_new_folder(out)
@@ -96,7 +97,12 @@ def restore_model(pruned: Path, undo: Path, out: Path, *, overwrite: bool = Fals
                 f"{pruned}: is not the folder that {undo} belongs to, or its weights were changed "
                 f"since; restore that one"
             )
-    return Restored(out, source_sha256, rows, left_out)
+        changed = [
+            place
+            for place, sha256 in configs.items()
+            if place not in files or file_sha256(files[place]) != sha256
+        ]
+    return Restored(out, source_sha256, rows, left_out, tuple(changed))
 
 
 def check_undo_folder(undo: Path, source: Path, out: Path) -> None:
@@ -115,19 +121,26 @@ def check_undo_folder(undo: Path, source: Path, out: Path) -> None:
     check_models_folder(undo, "of a folder the removed rows go into a folder")
 
 
-def write_index(undo: Path, source_sha256: str, files: Iterable[str], left_out: Sequence[str]) -> None:
+def write_index(
+    undo: Path,
+    source_sha256: str,
+    files: Iterable[str],
+    left_out: Sequence[str],
+    configs: Mapping[str, str],
+) -> None:
     """Write the undo folder's index of what belongs to it; OutputError where that cannot be written."""
     index = {
         "format": _FORMAT,
         "source_sha256": source_sha256,
         "files": sorted(files),
         "left_out": list(left_out),
+        "configs": dict(configs),
     }
     write_new(undo / _INDEX, json.dumps(index, indent=2).encode() + b"\n", overwrite=False)
 
 
-def _read_index(undo: Path) -> tuple[str, frozenset[str], tuple[str, ...]]:
-    """(source's hash, rewritten files, left out) of an undo folder.
+def _read_index(undo: Path) -> tuple[str, frozenset[str], tuple[str, ...], Mapping[str, str]]:
+    """(source's hash, rewritten files, left out, configs' hashes) of an undo folder.
 
     Raises UndoError if it is none, or rows that it lists are missing.
     """
@@ -147,7 +160,8 @@ def _read_index(undo: Path) -> tuple[str, frozenset[str], tuple[str, ...]]:
         raise UndoError(
             f"{undo}: lacks {shown(missing[0])}, which it lists; copy the whole folder again"
         )
-    return sha256, frozenset(files), tuple(left_out)
+    configs = found.get("configs", {})  # older ones have none
+    return sha256, frozenset(files), tuple(left_out), configs if isinstance(configs, dict) else {}
 
 
 def _are_texts(value: object) -> TypeGuard[list[str]]:

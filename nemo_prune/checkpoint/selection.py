@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import index
 from pathlib import Path
+from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer, check_neurons
 from nemo_prune.checkpoint.manifest import Manifest
@@ -142,6 +143,7 @@ def _choice(neurons: Sequence[Neuron], groups: Groups, top_k: int | None) -> Cho
     return Choice(most_shared(neurons, groups, top_k), {**notes, "top_k": str(top_k)})
 
 
+_BY_HAND = re.compile(r"[\w.]+:\d+([\s,]+[\w.]+:\d+)*")  # as `parse_neurons` takes them
 _BETWEEN = re.compile(r"\s*,\s*|\s+")
 
 
@@ -197,6 +199,11 @@ def _by_name(checkpoint: Checkpoint) -> dict[str, ValueLayer]:
     return known | {str(number): layer for number, layer in enumerate(layers)}
 
 
+def is_by_hand(given: object) -> bool:
+    """Whether it is text as `parse_neurons` takes it, which programs take no neurons as."""
+    return isinstance(given, str) and _BY_HAND.fullmatch(given) is not None
+
+
 def named_neurons(given: object, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     """Neurons that a program names: (layer, row), {"layer": ..., "row": ...}, or {layer: rows} of all.
 
@@ -208,9 +215,17 @@ def named_neurons(given: object, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
     known = _by_name(checkpoint)
     first = checkpoint.value_layers[0].name
     found = []
+    one: Any = given
     try:
+        if isinstance(given, str):
+            raise TypeError
+        if isinstance(given, Neuron):
+            given = [given]
         if isinstance(given, Mapping):
-            given = [(layer, row) for layer, rows in given.items() for row in rows]
+            pairs: list[object] = []
+            for one in given.items():
+                pairs += [(one[0], row) for row in one[1]]
+            given = pairs
         for one in given:  # type: ignore[attr-defined]
             layer, row = (one["layer"], one["row"]) if isinstance(one, Mapping) else one
             if str(getattr(row, "dtype", type(row).__name__)).removeprefix("torch.") == "bool":
@@ -227,9 +242,10 @@ def named_neurons(given: object, checkpoint: Checkpoint) -> tuple[Neuron, ...]:
                 )
             found.append(Neuron(known[name].name if name in known else name, row))
     except (TypeError, ValueError, KeyError):
+        hand = "; layer:row is how the command line has them" if is_by_hand(one) else ""
         raise OptionError(
             f"{option('neurons')}: give a manifest, or Neuron(layer, row) of each; a layer is its name, "
-            f"such as {first}, or its number"
+            f"such as {first}, or its number; {type(one).__name__} {str(one)[:60]!a} is none{hand}"
         ) from None
     return tuple(found)
 

@@ -62,8 +62,9 @@ def read_sidecar(model: Path) -> tuple[Path, Sidecar] | None:
     kind = str(target).rpartition(".")[2]
     if stated is not None and stated not in _PARAMETERIZATIONS:
         return path, Sidecar(
-            fault=f"{path}: says that the model predicts {str(stated)[:40]!a}; only eps and v are "
-            f"known: say which with {option('prediction_type')}"
+            fault=f"{path}: says that the model predicts {str(stated)[:40]!a}; the noise difference "
+            f"is defined for eps and v alone: give such a model, or, if that is wrong, say which with "
+            f"{option('prediction_type')}"
         )
     if stated and (scaled := _SCALINGS.get(kind)) and scaled != _PARAMETERIZATIONS[stated]:
         return path, Sidecar(

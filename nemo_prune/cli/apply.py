@@ -316,7 +316,7 @@ def _say(job: _Job, result: Mapping[str, Any], hashed: bool, sidecars: bool, dro
         if hashed:
             of = ", of what sha256sum prints of its weights" if job.checkpoint.is_folder else ""
             click.echo(f"sha256 {result['output']['sha256']}{of}", err=True)
-        say_sidecars(sidecars, job.checkpoint.path, job.sidecars)
+        say_sidecars(sidecars, job.checkpoint.path, job.sidecars, job.output)
     if job.lora is not None:
         say(
             f"wrote {job.lora}: a LoRA that zeroes {result['neurons']} neurons at weight 1; it holds "

@@ -72,6 +72,8 @@ def _print(found: dict[str, Any]) -> None:
             text = ", ".join(value) if isinstance(value, list) else value
             if key == "family" and found["kind"]:
                 text = f"{value} ({found['kind']})"
+            if key == "text_encoder" and (foreign := found["text_encoder_foreign"]):
+                text = f"{value} (of the kind {foreign}, which is not read: no prompts are scored)"
             if key == "prediction_type" and (told_by := found["prediction_type_told_by"]):
                 text = f"{value} ({told_by})"
             if key == "prediction_type" and (unclear := found["prediction_type_unclear"]):

@@ -512,8 +512,19 @@ def wanted_sidecars(asked: bool, model: Path, output: Path | None) -> dict[Path,
     return find_sidecars(model, output, [*_given_paths(FILE), *_given_paths(OUT)])
 
 
-def say_sidecars(asked: bool, model: Path, sidecars: Mapping[Path, Path]) -> None:
-    """Say what was copied along."""
+def say_sidecars(
+    asked: bool, model: Path, sidecars: Mapping[Path, Path], output: Path | None = None
+) -> None:
+    """Say what was copied along, or what stays behind that the output's readers need."""
+    from nemo_prune.checkpoint.sidecar import read_sidecar
+
+    kept = None if asked or output is None or model.is_dir() else read_sidecar(model)
+    v = kept and (kept[1].prediction_type == "v_prediction" or kept[1].zero_snr)
+    if kept and v and output and not output.with_suffix(".yaml").exists():
+        say(
+            f"note: {kept[0]} stays behind, by which programs know what the model predicts; {output} "
+            f"needs it beside it too (--sidecars copies it)"
+        )
     for place in sidecars.values():
         say(f"wrote {place}")
     if asked and not sidecars:

@@ -180,7 +180,7 @@ def prune(
         say_undo(writing.undo, writing.drop_pickles)
     if written is not None and not quiet:
         say_folder(checkpoint, written)
-        say_sidecars(given["sidecars"], model, sidecars)
+        say_sidecars(given["sidecars"], model, sidecars, written.path)
     code = exit_code(record.status for record in found.manifest.prompts)
     if written is not None and reporting.outputs:
         from nemo_prune.report.inputs import inputs_of_run

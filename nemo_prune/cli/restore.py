@@ -41,8 +41,15 @@ def restore(model: Path, undo: Path, output: Path, overwrite: bool, as_json: boo
         "rows_restored": restored.rows,
         **({} if restored.left_out is None else {"left_out": restored.left_out}),
     }
+    if restored.changed:
+        result["changed"] = restored.changed
     if as_json:
         click.echo(json.dumps(result))
     for place in restored.left_out or ():
         say(f"note: {shown(place)} was left out by --drop-pickles and is not brought back")
+    for place in restored.changed:
+        say(
+            f"note: {shown(place)} was changed since the model was pruned, or is gone; no undo folder "
+            f"brings it back"
+        )
     say(f"wrote {output}: {restored.rows} rows restored, sha256 {restored.sha256}")

@@ -68,6 +68,20 @@ _TRAINING_STATE = re.compile(
 )
 _PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")  # of pickle, in the second byte
 _JSON = re.compile(rb"\{\s*\"")
+_OWN_JSON = re.compile(rb'"format": *"nemo-prune-(\w+)/')
+_LOOKED_AT = 512  # bytes that tell of what other format a file is
+# How files of other programs begin. Keras and NumPy pack theirs with zip, as torch does, but begin with
+# members of other names.
+_OTHERS = tuple(
+    (re.compile(pattern, re.DOTALL), what)
+    for pattern, what in (
+        (rb"\x89HDF", "is an HDF5 file, as Keras writes them"),
+        (rb".{4}TFL3", "is a TensorFlow Lite model"),
+        (rb"\x93NUMPY|PK\x03\x04.{26}[^/]*\.npy", "holds arrays of NumPy"),
+        (rb"PK\x03\x04.{26}(metadata|config)\.json", "is a model of Keras"),
+        (rb".{257}ustar", "is a tar archive, as NVIDIA NeMo's models (.nemo) are"),
+    )
+)
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{9,}")  # the length of a real header has zeros
 _DOWNLOAD = "download or copy it again"
 LIST_ADVICE = f"; a list of prompts, and each further one, needs {option('prompts')} before it"
@@ -188,7 +202,7 @@ def _check_kind(path: Path) -> None:
 
 def _read_raw(file: BinaryIO, size: int) -> bytes:
     """Return the JSON bytes; refuse other file formats by their names."""
-    start = file.read(STAND_IN_BYTES)
+    start = file.read(_LOOKED_AT)
     if not start:
         raise _Fault(f"is empty; {_DOWNLOAD}")
     length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
@@ -224,8 +238,10 @@ def _read_raw(file: BinaryIO, size: int) -> bytes:
 
 
 def _name_other_formats(start: bytes) -> None:
-    if stands_in := stand_in(start):
+    if stands_in := stand_in(start[:STAND_IN_BYTES]):
         raise _Fault(stands_in)
+    if other := next((what for begins, what in _OTHERS if begins.match(start)), None):
+        raise _Fault(f"{other}, not safetensors; give the safetensors file of a Stable Diffusion model")
     if start.startswith(ZIP) or (start[0] == 0x80 and start[1:2] in _PROTOCOLS):
         raise _Fault(_PICKLE_ADVICE)
     if by := next((name for magic, name in ENCRYPTED.items() if start.startswith(magic)), None):
@@ -236,12 +252,16 @@ def _name_other_formats(start: bytes) -> None:
         raise _Fault("is a GGUF file; give the safetensors file it was made from")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise _Fault("is a web page, not a model; the download may have needed a login")
+    if _JSON.match(start) and (own := _OWN_JSON.search(start)):
+        kind = own[1].decode()
+        cure = f"; give the model, and this as {option('manifest')}" if kind == "manifest" else ""
+        raise _Fault(f"is a {kind} that this tool wrote, and no model{cure or '; give the model'}")
     if _JSON.match(start):
         raise _Fault(
-            "is JSON, not a model: a server's answer instead of the file, or an index of shards; "
+            "is JSON, not a model: a program's result, a server's answer, or an index of shards; "
             "download the model, or give the folder that holds it"
         )
-    if _TEXT.fullmatch(start):
+    if _TEXT.fullmatch(start[:STAND_IN_BYTES]):
         raise _Fault(f"is text, not safetensors; {_DOWNLOAD}{LIST_ADVICE}")
 
 

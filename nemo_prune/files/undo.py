@@ -59,13 +59,14 @@ class Restored:
     back, as `apply` counts them: a bias goes along with its row.
 
     `left_out`, of a folder, are the paths in the source of what was left out of the pruned folder, and
-    so of this one.
+    so of this one; `changed` those of its configs that are not the source's, and stay as they are.
     """
 
     path: Path
     sha256: str
     rows: int
     left_out: tuple[str, ...] | None = None
+    changed: tuple[str, ...] = ()
 
 
 def check_undo(undo: Path, out: Path) -> None:

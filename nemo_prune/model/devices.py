@@ -8,7 +8,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `mps`; `auto` is the fastest that is there.
+    """The device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `auto` is the fastest that is there.
 
     Raises OptionError for one that this machine, or this build of torch, does not have.
     """
@@ -19,6 +19,18 @@ def pick_device(name: str) -> torch.device:
     }
     if name == "auto":
         name = next(kind for kind, found in there.items() if found)
+    kind, _, number = name.partition(":")
+    if number == "0" and kind != "cuda":
+        name = kind  # there is one
+    elif kind == "cuda" and there["cuda"] and number.isdecimal():
+        if int(number) < torch.cuda.device_count():
+            return torch.device(name)
+        raise OptionError(
+            f"{option('device')} {name}: not available here, where {torch.cuda.device_count()} are, "
+            f"numbered from 0"
+        )
+    elif kind == "cuda" and number.isdecimal():
+        name = kind
     if name not in there:
         raise OptionError(f"{option('device')} {name}: unknown; use auto, cpu, cuda or mps")
     if not there[name]:

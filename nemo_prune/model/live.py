@@ -17,6 +17,7 @@ from torch import nn
 from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, PIXART_VALUE
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer
 from nemo_prune.checkpoint.families import FAMILIES, Traits
+from nemo_prune.checkpoint.foreign import foreign_class
 from nemo_prune.checkpoint.neurons import network_order
 from nemo_prune.errors import CheckpointError
 from nemo_prune.model.configs import Told
@@ -120,6 +121,9 @@ def describe(unet: Any, prediction_type: str | None = None) -> Checkpoint:
         CheckpointError: it has no cross-attention value layers, is of a family that the method does not
             apply to, or computes them in a way that their outputs cannot be changed (compiled, fused).
     """
+    classes = [kind.__name__ for kind in type(unet).__mro__ if kind.__module__.startswith("diffusers.")]
+    if classes and all(map(foreign_class, classes)):
+        raise CheckpointError(f"{NAME}: {foreign_class(classes[0])}")
     pixart = type(unet).__name__ == "PixArtTransformer2DModel"  # others' blocks are called so too
     value = PIXART_VALUE if pixart else DIFFUSERS_VALUE
     layers = {n: module for n, module in unet.named_modules() if value.fullmatch(f"{n}.weight")}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from nemo_prune.checkpoint.foreign import other_noise
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.model.configs import Configs, Told
 from nemo_prune.model.hub import DDIMScheduler
@@ -48,16 +49,13 @@ def checked_schedule(config: Config, path: Path, names: Collection[str] = ()) ->
 
     Raises CheckpointError, of `path`, if none is.
     """
-    kind = str(config.get("_class_name", ""))
-    if kind.startswith(("FlowMatch", "EDM")) or any(name.startswith("edm_") for name in names):
-        raise CheckpointError(
-            f"{path}: was trained on another noise process (flow matching, EDM), for which "
-            f"the noise difference is not defined; give an ordinary Stable Diffusion 1, 2 or XL"
-        )
+    if fault := other_noise(config, names):
+        raise CheckpointError(f"{path}: {fault}")
     if config.get("prediction_type") not in ("epsilon", "v_prediction"):
         raise CheckpointError(
             f"{path}: its scheduler says that it predicts {config.get('prediction_type')!a}; "
-            f"only epsilon and v are known: say which with {option('prediction_type')}"
+            f"the noise difference is defined for epsilon and v alone; give such a model, or, if its "
+            f"config is wrong, say which with {option('prediction_type')}"
         )
     return config
 

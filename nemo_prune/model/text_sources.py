@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_prune.checkpoint.folder import component_copies
+from nemo_prune.checkpoint.foreign import foreign_encoder
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted, read_header
 from nemo_prune.files.strict_json import read_object
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
     from nemo_prune.checkpoint.families import Family
 
 _WIDTH = "embeddings.token_embedding.weight"
-_CLIP = re.compile(r"clip|(?!Chinese)\w*CLIP")
-_T5 = re.compile(r"t5|T5")
-_ENCODERS = ("text_encoder", "text_encoder_2", "bert")
-"""What pipelines call theirs; the last: latent diffusion's text-to-image."""
-_FOREIGN_WORDS = re.compile(
-    r"(cond_stage_model|conditioner|text_encoder)\..*\b(word_embeddings|token_emb|shared)\.weight"
-)
-"""The table of words in a file's text encoder that is no CLIP: BERT's, LDM's, T5's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,36 +98,6 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
                 f"give one with {option('text_encoder')} PATH"
             )
     return found[:wanted]
-
-
-def foreign_encoder(checkpoint: Checkpoint) -> str:
-    """The kind of the model's own text encoder where that is none that its family is read with, or "".
-
-    Of a folder as its configs say it, of a denoiser's folder or file within one as that one's do; of
-    another file as its tensors' names do. Raises CheckpointError for a config that cannot be read.
-    """
-    known = _T5 if checkpoint.record.denoiser == "transformer" else _CLIP
-    root = checkpoint.path.absolute()
-    if checkpoint.is_folder or root.parent.name in ("unet", "transformer"):
-        if checkpoint.layout != "diffusers":
-            root = root.parent if checkpoint.is_folder else root.parent.parent
-        kinds = (_kind(root, name) for name in _ENCODERS)
-        return next((kind for kind in kinds if kind and not known.match(kind)), "")
-    names = (name.removeprefix(checkpoint.wrapper) for name in checkpoint.tensors)
-    return next((name for name in names if _FOREIGN_WORDS.match(name)), "")
-
-
-def _kind(root: Path, name: str) -> str:
-    """What a diffusers folder says of one of its text encoders, "" if nothing."""
-    index, path = root / "model_index.json", root / name / "config.json"
-    if not index.is_file():
-        return ""  # another's folder
-    config = read_object(path) if path.is_file() else {}
-    if isinstance(kind := config.get("model_type"), str) and kind:
-        return kind
-    listed = read_object(index).get(name)
-    kind = listed[1] if isinstance(listed, list) and len(listed) == 2 else None
-    return kind if isinstance(kind, str) else ""
 
 
 def _elsewhere(checkpoint: Checkpoint) -> str:

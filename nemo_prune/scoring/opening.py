@@ -1,6 +1,7 @@
 """A model opened as the options say."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,7 +87,8 @@ def _engine(
             make_steady(model.unet)
     else:
         model = loaded
-    timestep = _timestep(model.scheduler_config, len(model.alphas_cumprod), options)
+    trained = len(model.alphas_cumprod)
+    timestep = _timestep(model.scheduler_config, trained, options, checkpoint.path)
     engine = Engine(
         model,
         timestep=timestep,
@@ -111,12 +113,17 @@ def scored_timestep(checkpoint: Checkpoint, options: Options) -> int:
     Raises OptionError for one that the schedule does not have, CheckpointError for no schedule.
     """
     schedule = model_schedule(checkpoint, options.config, options.prediction_type)
-    return _timestep(schedule, len(alphas_cumprod(schedule, checkpoint.path)), options)
+    return _timestep(schedule, len(alphas_cumprod(schedule, checkpoint.path)), options, checkpoint.path)
 
 
-def _timestep(schedule: Config, trained: int, options: Options) -> int:
+def _timestep(schedule: Config, trained: int, options: Options, path: Path) -> int:
     timestep = options.timestep
     if timestep is None:
+        if options.steps > trained:
+            raise OptionError(
+                f"{path}: its noise schedule has {trained} steps, too few for {options.steps}; give at "
+                f"most so many with {option('steps')}, or a place in it with {option('timestep')}"
+            )
         timestep = ddim_timestep(schedule, options.steps)
     if not 0 <= timestep < trained:
         raise OptionError(f"{option('timestep')} {timestep}: the model knows 0 to {trained - 1}")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import typing
@@ -19,7 +20,8 @@ from test_privacy import SEALED, alone
 
 import nemo_prune
 from nemo_prune import NemoPruneError, Neuron
-from nemo_prune.api import OptionFields, _texts
+from nemo_prune.api import OptionFields
+from nemo_prune.arguments import texts_of
 from nemo_prune.checkpoint.inspect import inspection
 from nemo_prune.checkpoint.manifest import PromptRecord, to_json
 from nemo_prune.checkpoint.neurons import short_name
@@ -194,8 +196,8 @@ def test_a_table_is_no_list_of_texts(model: Path, given: Any) -> None:
             OptionError, match=f"{name}: give a list of texts, not a .*one column, such as"
         ):
             nemo_prune.detect(model, **{"prompts": ["a"], name: given})
-    assert _texts(np.array(["a", "b"]), "prompts") == ("a", "b")
-    assert _texts((one for one in "ab"), "prompts") == ("a", "b")
+    assert texts_of(np.array(["a", "b"]), "prompts") == ("a", "b")
+    assert texts_of((one for one in "ab"), "prompts") == ("a", "b")
 
 
 def test_a_frame_of_pandas(model: Path) -> None:
@@ -205,7 +207,7 @@ def test_a_frame_of_pandas(model: Path) -> None:
         nemo_prune.detect(model, frame)
     with pytest.raises(OptionError, match="not a DataFrame of columns"):
         nemo_prune.localize(model, frame[["caption"]])
-    assert _texts(frame["caption"], "prompts") == ("a cat",)
+    assert texts_of(frame["caption"], "prompts") == ("a cat",)
 
 
 def test_what_gives_its_keys(model: Path) -> None:
@@ -227,7 +229,7 @@ def test_an_open_table_is_none_either(model: Path, tmp_path: Path, name: str) ->
         nemo_prune.detect(model, file)
     place.rename(tmp_path / "p.txt")
     with (tmp_path / "p.txt").open() as file:
-        assert len(_texts(file, "prompts")) == 2
+        assert len(texts_of(file, "prompts")) == 2
 
 
 @pytest.mark.parametrize("given", [[], {}, {0: []}, ()])
@@ -265,7 +267,7 @@ def test_a_manifest_by_its_path(model: Path, tmp_path: Path) -> None:
     for number, place in enumerate((tmp_path / "m.json", str(tmp_path / "m.json"))):
         written = nemo_prune.apply(model, place, tmp_path / f"{number}.safetensors")
         assert written.neurons == 1
-    with pytest.raises(ManifestError, match="3:41: no such file"):
+    with pytest.raises(OptionError, match="'3:41' is none; layer:row is how the command line has them"):
         nemo_prune.apply(model, "3:41", tmp_path / "o.safetensors")
 
 
@@ -394,6 +396,39 @@ def test_batches_are_scored_as_a_list_is(model: Path, caplog: pytest.LogCaptureF
         assert "secret" not in str(caught.value)
     with pytest.raises(NemoPruneError, match="workers, ray: whoever gives the batches"):
         nemo_prune.Scorer(model, workers=2)
+    # As a pool of processes sends it.
+    there = pickle.loads(pickle.dumps(scorer))({"text": np.array([PROMPTS[0]])})
+    assert there["score"][0] == alone[0].score
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("0:1,3:2", "str '0:1,3:2' is none; layer:row is how the command line has them"),
+        (["0:1"], "str '0:1' is none; layer:row is how the command line has them"),
+        ([(0, 1), (0, 25.0)], r"tuple '\(0, 25.0\)' is none"),
+        ({0: [1], 3: 2}, r"tuple '\(3, 2\)' is none"),
+        (7, "int '7' is none"),
+    ],
+)
+def test_what_names_no_neurons_is_shown(model: Path, tmp_path: Path, given: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=f"neurons: give a manifest, .*; {words}"):
+        nemo_prune.apply(model, given, tmp_path / "o.safetensors")
+
+
+def test_one_neuron_is_a_list_of_one(model: Path, tmp_path: Path) -> None:
+    layer = nemo_prune.open_checkpoint(model).value_layers[0].name
+    assert nemo_prune.apply(model, nemo_prune.Neuron(layer, 1), tmp_path / "o").rows_zeroed == 1
+
+
+def test_slips_in_options(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="batchsize: there is no such option; batch_size is one"):
+        nemo_prune.detect(model, PROMPTS, batchsize=3)  # type: ignore[call-arg]
+    with pytest.raises(NemoPruneError, match="xyzzy: there is no such option; there are seeds, seed"):
+        nemo_prune.detect(model, PROMPTS, xyzzy=3)  # type: ignore[call-arg]
+    monkeypatch.setenv("HOME", str(model.parent))
+    monkeypatch.setenv("USERPROFILE", str(model.parent))
+    assert nemo_prune.open_checkpoint(f"~/{model.name}").path == model
 
 
 # ----------------------------------------------------------------------------- a file from end to end
@@ -647,6 +682,7 @@ def test_no_network_and_no_setting_without_the_command_line(model: Path, tmp_pat
         SEALED.partition("from nemo_prune")[0]
         + f"""
 import os
+import pickle
 before = dict(os.environ)
 import nemo_prune
 nemo_prune.detect({str(model)!r}, {PROMPTS!r}, seeds=3, tau=0.0, gate=0.0, device="cpu")

@@ -470,6 +470,23 @@ REFUSED = {
         [("transformer_blocks.0.attn.add_v_proj.weight", *LINEAR)],
         f"is a joint-attention transformer (Stable Diffusion 3, Flux): {JOINT}",
     ),
+    "a whole unet with cloneofsimo's loras": (
+        [(n.replace("to_v.weight", "to_v.linear.weight"), d, s) for n, d, s in unet(SD1, "diffusers")]
+        + [(f"mid_block.attentions.0{END}.lora_down.weight", *LINEAR)],
+        "is a model with an adapter (a LoRA or the like) injected and not merged; merge the adapter",
+    ),
+    "a whole unet with kohya's loras": (
+        [
+            (n.replace("to_v.weight", "to_v.org_module.weight"), d, s)
+            for n, d, s in unet(SD1, "diffusers")
+        ]
+        + [(f"mid_block.attentions.0{END}.lora_down.weight", *LINEAR)],
+        "is a model with an adapter (a LoRA or the like) injected and not merged; merge the adapter",
+    ),
+    "student and teacher": (
+        [(f"{who}.{n}", d, s) for who in ("student", "teacher") for n, d, s in unet(SD1, "diffusers")],
+        "holds 2 UNets ('student', 'teacher'), and nothing says which of them draws; save that one",
+    ),
     "pixart": (
         [("transformer_blocks.0.attn2.to_v.weight", *LINEAR)],
         PIXART,

@@ -1,5 +1,6 @@
 """What was removed from a folder comes back, bit for bit, and only into that folder."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -77,6 +78,17 @@ def test_there_and_back(tmp_path, model, pruned):
     nothing_left(tmp_path, "m", "o", "u", "back")
 
 
+def test_a_config_that_was_changed_since_is_said(tmp_path, pruned):
+    put(pruned / "model_index.json", '{"_class_name": "MyPipeline"}')
+    (pruned / "scheduler" / "scheduler_config.json").unlink()
+    changed = ("model_index.json", "scheduler/scheduler_config.json")
+    assert restore(tmp_path).changed == changed
+    result = run("restore", pruned, "--undo", tmp_path / "u", "-o", tmp_path / "again", "--json")
+    assert result.exit_code == 0
+    assert "note: model_index.json was changed since the model was pruned" in result.stderr
+    assert json.loads(result.stdout)["changed"] == [*changed]
+
+
 @pytest.mark.parametrize("kind", ["plain", "fp16", "ema", "shards", "sharded fp16", "biases apart"])
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F8_E4M3"])
 def test_each_layout_there_and_back(tmp_path, kind, dtype):
@@ -108,6 +120,11 @@ def test_what_is_kept(tmp_path, model, pruned):
         "source_sha256": digest(model),
         "files": rewritten,
         "left_out": [],
+        "configs": {
+            name: hashlib.sha256((model / name).read_bytes()).hexdigest()
+            for name in sorted(old)
+            if name.endswith(".json")
+        },
     }
     kept = read_undo(tmp_path / "u" / EMA)
     assert kept.rows == {f"{layer}.weight": rows for layer, rows in

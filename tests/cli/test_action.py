@@ -166,6 +166,34 @@ def test_blanks_around_lines_are_left_out(tmp_path: Path, fake: Path) -> None:
     assert [word for word in words if "prompts" in word] == ["--prompts=a.txt", "--prompts=b c.txt"]
 
 
+@pytest.mark.parametrize("name", ["model", "prompts"])
+@pytest.mark.parametrize("given", ["'a b.txt'", '"a b.txt"', "'a*.txt'"])
+def test_quotes_in_a_block_are_said(tmp_path: Path, fake: Path, name: str, given: str) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "a b.txt").touch()
+    inputs = {"model": "m", "prompts": "p", "command": str(fake)} | {name: f"{given}\n"}
+    job = act(tmp_path, inputs)
+    assert (job.code, job.outputs["verdict"]) == (2, "error")
+    assert f"{given}: leave out the quotes" in job.stderr
+    assert not (tmp_path / "argv").exists()
+    assert act(tmp_path, inputs | {name: given.strip("'\"")}).code == 0
+
+
+def test_what_cannot_be_written_to_is_no_verdict(tmp_path: Path, fake: Path) -> None:
+    inputs = {"model": "m", "prompts": "p", "command": str(fake)}
+    job = act(tmp_path, inputs, RUNNER_TEMP=str(tmp_path / "none"))
+    assert (job.code, job.outputs) == (2, {"verdict": "error", "exit-code": "2"})
+    assert "cannot be written to: it is missing, full or read-only" in job.stderr
+    assert "no verdict" in (tmp_path / "summary.md").read_text()
+
+
+def test_carriage_returns_behind_flags(tmp_path: Path, fake: Path) -> None:
+    inputs = {"model": "m", "prompts": "p", "command": str(fake), "fail": "false\r", "force": "true\r"}
+    job = act(tmp_path, inputs, FAKE_CODE="1")
+    assert (job.code, job.outputs["verdict"]) == (0, "memorized")
+    assert "--force" in argv(job)
+
+
 NASTY = [
     "$(touch pwned)", "`touch pwned`", '"; touch pwned; "', "'; touch pwned; '", "&& touch pwned",
     "*", "~", "$HOME", "--tau=1", "-", "a b", "${{ github.token }}", "é 日本", "\\n", "!!", "x=y",

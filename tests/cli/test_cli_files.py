@@ -319,7 +319,7 @@ def test_diff_refuses(tmp_path, model):
         ([model, tmp_path / "none"], "none: no such file"),
         ([tmp_path / "none", model], "none: no such file"),
         ([model, model, "--expect", tmp_path / "none"], "none: no such file"),
-        ([model, model, "--expect", model], "is not UTF-8"),
+        ([model, model, "--expect", model], "is a safetensors file, such as a model or what --undo"),
         ([model, model, "--expect", strange], "made for another model"),
         ([other, other, "--expect", fitting], f"{other}: "),
     ):

@@ -1,8 +1,10 @@
 """Models and manifests that are not what a user takes them for: one clear line."""
 
 import gzip
+import io
 import json
 import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -317,6 +319,88 @@ def test_packed_models_and_lists_are_called_so(model: Path) -> None:
         result = run("inspect", name)
         assert result.exit_code == 2
         assert f"nemo-prune: {name}: {words}" in result.stderr
+
+
+def _zipped(member: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(member, b"x")
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("m.nemo", b"model_weights.ckpt".ljust(257, b"\0") + b"ustar\0" + bytes(300), "is a tar"),
+        ("m.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "is an HDF5 file, as Keras writes them"),
+        ("m.tflite", b"\x1c\0\0\0TFL3" + bytes(99), "is a TensorFlow Lite model"),
+        ("m.npz", _zipped("conv_in.weight.npy"), "holds arrays of NumPy"),
+        ("m.keras", _zipped("metadata.json"), "is a model of Keras"),
+        ("m.zipped", _zipped("archive/data.pkl"), "is a pickle checkpoint"),
+        ("n.json", b'{\n  "format": "nemo-prune-manifest/1",\n', "is a manifest that this tool "
+         "wrote, and no model; give the model, and this as --manifest"),
+        ("r.json", b'{"format": "nemo-prune-report/1",', "is a report that this tool wrote, and no"),
+        ("d.json", b'{"exit_code": 0, "models": []}', "is JSON, not a model: a program's result"),
+    ],
+)  # fmt: skip
+def test_files_of_other_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(content)
+    result = run("inspect", name)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"nemo-prune: {name}: {words}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["manifest.ocdbt", "_METADATA"], "is a checkpoint of Orbax (JAX) (manifest.ocdbt), which is"),
+        (["latest_checkpointed_iteration.txt"], "is a checkpoint of Megatron"),
+        (["unet_ema.pt"], "is a folder without unet/, and unet_ema.pt in it is not opened, as it"),
+        (["unet/diffusion_flax_model.msgpack"], "is not opened (unet/diffusion_flax_model.msgpack), F"),
+    ],
+)  # fmt: skip
+def test_folders_of_other_frameworks(tmp_path: Path, names: list[str], words: str) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path)
+    assert words in str(caught.value)
+
+
+def test_a_sidecar_that_says_v_and_stays_behind_is_said(model: Path) -> None:
+    path = model.with_suffix(".yaml")
+    for text, said in (("v", True), ("eps", False)):
+        path.write_text(f'model: {{params: {{parameterization: "{text}"}}}}\n')
+        for more in ([], ["--sidecars"]):
+            result = run(
+                "apply", model, "--neurons", "0:1", "-o", f"{text}{len(more)}.safetensors", *more
+            )
+            assert result.exit_code == 0
+            assert ("note: m.yaml stays behind" in result.stderr) == (said and not more)
+
+
+def test_a_schedule_that_is_none_of_theirs_is_said_by_inspect(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    entries = rawfiles.unet(rawfiles.SD1, "diffusers", "F16")
+    rawfiles.write(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", entries)
+    (tmp_path / "scheduler").mkdir()
+    text = '{"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon"}'
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(text)
+    result = run("inspect", tmp_path)
+    assert "unclear: " in result.stdout
+    assert "was trained on another noise process (flow" in " ".join(result.stdout.split())
+
+
+def test_foreign_text_encoders_are_said_by_inspect(model: Path) -> None:
+    table = "cond_stage_model.roberta.embeddings.word_embeddings.weight"
+    entries = [*rawfiles.unet(rawfiles.SD1), (table, "F32", (2, 2))]
+    rawfiles.write(model, entries)
+    assert "text encoder: True (of the kind roberta, which is not read" in run("inspect", model).stdout
+    assert json.loads(run("inspect", model, "--json").stdout)["text_encoder_foreign"] == "roberta"
 
 
 def test_metadata_beyond_what_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

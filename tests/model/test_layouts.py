@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import ldm, open_clip, same_weights, tiny_configs, tiny_tensors, told_heads
 
+from nemo_prune.checkpoint.inspect import inspection
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.cli.main import main
 from nemo_prune.errors import CheckpointError, OptionError
@@ -22,7 +23,7 @@ from nemo_prune.model.configs import data_folder, read_config
 
 CPU = torch.device("cpu")
 FAMILIES = ("sd1", "sd2", "sdxl")
-PROCESS = r"was trained on another noise process \(flow matching, EDM\), for which the noise diff"
+PROCESS = r"was trained on another noise process \(flow matching, EDM, consistency\), for which"
 PROMPTS = ["a photo of a cat", "Hello! 12 dogs", ""]
 # So many that a threshold of 0 makes the prompt of each random model memorized.
 SEEDS = {"sd1": 2, "sd2": 2, "sdxl": 6}
@@ -434,7 +435,8 @@ def test_a_text_encoder_of_a_foreign_kind_is_not_replaced(
     tensors = {n: t for n, t in load_file(single["sd1"]).items() if not n.startswith("cond_stage")}
     table = "cond_stage_model.transformer.embeddings.word_embeddings.weight"
     ldm.save_tensors(place / "b.safetensors", tensors | {table: torch.zeros(9, 8)}, described("sd1"))
-    assert f"its own text encoder is of the kind '{table}'" in refused(place / "b.safetensors", clip)
+    assert inspection(open_checkpoint(place / "b.safetensors"))["text_encoder_foreign"] == "bert"
+    assert "its own text encoder is of the kind 'bert'" in refused(place / "b.safetensors", clip)
 
 
 @pytest.mark.parametrize("kind", ["AutoencoderTiny", "AsymmetricAutoencoderKL"])
@@ -469,8 +471,12 @@ def test_who_has_the_word_on_what_is_predicted(place: Path, folders: dict[str, P
     [
         (
             {"prediction_type": "sample"},
-            "its scheduler says that it predicts 'sample'; only epsilon and v are known: say which with",
+            "its scheduler says that it predicts 'sample'; the noise difference is defined for "
+            "epsilon and v alone; give such a model, or, if its config is wrong, say which with",
         ),
+        ({"prediction_type": "flow_prediction"}, PROCESS),
+        ({"use_flow_sigmas": True}, PROCESS),
+        ({"_class_name": "CMStochasticIterativeScheduler", "num_train_timesteps": 40}, PROCESS),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, PROCESS),
         ({"_class_name": "EDMDPMSolverMultistepScheduler"}, PROCESS),
         (

@@ -640,8 +640,19 @@ def test_device_and_precision() -> None:
         devices.pick_device("tpu")
 
 
+def test_devices_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.pick_device("cpu:0") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(OptionError, match="device cuda:2: not available here, where 2 are"):
+        devices.pick_device("cuda:2")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_missing_device_is_refused() -> None:
+    with pytest.raises(OptionError, match="device cuda: not available here"):
+        devices.pick_device("cuda:0")
     with pytest.raises(OptionError, match="device cuda: not available here"):
         devices.pick_device("cuda")
 

@@ -187,7 +187,10 @@ def test_the_manifest_and_the_json_have_what_was_measured(tmp_path: Path, silent
         ("model: !!python/object/apply:os.system ['false']", "cannot be read as YAML"),
         ("#" * 2**21, "is too large for a model's settings (2097152 bytes)"),
         ("\xff", "is not UTF-8"),
-        ("model:\n  params:\n    parameterization: x0\n", "predicts 'x0'; only eps and v are known"),
+        (
+            "model:\n  params:\n    parameterization: x0\n",
+            "predicts 'x0'; the noise difference is defined for eps and v alone: give such",
+        ),
         ("model: {params: {parameterization: v, parameterization: eps}}", "a key stands twice"),
         (
             "model: {params: {parameterization: v, denoiser_config: {params: {scaling_config: "
