@@ -20,6 +20,7 @@ from hypothesis import settings
 
 from nemo_prune.cli.main import main
 from nemo_prune.files.prompts import bundled_captions
+from nemo_prune.localize.confirm import UNRELATED
 from nemo_prune.report.demo import DATA
 from nemo_prune.scoring.cache import store
 from nemo_prune.scoring.calibration_file import read_calibration
@@ -59,9 +60,13 @@ def _common_cache(shared: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fewer_captions() -> Iterator[None]:
-    """Of the bundled captions the first are enough for a tiny model: all 2,000 take seconds."""
+    """Of the bundled captions the first are enough for a tiny model: all 2,000 take seconds.
+
+    So are the trajectories of four ordinary captions; the demo takes as many as users do.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nemo_prune.scoring.ordinary.bundled_captions", lambda: bundled_captions()[:200])
+        patch.setattr("nemo_prune.localize.localize.UNRELATED", 4)
         yield
 
 
@@ -86,6 +91,7 @@ def _once(out: Path, shared: Path, *arguments: object) -> str:
     printed = out.with_suffix(".stdout")
     with FileLock(out.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
+        patch.setattr("nemo_prune.localize.localize.UNRELATED", UNRELATED)
         if not printed.exists():
             done = CliRunner().invoke(main, [str(argument) for argument in arguments])
             assert done.exit_code == 0, done.stderr

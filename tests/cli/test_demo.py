@@ -182,7 +182,6 @@ def test_it_ends_without_training_pictures(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(module, "_ORDINARY_PROMPTS", 4)
     # What trajectories say of the demo is asked above.
     monkeypatch.setattr("nemo_prune.localize.confirm.SEEDS", 4)
-    monkeypatch.setattr("nemo_prune.localize.localize.UNRELATED", 4)
     result = tiny.run("demo", "--folder", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)["demo"]

@@ -52,7 +52,7 @@ def folder(
     monkeypatch.setattr("nemo_prune.scoring.detection_run.ORDINARY", 4)
     monkeypatch.setattr("nemo_prune.scoring.consistency.SEEDS", range(20_000, 20_002))
     monkeypatch.setattr("nemo_prune.localize.confirm.SEEDS", 4)
-    for module, count in (("localize.localize", 4), ("audit.inputs", 4), ("audit.pictures", 1)):
+    for module, count in (("audit.inputs", 4), ("audit.pictures", 1)):
         monkeypatch.setattr(f"nemo_prune.{module}.UNRELATED", count)
     for module in ("pictures", "triggers", "embeddings"):
         monkeypatch.setattr(f"nemo_prune.audit.{module}.REFERENCES", 2)
