@@ -32,6 +32,7 @@ _VIDEO = re.compile(
 _LORA = re.compile(r"(^|[._])(lora|lycoris|hada|lokr|oft|dora)[._]|\.diff(_b)?$", re.IGNORECASE)
 _IP_ADAPTER = re.compile(r"\.to_[kv]_ip\.|^(ip_adapter|image_proj)\.")
 _WRAPPED_LAYER = re.compile(r"\.base_layer\.")
+_FUSED_LAYER = re.compile(r"\.attn[12]\.to_(qkv|kv)\.")  # as diffusers' fuse_qkv_projections leaves them
 _ENTRANCE = re.compile(r"(^|\.)((?<!coder\.)conv_in|input_blocks\.0\.0|pos_embed\.proj)\.weight$")
 _OTHER_UNET = re.compile(r"(.*?)(input_blocks|down_blocks)\.\d.*\.attn2\.to_v\.weight$")
 
@@ -40,6 +41,10 @@ _GIVE = "give a Stable Diffusion 1, 2 or XL checkpoint"
 INJECTED = (
     "is a model with an adapter (a LoRA or the like) injected and not merged; merge the adapter first "
     "(diffusers: fuse_lora, then unload_lora_weights and save_pretrained)"
+)
+_FUSED = (
+    "has fused projections (to_kv), which hold each value row a second time; give the model from "
+    "before, or load it with diffusers, which leaves them out, and save it again"
 )
 _JOINT = (
     "its attention joins text and picture in one stream, so no value layer sees the text "
@@ -251,6 +256,8 @@ def refuse_whole(tensors: Tensors) -> str | None:
         return _VIDEO_REASON
     if any(_WRAPPED_LAYER.search(name) for name in tensors):
         return INJECTED
+    if any(_FUSED_LAYER.search(name) for name in tensors):
+        return _FUSED
     return None
 
 

@@ -166,6 +166,9 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             words = {"json": "holds one JSON document", "jsonl": "holds JSON lines"}
             return looks, [f"{path}: {words[looks]}, and was read so whatever its name"]
         return format, []
+    # Rows of one cell in quotes may be either, so the name decides.
+    if format in ("csv", "tsv") and looks == "jsonl" and text.lstrip().startswith('"'):
+        looks = None
     if looks in ("json", "jsonl"):
         words = {"json": "JSON", "jsonl": "JSON lines"}
         raise refused(path, f"holds {words[looks]}, not {_NAMES[format]}", looks)

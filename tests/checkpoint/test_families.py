@@ -321,6 +321,17 @@ REFUSED = {
         ],
         INJECTED,
     ),
+    "fused projections beside the value layers": (
+        [
+            *unet(SD1, "diffusers"),
+            *[
+                (n.replace("to_v.w", "to_kv.w"), d, s)
+                for n, d, s in unet(SD1, "diffusers")
+                if "to_v.w" in n
+            ],
+        ],
+        "has fused projections",
+    ),
     "compiled and plain": (
         unet(SD1, "diffusers") + [("_orig_mod." + n, d, s) for n, d, s in unet(SD1, "diffusers")],
         "holds tensors twice, with and without the names that a compiled or wrapped model has",

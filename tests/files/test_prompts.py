@@ -427,6 +427,11 @@ def _zstd(content: bytes) -> bytes:
     return bytes(out.getvalue().to_pybytes())
 
 
+@pytest.mark.parametrize("name", ["p.csv", "p.tsv"])
+def test_a_table_of_one_column_in_quotes_is_no_json(tmp_path: Path, name: str) -> None:
+    assert _read(tmp_path, name, b'"caption"\n"a cat"\n"a dog, asleep"\n') == ("a cat", "a dog, asleep")
+
+
 PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": _zstd}
 
 
