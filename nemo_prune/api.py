@@ -19,6 +19,7 @@ functions that need it.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -199,12 +200,19 @@ class Scorer:
 
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
         ordinary = _ordinary(calibration_prompts)
-        self._made_of = (checkpoint, column, ordinary, all_seeds, options)
+        self._again = partial(
+            Scorer,
+            checkpoint,
+            column=column,
+            calibration_prompts=ordinary,
+            all_seeds=all_seeds,
+            **options,
+        )
         self._batches = Batches(checkpoint, _options(options), ordinary, column, not all_seeds)
 
-    def __reduce__(self) -> "tuple[Callable[..., Scorer], tuple[Any, ...]]":
+    def __reduce__(self) -> "tuple[Callable[[], Scorer], tuple[()]]":
         """It is sent as what it is made of: where it arrives, it loads the model again."""
-        return _scorer, self._made_of
+        return self._again, ()
 
     def __call__(self, batch: Mapping[str, "NDArray[Any]"]) -> "dict[str, NDArray[Any]]":
         """Score a batch.
@@ -224,12 +232,6 @@ class Scorer:
             CheckpointError: the model gives NaN, or no caption changes what it predicts.
         """
         return self._batches.scored(batch)
-
-
-def _scorer(
-    model: Checkpoint, column: str, ordinary: Sequence[str] | None, all_seeds: bool, options: Any
-) -> Scorer:
-    return Scorer(model, column=column, calibration_prompts=ordinary, all_seeds=all_seeds, **options)
 
 
 def localize(

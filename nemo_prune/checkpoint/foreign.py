@@ -182,11 +182,15 @@ def foreign_class(stated: str) -> str:
     if not stated or _OWN_CLASS.fullmatch(stated):
         return ""
     return (
-        audio_class(stated)
-        or (_VIDEO_CLASS.search(stated) and _VIDEO_REASON)
+        _no_pictures_class(stated)
         or f"is of the class {shown(stated)} by its config, on which the method was never tried, though "
         f"its tensors have the names of a model that is read; {_GIVE}"
     )
+
+
+def _no_pictures_class(stated: str) -> str:
+    """Why a model is refused that is of this class, for sound or for videos, or ""."""
+    return audio_class(stated) or (_VIDEO_REASON if _VIDEO_CLASS.search(stated) else "")
 
 
 def audio_class(stated: str) -> str:
@@ -263,11 +267,7 @@ def refuse_whole(tensors: Tensors) -> str | None:
 
 def refuse_without_values(tensors: Tensors, stated: str) -> str:
     """Why a file in which no cross-attention value layer was found cannot be pruned."""
-    if reason := audio_class(stated):
-        return reason
-    if _VIDEO_CLASS.search(stated):
-        return _VIDEO_REASON
-    if reason := no_model(tensors):
+    if reason := _no_pictures_class(stated) or no_model(tensors):
         return reason
     # Convolutions over time; StyleGAN's, which take one per picture, have as many dimensions.
     if any(len(t.shape) == 5 and "modulated_conv" not in name for name, t in tensors.items()):

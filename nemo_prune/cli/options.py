@@ -518,13 +518,14 @@ def say_sidecars(
     """Say what was copied along, or what stays behind that the output's readers need."""
     from nemo_prune.checkpoint.sidecar import read_sidecar
 
-    kept = None if asked or output is None or model.is_dir() else read_sidecar(model)
-    v = kept and (kept[1].prediction_type == "v_prediction" or kept[1].zero_snr)
-    if kept and v and output and not output.with_suffix(".yaml").exists():
-        say(
-            f"note: {kept[0]} stays behind, by which programs know what the model predicts; {output} "
-            f"needs it beside it too (--sidecars copies it)"
-        )
+    if not asked and output is not None and not model.is_dir() and (kept := read_sidecar(model)):
+        path, told = kept
+        needed = told.prediction_type == "v_prediction" or told.zero_snr
+        if needed and not output.with_suffix(".yaml").exists():
+            say(
+                f"note: {path} stays behind, by which programs know what the model predicts; {output} "
+                f"needs it beside it too (--sidecars copies it)"
+            )
     for place in sidecars.values():
         say(f"wrote {place}")
     if asked and not sidecars:

@@ -90,11 +90,8 @@ def _alike(cells: Sequence[object]) -> str:
     distinct = len({*texts})
     if len(texts) < _MANY or distinct > max(1, _ALIKE * len(texts)):
         return ""
-    return (
-        f", with {distinct} different texts in {len(texts)} records,"
-        if distinct > 1
-        else (f", with the same text in all of {len(texts)} records,")
-    )
+    what = "the same text in all of" if distinct == 1 else f"{distinct} different texts in"
+    return f", with {what} {len(texts)} records,"
 
 
 def columns_of(listing: Listing) -> tuple[str, ...]:

@@ -254,8 +254,8 @@ def _name_other_formats(start: bytes) -> None:
         raise _Fault("is a web page, not a model; the download may have needed a login")
     if _JSON.match(start) and (own := _OWN_JSON.search(start)):
         kind = own[1].decode()
-        cure = f"; give the model, and this as {option('manifest')}" if kind == "manifest" else ""
-        raise _Fault(f"is a {kind} that this tool wrote, and no model{cure or '; give the model'}")
+        beside = f", and this as {option('manifest')}" if kind == "manifest" else ""
+        raise _Fault(f"is a {kind} that this tool wrote, and no model; give the model{beside}")
     if _JSON.match(start):
         raise _Fault(
             "is JSON, not a model: a program's result, a server's answer, or an index of shards; "

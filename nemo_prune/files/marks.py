@@ -42,11 +42,9 @@ def odd_marks(lines: Sequence[str], told: Collection[int]) -> tuple[str, set[int
     counts.update(mark for marks in never.values() for mark in marks if len(mark) > 1)
     found |= set[str]().union(*never.values())
     found |= set(_within_words([lines[n] for n in held]))
-    for n, line in enumerate(lines):
-        if n in held:
-            held[n] = {mark for mark in held[n] | never[n] if mark in found} | (
-                {mark for mark in found if mark.isalpha() and mark in line}
-            )
+    letters = {mark for mark in found if mark.isalpha()}
+    for n, marks in held.items():
+        held[n] = ((marks | never[n]) & found) | {mark for mark in letters if mark in lines[n]}
     counts = Counter(mark for marks in held.values() for mark in marks)
     have = {n for n, marks in held.items() if marks}
     shown: dict[int, list[str]] = {}
@@ -78,10 +76,10 @@ def _stands_out(mark: str, count: int, lines: Sequence[str]) -> bool:
     ):
         return False
     written = mark in _WRITTEN
-    if count < _ENOUGH:
-        times = sum(line.count(mark) for line in lines)
-        if written or count < len(lines) or (len(lines) == 1 and times < _ENOUGH):
-            return False
+    if count < _ENOUGH and (
+        written or count < len(lines) or (len(lines) == 1 and lines[0].count(mark) < _ENOUGH)
+    ):
+        return False
     return count > ((_MOST if written else _FEW) + _FAR * SHARES.get(mark, 0)) * len(lines)
 
 

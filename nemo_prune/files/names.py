@@ -24,7 +24,7 @@ def names_of(cells: Sequence[str]) -> list[str]:
 def names_header(line: str) -> bool:
     """Whether a line of text, or a text of JSON lines, is a column's name, or several (`id caption`)."""
     names = names_of(line.split())
-    return any(name in COLUMNS for name in names) and {*names} <= {*COLUMNS, *LABELS, *BESIDE}
+    return any(name in COLUMNS for name in names) and {*names} <= {*HEADERS}
 
 
 def is_name(key: str) -> bool:

@@ -47,15 +47,11 @@ def without_list(whole: Mapping[str, object]) -> str:
         more = f"; captions stand in its {shown}: {option('prompt_column')} {which}"
     elif inside := next(filter(None, (_inside(*item) for item in whole.items())), ""):
         return inside
-    elif (deep := texts_at(whole)).count("[]") == 1 and "*" not in deep:
+    elif deep := texts_at(whole):
         name, _, key = deep.partition("[]")
-        if "." not in name and key.count(".") < 2:
-            named = [key[1:] or name]
-            more = f"; texts stand in its {deep}: {option('prompt_column')} {named[0]} reads them"
-        else:
+        if deep.count("[]") != 1 or "*" in deep or "." in name or key.count(".") > 1:
             return _below(deep)
-    elif deep:
-        return _below(deep)
+        more = f"; texts stand in its {deep}: {option('prompt_column')} {key[1:] or name} reads them"
     elif shown := shown_keys(name for name, value in whole.items() if isinstance(value, list)):
         more = f"; its lists are {shown}: {option('prompt_column')} names the one of prompts"
     return f"without a list under {' or '.join(LISTS)}; give the prompts as a list{more}"
