@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.letters import folded, odd_letters
+from nemo_prune.files.letters import folded, odd_letters, parted
 from nemo_prune.files.lists import (
     COMPRESSED,
     LOOKED_THROUGH,
@@ -122,7 +122,7 @@ _GLUED = re.compile(
     r"(?:[^\W\d_A-Z]{2}[.,!?)\"\u201d]?|\d[.!?)])(?:[A-Z]|[a-z][A-Z])\w{0,40}(?= \w)"
 )
 _FEW = 3  # lines
-_LONG = 100  # words
+_LONG = 40  # words: more than almost any caption has
 _ENTITY = re.compile(r"&#?\w+;")  # of HTML, which joins nothing
 _ESCAPES = "\x1b"  # with which programs colour what they print
 
@@ -250,10 +250,16 @@ def odd_lines(path: Path, text: str) -> list[str]:
             f"{glued} of its lines hold words joined without a blank (such as NightPortrait), as where "
             f"files without an end of line were put together, so several captions may stand in one"
         )
-    elif len(lines) == 1 and lines[0].count(" ") > _LONG:
-        what = f"it is one line of {len(lines[0].split())} words, which may be several captions"
+    elif 0 < len(lines) <= _FEW and (shortest := min(len(line.split()) for line in lines)) > _LONG:
+        many = f"{len(lines)} lines of {shortest} words or more" if len(lines) > 1 else ""
+        what = f"it is {many or f'one line of {shortest} words'}, which may be several captions"
     elif width := folded(lines):
         what = f"its lines seem broken at about {width} characters, so that captions go on in the next"
+    elif count := parted(lines):
+        what = (
+            f"{count} of its lines go on in the next within a phrase (of, with, and), as where captions "
+            f"are broken at a width or after so many words"
+        )
     notes = [f"{path}: {what}: each line is taken as one prompt"] if what else []
     return notes + odd_prompts(path, lines, places, "lines")
 
