@@ -16,6 +16,7 @@ or, where nothing is written, a live diffusers pipeline. Further keyword argumen
 functions that need it.
 """
 
+import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -114,9 +115,14 @@ def read_prompts(path: AnyPath) -> tuple[str, ...]:
 
     Raises:
         PromptFileError: it is missing, empty, not UTF-8, or has no column caption, prompt or text.
-        OptionError: what is given is no path, or several.
+        OptionError: what is given is no path, several, a folder or a pattern.
     """
-    return _read_prompts(path_of(path, "path")).texts
+    place = path_of(path, "path")
+    if place.is_dir() or (glob.has_magic(str(place)) and not place.exists()):
+        raise OptionError(
+            f"{place}: is a folder or a pattern, and one list is read; read each of them (glob.glob)"
+        )
+    return _read_prompts(place).texts
 
 
 def detect(

@@ -20,13 +20,17 @@ PIXART_VALUE = re.compile(VALUE_END)
 """Of a transformer whose blocks are numbered through."""
 
 
+# torch's around modules that are compiled, recompute their activations or are sharded.
+_WITHIN = re.compile(r"(?:\._(?:orig_mod|checkpoint_wrapped_module|fsdp_wrapped_module))+(?=\.)")
+
+
 def plain_name(name: str, wrapper: str = "") -> str:
     """A tensor's name without what programs put around modules.
 
-    wrapper: what stands before all names of the file (`module.`, `unet.`, ...). torch.compile's
-        `_orig_mod.` may stand anywhere, since parts of a model can be compiled.
+    wrapper: what stands before all names of the file (`module.`, `unet.`, ...). torch's own
+        (`_orig_mod.`, ...) may stand anywhere, since parts of a model can be compiled or wrapped.
     """
-    return f".{name.removeprefix(wrapper)}".replace("._orig_mod.", ".")[1:]
+    return _WITHIN.sub("", f".{name.removeprefix(wrapper)}")[1:]
 
 
 class Blocks:

@@ -76,6 +76,11 @@ _KINDS = tuple(
          f"is a PuLID, an addition that steers a model by a face; {_WHOLE}"),
         (r"^connector\.perceiver_blocks\.",
          f"is an ELLA, an addition that gives a model another text encoder; {_WHOLE}"),
+        (r"^\d+\.[01]\.linear\.\d+\.weight$",
+         f"is a hypernetwork, an addition to a model's cross-attention; {_WHOLE}"),
+        (r"::lora::\d$", f"is a LoRA (LayerDiffuse's), an addition to a model; {_WHOLE}"),
+        (r"^(prd_embedding$|proj_to_clip_embeddings\.)",
+         f"is a prior (of unCLIP or the like), which predicts no picture's noise; {_GIVE}"),
         (r"^brushnet_(down|mid|up)_blocks?\.",
          f"is a BrushNet, an addition for inpainting; {_WHOLE}"),
         (r"(^|\.)blocks\.\d+\.attn\.qkv_y\.", _VIDEO_REASON),  # Mochi

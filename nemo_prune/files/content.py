@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.letters import folded, odd_letters
+from nemo_prune.files.letters import folded, odd_letters, parted
 from nemo_prune.files.lists import (
     COMPRESSED,
     LOOKED_THROUGH,
@@ -114,7 +114,10 @@ _LABELLED = re.compile(r"\s*([/!]?\w[\w ]{0,29}):\s")
 _LOOKED_AT = 500  # characters of a line
 _NAMED = 8  # lines by their numbers
 _BARS = re.compile(r"[^\W\d_]\s?\|\s?[^\W\d_]")  # as A1111's prompt matrix has them
-_JOINTS = re.compile(r"\s*[;\uff1b]\s*|\s+(?:/{1,2}|[\u2022\u00b7])\s+")
+_JOINTS = re.compile(
+    r"\s*(?:[;\uff1b]|<br ?/?>|\[SEP\]|\|{2,3}|<\|\w{1,20}\|>|</?s>)\s*|\s+(?:/{1,2}|[\u2022\u00b7])\s+",
+    re.I,
+)
 # A word that ends where another begins with a capital, with a blank before and words behind: not iPhone,
 # McDonald, nor a name among tags (ArtStation, DeviantArt).
 _GLUED = re.compile(
@@ -122,9 +125,10 @@ _GLUED = re.compile(
     r"(?:[^\W\d_A-Z]{2}[.,!?)\"\u201d]?|\d[.!?)])(?:[A-Z]|[a-z][A-Z])\w{0,40}(?= \w)"
 )
 _FEW = 3  # lines
-_LONG = 100  # words
+_LONG = 40  # words: more than almost any caption has
 _ENTITY = re.compile(r"&#?\w+;")  # of HTML, which joins nothing
 _ESCAPES = "\x1b"  # with which programs colour what they print
+_ISO_2022 = re.compile(r"\x1b(\$[@AB(]|\([BJI])")
 
 
 def check_magic(path: Path, content: bytes, format: Format) -> None:
@@ -250,10 +254,16 @@ def odd_lines(path: Path, text: str) -> list[str]:
             f"{glued} of its lines hold words joined without a blank (such as NightPortrait), as where "
             f"files without an end of line were put together, so several captions may stand in one"
         )
-    elif len(lines) == 1 and lines[0].count(" ") > _LONG:
-        what = f"it is one line of {len(lines[0].split())} words, which may be several captions"
+    elif 0 < len(lines) <= _FEW and (shortest := min(len(line.split()) for line in lines)) > _LONG:
+        many = f"{len(lines)} lines of {shortest} words or more" if len(lines) > 1 else ""
+        what = f"it is {many or f'one line of {shortest} words'}, which may be several captions"
     elif width := folded(lines):
         what = f"its lines seem broken at about {width} characters, so that captions go on in the next"
+    elif count := parted(lines):
+        what = (
+            f"{count} of its lines go on in the next within a phrase (of, with, and), as where captions "
+            f"are broken at a width or after so many words"
+        )
     notes = [f"{path}: {what}: each line is taken as one prompt"] if what else []
     return notes + odd_prompts(path, lines, places, "lines")
 
@@ -295,14 +305,16 @@ def odd_prompts(
             f"or the like, and none is a caption; write the list again"
         )
     if control := next((n for n, line in zip(places, lines, strict=True) if _ESCAPES in line), 0):
-        raise PromptFileError(
-            f"{path}: line {control} holds colours of a terminal; write the list anew without them"
-        )
+        what = "colours of a terminal; write the list anew without them"
+        if any(map(_ISO_2022.search, lines)):
+            what = "letters of another encoding (ISO-2022, of Japanese mail); save the list as UTF-8"
+        raise PromptFileError(f"{path}: line {control} holds {what}")
     encoded = sum(map(is_percent_encoded, lines))
     if encoded and 2 * encoded >= len(lines):
         raise PromptFileError(
-            f"{path}: {encoded} of its {unit} are percent-encoded, as addresses are (%20 for a blank); "
-            f"decode them (Python: urllib.parse.unquote)"
+            f"{path}: {encoded} of its {unit} are percent-encoded, as addresses are (%20 for a blank), "
+            f"or quoted-printable, as mail is (=20); decode them (Python: urllib.parse.unquote, "
+            f"quopri.decodestring)"
         )
     quoted = sum(map(is_shell_quoted, lines))
     if quoted and 2 * quoted >= len(lines):
@@ -359,7 +371,7 @@ def odd_prompts(
     parts = [count for n, text in enumerate(prompts) if n not in told and (count := _parts(text))]
     # Of one caption two halves are usual; a line of text alone was looked at above.
     if 2 * len(parts) > len(lines) and (len(lines) > 1 or (unit != "lines" and max(parts) > 2)):
-        how = "hold semicolons or slashes between phrases: several captions may stand in each"
+        how = "hold marks such as ; / \u2022 or <br> between phrases: several captions may stand in each"
         found.append((len(parts), how))
     for how, have in _apart(lines):
         if 2 * len(new := have - told) > len(lines):

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from nemo_prune.errors import PromptFileError
 from nemo_prune.files.names import COLUMNS, HEADERS, LABELS, names_of
 from nemo_prune.files.nested import AS_OBJECTS, lists_in, lists_with, without_list, workflow
-from nemo_prune.files.text import MAX_BYTES, PACKED, decoded
+from nemo_prune.files.text import MAX_BYTES, PACKED, decoded, of_no_text
 
 Format = Literal["txt", "csv", "tsv", "jsonl", "json", "parquet"]
 FORMATS: dict[str, Format] = {
@@ -142,9 +142,7 @@ def decoded_list(path: Path, content: bytes) -> str:
     text = decoded(content, path, PromptFileError, WANTED).removesuffix("\x1a")  # DOS's end of a text
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise PromptFileError(
-            f"{path}: is not a text file (line {line} holds a NUL); give one prompt per line"
-        )
+        raise PromptFileError(f"{path}: {of_no_text(text, line)}")
     return text
 
 
@@ -199,6 +197,11 @@ def table_rows(
             yield number, None
             continue
         if len(row) != len(names):
+            if len(names) == 1 and (mark := re.search(r"\w\s?([|^~#:])\s?\w", names[0])):
+                raise PromptFileError(
+                    f"{path}: its header seems separated by {mark[1]}, which is not read; write it as "
+                    f"CSV with commas (pandas: sep=',')"
+                )
             raise PromptFileError(
                 f"{path}: line {number} has {len(row)} cells, the header {len(names)}; put texts "
                 f'with separators in quotes ("), double quotes within them, and mend the line'

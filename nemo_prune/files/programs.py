@@ -87,7 +87,9 @@ _ALIGNED = re.compile(r"([a-z_]\w{0,39})\s+\S")
 _COUNTED = ("id", "n", "no", "number", "index", "score", "seed")
 _SHELL = re.compile(r"(?:[^\s\\]|\\.)+")
 _COMMAND = re.compile(r"""\s*(\w+)\s+(?:"[^"]*"|'[^']*');?\s*""")
-_PERCENT = re.compile(r"\S*\w%(2[0-9A-Fa-f]|[C-Fc-f][0-9A-Fa-f]%[89ABab])\S*")
+_PERCENT = re.compile(
+    r"\S*\w(%(2[0-9A-Fa-f]|[C-Fc-f][0-9A-Fa-f]%[89ABab])|=(20|[C-F][0-9A-F]=[89AB][0-9A-F]))\S*"
+)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{12,}={0,2}|[A-Za-z0-9_-]{12,}={0,2}")
 
 
@@ -163,7 +165,7 @@ def commanded(lines: Sequence[str]) -> set[int]:
 
 
 def is_percent_encoded(text: str) -> bool:
-    """Whether a text is written as addresses are: without blanks, with %20 or the like."""
+    """Whether a text without blanks is written as addresses are, with %20, or as mail is, with =20."""
     return _PERCENT.fullmatch(text.strip()) is not None
 
 

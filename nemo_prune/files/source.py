@@ -51,7 +51,7 @@ from nemo_prune.files.lists import (
     zstd_unknown,
 )
 from nemo_prune.files.names import COLUMNS, names_header, names_of
-from nemo_prune.files.text import MAX_BYTES, check_regular
+from nemo_prune.files.text import MAX_BYTES, check_regular, of_no_text
 
 _HEAD = 2**20
 _LINE = 2**24  # bytes of a line; a longer one is no caption, nor a row with one
@@ -345,10 +345,7 @@ class _Lines:
             ) from None
         text = text.removesuffix("\x1a")  # by which DOS ended texts; before a line's end it stays
         if "\0" in text:
-            raise PromptFileError(
-                f"{self._path}: is not a text file (line {self.number} holds a NUL); give one prompt "
-                f"per line"
-            )
+            raise PromptFileError(f"{self._path}: {of_no_text(text, self.number)}")
         return text.removeprefix("\ufeff") if self.number == 1 else text
 
     def skip_to(self, offset: int, number: int) -> None:

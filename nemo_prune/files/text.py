@@ -111,6 +111,13 @@ def check_regular(path: Path, error: type[NemoPruneError], wanted: str) -> int:
         raise error(f"{path}: cannot be read ({reason})") from None
 
 
+def of_no_text(text: str, line: int) -> str:
+    """What a text with a NUL, first in that line, is, and what to do."""
+    if 3 * text.count("\0") > len(text) and "\0\0" not in text:
+        return "seems to be UTF-16 without a byte order mark, not UTF-8; save it as UTF-8"
+    return f"is not a text file (line {line} holds a NUL); give one prompt per line"
+
+
 def decoded(content: bytes, path: Path, error: type[NemoPruneError], wanted: str) -> str:
     """UTF-8 as text, without a byte order mark; raises as `read_text`."""
     try:

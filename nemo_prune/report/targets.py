@@ -140,8 +140,8 @@ def read_targets(place: Path, prompts: Sequence[str]) -> dict[int, Path]:
         (`3.png`, `003.png`) or text is its name; of the text only letters and digits count, in any
         case. A row of a CSV that names no file says that its prompt has no picture.
 
-    Raises OptionError, one line, if nothing there belongs to any prompt, or a file is missing or no
-    readable picture.
+    Raises OptionError, one line, if nothing there belongs to any prompt, two pictures to one, or a file
+    is missing or no readable picture.
     """
     if place.is_dir():
         tables = sorted(path for path in place.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
@@ -227,8 +227,12 @@ def _by_name(folder: Path, prompts: Sequence[str]) -> dict[int, Path]:
         index = int(stem) if number else names.get(_letters(stem))
         if number:
             numbers.add(int(stem))
-        if index is not None and index < len(prompts):
-            found.setdefault(index, path)
+        if index is not None and index < len(prompts) and found.setdefault(index, path) != path:
+            both = " and ".join(shown_name(one, prompts) for one in (found[index], path))
+            raise OptionError(
+                f"{option('targets')} {folder}: names two pictures for one prompt, {both}; keep one of "
+                f"them"
+            )
     if 0 not in numbers and max(numbers, default=0) == len(prompts):
         raise OptionError(
             f"{option('targets')} {folder}: its pictures are numbered from 1 to {len(prompts)}, prompts "

@@ -498,12 +498,15 @@ def test_a_manifest_for_another_model_is_refused(model: Path, tmp_path: Path) ->
         nemo_prune.apply(model, other, tmp_path / "out.safetensors")
 
 
-def test_what_is_no_path_is_said() -> None:
+def test_what_is_no_path_is_said(tmp_path: Path) -> None:
     for call in (nemo_prune.open_checkpoint, nemo_prune.read_prompts):
         with pytest.raises(OptionError, match=r"path: is a bytes; give a path, as text or a pathlib"):
             call(b"m.safetensors")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="path: is a list; give one path; call it for each"):
         nemo_prune.read_prompts(["a.txt", "b.txt"])  # type: ignore[arg-type]
+    for place in (tmp_path, tmp_path / "mem*.txt"):
+        with pytest.raises(OptionError, match="is a folder or a pattern, and one list is read"):
+            nemo_prune.read_prompts(place)
     with pytest.raises(OptionError, match="model: is a bytes"):
         nemo_prune.detect(b"m.safetensors", PROMPTS)
 

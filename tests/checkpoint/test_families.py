@@ -180,11 +180,22 @@ def test_names_that_a_wrapper_lengthened_are_read_as_what_they_are(tmp_path, nam
     assert sum(len(v.tensors) for v in checkpoint.parts[0].value_layers) == 16 * (1 + plain.ema)
 
 
-def test_parts_that_were_compiled_alone(tmp_path):
-    entries = [(n.replace(".0.attn2", ".0._orig_mod.attn2"), d, s) for n, d, s in unet(SD1)]
+@pytest.mark.parametrize(
+    "within",
+    [
+        "_orig_mod",
+        "_checkpoint_wrapped_module",
+        "_fsdp_wrapped_module._checkpoint_wrapped_module._orig_mod",
+    ],
+)
+def test_parts_that_were_compiled_or_wrapped_alone(tmp_path, within):
+    entries = [(n.replace(".0.attn2", f".0.{within}.attn2"), d, s) for n, d, s in unet(SD1)]
     checkpoint = recognize(put(tmp_path, [VAE, CLIP, *entries]))
     assert [v.name for v in checkpoint.value_layers] == SD1_ORDER
-    assert "_orig_mod" in checkpoint.value_layers[0].tensors[0]
+    assert within in checkpoint.value_layers[0].tensors[0]
+    wrapped = [(f"base_model.model._{n}", d, s) for n, d, s in entries]
+    wrapped = [(n.replace("model._", f"model.{within}."), d, s) for n, d, s in wrapped]
+    assert [v.name for v in recognize(put(tmp_path, wrapped)).value_layers] == SD1_ORDER
 
 
 def test_ema_twins_are_copies(tmp_path):

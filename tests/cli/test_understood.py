@@ -332,6 +332,25 @@ def test_two_pictures_of_one_prompt(tmp_path: Path) -> None:
         read_targets(path, ["a cat"])
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("00000.jpg", "00000.png"), r"00000\.jpg and 00000\.png"),
+        (("0.png", "00.png"), r"0\.png and 00\.png"),
+        (("0.png", "a cat.png"), r"0\.png and \(named by a prompt's text\)\.png"),
+    ],
+)
+def test_two_pictures_of_one_prompt_in_a_folder(
+    tmp_path: Path, names: tuple[str, str], words: str
+) -> None:
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.raises(NemoPruneError, match=f"names two pictures for one prompt, {words}; keep one"):
+        find_targets(tmp_path, ["a cat", "a dog"])
+    for match in ("order", "alike"):  # by which a picture's name says nothing
+        assert find_targets(tmp_path, ["a cat", "a dog"], match)
+
+
 def test_a_folder_in_the_way_of_an_unfinished_table(tmp_path: Path) -> None:
     (tmp_path / "t.csv.partial").mkdir()
     for resume in (False, True):

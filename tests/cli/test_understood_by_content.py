@@ -58,6 +58,8 @@ def test_the_table_of_marks_is_of_the_bundled_captions() -> None:
 @pytest.mark.parametrize("size", [1, 5, 20, 200])
 def test_lists_of_ordinary_captions_have_no_note(size: int) -> None:
     random, captions = Random(size), bundled_captions()
+    if size == 1:  # of a very long line alone it is said that it may be several captions
+        captions = tuple(text for text in captions if len(text.split()) <= 40)
     lists = [random.sample(captions, size) for _ in range(200 if size < 200 else 20)]
     assert not any(odd_lines(Path("p.txt"), "\n".join(one)) for one in lists[:20])
     assert not any(odd_marks(one, ())[0] or spaced_letters(one) for one in lists)

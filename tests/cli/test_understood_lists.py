@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,28 @@ def test_colours_of_a_terminal_are_no_caption(tmp_path: Path) -> None:
         read_prompts(tmp_path / "p.txt")
 
 
+@pytest.mark.parametrize("read", [read_prompts, lambda path: list(PromptStream([path]).blocks(9))])
+@pytest.mark.parametrize(
+    ("text", "encoding", "words"),
+    [
+        ("a cat\n\u732b\n", "iso2022_jp", "line 2 holds letters of another encoding"),
+        ("a cat\na dog\n", "utf-16-le", "seems to be UTF-16 without a byte order mark"),
+    ],
+)
+def test_other_encodings_are_called_so(
+    tmp_path: Path, read: Callable[[Path], object], text: str, encoding: str, words: str
+) -> None:
+    (tmp_path / "p.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(PromptFileError, match=words):
+        read(tmp_path / "p.txt")
+
+
+def test_a_header_with_another_separator_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("id^caption\n1^a cat\n2^a dog, asleep\n")
+    with pytest.raises(PromptFileError, match=r"its header seems separated by \^, which is not read"):
+        read_prompts(tmp_path / "p.csv")
+
+
 WHOLE = [
     '["a cat", "a dog"]', "['a cat', 'a dog']", "['a cat']", "['a cat' 'a dog']", "('a cat', 'a dog')",
     "array(['a cat', 'a dog'], dtype=object)", "array(['a cat'\n 'a dog'], dtype='<U5')", "('a cat',)",
@@ -284,6 +307,14 @@ def test_captions_with_a_semicolon_or_a_slash_are_not_said(tmp_path: Path, lines
     assert _notes(tmp_path / "p.txt", "\n".join(lines)) == ()
 
 
+@pytest.mark.parametrize(
+    "mark", [" \u2022 ", "<br>", "<br/>", " [SEP] ", " ||| ", "<|endoftext|>", "</s>"]
+)
+def test_captions_with_marks_between_are_said(tmp_path: Path, mark: str) -> None:
+    notes = _notes(tmp_path / "p.txt", f"a cat{mark}a dog{mark}a cow\na fox{mark}a hen{mark}an owl\n")
+    assert "2 of its lines hold marks such as ; / \u2022 or <br> between phrases: several" in notes[0]
+
+
 def test_captions_in_one_cell_between_line_breaks_are_said(tmp_path: Path) -> None:
     (note,) = _notes(tmp_path / "p.csv", 'caption\n"a cat\na dog"\n"a cow\na fox"\n')
     assert "2 prompts hold line breaks, the first at line 2: several captions may stand in one" in note
@@ -292,7 +323,8 @@ def test_captions_in_one_cell_between_line_breaks_are_said(tmp_path: Path) -> No
 def test_percent_encoded_captions_are_to_be_decoded(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a%20cat\nTwo%20dogs%2C%20asleep\n")
     (tmp_path / "p.csv").write_text("text\ncaf%C3%A9\na cat\n")
-    for name, count in (("p.txt", 2), ("p.csv", 1)):
+    (tmp_path / "q.txt").write_text("a=20cat=0A\ncaf=C3=A9\n")
+    for name, count in (("p.txt", 2), ("p.csv", 1), ("q.txt", 2)):
         with pytest.raises(PromptFileError, match=f"{count} of its .* are percent-encoded"):
             read_prompts(tmp_path / name)
     (note,) = _notes(tmp_path / "p.txt", "a+cat+asleep\nTwo+dogs+in+the+sun\n")

@@ -355,7 +355,7 @@ PROMPTS: dict[str, Fault] = {
     "blank lines": Fault(_text(" \n\t\n\u2003\n"), "no prompts"),
     "a model": Fault(lambda folder: sd1(folder / "prompts.txt"), "prompts.txt: is not"),
     "utf-16": Fault(_text("a cat".encode("utf-16")), "not UTF-8"),
-    "utf-16 without mark": Fault(_text("a cat".encode("utf-16-le")), "not a text file"),
+    "utf-16 without mark": Fault(_text("a cat".encode("utf-16-le")), "UTF-16 without a byte order mark"),
     "csv without the column": Fault(_text("a,b\n1,2\n", "csv"), "no column"),
     "csv field too long": Fault(_text('caption\n"' + "x" * 200_000, "csv"), "not a readable CSV"),
     "jsonl deep": Fault(_text("[" * 100_000, "jsonl"), "line 1 is not JSON"),

@@ -2,13 +2,14 @@
 
 import json
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from nemo_prune.errors import PromptFileError
-from nemo_prune.files.letters import folded
+from nemo_prune.files.letters import folded, parted
 from nemo_prune.files.prompts import bundled_captions, read_prompts
 from nemo_prune.files.streams import PromptStream
 
@@ -163,3 +164,56 @@ def test_captions_of_one_length_are_not_called_broken() -> None:
     for order in (sorted(bundled_captions(), key=len), sorted(bundled_captions())):
         for first in range(0, 2000, 25):
             assert folded(order[first : first + 25]) == 0
+
+
+# ------------------------------------------------------------------------------- blanks alone
+
+LIST = (
+    "a yellow sailboat on a ploughed field at sunset", "Portrait of NASA Astronaut Eileen Collins",
+    "a pink mushroom on a clear day", "Pikolo Espresso Bar Coffee Cup, Montreal",
+    "painting of an orange cat in the snow", "Chelsea the Cat by Stefan van der Walt",
+    "a small dog beside a lamp",
+)  # fmt: skip
+
+
+def _by_words(texts: Sequence[str], count: int) -> list[str]:
+    words = " ".join(texts).split()
+    return [" ".join(words[at : at + count]) for at in range(0, len(words), count)]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "lines", [_by_words(LIST, 6), _by_words(LIST, 10), textwrap.wrap(" ".join(LIST), 75)]
+)
+def test_lists_broken_without_regard_to_captions_are_said(
+    tmp_path: Path, lines: list[str], notes_of: Callable[[Path], tuple[str, ...]]
+) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(lines))
+    (note,) = notes_of(path)
+    assert "of its lines go on in the next within a phrase" in note or "seem broken at about" in note
+
+
+def test_captions_on_one_line_or_a_few_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text(" ".join(LIST))
+    assert "it is one line of 50 words, which may be several captions" in read_prompts(path).notes[0]
+    path.write_text(f"{' '.join(LIST)}\n{' '.join(LIST[::-1])} again\n")
+    assert "it is 2 lines of 50 words or more, which may" in read_prompts(path).notes[0]
+
+
+@pytest.mark.parametrize("count", [4, 6, 9])
+@pytest.mark.parametrize("size", [8, 20, 100])
+def test_most_lists_of_captions_that_are_broken_after_words_are_said(size: int, count: int) -> None:
+    random, captions = Random(size), bundled_captions()
+    lists = [random.sample(captions, size) for _ in range(40)]
+    assert sum(parted(_by_words(one, count)) > 0 for one in lists) >= 36
+    assert not any(map(parted, lists))
+
+
+def test_one_caption_among_many_that_is_cut_is_not_said() -> None:
+    assert parted([*bundled_captions()[:20], "Portrait of the", *bundled_captions()[20:40]]) == 0
+
+
+def test_captions_that_begin_alike_are_no_text_that_was_broken() -> None:
+    assert parted([f"a photo of vitamin {letter}" for letter in "abcdek"]) == parted([]) == 0

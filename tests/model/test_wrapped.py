@@ -17,6 +17,13 @@ def compiled(tensors):
     return {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}
 
 
+def recomputed(tensors):
+    return {
+        name.replace(".0.attn", ".0._checkpoint_wrapped_module.attn"): tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def vae_of_later_names(tensors):
     """The autoencoder's attention as linear maps under diffusers' names, all else under LDM's."""
     found = {}
@@ -32,7 +39,7 @@ def vae_of_later_names(tensors):
     return found
 
 
-@pytest.mark.parametrize("renamed", [wrapped, compiled, vae_of_later_names])
+@pytest.mark.parametrize("renamed", [wrapped, compiled, recomputed, vae_of_later_names])
 def test_a_file_with_other_names_loads_as_the_plain_one(tmp_path, renamed):
     tensors = tiny.tiny_tensors("sd1")
     found = []
