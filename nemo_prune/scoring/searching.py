@@ -65,7 +65,10 @@ def finished_searches(
     while waiting or open_:
         while waiting and len(open_) < (in_flight or max(_IN_FLIGHT, engine.batch_size)):
             index, job = waiting.popleft()
-            open_[index] = next(job.search)
+            try:
+                open_[index] = next(job.search)
+            except StopIteration as end:  # no neuron is left to ask about
+                yield index, end.value
         asked = {index: (jobs[index], one) for index, one in open_.items()}
         replies = _answer(engine, asked, on_samples, on_noise)
         for index, reply in replies.items():

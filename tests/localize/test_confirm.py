@@ -339,6 +339,15 @@ def test_a_search_for_what_only_more_steps_show_goes_further_down(
     assert goals == [0.2]
 
 
+def test_layers_that_are_off_already_end_a_search_at_once(confirmation: Confirmation) -> None:
+    one = prompt(c0=2.0)
+    confirmation.refer(0, one, (0, 1))
+    off = frozenset(scope("first")[1].order)
+    scopes = [scope("first"), scope(*LAYERS)]
+    assert confirmation.remove(0, one, off, scopes, rounds=3) == off | {LATE_NEURON}
+    assert confirmation.result.widened == {0}
+
+
 class Apart:
     """Workers in this process: what they get and give is pickled, as between processes."""
 
