@@ -310,6 +310,11 @@ def refuse_without_values(tensors: Tensors, stated: str) -> str:
     return f"is of an unknown family: it has no cross-attention value layers (attn2.to_v); {_GIVE}"
 
 
+def is_another_part(name: str) -> bool:
+    """True for the names of tensors of a text encoder, a VAE or a moving average, none of the denoiser."""
+    return name.startswith("model_ema.") or any(part.search(name) for part in (_TEXT, _VAE))
+
+
 def _unets(names: Iterable[str]) -> list[str]:
     """What stands before the names of each UNet in a file that holds any by names of its own."""
     return sorted({match[1] for name in names if (match := _OTHER_UNET.match(name))})

@@ -29,9 +29,9 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
 
     "incomplete" is why the model was not downloaded to its end, as `hole_in` says it, or None.
 
-    "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "gligen", "inpainting",
-    "draws from more than text" (by its channels; no captions are scored), "differences to a model"),
-    or None.
+    "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "gligen", "multi-view",
+    "inpainting", "draws from more than text" (by its channels; no captions are scored), "differences to a
+    model"), or None.
 
     Of a folder, bytes, dtypes and provenance are the main copy's, "copies" has files, bytes and
     dtypes of each, "files" are where they lie, "unedited" those that cannot be pruned, and "hashes"
@@ -111,6 +111,7 @@ def _kind(checkpoint: Checkpoint) -> str | None:
         "lcm": any(".cond_proj." in name for name in names),
         "instruct-pix2pix": pix2pix,
         "gligen": any(".fuser." in name for name in names),
+        "multi-view": any("camera_embed" in name for name in names),  # MVDream
         "inpainting": checkpoint.in_channels == 9,
         "draws from more than text": bool(outputs) and checkpoint.in_channels not in from_text,
         "differences to a model": holds_differences(checkpoint),
