@@ -139,7 +139,7 @@ def read_unet(checkpoint: Checkpoint) -> Tensors:
     blocks = Blocks(found)
     # It puts None where a bias has no weight beside it or the other way round.
     placed = {_placed(name, blocks): t for name, t in renamed.items() if t is not None}
-    # What it does not know it leaves out without a word too. Markers have no dot and no more than a list.
+    # What it does not know it leaves out without a word. Markers have no dot and at most one axis.
     taken = {id(tensor) for tensor in placed.values()}
     left = {n: t for n, t in found.items() if id(t) not in taken and ("." in n or t.ndim > 1)}
     return left | placed
