@@ -212,6 +212,13 @@ def _without_denoiser(root: Path, files: Sequence[Path]) -> str:
             f"is a folder without unet/, and {loose[0]} in it is not opened, as it can run code when "
             f"loaded; give a diffusers folder, or a .safetensors file"
         )
+    index = root / "model_index.json"
+    if stated and index.is_file() and not read_object(index).keys() & set(_DENOISER):
+        # Nothing is missing, so there is no other folder of it to give.
+        return (
+            f"is of the class {stated}, a folder without unet/ by its model_index.json, which is none "
+            f"that is read; give a Stable Diffusion 1, 2 or XL checkpoint"
+        )
     return (
         f"is {f'of the class {stated}, ' if stated else ''}a folder without unet/; give a diffusers "
         f"folder, or the .safetensors file itself"

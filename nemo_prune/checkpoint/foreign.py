@@ -27,7 +27,7 @@ _CONTROLNET = re.compile(
 )
 _VIDEO = re.compile(
     r"(\.|^)(time_stack|time_mixer|temporal_transformer(_blocks)?|motion_modules|temp_convs"
-    r"|temp_attentions|patchify_proj)\."
+    r"|temp_attentions|patchify_proj|temopral_conv|init_attn)\."
 )
 _LORA = re.compile(r"(^|[._])(lora|lycoris|hada|lokr|oft|dora)[._]|\.diff(_b)?$", re.IGNORECASE)
 _IP_ADAPTER = re.compile(r"\.to_[kv]_ip\.|^(ip_adapter|image_proj)\.")
@@ -308,6 +308,16 @@ def refuse_without_values(tensors: Tensors, stated: str) -> str:
     if stated:
         return f"is of the class {stated}, without cross-attention value layers (attn2.to_v); {_GIVE}"
     return f"is of an unknown family: it has no cross-attention value layers (attn2.to_v); {_GIVE}"
+
+
+def is_kolors(family: str, names: Iterable[str]) -> bool:
+    """True for Kolors, SDXL's UNet behind a map from another text encoder's channels."""
+    return family == "sdxl" and any("encoder_hid_proj." in name for name in names)
+
+
+def is_another_part(name: str) -> bool:
+    """True for names of a text encoder's, a VAE's or a moving average's tensors."""
+    return name.startswith("model_ema.") or any(part.search(name) for part in (_TEXT, _VAE))
 
 
 def _unets(names: Iterable[str]) -> list[str]:

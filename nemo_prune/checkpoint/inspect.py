@@ -6,7 +6,7 @@ from typing import Any
 
 from nemo_prune.checkpoint.checkpoint import Checkpoint, channels_from_text, model_sha256
 from nemo_prune.checkpoint.differences import holds_differences
-from nemo_prune.checkpoint.foreign import class_of, foreign_encoder
+from nemo_prune.checkpoint.foreign import class_of, foreign_encoder, is_kolors
 from nemo_prune.checkpoint.holes import hole_in
 from nemo_prune.checkpoint.neurons import union
 from nemo_prune.checkpoint.provenance import MODELSPEC_HASH, earlier_neurons, provenance_of
@@ -29,9 +29,9 @@ def inspection(checkpoint: Checkpoint, hashed: bool = False) -> dict[str, Any]:
 
     "incomplete" is why the model was not downloaded to its end, as `hole_in` says it, or None.
 
-    "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "gligen", "inpainting",
-    "draws from more than text" (by its channels; no captions are scored), "differences to a model"),
-    or None.
+    "kind" is what it is beside its family ("kolors", "lcm", "instruct-pix2pix", "gligen", "multi-view",
+    "blip-diffusion", "inpainting", "draws from more than text" (by its channels; no captions are
+    scored), "differences to a model"), or None.
 
     Of a folder, bytes, dtypes and provenance are the main copy's, "copies" has files, bytes and
     dtypes of each, "files" are where they lie, "unedited" those that cannot be pruned, and "hashes"
@@ -105,12 +105,13 @@ def _kind(checkpoint: Checkpoint) -> str | None:
     names, outputs = checkpoint.tensors, checkpoint.out_channels
     pix2pix = "InstructPix2Pix" in stated
     from_text = channels_from_text(outputs, pix2pix)
-    kolors = checkpoint.family == "sdxl" and any("encoder_hid_proj." in name for name in names)
     kinds = {
-        "kolors": kolors or "Kolors" in stated,
+        "kolors": is_kolors(checkpoint.family, names) or "Kolors" in stated,
         "lcm": any(".cond_proj." in name for name in names),
         "instruct-pix2pix": pix2pix,
         "gligen": any(".fuser." in name for name in names),
+        "multi-view": any("camera_embed" in name for name in names),  # MVDream
+        "blip-diffusion": "BlipDiffusion" in stated,  # takes a picture of what it is to draw
         "inpainting": checkpoint.in_channels == 9,
         "draws from more than text": bool(outputs) and checkpoint.in_channels not in from_text,
         "differences to a model": holds_differences(checkpoint),

@@ -106,10 +106,10 @@ def load_model(
 def load_vae(checkpoint: Checkpoint, device: torch.device, config: Path | None = None) -> Any:
     """The checkpoint's autoencoder alone, in fp32: in half precision some overflow.
 
-    Raises CheckpointError if it holds none.
+    Raises CheckpointError if it holds none, or one of pictures of other than three channels.
     """
     loader = _Loader(checkpoint, device, torch.float32, config)
-    return loader.vae()
+    return loader.vae(encodes=True)
 
 
 def load_pipeline(
@@ -127,7 +127,8 @@ def load_pipeline(
     The options are `load_model`'s.
 
     Raises:
-        CheckpointError: as `load_model`; also if the file holds no VAE, or an inpainting UNet.
+        CheckpointError: as `load_model`; also if the file holds no VAE that gives pictures of three
+            channels, or an inpainting UNet.
         OptionError: the config folder cannot be used.
     """
     model = load_model(
@@ -211,6 +212,9 @@ def model_schedule(
 
 def _configs(checkpoint: Checkpoint, config: Path | None) -> Configs:
     return Configs(checkpoint.family, checkpoint.metadata, checkpoint.path, config, checkpoint.configs)
+
+
+_COLOURS = 3
 
 
 class _Loader:
@@ -340,7 +344,10 @@ class _Loader:
         self,
         dtype: torch.dtype | None = None,
         without: str = "holds no VAE, which drawing pictures needs",
+        *,
+        encodes: bool = False,
     ) -> Any:
+        """The autoencoder, which decodes to three channels and, if `encodes`, takes three."""
         if self.checkpoint.is_folder:
             whole = self.checkpoint.layout == "diffusers"
             stated = self.configs.own.get("vae", {}).get("_class_name") if whole else None
@@ -354,7 +361,20 @@ class _Loader:
             tensors = weights.read_vae(self.path, self.checkpoint.wrapper)
         if not tensors:
             raise CheckpointError(f"{self.path}: {without}")
-        return self._component("vae", tensors, AutoencoderKL.from_config, dtype=dtype)
+        vae = self._component("vae", tensors, AutoencoderKL.from_config, dtype=dtype)
+        if "LDM3D" in self.model_class and vae.config["out_channels"] == 2 * _COLOURS:
+            # The picture, and behind it how far away what it shows is.
+            last = vae.decoder.conv_out
+            last.weight = nn.Parameter(last.weight[:_COLOURS], requires_grad=False)
+            last.bias = nn.Parameter(last.bias[:_COLOURS], requires_grad=False)
+            vae.register_to_config(out_channels=_COLOURS)
+        used = ("in_channels", "out_channels") if encodes else ("out_channels",)
+        if other := next((vae.config[key] for key in used if vae.config[key] != _COLOURS), None):
+            raise CheckpointError(
+                f"{self.path}: its VAE is one of pictures of {other} channels, and only one of "
+                f"{_COLOURS} (red, green, blue) is used; give a model that has one"
+            )
+        return vae
 
     def text_encoders(self, given: tuple[Path, ...]) -> tuple[TextEncoder, ...]:
         sources = text_sources(self.checkpoint, given)
@@ -403,6 +423,7 @@ class _Loader:
             torch.float32,
             "holds an inpainting UNet and no VAE, which encodes the masked picture that it is scored "
             "with; give the diffusers folder, or the whole checkpoint",
+            encodes=True,
         )
         sides = [side * 2 ** (len(vae.config["block_out_channels"]) - 1) for side in shape[1:]]
         grey = torch.zeros(1, 3, *sides, dtype=torch.float32, device=self.device)

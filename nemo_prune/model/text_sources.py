@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_prune.checkpoint.folder import component_copies
-from nemo_prune.checkpoint.foreign import foreign_encoder
+from nemo_prune.checkpoint.foreign import foreign_encoder, is_kolors
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.header import quoted, read_header
 from nemo_prune.files.strict_json import read_object
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from nemo_prune.checkpoint.checkpoint import Checkpoint
     from nemo_prune.checkpoint.families import Family
 
+_KOLORS = (
+    "text encoder (ChatGLM3), whose tokenizer is code of its own, so prompts cannot be scored or "
+    "searched; known neurons can be removed with nemo-prune apply"
+)
 _WIDTH = "embeddings.token_embedding.weight"
 
 
@@ -58,6 +62,8 @@ def text_sources(checkpoint: Checkpoint, given: tuple[Path, ...] = ()) -> list[T
         OptionError: what was given is no or are too many encoders.
     """
     family = checkpoint.record
+    if checkpoint.layout != "diffusers" and is_kolors(checkpoint.family, checkpoint.tensors):
+        raise CheckpointError(f"{checkpoint.path}: is a UNet of Kolors, whose {_KOLORS}")
     if given and (foreign := foreign_encoder(checkpoint)):
         raise CheckpointError(
             f"{checkpoint.path}: its own text encoder is of the kind {foreign!a}, with which its "
@@ -152,10 +158,7 @@ def _of_component(folder: Path, tokenizer: Path | None = None) -> TextSource:
     config = read_object(path) if path.is_file() else None
     kind = (config or {}).get("model_type", "clip_text_model")
     if kind == "chatglm" or "ChatGLMModel" in (config or {}).get("architectures", ()):
-        raise CheckpointError(
-            f"{folder}: is Kolors' text encoder (ChatGLM3), whose tokenizer is code of its own, so "
-            f"prompts cannot be scored or searched; known neurons can be removed with nemo-prune apply"
-        )
+        raise CheckpointError(f"{folder}: is Kolors' {_KOLORS}")
     if not str(kind).startswith("clip"):
         raise CheckpointError(
             f"{folder}: is a text encoder of the kind {kind!a}, and only CLIP's are known; give a "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nemo_prune.checkpoint.blocks import Blocks, plain_name
 from nemo_prune.checkpoint.folder import component_copies
+from nemo_prune.checkpoint.foreign import is_another_part
 from nemo_prune.checkpoint.recognize import SCALES
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.model.hub import (
@@ -101,7 +102,8 @@ def _starting(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
 def read_unet(checkpoint: Checkpoint) -> Tensors:
     """A UNet's tensors under diffusers' names, for every layout of `Checkpoint`; no EMA twins.
 
-    Raises CheckpointError if the file cannot be read or lacks a weight that SDXL needs.
+    What a single file's denoiser holds and diffusers has no name for comes under its own, for `fill` to
+    refuse. Raises CheckpointError if the file cannot be read or lacks a weight that SDXL needs.
     """
     path, wrapper = checkpoint.path, checkpoint.wrapper
     if checkpoint.is_folder or checkpoint.layout == "unet-diffusers":
@@ -114,9 +116,14 @@ def read_unet(checkpoint: Checkpoint) -> Tensors:
         return _unscaled({name: tensor for piece in pieces for name, tensor in piece.items()})
     # What stands before the blocks differs where a UNet is saved alone.
     prefix = _BLOCKS.split(plain_name(checkpoint.value_layers[0].tensors[0], wrapper))[0]
-    parts = tuple(prefix + part for part in _UNET_PARTS)
-    found = _unscaled(read_tensors(path, lambda name: name.startswith(parts), wrapper))
-    tensors = {UNET_PREFIX + name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    # Without a prefix of its own a denoiser lies among the other parts of the model.
+    alone = prefix.endswith("diffusion_model.")
+
+    def own(name: str) -> bool:
+        return name.startswith(prefix) and (alone or not is_another_part(name.removeprefix(prefix)))
+
+    found = {n.removeprefix(prefix): t for n, t in _unscaled(read_tensors(path, own, wrapper)).items()}
+    tensors = {UNET_PREFIX + name: t for name, t in found.items() if name.startswith(_UNET_PARTS)}
     # The converter knows blocks of one length only, so each becomes a block of its own, of no layers
     # but the first, and is put in its place after that.
     config: dict[str, object] = {"layers_per_block": 0}
@@ -129,9 +136,13 @@ def read_unet(checkpoint: Checkpoint) -> Tensors:
     if (guidance := f"{UNET_PREFIX}time_embed.cond_proj.weight") in tensors:
         # LCM's, which the converter leaves out without a word.
         renamed["time_embedding.cond_proj.weight"] = tensors[guidance]
-    blocks = Blocks(name.removeprefix(prefix) for name in found)
+    blocks = Blocks(found)
     # It puts None where a bias has no weight beside it or the other way round.
-    return {_placed(name, blocks): t for name, t in renamed.items() if t is not None}
+    placed = {_placed(name, blocks): t for name, t in renamed.items() if t is not None}
+    # What it does not know it leaves out without a word. Markers have no dot and at most one axis.
+    taken = {id(tensor) for tensor in placed.values()}
+    left = {n: t for n, t in found.items() if id(t) not in taken and ("." in n or t.ndim > 1)}
+    return left | placed
 
 
 def _placed(name: str, blocks: Blocks) -> str:

@@ -538,6 +538,14 @@ REFUSED = {
         ],
         VIDEO,
     ),
+    "video by other names": (  # VideoCrafter's
+        [
+            *unet(SD2),
+            ("model.diffusion_model.init_attn.0.norm.weight", *LINEAR),
+            (f"model.diffusion_model.input_blocks.1.2{END}.weight", *LINEAR),
+        ],
+        VIDEO,
+    ),
     "language model": ([("model.layers.0.self_attn.v_proj.weight", *LINEAR)], NO_VALUES),
     "unconditional unet": (
         [("time_embedding.linear_1.weight", *LINEAR), ("conv_in.weight", *LINEAR)],

@@ -204,7 +204,11 @@ def test_a_text_encoder_as_a_folder(tmp_path: Path) -> None:
 
 def test_a_pipeline_without_a_denoiser_is_called_by_its_class(tmp_path: Path) -> None:
     put(tmp_path / "model_index.json", {"_class_name": "StableCascadeDecoderPipeline"})
-    assert "is of the class StableCascadeDecoderPipeline, a folder without unet/" in refusal(tmp_path)
+    assert "is of the class StableCascadeDecoderPipeline, a folder without unet/ by its" in refusal(
+        tmp_path
+    )
+    put(tmp_path / "model_index.json", {"_class_name": "APipeline", "unet": ["diffusers", "A"]})
+    assert "is of the class APipeline, a folder without unet/; give a diffusers" in refusal(tmp_path)
 
 
 def test_a_controlnet_beside_the_denoiser_is_to_be_moved(model: Path) -> None:
@@ -258,6 +262,8 @@ def test_a_model_of_text_may_hold_an_image_encoder(model: Path) -> None:
         ),
         ("MarigoldDepthPipeline", ("conv_out.weight", "F32", (2, 5, 3, 3)), "draws from more than text"),
         ("StableDiffusionPipeline", ("conv_out.weight", "F32", (4, 5, 3, 3)), None),
+        ("MVDreamPipeline", ("camera_embedding.linear_1.weight", *LINEAR), "multi-view"),
+        ("BlipDiffusionPipeline", ("time_embedding.weight", *LINEAR), "blip-diffusion"),
         ("KolorsPipeline", ("encoder_hid_proj.weight", *LINEAR), "kolors"),
         ("StableDiffusionPipeline", ("time_embedding.weight", *LINEAR), None),
     ],

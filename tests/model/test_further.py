@@ -129,6 +129,40 @@ def test_an_instruct_pix2pix_draws_from_text_with_no_picture(folders: dict[str, 
     torch.testing.assert_close(model.predict_noise(latents, 961, text), wanted, atol=1e-5, rtol=0)
 
 
+def test_of_pictures_with_depth_the_colours_are_drawn(tmp_path: Path) -> None:
+    """LDM3D, as diffusers draws it; other channels than a picture's three are none known."""
+    configs = tiny_configs("sd1")
+    made = parts({})
+    made["vae"] = hub.AutoencoderKL.from_config(configs["vae"] | {"in_channels": 6, "out_channels": 6})
+    root = tmp_path / "ldm3d"
+    pipeline = diffusers.StableDiffusionLDM3DPipeline(
+        **made, scheduler=schedule(hub.DDIMScheduler), image_encoder=None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(root)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def drawn() -> list[Any]:
+        return draw(
+            loading.load_pipeline(open_checkpoint(root), device=CPU, dtype=torch.float32),
+            ["a cat"], [3], steps=2,
+        )[0]  # fmt: skip
+
+    generator = [torch.Generator().manual_seed(3)]
+    given = {"num_inference_steps": 2, "guidance_scale": 7.0, "output_type": "np"}
+    wanted = pipeline(["a cat"], generator=generator, **given).rgb[0]
+    assert abs(drawn()[0] / 255 - wanted).max() < 0.01
+    with pytest.raises(
+        CheckpointError, match=r"its VAE is one of pictures of 6 channels, and only one of"
+    ):
+        loading.load_vae(open_checkpoint(root), CPU)
+    index = root / "model_index.json"
+    index.write_text(
+        json.dumps(json.loads(index.read_text()) | {"_class_name": "StableDiffusionPipeline"})
+    )
+    with pytest.raises(CheckpointError, match=r"ldm3d: its VAE is one of pictures of 6 channels"):
+        drawn()
+
+
 def test_as_many_channels_of_another_kind_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     """A depth estimator takes eight channels too, and has no text to memorize by."""
     other = tmp_path / "marigold"

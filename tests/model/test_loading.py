@@ -561,6 +561,34 @@ def test_unet_alone_is_read_under_every_prefix(
         load(path)
 
 
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", ""])
+@pytest.mark.parametrize(
+    "name", ["camera_embed.0.weight", "time_embed.4.bias", "input_blocks.0.1.weight", "null_text"]
+)
+def test_what_a_unet_would_leave_out_is_refused_wherever_it_lies(
+    tmp_path: Path, prefix: str, name: str
+) -> None:
+    """At its root too, as MVDream's camera, which diffusers' conversion passes over."""
+    tensors = {n.replace(ldm.UNET_PREFIX, prefix): t for n, t in tiny_tensors(vae=False).items()}
+    path = tmp_path / "model.safetensors"
+    ldm.save_tensors(path, tensors | {f"{prefix}{name}": torch.ones(2, 2)}, told_heads())
+    with pytest.raises(CheckpointError, match=rf": unet\.{name} has no place in a model of this kind"):
+        load(path)
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
+def test_what_is_no_part_of_the_unet_is_left_alone(
+    tmp_path: Path, files: dict[str, Path], prefix: str
+) -> None:
+    """Markers, a schedule, other parts of the model and averages of it beside a UNet of any prefix."""
+    tensors = {n.replace(ldm.UNET_PREFIX, prefix): t for n, t in tiny_tensors().items()}
+    others = ("first_stage_model.x.weight", "cond_stage_model.x.weight", "model_ema.decay", "betas")
+    more = {name: torch.ones(2) for name in (*others, f"{prefix}scaled_fp8")}
+    path = tmp_path / "model.safetensors"
+    ldm.save_tensors(path, tensors | more, told_heads())
+    assert same_weights(load(path).unet, load(files["sd1"]).unet)
+
+
 def test_unet_alone_is_read_under_diffusers_names(folder: Path, files: dict[str, Path]) -> None:
     expected = load(files["sd1"]).unet.state_dict()
     path = folder / "diffusers.safetensors"

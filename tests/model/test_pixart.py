@@ -234,6 +234,10 @@ def test_kolors_is_pruned_by_a_list_of_neurons_and_not_searched(tmp_path: Path) 
         (root / place).write_text(json.dumps(told))
     with pytest.raises(CheckpointError, match=r"is Kolors' text encoder \(ChatGLM3\), whose tokenizer"):
         load(root)
+    for path in (root / "unet", root / "unet" / "diffusion_pytorch_model.safetensors"):
+        for given in ((), (root,)):  # it would not help
+            with pytest.raises(CheckpointError, match=r": is a UNet of Kolors, whose text encoder"):
+                load(path, text_encoder=given)
     out = tmp_path / "clean"
     assert run("apply", root, "--neurons", "0:3", "-o", out).exit_code == 0
     theirs = hub.UNet2DConditionModel.from_pretrained(out / "unet", local_files_only=True)
