@@ -241,8 +241,7 @@ def odd_lines(path: Path, text: str) -> list[str]:
 
     Raises PromptFileError where most of them would be no prompt that a model was trained on.
     """
-    # Files that were joined bring their byte order marks with them, which readers take away.
-    places, lines = _numbered(re.sub("(?m)^\ufeff", "", text))
+    places, lines = _numbered(text)
     paragraphs = re.split(r"\n\s*\n", text.strip().replace("\r\n", "\n"))
     what = ""
     if len(paragraphs) > 1 and 2 <= len(lines) / len(paragraphs) <= 6:  # captions that were wrapped

@@ -143,7 +143,8 @@ def decoded_list(path: Path, content: bytes) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise PromptFileError(f"{path}: {of_no_text(text, line)}")
-    return text
+    # Files that were joined bring their byte order marks with them, which readers take away too.
+    return re.sub("(?m)^\ufeff", "", text) if "\ufeff" in text else text
 
 
 # ----------------------------------------------------------------------------------------- readers
@@ -166,10 +167,12 @@ def table_rows(
 
     lines: from the header on, with their ends; with `names`, from any row on. skipped: lines before.
     """
-    rows = csv.reader(lines, delimiter=separator, strict=True)
+    joined: set[int] = set()
+    rows = csv.reader(_unmarked(lines, joined), delimiter=separator, strict=True)
     every = frozenset((*(names or ()), *HEADERS))
     while True:
-        number = skipped + rows.line_num + 1
+        begin = rows.line_num + 1
+        number = skipped + begin
         try:
             row = next(rows)
         except StopIteration:
@@ -207,9 +210,18 @@ def table_rows(
                 f'with separators in quotes ("), double quotes within them, and mend the line'
             )
         # A header has one of few names in front; most rows end this here.
-        if len(row) > 1 and row[0].strip().strip('"').lower() in every:
+        # A cell alone may be a caption of one word, but not where another file begins.
+        if (len(row) > 1 or begin in joined) and row[0].strip().strip('"').lower() in every:
             _refuse_header(path, number, names_of(row), names)
         yield number, row
+
+
+def _unmarked(lines: Iterable[str], joined: set[int]) -> Iterator[str]:
+    """The lines without byte order marks, which joined files bring with them; `joined` are theirs."""
+    for number, line in enumerate(lines, start=1):
+        if line.startswith("\ufeff"):
+            joined.add(number)
+        yield line.removeprefix("\ufeff")
 
 
 def _refuse_header(path: Path, number: int, cells: list[str], names: Sequence[str]) -> None:

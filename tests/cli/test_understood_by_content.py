@@ -218,6 +218,40 @@ def test_a_header_again_in_any_order_is_refused(
     assert words in _refused(tmp_path / name, text)
 
 
+@pytest.mark.parametrize(
+    ("name", "parts", "words"),
+    [
+        ("p.csv", ("id,caption\r\n0,a cat\r\n", "caption,id\r\na dog,1\r\n"), "again, in another order"),
+        ("p.csv", ("id,caption\n0,a cat\n", "id,caption\n1,a dog\n"), "line 3 is the header again, as"),
+        (
+            "p.csv",
+            ("id,caption\n0,a cat\n", '"id","caption"\n1,a dog\n'),
+            "line 3 is the header again, as",
+        ),
+        ("p.csv", ("caption\na cat\n", "caption\na dog\n"), "line 3 is the header again, as"),
+        ("p.csv", ("caption\na cat\n", "Prompt\na dog\n"), "line 3 is a header of other columns"),
+        ("p.tsv", ("id\tcaption\n0\ta cat\n", "id\tcaption\n1\ta dog\n"), "line 3 is the header again"),
+        ("p.json", ('["a cat"]\n', '["a dog"]\n'), "several values one after the other"),
+    ],
+)
+def test_a_header_behind_a_byte_order_mark_is_one(
+    tmp_path: Path, name: str, parts: tuple[str, ...], words: str
+) -> None:
+    """Windows joins files with their byte order marks: `copy a.csv+b.csv`."""
+    assert words in _refused(tmp_path / name, "".join("\ufeff" + part for part in parts))
+
+
+def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path) -> None:
+    """Nor does one keep a quoted cell from being read as one."""
+    marked = '\ufeffcaption,id\na cat,0\n\ufeff"a dog, asleep",1\n'
+    (tmp_path / "p.csv").write_text(marked)
+    assert read_prompts(tmp_path / "p.csv").texts == ("a cat", "a dog, asleep")
+    (tmp_path / "p.txt").write_text("\ufeffa cat\n\ufeffa dog\n")
+    assert read_prompts(tmp_path / "p.txt").texts == ("a cat", "a dog")
+    (tmp_path / "p.csv").write_text("text\na cat\ntext\n")  # a caption of one word
+    assert read_prompts(tmp_path / "p.csv").texts == ("a cat", "text")
+
+
 def test_cells_that_are_names_are_no_header(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("id,kind,caption\nid,n,a cat\ntext,n,id card\n2,caption,text\n")
     assert len(read_prompts(tmp_path / "p.csv").texts) == 3
