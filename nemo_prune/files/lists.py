@@ -77,10 +77,14 @@ def expand(paths: Sequence[Path]) -> tuple[Path, ...]:
     """The paths, patterns (`*`, `?`, `[...]`) replaced by the files that they match, in order.
 
     A file that is there by that very name is no pattern. Raises PromptFileError for one that matches
-    nothing.
+    nothing, and for one that is meant to leave files out (`!`).
     """
     found: dict[Path, None] = {}
     for path in paths:
+        if str(path).startswith("!") and not os.path.lexists(path):
+            raise PromptFileError(
+                f"{path}: no such file, and patterns cannot exclude (!); name the lists to be read"
+            )
         if not glob.has_magic(str(path)) or os.path.lexists(path):
             found[path] = None
             continue
@@ -258,7 +262,8 @@ def json_line(path: Path, number: int, line: str) -> Record:
     except (ValueError, RecursionError) as error:
         what = f"is not JSON; {_json_cure(line, error)}"
         if line.lstrip()[:1] in ("{", "[") and getattr(error, "pos", 0) >= len(line.rstrip()):
-            what = "is not JSON by itself; write each value on one line (jq -c), mend what is cut"
+            each = "jq -c '.[]'" if line.lstrip()[:1] == "[" else "jq -c ."
+            what = f"is not JSON by itself; write each value on one line ({each}), mend what is cut"
         raise PromptFileError(f"{path}: line {number} {what}") from None
     return _record(path, number, value)
 
@@ -267,7 +272,8 @@ def _json_cure(text: str, error: Exception) -> str:
     """What to do about text that is not one value of JSON."""
     rest = text[getattr(error, "pos", 0) :].lstrip() if "Extra data" in str(error) else ""
     if rest[:1] in ("{", "[", '"'):
-        return "it holds several values one after the other: write each on a line of its own (jq -c .)"
+        each = "jq -c '.[]'" if text.lstrip()[:1] == "[" else "jq -c ."  # of lists their items
+        return f"it holds several values one after the other: write each on a line of its own ({each})"
     if rest[:1] == ",":
         return "a comma stands behind its first value: write JSON lines without (sed 's/,$//')"
     return "mend it"

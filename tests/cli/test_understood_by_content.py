@@ -367,7 +367,9 @@ def test_a_column_of_labels_is_named_as_it_is(tmp_path: Path) -> None:
     ("name", "text", "words"),
     [
         ("p.json", '{"a": 1}{"caption": "a cat"}', "several values one after the other"),
-        ("p.jsonl", '{"caption": "a"}{"caption": "b"}', "several values one after the other"),
+        ("p.jsonl", '{"caption": "a"}{"caption": "b"}', "of its own (jq -c .)"),
+        ("p.json", '["a cat"]\n["a dog"]\n', "of its own (jq -c '.[]')"),
+        ("p.jsonl", '[\n{"caption": "a cat"}\n]\n[\n{"caption": "a dog"}\n]\n', "jq -c '.[]'"),
         ("p.jsonl", '{"caption": "a"},\n{"caption": "b"}', "a comma stands behind its first value"),
         ("p.jsonl", '{"0.jpg": "a cat on a mat"}', "its keys are no names of columns: write objects"),
         (

@@ -644,6 +644,9 @@ def test_several_files_and_patterns(tmp_path: Path) -> None:
     assert found.counts == {"prompts_read": 4, "merged": 1, "blank": 1}
     with pytest.raises(PromptFileError, match="no file matches"):
         expand([tmp_path / "*.jsonl"])
+    for left_out in ("!a.txt", "!*.txt"):
+        with pytest.raises(PromptFileError, match="patterns cannot exclude"):
+            expand([tmp_path / "*.txt", Path(left_out)])
 
 
 def test_an_expected_number_pins_the_list(tmp_path: Path) -> None:
