@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_prune.errors import PromptFileError
+from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.names import COLUMNS, HEADERS, LABELS, names_of
 from nemo_prune.files.nested import AS_OBJECTS, lists_in, lists_with, without_list, workflow
 from nemo_prune.files.text import MAX_BYTES, PACKED, decoded, of_no_text
@@ -165,11 +165,17 @@ def text_line(path: Path, number: int, line: str) -> str:
 
 
 def table_rows(
-    path: Path, lines: Iterable[str], separator: str, skipped: int, names: Sequence[str] | None = None
+    path: Path,
+    lines: Iterable[str],
+    separator: str,
+    skipped: int,
+    column: str | None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, list[str] | None]]:
     """The header's names in lower case, then the rows of a table, each with its line; None: a blank one.
 
     lines: from the header on, with their ends; with `names`, from any row on. skipped: lines before.
+    column: as `column_names` takes it.
     """
     joined: set[int] = set()
     rows = csv.reader(_unmarked(lines, joined), delimiter=separator, strict=True)
@@ -194,9 +200,7 @@ def table_rows(
                 f"{path}: is not a readable CSV: line {number} has {what}; {cure}"
             ) from None
         if names is None:
-            names = names_of(row)
-            if any(names.count(name) > 1 for name in (*COLUMNS, *LABELS)):
-                raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
+            names = column_names(f"{path}:", row, column)
             every |= {*names}
             yield number, list(names)
             continue
@@ -218,6 +222,32 @@ def table_rows(
         if (len(row) > 1 or begin in joined) and row[0].strip().strip('"').lower() in every:
             _refuse_header(path, number, names_of(row), names)
         yield number, row
+
+
+def column_names(where: str, cells: Iterable[str], column: str | None) -> list[str]:
+    """The names of columns, or keys, in lower case, without two of one name among those that are read.
+
+    where: what a message begins with. column: the name that was asked for; if others differ from it in
+    case alone, they get another name. Raises PromptFileError for two of one name.
+    """
+    spelled = [cell.strip().strip('"').strip() for cell in cells]
+    names = names_of(spelled)
+    wanted = "" if column is None else column.strip()
+    if spelled.count(wanted) == 1:
+        for place, one in enumerate(spelled):
+            if one != wanted and names[place] == wanted.lower():
+                names[place] += f" ({place + 1})"
+    for name in (*COLUMNS, *LABELS, wanted.lower()):
+        same = [one for one, other in zip(spelled, names, strict=True) if other == name != ""]
+        if len({*same}) > 1:
+            cure = f", or give {option('prompt_column')}, which takes one as it is spelled"
+            raise PromptFileError(
+                f"{where} has {' and '.join(dict.fromkeys(same))}, which differ in case alone; rename "
+                f"one of them{cure * (name not in LABELS)}"
+            )
+        if len(same) > 1:
+            raise PromptFileError(f"{where} has two columns of one name; rename one of them")
+    return names
 
 
 def _unmarked(lines: Iterable[str], joined: set[int]) -> Iterator[str]:
@@ -252,8 +282,8 @@ def separator_of(path: Path, header: str, format: Format, notes: list[str]) -> s
     return separator
 
 
-def json_line(path: Path, number: int, line: str) -> Record:
-    """The record of one of JSON lines; PromptFileError for what is none."""
+def json_line(path: Path, number: int, line: str, column: str | None) -> Record:
+    """The record of one of JSON lines; PromptFileError for what is none. column: as `column_names`."""
     line = line.lstrip("\x1e")  # a record may begin with it (RFC 7464, jq --seq)
     try:
         value = json.loads(line, object_pairs_hook=_unique)
@@ -265,7 +295,7 @@ def json_line(path: Path, number: int, line: str) -> Record:
             each = "jq -c '.[]'" if line.lstrip()[:1] == "[" else "jq -c ."
             what = f"is not JSON by itself; write each value on one line ({each}), mend what is cut"
         raise PromptFileError(f"{path}: line {number} {what}") from None
-    return _record(path, number, value)
+    return _record(path, number, value, column)
 
 
 def _json_cure(text: str, error: Exception) -> str:
@@ -290,9 +320,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _record(path: Path, number: int, value: object, where: str = "") -> Record:
+def _record(path: Path, number: int, value: object, column: str | None, where: str = "") -> Record:
     if isinstance(value, dict):
-        return {key.lower(): cell for key, cell in value.items()}
+        found = {key.lower(): cell for key, cell in value.items()}
+        if len(found) < len(value):
+            names = column_names(f"{path}: line {number}", value, column)
+            found = dict(zip(names, value.values(), strict=True))
+        return found
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -312,6 +346,7 @@ def is_packed(path: Path) -> bool:
 def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
     """An array of strings or objects, or an object with such an array."""
     text = text.lstrip("\x1e")  # as in `json_line`
+    spelled, column = column, None if column is None else column.strip().lower()
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     key: str | None = None
     try:
@@ -359,7 +394,7 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
         where = f"line {line} " if line else ""
         raise PromptFileError(f"{path}: {where}is not JSON; {_json_cure(text, error)}") from None
     records = [
-        (number, _record(path, number, value, f" (item {place})"))
+        (number, _record(path, number, value, spelled, f" (item {place})"))
         for place, (number, value) in enumerate(items, start=1)
     ]
     return Listing(path, "json", records, 0, tuple(notes), named=key is not None and key == column)
@@ -439,12 +474,10 @@ def open_parquet(path: Path, content: Path | bytes) -> tuple[Any, Any]:
 
 def parquet_columns(path: Path, file: Any, column: str | None) -> tuple[tuple[str, ...], list[str]]:
     """All columns in lower case, and the names of those that are read; PromptFileError for doubles."""
-    wanted = {*COLUMNS, *LABELS, *([column] if column else [])}
+    wanted = {*COLUMNS, *LABELS, *([column.strip().lower()] if column else [])}
     every = [str(name) for name in file.schema_arrow.names]
-    names = [name for name in every if name.strip().lower() in wanted]
-    if len({name.strip().lower() for name in names}) < len(names):
-        raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
-    return tuple(name.strip().lower() for name in every), names
+    names = column_names(f"{path}:", every, column)
+    return tuple(names), [one for one, name in zip(every, names, strict=True) if name in wanted]
 
 
 def parquet_beside(file: Any, names: Sequence[str]) -> dict[str, list[object]]:

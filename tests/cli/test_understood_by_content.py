@@ -290,6 +290,27 @@ Write = Callable[[Path, list[Row]], None]
 
 
 @every_format
+def test_of_names_that_differ_in_case_the_exact_one_is_read(
+    tmp_path: Path, name: str, write: Write
+) -> None:
+    path, rows = tmp_path / name, [{"Caption": f"a {one}", "id": 0, "caption": one} for one in CAPTIONS]
+    write(path, rows)
+    for read in (read_prompts, lambda *given: list(PromptStream([given[0]], *given[1:]).blocks(9))):
+        with pytest.raises(PromptFileError) as caught:
+            read(path)
+        assert "Caption and caption, which differ in case alone; rename" in str(caught.value)
+        assert "give prompt_column" in str(caught.value)
+    assert read_prompts(path, None, "caption").texts == CAPTIONS
+    assert read_prompts(path, None, "Caption").texts == tuple(f"a {one}" for one in CAPTIONS)
+    (block,) = PromptStream([path], None, "Caption").blocks(9)
+    assert [one.text for one in block.prompts] == [f"a {one}" for one in CAPTIONS]
+    with pytest.raises(PromptFileError, match="differ in case"):
+        read_prompts(path, None, "CAPTION")
+    write(path, [{"id": 0, "Title": f"a {one}", "title": one} for one in CAPTIONS])
+    assert read_prompts(path, None, "Title").texts == tuple(f"a {one}" for one in CAPTIONS)
+
+
+@every_format
 @pytest.mark.parametrize("other", ["response", "title", "x_17"])
 def test_a_column_with_texts_is_named_whatever_its_name(
     tmp_path: Path, name: str, write: Write, other: str
