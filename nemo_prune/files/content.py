@@ -215,7 +215,7 @@ def agreed(path: Path, text: str, format: Format) -> tuple[Format, list[str]]:
             what = "is a listing of a folder (ls -l, dir, tree), not of captions"
             raise PromptFileError(f"{path}: {what}; leave only the names (ls -1) ({_as_text()})")
         if are_records(lines, COLUMNS, (*LABELS, *BESIDE)):
-            what = "holds records with names in them (name=value), not captions alone"
+            what = "holds records with names in them (name=value, {name: value}), not captions alone"
             raise PromptFileError(f"{path}: {what}; write it as CSV or JSON lines ({_as_text()})")
         if is_base64(lines):
             what = "is in base64, which no model was trained on"
@@ -241,8 +241,7 @@ def odd_lines(path: Path, text: str) -> list[str]:
 
     Raises PromptFileError where most of them would be no prompt that a model was trained on.
     """
-    # Files that were joined bring their byte order marks with them, which readers take away.
-    places, lines = _numbered(re.sub("(?m)^\ufeff", "", text))
+    places, lines = _numbered(text)
     paragraphs = re.split(r"\n\s*\n", text.strip().replace("\r\n", "\n"))
     what = ""
     if len(paragraphs) > 1 and 2 <= len(lines) / len(paragraphs) <= 6:  # captions that were wrapped

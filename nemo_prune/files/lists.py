@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_prune.errors import PromptFileError
+from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.names import COLUMNS, HEADERS, LABELS, names_of
 from nemo_prune.files.nested import AS_OBJECTS, lists_in, lists_with, without_list, workflow
 from nemo_prune.files.text import MAX_BYTES, PACKED, decoded, of_no_text
@@ -77,10 +77,14 @@ def expand(paths: Sequence[Path]) -> tuple[Path, ...]:
     """The paths, patterns (`*`, `?`, `[...]`) replaced by the files that they match, in order.
 
     A file that is there by that very name is no pattern. Raises PromptFileError for one that matches
-    nothing.
+    nothing, and for one that is meant to leave files out (`!`).
     """
     found: dict[Path, None] = {}
     for path in paths:
+        if str(path).startswith("!") and not os.path.lexists(path):
+            raise PromptFileError(
+                f"{path}: no such file, and patterns cannot exclude (!); name the lists to be read"
+            )
         if not glob.has_magic(str(path)) or os.path.lexists(path):
             found[path] = None
             continue
@@ -143,7 +147,8 @@ def decoded_list(path: Path, content: bytes) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise PromptFileError(f"{path}: {of_no_text(text, line)}")
-    return text
+    # Files that were joined bring their byte order marks with them, which readers take away too.
+    return re.sub("(?m)^\ufeff", "", text) if "\ufeff" in text else text
 
 
 # ----------------------------------------------------------------------------------------- readers
@@ -160,16 +165,24 @@ def text_line(path: Path, number: int, line: str) -> str:
 
 
 def table_rows(
-    path: Path, lines: Iterable[str], separator: str, skipped: int, names: Sequence[str] | None = None
+    path: Path,
+    lines: Iterable[str],
+    separator: str,
+    skipped: int,
+    column: str | None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, list[str] | None]]:
     """The header's names in lower case, then the rows of a table, each with its line; None: a blank one.
 
     lines: from the header on, with their ends; with `names`, from any row on. skipped: lines before.
+    column: as `column_names` takes it.
     """
-    rows = csv.reader(lines, delimiter=separator, strict=True)
+    joined: set[int] = set()
+    rows = csv.reader(_unmarked(lines, joined), delimiter=separator, strict=True)
     every = frozenset((*(names or ()), *HEADERS))
     while True:
-        number = skipped + rows.line_num + 1
+        begin = rows.line_num + 1
+        number = skipped + begin
         try:
             row = next(rows)
         except StopIteration:
@@ -187,9 +200,7 @@ def table_rows(
                 f"{path}: is not a readable CSV: line {number} has {what}; {cure}"
             ) from None
         if names is None:
-            names = names_of(row)
-            if any(names.count(name) > 1 for name in (*COLUMNS, *LABELS)):
-                raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
+            names = column_names(f"{path}:", row, column)
             every |= {*names}
             yield number, list(names)
             continue
@@ -207,9 +218,44 @@ def table_rows(
                 f'with separators in quotes ("), double quotes within them, and mend the line'
             )
         # A header has one of few names in front; most rows end this here.
-        if len(row) > 1 and row[0].strip().strip('"').lower() in every:
+        # A cell alone may be a caption of one word, but not where another file begins.
+        if (len(row) > 1 or begin in joined) and row[0].strip().strip('"').lower() in every:
             _refuse_header(path, number, names_of(row), names)
         yield number, row
+
+
+def column_names(where: str, cells: Iterable[str], column: str | None) -> list[str]:
+    """The names of columns, or keys, in lower case, without two of one name among those that are read.
+
+    where: what a message begins with. column: the name that was asked for; if others differ from it in
+    case alone, they get another name. Raises PromptFileError for two of one name.
+    """
+    spelled = [cell.strip().strip('"').strip() for cell in cells]
+    names = names_of(spelled)
+    wanted = "" if column is None else column.strip()
+    if spelled.count(wanted) == 1:
+        for place, one in enumerate(spelled):
+            if one != wanted and names[place] == wanted.lower():
+                names[place] += f" ({place + 1})"
+    for name in (*COLUMNS, *LABELS, wanted.lower()):
+        same = [one for one, other in zip(spelled, names, strict=True) if other == name != ""]
+        if len({*same}) > 1:
+            cure = f", or give {option('prompt_column')}, which takes one as it is spelled"
+            raise PromptFileError(
+                f"{where} has {' and '.join(dict.fromkeys(same))}, which differ in case alone; rename "
+                f"one of them{cure * (name not in LABELS)}"
+            )
+        if len(same) > 1:
+            raise PromptFileError(f"{where} has two columns of one name; rename one of them")
+    return names
+
+
+def _unmarked(lines: Iterable[str], joined: set[int]) -> Iterator[str]:
+    """The lines without byte order marks, which joined files bring with them; `joined` are theirs."""
+    for number, line in enumerate(lines, start=1):
+        if line.startswith("\ufeff"):
+            joined.add(number)
+        yield line.removeprefix("\ufeff")
 
 
 def _refuse_header(path: Path, number: int, cells: list[str], names: Sequence[str]) -> None:
@@ -236,8 +282,8 @@ def separator_of(path: Path, header: str, format: Format, notes: list[str]) -> s
     return separator
 
 
-def json_line(path: Path, number: int, line: str) -> Record:
-    """The record of one of JSON lines; PromptFileError for what is none."""
+def json_line(path: Path, number: int, line: str, column: str | None) -> Record:
+    """The record of one of JSON lines; PromptFileError for what is none. column: as `column_names`."""
     line = line.lstrip("\x1e")  # a record may begin with it (RFC 7464, jq --seq)
     try:
         value = json.loads(line, object_pairs_hook=_unique)
@@ -246,16 +292,18 @@ def json_line(path: Path, number: int, line: str) -> Record:
     except (ValueError, RecursionError) as error:
         what = f"is not JSON; {_json_cure(line, error)}"
         if line.lstrip()[:1] in ("{", "[") and getattr(error, "pos", 0) >= len(line.rstrip()):
-            what = "is not JSON by itself; write each value on one line (jq -c), mend what is cut"
+            each = "jq -c '.[]'" if line.lstrip()[:1] == "[" else "jq -c ."
+            what = f"is not JSON by itself; write each value on one line ({each}), mend what is cut"
         raise PromptFileError(f"{path}: line {number} {what}") from None
-    return _record(path, number, value)
+    return _record(path, number, value, column)
 
 
 def _json_cure(text: str, error: Exception) -> str:
     """What to do about text that is not one value of JSON."""
     rest = text[getattr(error, "pos", 0) :].lstrip() if "Extra data" in str(error) else ""
     if rest[:1] in ("{", "[", '"'):
-        return "it holds several values one after the other: write each on a line of its own (jq -c .)"
+        each = "jq -c '.[]'" if text.lstrip()[:1] == "[" else "jq -c ."  # of lists their items
+        return f"it holds several values one after the other: write each on a line of its own ({each})"
     if rest[:1] == ",":
         return "a comma stands behind its first value: write JSON lines without (sed 's/,$//')"
     return "mend it"
@@ -272,9 +320,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _record(path: Path, number: int, value: object, where: str = "") -> Record:
+def _record(path: Path, number: int, value: object, column: str | None, where: str = "") -> Record:
     if isinstance(value, dict):
-        return {key.lower(): cell for key, cell in value.items()}
+        found = {key.lower(): cell for key, cell in value.items()}
+        if len(found) < len(value):
+            names = column_names(f"{path}: line {number}", value, column)
+            found = dict(zip(names, value.values(), strict=True))
+        return found
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -294,6 +346,7 @@ def is_packed(path: Path) -> bool:
 def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
     """An array of strings or objects, or an object with such an array."""
     text = text.lstrip("\x1e")  # as in `json_line`
+    spelled, column = column, None if column is None else column.strip().lower()
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     key: str | None = None
     try:
@@ -341,7 +394,7 @@ def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Li
         where = f"line {line} " if line else ""
         raise PromptFileError(f"{path}: {where}is not JSON; {_json_cure(text, error)}") from None
     records = [
-        (number, _record(path, number, value, f" (item {place})"))
+        (number, _record(path, number, value, spelled, f" (item {place})"))
         for place, (number, value) in enumerate(items, start=1)
     ]
     return Listing(path, "json", records, 0, tuple(notes), named=key is not None and key == column)
@@ -421,12 +474,10 @@ def open_parquet(path: Path, content: Path | bytes) -> tuple[Any, Any]:
 
 def parquet_columns(path: Path, file: Any, column: str | None) -> tuple[tuple[str, ...], list[str]]:
     """All columns in lower case, and the names of those that are read; PromptFileError for doubles."""
-    wanted = {*COLUMNS, *LABELS, *([column] if column else [])}
+    wanted = {*COLUMNS, *LABELS, *([column.strip().lower()] if column else [])}
     every = [str(name) for name in file.schema_arrow.names]
-    names = [name for name in every if name.strip().lower() in wanted]
-    if len({name.strip().lower() for name in names}) < len(names):
-        raise PromptFileError(f"{path}: has two columns of one name; rename one of them")
-    return tuple(name.strip().lower() for name in every), names
+    names = column_names(f"{path}:", every, column)
+    return tuple(names), [one for one, name in zip(every, names, strict=True) if name in wanted]
 
 
 def parquet_beside(file: Any, names: Sequence[str]) -> dict[str, list[object]]:

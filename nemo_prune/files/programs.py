@@ -57,6 +57,7 @@ COMPLAINT = re.compile(
     re.I,
 )
 _LOOKED_AT = 1000  # characters of a line
+_NEARLY = 0.9  # of the lines
 _SHORT = 5  # lines of a complaint at most; a list that holds one among many is told line by line
 # JSON in a call of a function, or behind a guard against being read as a script.
 SCRIPT = re.compile(r"/\*|[A-Za-z_$][\w$.]*\(\s*[\[{]\s*[\"'\[{\]}]|\)\]\}',?\s|(while|for)\s*\([;\w]")
@@ -82,6 +83,9 @@ _LISTED = re.compile(
     r"|([\s\u00a0]*[\u2502|])*[\s\u00a0]*([\u251c\u2514]\u2500|[|`+\\]--)"
 )
 _RECORD = re.compile(r"""(?:^|[,;\s])([A-Za-z_]\w*)=(?=[^\s=])""")
+# The opening of a record in brackets, with its name: @{, Row(, #<Caption, {:
+_OPENING = re.compile(r"\s*([#@&]?[\w.]*\s?[(\[{<])")
+_CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}
 _FIELD = re.compile(r"\s*([A-Za-z_]\w{0,39})\s*[:=]\s")
 _ALIGNED = re.compile(r"([a-z_]\w{0,39})\s+\S")
 _COUNTED = ("id", "n", "no", "number", "index", "score", "seed")
@@ -129,8 +133,8 @@ def is_listing(lines: Sequence[str]) -> bool:
 
 
 def are_records(lines: Sequence[str], usual: Collection[str], beside: Collection[str]) -> bool:
-    """Whether lines are records with the names of their cells: name=value side by side, or one below
-    another.
+    """Whether lines are records with the names of their cells: name=value side by side, in brackets
+    (`Row(id=1, caption='a')`, `{:id 1 :caption "a"}`), or one below another.
 
     usual: names under which captions stand; beside: names of other cells.
     """
@@ -140,6 +144,9 @@ def are_records(lines: Sequence[str], usual: Collection[str], beside: Collection
     names, count = rows.most_common(1)[0] if rows else ((), 0)
     if 2 * count > len(lines) and (count > 1 or {*map(str.lower, names)} & {*usual}):
         return True
+    forms = Counter(_record_form(line, usual) for line in lines)
+    if any(form and count >= _NEARLY * len(lines) for form, count in forms.items()):
+        return True
     for pattern, part, names_beside in ((_FIELD, 0.5, beside), (_ALIGNED, 0.9, _COUNTED)):
         fields = Counter(match[1] if (match := pattern.match(line)) else "" for line in lines)
         most = max(fields[name] for name in usual)
@@ -148,6 +155,24 @@ def are_records(lines: Sequence[str], usual: Collection[str], beside: Collection
         if most > 1 and covered >= part * len(lines) and any(fields[n] == most for n in names_beside):
             return True
     return False
+
+
+def _record_form(line: str, usual: Collection[str]) -> str:
+    """How a line opens that is a record in brackets with a caption under a usual name; "" for others."""
+    opening = _OPENING.match(line)
+    if opening is None or line.rstrip(" \t\r,;")[-1:] != _CLOSING[opening[1][-1]]:
+        return ""
+    names = "|".join(map(re.escape, usual))
+    # `text=...`, `"text": ...` or `:text ...`, but not the weight of a word, as in (text:1.2).
+    key = re.search(
+        rf"(?<![^\s,;])(['\"]?({names})['\"]?\s?[:=](?!\s*-?[\d.]+\W*$)|:({names})\b).*\w",
+        " " + line[opening.end() : _LOOKED_AT],
+        re.I,
+    )
+    held = key is not None and _CLOSING[opening[1][-1]] not in key.string[: key.start()].replace(
+        "=>", ""
+    )
+    return opening[1] if held else ""
 
 
 def is_shell_quoted(text: str) -> bool:

@@ -77,7 +77,7 @@ def read_list(path: Path, format: Format | None = None, column: str | None = Non
         raise _too_large(path)
     records: list[tuple[int, Record]] = []
     blank = size = 0  # bytes so far, of Parquet characters
-    with opened(path, format, None if column is None else column.strip().lower(), 0, 0) as source:
+    with opened(path, format, column, 0, 0) as source:
         for offset, _, line, record in source.records:
             if record is None:
                 blank += 1
@@ -196,12 +196,19 @@ def opened(
             return
         lines = _Lines(path, io.BufferedReader(_Chained(path, head, plain), _CHUNK))
         done = raw.tell if size_of(path) is not None else lambda: 0
-        columns, records = _of_lines(path, kind, text, lines, notes, offset, line)
+        columns, records = _of_lines(path, kind, text, lines, column, notes, offset, line)
         yield Source(path, kind, notes, columns, records, done)
 
 
 def _of_lines(
-    path: Path, kind: Format, head: str, lines: "_Lines", notes: list[str], offset: int, line: int
+    path: Path,
+    kind: Format,
+    head: str,
+    lines: "_Lines",
+    column: str | None,
+    notes: list[str],
+    offset: int,
+    line: int,
 ) -> tuple[tuple[str, ...] | None, Records]:
     """The columns and the records of text, JSON lines or a table."""
     if kind not in ("csv", "tsv"):
@@ -212,7 +219,7 @@ def _of_lines(
             notes.append(f"{path}: its first line is a column's name and was taken as a prompt; {cure}")
         if offset:
             lines.skip_to(offset, line)
-        return None, _single(path, kind, lines)
+        return None, _single(path, kind, lines, column)
     body = head.lstrip("\r\n")
     told = SEPARATOR_LINE.match(body)
     if told:  # Excel's first line, of which it shows nothing
@@ -226,12 +233,12 @@ def _of_lines(
             f"{skipped + 1 + over}; remove what stands above it"
         )
     separator = told[1] if told else separator_of(path, body.partition("\n")[0], kind, notes)
-    rows = table_rows(path, lines, separator, skipped)
+    rows = table_rows(path, lines, separator, skipped, column)
     header = next(rows, None)
     names = [] if header is None or header[1] is None else header[1]
     if offset:
         lines.skip_to(offset, line)
-        rows = table_rows(path, lines, separator, line, names)
+        rows = table_rows(path, lines, separator, line, column, names)
     return None if header is None else tuple(names), _cells(lines, rows, names)
 
 
@@ -247,14 +254,16 @@ def _has_usual(line: str) -> bool:
     return any({*names_of(line.split(separator))} & {*COLUMNS} for separator in SEPARATORS)
 
 
-def _single(path: Path, kind: Format, lines: "_Lines") -> Records:
+def _single(path: Path, kind: Format, lines: "_Lines", column: str | None) -> Records:
     for text in lines:
         # Files that were joined bring their byte order marks with them.
         text = text.removesuffix("\n").removesuffix("\r").removeprefix("\ufeff")
         number = lines.number
         record: Record | None = None
         if text.strip():
-            record = (text_line if kind == "txt" else json_line)(path, number, text)
+            record = (
+                text_line(path, number, text) if kind == "txt" else json_line(path, number, text, column)
+            )
         yield lines.offset, number, number, record
 
 

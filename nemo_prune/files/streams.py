@@ -145,6 +145,7 @@ class PromptStream:
         self.paths = tuple(paths)
         self.notes: list[str] = []
         self.labelled = labels
+        self._spelled = column
         self._format, self._column = format, None if column is None else column.strip().lower()
         self._seen = Seen()
         for key in keys:
@@ -182,7 +183,7 @@ class PromptStream:
         labelled = False
         for path in self.paths:
             if size_of(path) is not None or not (path == STDIN or path.exists()):
-                with opened(path, self._format, self._column, 0, 0) as source:
+                with opened(path, self._format, self._spelled, 0, 0) as source:
                     key, label = self._columns_of(source, [])
                     labelled |= label is not None
                     for line, record in source.begin(LOOKED_THROUGH):
@@ -215,7 +216,7 @@ class PromptStream:
             path, at = self.paths[number], self._at
             if at.list != number:
                 at.list, at.offset, at.line, at.spanning, at.spanned, at.empty = number, 0, 0, 0, 0, True
-            with opened(path, self._format, self._column, at.offset, at.line) as source:
+            with opened(path, self._format, self._spelled, at.offset, at.line) as source:
                 source.offset, source.reached = at.offset, at.line
                 self._source = source
                 try:

@@ -218,6 +218,40 @@ def test_a_header_again_in_any_order_is_refused(
     assert words in _refused(tmp_path / name, text)
 
 
+@pytest.mark.parametrize(
+    ("name", "parts", "words"),
+    [
+        ("p.csv", ("id,caption\r\n0,a cat\r\n", "caption,id\r\na dog,1\r\n"), "again, in another order"),
+        ("p.csv", ("id,caption\n0,a cat\n", "id,caption\n1,a dog\n"), "line 3 is the header again, as"),
+        (
+            "p.csv",
+            ("id,caption\n0,a cat\n", '"id","caption"\n1,a dog\n'),
+            "line 3 is the header again, as",
+        ),
+        ("p.csv", ("caption\na cat\n", "caption\na dog\n"), "line 3 is the header again, as"),
+        ("p.csv", ("caption\na cat\n", "Prompt\na dog\n"), "line 3 is a header of other columns"),
+        ("p.tsv", ("id\tcaption\n0\ta cat\n", "id\tcaption\n1\ta dog\n"), "line 3 is the header again"),
+        ("p.json", ('["a cat"]\n', '["a dog"]\n'), "several values one after the other"),
+    ],
+)
+def test_a_header_behind_a_byte_order_mark_is_one(
+    tmp_path: Path, name: str, parts: tuple[str, ...], words: str
+) -> None:
+    """Windows joins files with their byte order marks: `copy a.csv+b.csv`."""
+    assert words in _refused(tmp_path / name, "".join("\ufeff" + part for part in parts))
+
+
+def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path) -> None:
+    """Nor does one keep a quoted cell from being read as one."""
+    marked = '\ufeffcaption,id\na cat,0\n\ufeff"a dog, asleep",1\n'
+    (tmp_path / "p.csv").write_text(marked)
+    assert read_prompts(tmp_path / "p.csv").texts == ("a cat", "a dog, asleep")
+    (tmp_path / "p.txt").write_text("\ufeffa cat\n\ufeffa dog\n")
+    assert read_prompts(tmp_path / "p.txt").texts == ("a cat", "a dog")
+    (tmp_path / "p.csv").write_text("text\na cat\ntext\n")  # a caption of one word
+    assert read_prompts(tmp_path / "p.csv").texts == ("a cat", "text")
+
+
 def test_cells_that_are_names_are_no_header(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("id,kind,caption\nid,n,a cat\ntext,n,id card\n2,caption,text\n")
     assert len(read_prompts(tmp_path / "p.csv").texts) == 3
@@ -253,6 +287,27 @@ def _parquet(path: Path, rows: list[Row]) -> None:
 WRITERS = {"p.csv": _csv, "p.tsv": _tsv, "p.jsonl": _json_lines, "p.json": _json, "p.parquet": _parquet}
 every_format = pytest.mark.parametrize(("name", "write"), WRITERS.items(), ids=WRITERS)
 Write = Callable[[Path, list[Row]], None]
+
+
+@every_format
+def test_of_names_that_differ_in_case_the_exact_one_is_read(
+    tmp_path: Path, name: str, write: Write
+) -> None:
+    path, rows = tmp_path / name, [{"Caption": f"a {one}", "id": 0, "caption": one} for one in CAPTIONS]
+    write(path, rows)
+    for read in (read_prompts, lambda *given: list(PromptStream([given[0]], *given[1:]).blocks(9))):
+        with pytest.raises(PromptFileError) as caught:
+            read(path)
+        assert "Caption and caption, which differ in case alone; rename" in str(caught.value)
+        assert "give prompt_column" in str(caught.value)
+    assert read_prompts(path, None, "caption").texts == CAPTIONS
+    assert read_prompts(path, None, "Caption").texts == tuple(f"a {one}" for one in CAPTIONS)
+    (block,) = PromptStream([path], None, "Caption").blocks(9)
+    assert [one.text for one in block.prompts] == [f"a {one}" for one in CAPTIONS]
+    with pytest.raises(PromptFileError, match="differ in case"):
+        read_prompts(path, None, "CAPTION")
+    write(path, [{"id": 0, "Title": f"a {one}", "title": one} for one in CAPTIONS])
+    assert read_prompts(path, None, "Title").texts == tuple(f"a {one}" for one in CAPTIONS)
 
 
 @every_format
@@ -333,7 +388,9 @@ def test_a_column_of_labels_is_named_as_it_is(tmp_path: Path) -> None:
     ("name", "text", "words"),
     [
         ("p.json", '{"a": 1}{"caption": "a cat"}', "several values one after the other"),
-        ("p.jsonl", '{"caption": "a"}{"caption": "b"}', "several values one after the other"),
+        ("p.jsonl", '{"caption": "a"}{"caption": "b"}', "of its own (jq -c .)"),
+        ("p.json", '["a cat"]\n["a dog"]\n', "of its own (jq -c '.[]')"),
+        ("p.jsonl", '[\n{"caption": "a cat"}\n]\n[\n{"caption": "a dog"}\n]\n', "jq -c '.[]'"),
         ("p.jsonl", '{"caption": "a"},\n{"caption": "b"}', "a comma stands behind its first value"),
         ("p.jsonl", '{"0.jpg": "a cat on a mat"}', "its keys are no names of columns: write objects"),
         (

@@ -190,6 +190,57 @@ def test_base64_among_captions_is_said(tmp_path: Path) -> None:
     assert any("1 of its lines are in base64" in note for note in read_prompts(path).notes)
 
 
+# ------------------------------------------------------------------------------- records
+
+RECORDS = {
+    "PowerShell": "@{{id={0}; caption={1}}}",
+    "PowerShell, alone": "@{{caption={1}}}",
+    "PySpark": "Row(id={0}, caption={1!r})",
+    "Java": "{{caption={1}, id={0}}}",
+    "Java's record": "Caption[id={0}, text={1}]",
+    "dataclass": "Caption(text={1!r}, id={0})",
+    "Go": "{{ID:{0} Caption:{1}}}",
+    "Go's pointer": "&{{ID:{0} Prompt:{1}}}",
+    "Clojure": '{{:id {0}, :caption "{1}"}}',
+    "Ruby": '{{:id=>{0}, :caption=>"{1}"}}',
+    "Ruby's object": '#<Caption id: {0}, text: "{1}">',
+    "Rust": 'Caption {{ id: {0}, text: "{1}" }}',
+    "JavaScript": "  {{ id: {0}, caption: '{1}' }},",
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_in_brackets_are_no_list(
+    tmp_path: Path, name: str, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "p.txt"
+    for captions in (CAPTIONS, CAPTIONS[:1], bundled_captions()[:40]):
+        path.write_text("\n".join(RECORDS[name].format(n, one) for n, one in enumerate(captions)))
+        with pytest.raises(PromptFileError, match="holds records with names in them"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["({}, text:1.2)", "(masterpiece), {}, text: (hello)", "[{}]", "{{{}}}", "({}, caption contest)",
+     "{} (caption: {})", "<lora:text:1> {} <lora:b:1>", "<lora:a:1> {}, text: hello <lora:b:1>"],
+)  # fmt: skip
+def test_captions_in_brackets_are_no_records(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(form.format(one, one) for one in CAPTIONS))
+    assert len(read_prompts(path).texts) == len(CAPTIONS)
+    path.write_text("\n".join((*CAPTIONS, "{caption: a cat}")))  # one among others
+    assert len(read_prompts(path).texts) == len(CAPTIONS) + 1
+
+
+@pytest.mark.parametrize("prefix", ["[pod/gen-7c9f8d-x2x/main] ", "worker-1  | ", "gen-svc-12 | "])
+def test_lines_of_containers_logs_are_said(tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(prefix + one for one in CAPTIONS))
+    assert any("3 of its lines begin as a program's log does" in n for n in read_prompts(path).notes)
+
+
 # ------------------------------------------------------------------------------- captions
 
 

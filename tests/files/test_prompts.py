@@ -315,7 +315,8 @@ def test_formats(tmp_path: Path, name: str, content: str, lines: tuple[int, int]
         ("p.csv", "caption\na cat, asleep\n", "line 2 has 2 cells, the header 1"),
         ("p.csv", "id,caption\n1,a cat\n2\n", "line 3 has 1 cells, the header 2"),
         ("p.tsv", "id\tcaption\n1\ta\tcat\n", "line 2 has 3 cells, the header 2"),
-        ("p.csv", "caption,Caption\na,b\n", "has two columns of one name"),
+        ("p.csv", "caption,caption\na,b\n", "has two columns of one name"),
+        ("p.csv", "caption,Caption\na,b\n", "has caption and Caption, which differ in case alone"),
         ("p.txt", "a cat\na \0dog\n", "line 2 holds a NUL"),
         (
             "p.csv",
@@ -644,6 +645,9 @@ def test_several_files_and_patterns(tmp_path: Path) -> None:
     assert found.counts == {"prompts_read": 4, "merged": 1, "blank": 1}
     with pytest.raises(PromptFileError, match="no file matches"):
         expand([tmp_path / "*.jsonl"])
+    for left_out in ("!a.txt", "!*.txt"):
+        with pytest.raises(PromptFileError, match="patterns cannot exclude"):
+            expand([tmp_path / "*.txt", Path(left_out)])
 
 
 def test_an_expected_number_pins_the_list(tmp_path: Path) -> None:
