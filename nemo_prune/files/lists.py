@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.names import COLUMNS, HEADERS, LABELS, names_of
+from nemo_prune.files.names import COLUMNS, HEADERS, LABELS, asked_name, names_of
 from nemo_prune.files.nested import AS_OBJECTS, lists_in, lists_with, without_list, workflow
 from nemo_prune.files.text import MAX_BYTES, PACKED, decoded, of_no_text
 
@@ -292,18 +292,25 @@ def json_line(path: Path, number: int, line: str, column: str | None) -> Record:
     except (ValueError, RecursionError) as error:
         what = f"is not JSON; {_json_cure(line, error)}"
         if line.lstrip()[:1] in ("{", "[") and getattr(error, "pos", 0) >= len(line.rstrip()):
-            each = "jq -c '.[]'" if line.lstrip()[:1] == "[" else "jq -c ."
+            each = _jq_each(line)
             what = f"is not JSON by itself; write each value on one line ({each}), mend what is cut"
         raise PromptFileError(f"{path}: line {number} {what}") from None
     return _record(path, number, value, column)
+
+
+def _jq_each(text: str) -> str:
+    """The command that writes the values of such JSON on lines of their own; of lists, their items."""
+    return "jq -c '.[]'" if text.lstrip()[:1] == "[" else "jq -c ."
 
 
 def _json_cure(text: str, error: Exception) -> str:
     """What to do about text that is not one value of JSON."""
     rest = text[getattr(error, "pos", 0) :].lstrip() if "Extra data" in str(error) else ""
     if rest[:1] in ("{", "[", '"'):
-        each = "jq -c '.[]'" if text.lstrip()[:1] == "[" else "jq -c ."  # of lists their items
-        return f"it holds several values one after the other: write each on a line of its own ({each})"
+        return (
+            f"it holds several values one after the other: write each on a line of its own "
+            f"({_jq_each(text)})"
+        )
     if rest[:1] == ",":
         return "a comma stands behind its first value: write JSON lines without (sed 's/,$//')"
     return "mend it"
@@ -346,7 +353,7 @@ def is_packed(path: Path) -> bool:
 def json_list(path: Path, text: str, column: str | None, notes: list[str]) -> Listing:
     """An array of strings or objects, or an object with such an array."""
     text = text.lstrip("\x1e")  # as in `json_line`
-    spelled, column = column, None if column is None else column.strip().lower()
+    spelled, column = column, asked_name(column)
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     key: str | None = None
     try:
@@ -474,7 +481,7 @@ def open_parquet(path: Path, content: Path | bytes) -> tuple[Any, Any]:
 
 def parquet_columns(path: Path, file: Any, column: str | None) -> tuple[tuple[str, ...], list[str]]:
     """All columns in lower case, and the names of those that are read; PromptFileError for doubles."""
-    wanted = {*COLUMNS, *LABELS, *([column.strip().lower()] if column else [])}
+    wanted = {*COLUMNS, *LABELS, asked_name(column or None)}
     every = [str(name) for name in file.schema_arrow.names]
     names = column_names(f"{path}:", every, column)
     return tuple(names), [one for one, name in zip(every, names, strict=True) if name in wanted]

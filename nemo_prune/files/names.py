@@ -21,6 +21,11 @@ def names_of(cells: Sequence[str]) -> list[str]:
     return [cell.strip().strip('"').strip().lower() for cell in cells]
 
 
+def asked_name(column: str | None) -> str | None:
+    """The name of a column that was asked for, in lower case as `names_of` has them."""
+    return None if column is None else column.strip().lower()
+
+
 def names_header(line: str) -> bool:
     """Whether a line of text, or a text of JSON lines, is a column's name, or several (`id caption`)."""
     names = names_of(line.split())

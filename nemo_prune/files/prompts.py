@@ -14,7 +14,7 @@ from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.columns import VISIBLE, cells_of, columns_of, instead, says, unread_columns
 from nemo_prune.files.content import odd_cells
 from nemo_prune.files.lists import LOOKED_THROUGH, STDIN, Format, Listing, Record
-from nemo_prune.files.names import COLUMNS, LABELS, is_name, shown_keys
+from nemo_prune.files.names import COLUMNS, LABELS, asked_name, is_name, shown_keys
 from nemo_prune.files.nested import lacking
 from nemo_prune.files.source import read_list
 
@@ -122,7 +122,7 @@ class _Merge:
 
     def add(self, listing: Listing, column: str | None, labels: bool) -> None:
         path, name = listing.path, "stdin" if listing.path == STDIN else str(listing.path)
-        wanted = None if column is None else column.strip().lower()
+        wanted = asked_name(column)
         key = prompt_key(listing, wanted)
         self.notes += unread_columns(listing, wanted, key)
         self.notes += odd_cells(listing, key)

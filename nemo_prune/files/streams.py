@@ -25,6 +25,7 @@ from nemo_prune.errors import PromptFileError
 from nemo_prune.files.columns import unread_columns
 from nemo_prune.files.content import odd_cells
 from nemo_prune.files.lists import FORMATS, LOOKED_THROUGH, STDIN, Format, Listing, is_packed
+from nemo_prune.files.names import asked_name
 from nemo_prune.files.prompts import (
     holds_break,
     label_column,
@@ -146,7 +147,7 @@ class PromptStream:
         self.notes: list[str] = []
         self.labelled = labels
         self._spelled = column
-        self._format, self._column = format, None if column is None else column.strip().lower()
+        self._format, self._column = format, asked_name(column)
         self._seen = Seen()
         for key in keys:
             self._seen.add(key)
