@@ -31,7 +31,7 @@ MEMORIZED = read_prompts(DATA / "memorized.txt").texts
 ORDINARY = read_prompts(DATA / "ordinary.txt").texts
 HELD_OUT = read_prompts(DATA / "ordinary-heldout.txt").texts
 SEEDS = [500, 501]  # never used by a search, nor by training
-STEPS = 20  # as the demo draws
+STEPS = 10
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def folder(
     Path("model.safetensors").symlink_to(CHECKPOINT)
     shutil.copy(demo_calibration, "calibration.safetensors")
     memorized = read_prompts(DATA / "memorized.txt").texts
-    Path("mem.txt").write_text("\n".join(memorized[:2]) + "\n")
+    Path("mem.txt").write_text(memorized[0] + "\n")
     Path("captions.txt").write_text("\n".join([memorized[0], "a small boat", "a green hill"]) + "\n")
     shutil.copy(DATA / "ordinary.txt", "ordinary.txt")
     Path("few.txt").write_text("a small boat\na green hill\na red car\n")
@@ -149,8 +149,8 @@ def test_every_example_of_the_python_page_runs(capsys: pytest.CaptureFixture[str
         example = example.replace('"seeds": 10', '"seeds": 4')
         example = example.replace("    images=1,\n", "    images=1, seeds=4,\n")
         exec(compile(example, f"docs/python.md, example {number}", "exec"), names)
-    assert [record.status for record in names["manifest"].prompts] == ["suppressed"] * 2
-    assert [one.memorized for one in names["found"].detections] == [True, True]
+    assert [record.status for record in names["manifest"].prompts] == ["suppressed"]
+    assert [one.memorized for one in names["found"].detections] == [True]
     assert Path("report.html").exists()
     assert float(names["scores"].max()) > names["found"].thresholds.tau
     assert "note:" not in capsys.readouterr().err, "nothing is printed but what the examples print"
