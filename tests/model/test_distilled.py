@@ -166,7 +166,7 @@ def test_distilled_unets_are_localized(place: Path, whole: dict[str, Path], shap
     manifest = place / f"{shape}.json"
     done = run("localize", source, "--prompts", place / "prompts.txt", "--device", "cpu",
                "--calibration-prompts", place / "ordinary.txt", "--tau", "0", "--gate", "0",
-               "--seeds", "2", "--confirm", "none", "-o", manifest)  # fmt: skip
+               "--seeds", "2", "-o", manifest)  # fmt: skip
     assert done.exit_code in (0, 1), done.stderr
     found, checkpoint = read_manifest(manifest), open_checkpoint(source)
     assert found.source["model"] == checkpoint.kind
