@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 SIDE = 16  # of the latents
+DEPTH = 1  # layers a block
 
 
 def described(family: str) -> dict[str, str]:
@@ -29,22 +31,32 @@ def described(family: str) -> dict[str, str]:
     return {"nemo_prune.config": json.dumps({"unet": small_unet(SIDE, family)})}
 
 
-def exact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors rounded to numbers that each of `DTYPES` holds exactly."""
+def exact(**options: Any) -> dict[str, Tensor]:
+    """The tensors rounded to numbers that each of `DTYPES` holds exactly; options of `tiny_tensors`.
+
+    One layer a block: how blocks of several are numbered is asked in test_loading and test_distilled.
+    """
+    whole = {"layers": DEPTH, "in_channels": 4} | options
+    return dict(_rounded(tuple(sorted(whole.items()))))
+
+
+@lru_cache(maxsize=4)
+def _rounded(options: tuple[tuple[str, Any], ...]) -> dict[str, Tensor]:
+    """Rounded once, since many tests start from the same tensors; nobody changes them."""
 
     def rounded(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
         return tensor.to(torch.float8_e5m2).to(torch.float8_e4m3fn).to(torch.float8_e5m2).float()
 
-    return {name: rounded(tensor) for name, tensor in tensors.items()}
+    return {name: rounded(tensor) for name, tensor in tiny_tensors(**dict(options)).items()}
 
 
 def single_file(path: Path, family: str = "sd1", dtype: str = "F32", **options: Any) -> Path:
     """The model as an LDM single file; `options` are those of `tiny_tensors`."""
     tensors = {
         name: t.to(DTYPES[dtype]) if t.is_floating_point() else t
-        for name, t in exact(tiny_tensors(family, **options)).items()
+        for name, t in exact(family=family, **options).items()
     }
     ldm.save_tensors(path, tensors, described(family))
     return path
@@ -54,7 +66,7 @@ def pipeline_of(path: Path, family: str, in_channels: int = 4) -> Any:
     """What diffusers makes of a single file when it is handed the true configs."""
     configs = path.with_suffix(".config")
     if not configs.exists():
-        config_folder(configs, family, in_channels)
+        config_folder(configs, family, in_channels, DEPTH)
         unet = configs / "unet" / "config.json"
         unet.write_text(json.dumps(json.loads(unet.read_text()) | small_unet(SIDE, family)))
     kind = hub.StableDiffusionXLPipeline if family == "sdxl" else hub.StableDiffusionPipeline

@@ -32,12 +32,22 @@ _POOLED = 32
 
 
 def tiny_configs(
-    family: str = "sd1", in_channels: int = 4, layers: int = 2
+    family: str = "sd1", in_channels: int = 4, layers: int = 2, fewer: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The family's configs at a few channels, and so many layers a block: `{component: config}`."""
+    """The family's configs at a few channels, and so many layers a block: `{component: config}`.
+
+    fewer: a Stable Diffusion 1 or 2 has three levels, as SDXL has; the family's own are four.
+    """
     bundled = data_folder("configs", family)
     widths, text_widths = _WIDTHS[family], _TEXT_WIDTHS[family]
-    unet = read_config(bundled, "unet") | {
+    own = read_config(bundled, "unet")
+    if fewer and len(widths) > 3:
+        widths = widths[:3]
+        own = own | {
+            "down_block_types": own["down_block_types"][1:],
+            "up_block_types": own["up_block_types"][:-1],
+        }
+    unet = own | {
         "block_out_channels": widths,
         "cross_attention_dim": sum(text_widths),
         "in_channels": in_channels,
@@ -64,9 +74,9 @@ def tiny_configs(
     return configs
 
 
-def config_folder(destination: Path, family: str = "sd1", in_channels: int = 4) -> Path:
+def config_folder(destination: Path, family: str = "sd1", in_channels: int = 4, layers: int = 2) -> Path:
     """A whole diffusers config folder for `write_tiny`'s checkpoint of the same family."""
-    return complete_folder(family, tiny_configs(family, in_channels), destination)
+    return complete_folder(family, tiny_configs(family, in_channels, layers), destination)
 
 
 def open_clip(state: Mapping[str, Tensor], prefix: str, layers: int) -> dict[str, Tensor]:
@@ -109,19 +119,21 @@ def tiny_tensors(
     vae: bool = True,
     in_channels: int = 4,
     layers: int = 2,
+    fewer: bool = False,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """All tensors of a tiny single file, float32, with random weights."""
-    drawn = _drawn(family, ema, text_encoder, vae, in_channels, layers, seed)
+    drawn = _drawn(family, ema, text_encoder, vae, in_channels, layers, fewer, seed)
     return {name: tensor.clone() for name, tensor in drawn.items()}
 
 
 @lru_cache(maxsize=8)
 def _drawn(
-    family: str, ema: bool, text_encoder: bool, vae: bool, in_channels: int, layers: int, seed: int
-) -> dict[str, Tensor]:
+    family: str, ema: bool, text_encoder: bool, vae: bool, in_channels: int, layers: int, fewer: bool,
+    seed: int,
+) -> dict[str, Tensor]:  # fmt: skip
     """Drawn once, since many tests start from the same tensors."""
-    configs = tiny_configs(family, in_channels, layers)
+    configs = tiny_configs(family, in_channels, layers, fewer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tensors = ldm.unet_to_ldm(UNet2DConditionModel.from_config(configs["unet"]).state_dict())
@@ -187,9 +199,10 @@ def small_unet(side: int, family: str = "sd1") -> dict[str, Any]:
 
 
 def write_small(path: Path, side: int = 32, family: str = "sd1", **options: Any) -> Path:
-    """`write_tiny` of a model whose UNet is `small_unet`, with one layer a block (`layers`)."""
+    """`write_tiny` of a model whose UNet is `small_unet`: three levels, one layer a block (`layers`)."""
     small = json.dumps({"unet": small_unet(side, family)})
-    return write_tiny(path, family, metadata={METADATA_KEY: small}, **{"layers": 1} | options)
+    fewest = {"layers": 1, "fewer": True}
+    return write_tiny(path, family, metadata={METADATA_KEY: small}, **fewest | options)
 
 
 def told_heads(family: str = "sd1", **unet: Any) -> dict[str, str]:
@@ -215,7 +228,7 @@ def write_tiny(
         dtype: of all floating-point tensors.
         drop: names of tensors to leave out.
         metadata: of the file; `told_heads` are added.
-        options: as `tiny_tensors` takes them: ema, text_encoder, vae, in_channels, seed.
+        options: as `tiny_tensors` takes them: ema, text_encoder, vae, in_channels, layers, fewer, seed.
     """
     dropped = set(drop)
     tensors = {

@@ -679,14 +679,39 @@ def test_settings_of_the_process_are_as_before(model: Path, pipe: Any, tmp_path:
     assert torch.equal(random, torch.get_rng_state())
 
 
+NO_SOCKETS = """
+import os, socket
+
+socket.has_ipv6 = False  # urllib3 asks for a socket at import to find that out
+
+def refuse(*args, **kwargs):
+    print("network access attempted", file=sys.stderr, flush=True)
+    os._exit(9)  # nothing can catch this
+
+socket.socket = type("Refused", (socket.socket,), {"__init__": refuse})
+socket.getaddrinfo = socket.create_connection = refuse
+"""
+
+
 def test_no_network_and_no_setting_without_the_command_line(model: Path, tmp_path: Path) -> None:
-    """A process of its own, without the variables that the command line sets: none is needed."""
+    """A process of its own, without the variables that the command line sets: none is needed.
+
+    Loading a model says nothing at all.
+    """
     code = (
         SEALED.partition("from nemo_prune")[0]
+        + NO_SOCKETS
         + f"""
-import os
-import pickle
+from pathlib import Path
 before = dict(os.environ)
+import torch
+from nemo_prune.checkpoint.recognize import recognize
+from nemo_prune.model import loading
+found = recognize(Path({str(model)!r}))
+options = {{"device": torch.device("cpu"), "dtype": torch.float32}}
+assert loading.load_model(found, **options).encode(["a cat"]).shape == (1, 77, 64)
+loading.load_pipeline(found, **options)
+print("loaded", file=sys.stderr)
 import nemo_prune
 nemo_prune.detect({str(model)!r}, {PROMPTS!r}, seeds=3, tau=0.0, gate=0.0, device="cpu")
 nemo_prune.apply({str(model)!r}, [nemo_prune.Neuron({LAYER!r}, 3)],
@@ -703,3 +728,4 @@ assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
     done = subprocess.run([*alone(), sys.executable, "-c", code], capture_output=True, env=clean)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout == b""
+    assert done.stderr.splitlines()[0] == b"loaded"

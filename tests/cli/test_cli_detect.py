@@ -399,7 +399,7 @@ def test_fewer_seeds_than_the_calibration_are_fine(
 def test_a_copy_with_other_metadata_takes_the_same_calibration(
     model: Path, calibration: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    copy = write_tiny(tmp_path / "copy.safetensors", layers=1, metadata={
+    copy = write_tiny(tmp_path / "copy.safetensors", layers=1, fewer=True, metadata={
         "nemo_prune.config": json.dumps({"unet": small_unet(16)}), "a note": "of somebody"})  # fmt: skip
     assert copy.read_bytes() != model.read_bytes()
     result = run("detect", copy, "--prompts", prompts, "--calibration", calibration, "--json", *SEEDS)

@@ -36,7 +36,7 @@ SEARCH = ["--layers", "down_blocks.0.attentions.0*"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An original, a file pruned of two neurons, prompts, ordinary prompts and a target."""
     folder = tmp_path_factory.mktemp("report")
-    model = write_small(folder / "model.safetensors", side=16, layers=2)
+    model = write_small(folder / "model.safetensors", side=16)
     off = [Neuron(LAYER, 3), Neuron(LAYER, 9)]
     write_model(recognize(model), off, folder / "clean.safetensors",
                  {"tau": "0.01", "criterion": "same-seed"})  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nemo_prune.checkpoint.recognize import recognize
 from nemo_prune.files.prompts import prompts_hash, read_prompts
 from nemo_prune.model import hub
 from nemo_prune.model.loading import load_pipeline
+from nemo_prune.options import Options
 from nemo_prune.report import demo as module
 from nemo_prune.report.demo import CHECKPOINT, DATA, planted, precision, write_config_folder
 from nemo_prune.report.pictures import Picture, draw, similarity
@@ -29,7 +31,7 @@ MEMORIZED = read_prompts(DATA / "memorized.txt").texts
 ORDINARY = read_prompts(DATA / "ordinary.txt").texts
 HELD_OUT = read_prompts(DATA / "ordinary-heldout.txt").texts
 SEEDS = [500, 501]  # never used by a search, nor by training
-STEPS = 20  # as the demo draws
+STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,9 @@ def test_it_ends_without_training_pictures(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(module, "DATA", data)
     monkeypatch.setattr(module, "_STEPS", 2)
     monkeypatch.setattr(module, "_ORDINARY_PROMPTS", 4)
-    # What trajectories say of the demo is asked above.
-    monkeypatch.setattr("nemo_prune.localize.confirm.SEEDS", 4)
+    # What trajectories and more seeds say of the demo is asked above.
+    few = partial(Options, seeds=4, confirm="none")
+    monkeypatch.setattr("nemo_prune.options.Options", few)
     result = tiny.run("demo", "--folder", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)["demo"]

@@ -42,11 +42,14 @@ def test_notes_of_the_engine_reach_who_opened_it(tmp_path: Path) -> None:
 
 
 def test_who_opens_an_sd2_hears_that_nothing_says_what_it_predicts(tmp_path: Path) -> None:
-    path = write_tiny(tmp_path / "tiny.safetensors", "sd2")
+    path = write_tiny(tmp_path / "tiny.safetensors", "sd2", layers=1)
     stated = write_tiny(
-        tmp_path / "stated.safetensors", "sd2", metadata={"modelspec.prediction_type": "epsilon"}
+        tmp_path / "stated.safetensors",
+        "sd2",
+        layers=1,
+        metadata={"modelspec.prediction_type": "epsilon"},
     )
-    config = config_folder(tmp_path / "config", "sd2")
+    config = config_folder(tmp_path / "config", "sd2", layers=1)
     for given, options, notes in (
         (path, {}, 1),
         (path, {"prediction_type": "epsilon"}, 0),

@@ -13,7 +13,6 @@ from corpus import MODELS
 
 from nemo_prune.cli.main import main
 
-SMALL = json.dumps({"unet": tiny.small_unet(16)})
 MARKER = "zebrafish marker caption"
 QUICK = ("--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
          "--tau", "0", "--gate", "0")  # fmt: skip
@@ -33,8 +32,7 @@ main()
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    return tiny.write_tiny(path, metadata={"nemo_prune.config": SMALL})
+    return tiny.write_small(tmp_path_factory.mktemp("model") / "tiny.safetensors", side=16)
 
 
 def alone() -> list[str]:
@@ -50,9 +48,11 @@ def test_a_whole_run_without_network_tells_no_prompt(model: Path, tmp_path: Path
     folder.mkdir()
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{MARKER}\nanother {MARKER} {'that is too long ' * 40}\n")
+    ordinary = tmp_path / "ordinary.txt"  # few: all bundled captions take longer
+    ordinary.write_text("".join(f"an ordinary caption {number}\n" for number in range(30)))
     command = [*alone(), sys.executable, "-c", SEALED, "prune", str(model), "--prompts", str(prompts),
                "-o", str(folder / "out.safetensors"), "--manifest", str(folder / "m.json"),
-               "--json", *QUICK]  # fmt: skip
+               "--calibration-prompts", str(ordinary), "--json", *QUICK]  # fmt: skip
     done = subprocess.run(command, capture_output=True, cwd=folder)
     assert done.returncode in (0, 1), done.stderr.decode()
     assert b"prompt 1:" in done.stderr  # it is named, by its number
@@ -124,10 +124,10 @@ def refused(tmp_path: Path, changes: dict[str, dict[str, object]], place: str, w
     if place == "metadata":
         unet = {"attention_head_dim": 8} | changes.get("unet", {})
         told = json.dumps(changes | {"unet": unet})
-        tiny.write_tiny(model, metadata={"nemo_prune.config": told})
+        tiny.write_tiny(model, metadata={"nemo_prune.config": told}, layers=1)
     else:
-        tiny.write_tiny(model)
-        folder = tiny.config_folder(tmp_path / "configs")
+        tiny.write_tiny(model, layers=1)
+        folder = tiny.config_folder(tmp_path / "configs", layers=1)
         for component, change in changes.items():
             name = "scheduler_config.json" if component == "scheduler" else "config.json"
             path = folder / component / name
@@ -150,7 +150,7 @@ def one_line(tmp_path: Path, model: Path, extra: list[str], words: str) -> None:
 
 @pytest.mark.parametrize("kind", ["fifo", "deep", "not json", "folder", "missing"])
 def test_broken_config_files(model: Path, tmp_path: Path, kind: str) -> None:
-    folder = tiny.config_folder(tmp_path / "configs")
+    folder = tiny.config_folder(tmp_path / "configs", layers=1)
     path = folder / "unet" / "config.json"
     path.unlink()
     if kind == "fifo":

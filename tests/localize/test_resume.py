@@ -85,7 +85,7 @@ def test_a_journal_of_other_options_is_refused(
     model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = tmp_path / "m.json"
-    given = ["--prompts", prompts, "-o", manifest, "--confirm", "none"]
+    given = ["--prompts", prompts, "-o", manifest, "--confirm", "none", "--rounds", "0"]
     _interrupted(monkeypatch, "localize", model, *QUICK, *given)
     left = journal_path(manifest).read_bytes()
     other = run("localize", model, *QUICK, *given, "--resume", "--seed", "7")
@@ -99,10 +99,10 @@ def test_a_journal_of_the_same_file_but_another_model_is_refused(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     """The checkpoint's own hash does not know what the command line adds to it."""
-    model = write_small(tmp_path / "without.safetensors", side=16, layers=2, text_encoder=False)
+    model = write_small(tmp_path / "without.safetensors", side=16, fewer=False, text_encoder=False)
     one, another = (write_small(tmp_path / f"{seed}.safetensors", side=16, seed=seed) for seed in (0, 1))
-    configs = config_folder(tmp_path / "configs")  # of other latents
-    schedule = config_folder(tmp_path / "schedule")
+    configs = config_folder(tmp_path / "configs", layers=1)  # of other latents
+    schedule = config_folder(tmp_path / "schedule", layers=1)
     for folder, part, change in (
         (configs, "unet/config.json", small_unet(24)),
         (schedule, "unet/config.json", small_unet(16)),
@@ -116,7 +116,7 @@ def test_a_journal_of_the_same_file_but_another_model_is_refused(
     if verb == "localize":
         ordinary = tmp_path / "ordinary.txt"
         ordinary.write_text("".join(f"an ordinary caption {number}\n" for number in range(30)))
-        given += [*QUICK[4:6], "--confirm", "none", "--calibration-prompts", ordinary]
+        given += [*QUICK[4:6], "--confirm", "none", "--rounds", "0", "--calibration-prompts", ordinary]
     _interrupted(monkeypatch, *given, "--text-encoder", one)
     for other in (
         ["--text-encoder", another],

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 def parts(changes: dict[str, Any]) -> dict[str, Any]:
     """The components of a tiny random Stable Diffusion 1 whose UNet has these changes."""
-    configs = tiny_configs("sd1")
+    configs = tiny_configs("sd1", layers=1, fewer=True)
     unet = configs["unet"] | {"sample_size": SIDE} | changes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from layouts import DTYPES, SIDE, described, folder, recast, single_file
+from layouts import DEPTH, DTYPES, SIDE, described, folder, recast, single_file
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import ldm, open_clip, same_weights, tiny_configs, tiny_tensors, told_heads
@@ -26,7 +26,7 @@ FAMILIES = ("sd1", "sd2", "sdxl")
 PROCESS = r"was trained on another noise process \(flow matching, EDM, consistency\), for which"
 PROMPTS = ["a photo of a cat", "Hello! 12 dogs", ""]
 # So many that a threshold of 0 makes the prompt of each random model memorized.
-SEEDS = {"sd1": 2, "sd2": 2, "sdxl": 6}
+SEEDS = {"sd1": 2, "sd2": 4, "sdxl": 6}
 # One layer of few neurons, so that the search is short.
 LAYERS = {"sd1": "down_blocks.0.attentions.0*", "sd2": "down_blocks.0.attentions.0*",
           "sdxl": "down_blocks.1.attentions.0.transformer_blocks.0*"}  # fmt: skip
@@ -381,8 +381,11 @@ def test_a_unet_alone_takes_its_text_encoder_from_anywhere(
     for name, unet in unets.items():
         with pytest.raises(CheckpointError, match="text_encoder PATH"):
             load(unet)
-        for kind, paths in sources.items():
-            assert torch.equal(noise(load(unet, text_encoder=tuple(paths))), wanted), (name, kind)
+        # How an encoder is read depends on the family alone, not on how its UNet is stored.
+        kinds = sources if name == "ldm" else {"files"}
+        for kind in kinds:
+            found = noise(load(unet, text_encoder=tuple(sources[kind])))
+            assert torch.equal(found, wanted), (name, kind)
 
 
 def test_text_encoders_that_do_not_fit(
@@ -453,7 +456,7 @@ def test_a_vae_of_another_kind_is_named(place: Path, folders: dict[str, Path], k
 
 def test_who_has_the_word_on_what_is_predicted(place: Path, folders: dict[str, Path]) -> None:
     marked = place / "marked.safetensors"
-    tensors = tiny_tensors("sd2", vae=False) | {"v_pred": torch.zeros(1)}
+    tensors = tiny_tensors("sd2", vae=False, layers=DEPTH) | {"v_pred": torch.zeros(1)}
     ldm.save_tensors(marked, tensors, described("sd2"))
     stated = place / "stated.safetensors"
     ldm.save_tensors(stated, tensors, described("sd2") | {"modelspec.prediction_type": "epsilon"})
@@ -605,10 +608,11 @@ def test_a_thinner_unet_is_inferred_from_its_shapes(place: Path, kind: str) -> N
 
 
 def prune(model: Path, out: Path, family: str = "sd1", *options: object) -> dict[str, Any]:
+    """One search, and nothing after it: what a model computes is the same whatever asks it."""
     prompts = out.with_suffix(".txt")
     prompts.write_text("a photo of a red fox\n")
     arguments = ["prune", model, "--prompts", prompts, "-o", out, "--json", "--tau", "0", "--gate", "0",
-                 "--seeds", SEEDS[family], "--device", "cpu",
+                 "--seeds", SEEDS[family], "--device", "cpu", "--rounds", "0", "--confirm", "none",
                  "--layers", LAYERS[family], *options]  # fmt: skip
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code in (0, 1), result.output

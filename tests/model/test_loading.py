@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from tiny import (
     tiny_configs,
     tiny_tensors,
     told_heads,
-    write_small,
     write_tiny,
 )
 
@@ -272,38 +270,6 @@ def test_a_vae_that_overflows_in_half_precision(folder: Path) -> None:
     noise = engine._with_fp32(work)
     assert noise.dtype == torch.float32
     assert noise.isfinite().all()
-
-
-NO_NETWORK = """
-import os, socket, sys
-
-socket.has_ipv6 = False  # urllib3 asks for a socket at import to find that out
-
-def refuse(*args, **kwargs):
-    print("network access attempted", file=sys.stderr, flush=True)
-    os._exit(9)  # nothing can catch this
-
-socket.socket = type("Refused", (socket.socket,), {"__init__": refuse})
-socket.getaddrinfo = socket.create_connection = refuse
-import torch
-from pathlib import Path
-from nemo_prune.model import loading
-from nemo_prune.checkpoint.recognize import recognize
-found = recognize(Path(sys.argv[1]))
-options = {"device": torch.device("cpu"), "dtype": torch.float32}
-print(tuple(loading.load_model(found, **options).encode(["a cat"]).shape))
-loading.load_pipeline(found, **options)
-"""
-
-
-def test_no_network_access_is_attempted_and_nothing_is_said(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", NO_NETWORK, str(write_small(tmp_path / "m.safetensors", side=16))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "(1, 77, 64)\n", "")
 
 
 PUBLISHED_SIZES = {

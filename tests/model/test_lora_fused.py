@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 @pytest.mark.parametrize("names", ["kohya", "diffusers"])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_fused_at_weight_1_it_is_the_pruned_model(tmp_path, family, names):
-    path = tiny.write_tiny(tmp_path / "m.safetensors", family)
+    path = tiny.write_small(tmp_path / "m.safetensors", 16, family)
     checkpoint = open_checkpoint(path)
     layers = [checkpoint.value_layers[number] for number in (0, 3, -1)]
     chosen = [Neuron(layer.name, row) for n, layer in enumerate(layers) for row in range(2, 3 + n)]

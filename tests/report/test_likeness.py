@@ -1,5 +1,6 @@
 """Measures of pictures: what they see, and weights that are given or broken."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nemo_prune.report.pictures import Picture
 from nemo_prune.report.targets import open_target, read_targets
 
 
+@cache
 def photo(name: str, side: int = 128) -> Picture:
     image = Image.fromarray(getattr(data, name)()).convert("RGB")
     return np.asarray(ImageOps.fit(image, (side, side)))

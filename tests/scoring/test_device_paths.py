@@ -33,7 +33,7 @@ def measured(
     engine = Engine(model, timestep=961)
     (prompt,) = engine.prompts(["a cat"])
     layers = [name for name in model.value_layers if not name.startswith("up")]
-    off = frozenset({Neuron(layers[0], 0), Neuron(layers[3], 5)})
+    off = frozenset({Neuron(layers[0], 0), Neuron(layers[-1], 5)})
     baseline = engine.baseline(prompt, range(3))
     ends = engine.trajectories([Sample(prompt, off, 7)], schedule_from(981, 3))
     job = Job(prompt, iter(()), baseline, layers=layers)  # type: ignore[arg-type]

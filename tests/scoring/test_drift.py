@@ -21,7 +21,7 @@ TEXTS = ["a cat", "the sea at night"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     path = write_small(
-        tmp_path_factory.mktemp("drift") / "tiny.safetensors", side=16, layers=2, vae=False
+        tmp_path_factory.mktemp("drift") / "tiny.safetensors", side=16, layers=2, fewer=False, vae=False
     )
     loaded = load_model(recognize(path), device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():

@@ -22,7 +22,9 @@ STEPS = Schedule((901, 701, 501, 301, 101), guidance=7.0)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = write_small(tmp_path_factory.mktemp("trajectory") / "tiny.safetensors", side=16, layers=2)
+    path = write_small(
+        tmp_path_factory.mktemp("trajectory") / "tiny.safetensors", side=16, layers=2, fewer=False
+    )
     loaded = load_model(recognize(path), device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
         for layer in loaded.value_layers.values():

@@ -381,7 +381,7 @@ def test_a_comparison_is_the_same(
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
 def test_ray_data_maps_the_scorer_over_batches(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two actors, each with the model; what comes is what one process gives."""
+    """An actor with the model; what comes is what this process gives."""
     import ray.data
 
     texts = [f"a {colour} {thing}" for colour in ("red", "blue", "grey") for thing in ("cat", "dog")]
@@ -390,7 +390,7 @@ def test_ray_data_maps_the_scorer_over_batches(model: Path, capfd: pytest.Captur
         rows = (
             ray.data.from_items([{"caption": text} for text in texts])
             .map_batches(
-                nemo_prune.Scorer, fn_constructor_kwargs={"model": str(model), **given}, concurrency=2,
+                nemo_prune.Scorer, fn_constructor_kwargs={"model": str(model), **given}, concurrency=1,
                 batch_size=2,
             )
             .take_all()
