@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.checkpoint import channels_from_text
+from nemo_prune.checkpoint.foreign import text_in_both
 from nemo_prune.checkpoint.holes import refuse_unfit
 from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.strict_json import read_object
@@ -362,6 +363,8 @@ class _Loader:
         if self.checkpoint.record.denoiser == "transformer":
             return self._component("transformer", tensors, self._pixart).to(self.device)
         unet = self._component("unet", tensors, UNet2DConditionModel.from_config)
+        if fault := text_in_both(unet.config):
+            raise CheckpointError(f"{self.configs.folder or self.path}: {fault}")
         return unet.to(memory_format=memory_format(self.device))
 
     def _pixart(self, config: Config) -> nn.Module:
