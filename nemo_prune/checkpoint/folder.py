@@ -323,7 +323,7 @@ def _headers(copy: Copy) -> list[Header]:
 
     Raises CheckpointError if one cannot be read, or shards and index contradict each other.
     """
-    headers = [read_header(path) for path in copy.files]
+    headers = [read_header(path, named=False) for path in copy.files]
     if copy.files == (copy.name,):
         return headers
     listed = _weight_map(copy.name)

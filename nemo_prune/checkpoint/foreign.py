@@ -57,6 +57,10 @@ _AUDIO_CLASS = re.compile(r"Audio|Music|AceStep|Riffusion")  # a spectrogram is 
 # Of the denoisers that are read; older PixArts have the second, and weights of a Flax folder the first.
 _OWN_CLASS = re.compile(r"(Flax)?UNet2DConditionModel|(PixArt)?Transformer2DModel")
 _VIDEO_REASON = "is a video model, a family the method was never tried on; give an image model"
+TEXT_IN_BOTH = (
+    "has a UNet that takes the text in attn1 too (only_cross_attention), whose value layers are neither "
+    f"searched nor pruned, so memorization could stay in them; {_GIVE}"
+)
 _UNTRIED = "a transformer which the method was never tried on"
 _PIXELS = "takes its text through added keys and values beside the picture's own, and has no layer attn2"
 
@@ -66,10 +70,19 @@ _KINDS = tuple(
     for pattern, reason in (
         (r"\.weight\._(data|scale)$",
          "is quantized (optimum-quanto), so zero bytes need not be zeros; give the model from before"),
-        (r"attn2\.to_v\.(parametrizations\.|weight_(g|v|orig|u)$)",
-         "has value layers whose weights are parametrized (weight_norm, spectral_norm), so a row is "
-         "computed from several tensors; remove the parametrization (torch: "
-         "remove_parametrizations(layer, 'weight')) and save it again"),
+        *((rf"attn2\.to_v\.{tensors}",
+           f"has value layers whose weights {what}, so a row is computed from several tensors; make "
+           f"them plain weights ({call}) and save it again")
+          for tensors, what, call in (
+              (r"weight_mask$", "torch.nn.utils.prune masks (weight_orig, weight_mask)",
+               "torch.nn.utils.prune.remove(layer, 'weight')"),
+              (r"parametrizations\.", "are parametrized (weight_norm, spectral_norm, ...)",
+               "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"),
+              (r"weight_(orig|u)$", "are parametrized (spectral_norm)",
+               "torch.nn.utils.remove_spectral_norm(layer)"),
+              (r"weight_[gv]$", "are parametrized (weight_norm)",
+               "torch.nn.utils.remove_weight_norm(layer)"),
+          )),
         (r"(^|\.)stylegan_decoder\.|^(params(_ema)?\.)?body\.\d+\.rdb\d\.|\.RDB\d\.|\.residual_group\.blocks\.",
          f"is an upscaler or face restorer, which mends pictures and draws none from text; {_GIVE}"),
         (r"^id_adapter(_attn_layers)?\.",
@@ -114,7 +127,15 @@ _KINDS = tuple(
          r"|visual_transformer_blocks|add_embedding\.(image_proj|text_proj|text_norm))\.",
          f"is a Kandinsky model, which {_PIXELS}; {_GIVE}"),
         (r"(^|\.)add_embedding\.pool\.", f"is a DeepFloyd IF model, which {_PIXELS}; {_GIVE}"),
-        (r"(^|\.)(input_blocks|output_blocks|down_blocks|up_blocks)\.\d.*\.attn2\.to_v\.",
+        (r"\.attentions\.\d+\.transformers\.[01]\.transformer_blocks\.",
+         f"has two transformers in each attention (dual_cross_attention, as Versatile Diffusion), a "
+         f"form the method was never tried on; {_GIVE}"),
+        (r"(^|\.)(down|up)_blocks\.\d+\.attentions\.\d+\.attn2\.",
+         f"has blocks of another kind, the K blocks of the latent upscaler, on which the method was "
+         f"never tried; {_GIVE}"),
+        (r"attn2\.to_v\.delta$",
+         f"is SVDiff's, differences to a model's singular values and an addition to it; {_WHOLE}"),
+        (r"\.(input_blocks|output_blocks|down_blocks|up_blocks)\.\d.*\.attn2\.to_v\.",
          "is a Stable Diffusion model whose parts a program saved under its own names (unet., vae.); "
          "save the UNet alone, or the whole as a diffusers folder or by Stable Diffusion's own names"),
         (r"(^|\.)(transformer_blocks\.\d+\.attn2\.to_v|blocks\.\d+\.cross_attn\.kv_linear)\.",
@@ -206,6 +227,12 @@ def audio_class(stated: str) -> str:
         f"is an audio model ({shown(stated)}), a family the method was never tried on; give an image "
         f"model"
     )
+
+
+def text_in_both(config: Mapping[str, Any]) -> str:
+    """Why a UNet of this config is refused that takes the text in more than attn2, or ""."""
+    stated = config.get("only_cross_attention")
+    return TEXT_IN_BOTH if stated is True or (isinstance(stated, list | tuple) and any(stated)) else ""
 
 
 def other_noise(schedule: Mapping[str, Any], names: Collection[str] = ()) -> str:

@@ -207,9 +207,18 @@ def _dump(value: object) -> str:
 # ------------------------------------------------------------------------------------- reading
 
 
+class _OtherVersion(Fault):
+    """A manifest whose format another version of this tool reads."""
+
+
 def _parse(text: str, path: Path) -> Manifest:
     try:
         return _manifest(parse(text))
+    except _OtherVersion as fault:
+        raise ManifestError(
+            f"{path}: {fault}; it is of another version, perhaps a later one: read it with that, or "
+            f"make the manifest anew"
+        ) from None
     except Fault as fault:
         raise ManifestError(f"{path}: {fault}; give a manifest of this tool, or mend it") from None
 
@@ -223,7 +232,10 @@ def _manifest(parsed: object) -> Manifest:
     if not isinstance(parsed, dict) or "format" not in parsed:
         raise Fault(f'is not a manifest: it has no "format": "{FORMAT}"')
     if parsed["format"] != FORMAT:
-        raise Fault(f"is of the format {ascii(parsed['format'])[:60]}, this tool reads {FORMAT}")
+        fault = f"is of the format {ascii(parsed['format'])[:60]}, this tool reads {FORMAT}"
+        if str(parsed["format"]).startswith(FORMAT.partition("/")[0] + "/"):
+            raise _OtherVersion(fault)
+        raise Fault(fault)
     check_keys(parsed, "the manifest", _KEYS, _OPTIONAL_KEYS)
     source = typed(parsed, "source", dict, "the manifest")
     check_keys(source, "source", {"path", "sha256"}, {"model"})

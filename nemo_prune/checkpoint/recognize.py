@@ -5,6 +5,7 @@ known families are recognized too. A value layer is known by its name in diffuse
 layout of the file, so that one manifest fits all files of a model.
 """
 
+import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from nemo_prune.checkpoint.checkpoint import Checkpoint, Part, ValueLayer
 from nemo_prune.checkpoint.families import FAMILIES, Traits
 from nemo_prune.checkpoint.foreign import (
     INJECTED,
+    TEXT_IN_BOTH,
     class_of,
     denoiser_class,
     foreign_class,
@@ -26,12 +28,14 @@ from nemo_prune.checkpoint.foreign import (
     refuse_pictures,
     refuse_whole,
     refuse_without_values,
+    text_in_both,
 )
 from nemo_prune.checkpoint.neurons import network_order
 from nemo_prune.checkpoint.provenance import joint_metadata
 from nemo_prune.checkpoint.sidecar import read_sidecar
 from nemo_prune.errors import CheckpointError, option
 from nemo_prune.files.header import Header, Tensor, quoted, read_header
+from nemo_prune.files.strict_json import read_object
 
 # Dtypes in which zero bytes mean 0.0: not F8_E8M0 (2^-127), not quantized integers (an offset).
 _ZERO_IS_ZERO = frozenset(
@@ -116,7 +120,12 @@ def identify(path: Path, headers: Sequence[Header], folder: Path | None = None) 
     """
     stated = denoiser_class(folder) if folder else ""
     try:
-        return _identify(path, headers, stated, (class_of(folder) if folder and not stated else stated))
+        found = _identify(path, headers, stated, (class_of(folder) if folder and not stated else stated))
+        if folder and (folder / "config.json").is_file():
+            with contextlib.suppress(CheckpointError):  # whoever needs the config will say so
+                if fault := text_in_both(read_object(folder / "config.json")):
+                    raise _Fault(fault)
+        return found
     except _Fault as fault:
         raise CheckpointError(f"{path}: {fault}") from None
 
@@ -164,6 +173,8 @@ def _identify(path: Path, headers: Sequence[Header], stated: str, named: str) ->
             f"has value layers for text of different widths {sorted(columns)}, so it is of an "
             f"unknown family; give a Stable Diffusion 1, 2 or XL checkpoint"
         )
+    if any(_takes_text(tensors, key.replace("attn2", "attn1")) for key in found.values()):
+        raise _Fault(TEXT_IN_BOTH)
     text = any(n.startswith(("cond_stage_model.", "conditioner.embedders.")) for n in tensors)
     vae = any(n.startswith("first_stage_model.") for n in tensors)
     prediction_type, told_by = _prediction_type(tensors, joint_metadata(headers))
@@ -299,6 +310,13 @@ def _strays(tensors: Tensors, claimed: set[str]) -> Iterator[str]:
     for name, tensor in tensors.items():
         if is_value_like(name) and tensor.name not in claimed and not name.endswith(SCALES):
             yield name
+
+
+def _takes_text(tensors: Tensors, value: str) -> bool:
+    """Whether a value tensor takes something else than the query tensor beside it, the picture."""
+    own = tensors.get(value)
+    query = tensors.get(value.removesuffix("v.weight") + "q.weight")
+    return own is not None and query is not None and own.shape[1:] != query.shape[1:]
 
 
 def _lost(tensors: Tensors) -> Iterator[str]:

@@ -65,10 +65,15 @@ def from_manifest(
             for neuron, value in record.attribution.items():
                 known[neuron] = max(value, known.get(neuron, value))
         if not known:
-            raise ManifestError(
-                f"{path or 'the manifest'}: holds no attributions, so "
-                f"{option('top')} cannot rank its neurons; search with {option('search')} auto"
-            )
+            none = "holds no attributions", f"search with {option('search')} auto"
+            if manifest.options.get("search") == "auto":
+                none = (
+                    "holds no attributions (none were taken: the candidates were few enough to be tried "
+                    "one by one)",
+                    f"take all of them, or choose with {option('top_k')} or {option('neurons')}",
+                )
+            cannot = f"{option('top')} cannot rank its neurons"
+            raise ManifestError(f"{path or 'the manifest'}: {none[0]}, so {cannot}; {none[1]}")
         ranked = sorted(manifest.neurons, key=lambda neuron: -known.get(neuron, math.inf))
         manifest = replace(manifest, neurons=union(ranked[:top]))
     groups = tuple(record.neurons for record in manifest.prompts)

@@ -59,6 +59,9 @@ _PICKLE_ADVICE = (
     "is a pickle checkpoint, which can run code when loaded, so it is not opened; convert it once "
     "to safetensors: torch.load(FILE, weights_only=True), then safetensors.torch.save_file"
 )
+_ZIP_ADVICE = "is a zip archive; unpack it, and give the .safetensors file in it"
+_DDUF_ADVICE = "is a DDUF archive, a zip of a diffusers folder; unpack it into a folder, and give that"
+_ZIPPED = re.compile(r".*(/|\.(safetensors|json|txt|md))", re.DOTALL)
 # An address, or OWNER/MODEL as the Hub names them.
 _REMOTE = re.compile(r"https?:/.*|[\w.-]+/(?!.*\.safetensors$)[\w.-]+")
 _TRAINING_STATE = re.compile(
@@ -125,8 +128,10 @@ class _Fault(Exception):
     """What is wrong with a header, without the file's name."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, named: bool = True) -> Header:
     """Return the validated header of the safetensors file at `path`.
+
+    named: the user named this very file, who may have meant a list of prompts by it.
 
     Raises CheckpointError, one line that names the file, the fault and the remedy, for anything
     that is not a whole and sound safetensors file. Pickle files are never opened as such.
@@ -138,7 +143,7 @@ def read_header(path: Path) -> Header:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise _Fault("is not a regular file")
             size = os.fstat(file.fileno()).st_size
-            raw = _read_raw(file, size)
+            raw = _read_raw(file, size, named)
         data_start = 8 + len(raw)
         tensors, metadata = _parse(raw, data_start)
         _check_layout(tensors, data_start, size)
@@ -197,10 +202,12 @@ def _check_kind(path: Path) -> None:
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise _Fault(_PICKLE_ADVICE)
     if path.suffix.lower() == ".zip":
-        raise _Fault("is a zip archive; unpack it, and give the .safetensors file in it")
+        raise _Fault(_ZIP_ADVICE)
+    if path.suffix.lower() == ".dduf":
+        raise _Fault(_DDUF_ADVICE)
 
 
-def _read_raw(file: BinaryIO, size: int) -> bytes:
+def _read_raw(file: BinaryIO, size: int, named: bool) -> bytes:
     """Return the JSON bytes; refuse other file formats by their names."""
     start = file.read(_LOOKED_AT)
     if not start:
@@ -208,7 +215,7 @@ def _read_raw(file: BinaryIO, size: int) -> bytes:
     length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
     plausible = 0 < length <= min(MAX_HEADER_BYTES, size - 8)
     if not plausible or start[8:9] != b"{":
-        _name_other_formats(start)
+        _name_other_formats(start, named)
     if len(start) < 8:
         raise _Fault(f"is truncated: {size} bytes are too few for a safetensors file; {_DOWNLOAD}")
     if length > MAX_HEADER_BYTES and start[8:9] == b"{" and length <= size - 8:
@@ -237,11 +244,14 @@ def _read_raw(file: BinaryIO, size: int) -> bytes:
     return raw
 
 
-def _name_other_formats(start: bytes) -> None:
+def _name_other_formats(start: bytes, named: bool) -> None:
     if stands_in := stand_in(start[:STAND_IN_BYTES]):
         raise _Fault(stands_in)
     if other := next((what for begins, what in _OTHERS if begins.match(start)), None):
         raise _Fault(f"{other}, not safetensors; give the safetensors file of a Stable Diffusion model")
+    # torch packs its pickles with zip too, under names of other kinds.
+    if _ZIPPED.fullmatch(first := _first_member(start)):
+        raise _Fault(_DDUF_ADVICE if first == "model_index.json" else _ZIP_ADVICE)
     if start.startswith(ZIP) or (start[0] == 0x80 and start[1:2] in _PROTOCOLS):
         raise _Fault(_PICKLE_ADVICE)
     if by := next((name for magic, name in ENCRYPTED.items() if start.startswith(magic)), None):
@@ -262,7 +272,13 @@ def _name_other_formats(start: bytes) -> None:
             "download the model, or give the folder that holds it"
         )
     if _TEXT.fullmatch(start[:STAND_IN_BYTES]):
-        raise _Fault(f"is text, not safetensors; {_DOWNLOAD}{LIST_ADVICE}")
+        raise _Fault(f"is text, not safetensors; {_DOWNLOAD}{LIST_ADVICE if named else ''}")
+
+
+def _first_member(start: bytes) -> str:
+    """The name of the first file in the zip archive that begins so, "" in other files."""
+    end = 30 + int.from_bytes(start[26:28], "little")
+    return start[30:end].decode("utf-8", "replace") if start.startswith(ZIP) else ""
 
 
 def _unsound() -> str:

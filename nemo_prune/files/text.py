@@ -35,6 +35,9 @@ _ANNEX = "is a pointer of git-annex, not the file itself; run `git annex get` to
 _STAND_INS = (
     (LFS_POINTER, "is a git-lfs pointer, not the file itself; run `git lfs pull` to fetch it"),
     (rb"/annex/objects/", _ANNEX),
+    (rb"(\.\./)+[^\s/][^\s]*\s*\Z",
+     "is the text of a link, not the file that it leads to; download it again, or copy it with what its "
+     "links lead to (cp -L)"),
     (rb"\0GITCRYPT\0", "is locked by git-crypt; run `git-crypt unlock`"),
     (rb"L\0\0\0\x01\x14\x02\0|\[(InternetShortcut\]|Desktop Entry\]|\{000214A0-)",
      "is a shortcut, not the file that it leads to; give that"),  # .lnk, .desktop, .url

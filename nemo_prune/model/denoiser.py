@@ -15,6 +15,7 @@ from nemo_prune.checkpoint.families import FAMILIES, Family
 from nemo_prune.model.devices import memory_format
 from nemo_prune.model.inference import Config
 from nemo_prune.model.prediction import Prediction
+from nemo_prune.model.settings import Settings
 from nemo_prune.model.tokenizer import added_words, with_all_vectors
 
 TOKENS = 77
@@ -89,6 +90,8 @@ class LoadedModel:
             UNet 5, for a picture that is masked everywhere, of instruct-pix2pix 4 zeros, for none.
         prediction: why it is taken to predict that; None where nobody asked.
         notes: what else its user should know, each one line.
+        own_settings: the `settings_of` it that hold without a config given beside it; None where nothing
+            but that config, or a folder's, tells them.
     """
 
     family: str
@@ -104,6 +107,7 @@ class LoadedModel:
     blank: Tensor | None = None
     prediction: Prediction | None = None
     notes: tuple[str, ...] = ()
+    own_settings: Settings | None = None
 
     @property
     def record(self) -> Family:

@@ -17,7 +17,7 @@ from torch import nn
 from nemo_prune.checkpoint.blocks import DIFFUSERS_VALUE, PIXART_VALUE
 from nemo_prune.checkpoint.checkpoint import Checkpoint, ValueLayer
 from nemo_prune.checkpoint.families import FAMILIES, Traits
-from nemo_prune.checkpoint.foreign import foreign_class
+from nemo_prune.checkpoint.foreign import foreign_class, text_in_both
 from nemo_prune.checkpoint.neurons import network_order
 from nemo_prune.errors import CheckpointError
 from nemo_prune.model.configs import Told
@@ -42,7 +42,8 @@ def opened(pipeline: Any) -> Iterator[tuple[Checkpoint, LoadedModel]]:
     Raises:
         CheckpointError: it is none, lies on several devices or on none, draws from more than text, has
             a UNet as `describe` refuses or that shows that it predicts something else than its
-            scheduler says, or a schedule for which no noise difference is defined.
+            scheduler says, a schedule for which no noise difference is defined, or weights that every
+            pass replaces or that no gradient passes.
     """
     encoders = tuple(
         TextEncoder(getattr(pipeline, f"tokenizer{end}"), getattr(pipeline, f"text_encoder{end}"))
@@ -71,6 +72,7 @@ def opened(pipeline: Any) -> Iterator[tuple[Checkpoint, LoadedModel]]:
     devices = {parameter.device for module in modules for parameter in module.parameters()}
     if len(devices) != 1 or next(iter(devices)).type == "meta":
         raise CheckpointError(f"{NAME}: does not lie on one device; move it there with pipe.to(device)")
+    _check_weights(modules)
     device = devices.pop()
     height, width = (side, side) if isinstance(side, int) else side
     model = LoadedModel(
@@ -90,6 +92,26 @@ def opened(pipeline: Any) -> Iterator[tuple[Checkpoint, LoadedModel]]:
         prediction = measure(model, Told(model.prediction_type, "its scheduler's config"))
         prediction.check(NAME)
         yield checkpoint, replace(model, prediction=prediction)
+
+
+def _check_weights(modules: tuple[nn.Module, ...]) -> None:
+    """Refuse weights that could not be used, or not be left as they were; nothing is touched.
+
+    diffusers' layerwise casting puts others in their place at each pass: under torch's inference mode
+    such as gradients never pass again.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    hooks = (getattr(part, "_diffusers_hook", None) for part in parts)
+    if any("layerwise_casting" in getattr(hook, "hooks", {}) for hook in hooks):
+        raise CheckpointError(
+            f"{NAME}: its layers are cast at every pass (enable_layerwise_casting), so its weights are "
+            f"replaced whenever it runs; load the pipeline again and give it before that call"
+        )
+    if any(parameter.is_inference() for module in modules for parameter in module.parameters()):
+        raise CheckpointError(
+            f"{NAME}: its weights were made under torch.inference_mode, so no gradient passes them; "
+            f"load the pipeline again outside of it"
+        )
 
 
 def _changed_forward(unet: Any) -> tuple[str, ...]:
@@ -124,6 +146,8 @@ def describe(unet: Any, prediction_type: str | None = None) -> Checkpoint:
     classes = [kind.__name__ for kind in type(unet).__mro__ if kind.__module__.startswith("diffusers.")]
     if classes and all(map(foreign_class, classes)):
         raise CheckpointError(f"{NAME}: {foreign_class(classes[0])}")
+    if twice := text_in_both(getattr(unet, "config", {})):
+        raise CheckpointError(f"{NAME}: {twice}")
     pixart = type(unet).__name__ == "PixArtTransformer2DModel"  # others' blocks are called so too
     value = PIXART_VALUE if pixart else DIFFUSERS_VALUE
     layers = {n: module for n, module in unet.named_modules() if value.fullmatch(f"{n}.weight")}

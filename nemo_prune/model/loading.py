@@ -6,6 +6,7 @@ bundled or inferred; see `configs.py`. This module imports torch, so import it l
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from nemo_prune.checkpoint.checkpoint import channels_from_text
+from nemo_prune.checkpoint.foreign import text_in_both
 from nemo_prune.checkpoint.holes import refuse_unfit
-from nemo_prune.errors import CheckpointError, option
+from nemo_prune.errors import CheckpointError, OptionError, option
 from nemo_prune.files.strict_json import read_object
 from nemo_prune.model import weights
-from nemo_prune.model.configs import Configs, foreign_code
+from nemo_prune.model.configs import Configs, config_file, foreign_code
 from nemo_prune.model.denoiser import LoadedModel, TextEncoder, guidance_embedding
 from nemo_prune.model.devices import memory_format
 from nemo_prune.model.hub import (
@@ -40,9 +42,16 @@ from nemo_prune.model.hub import (
     UNet2DConditionModel,
     quiet,
 )
-from nemo_prune.model.inference import Config, NotDescribed
+from nemo_prune.model.inference import Config, NotDescribed, Shapes
 from nemo_prune.model.prediction import measure
 from nemo_prune.model.schedule import alphas_cumprod, read_schedule, told_prediction
+from nemo_prune.model.settings import (
+    Settings,
+    contradicted,
+    encoder_name,
+    settings_from,
+    settings_of,
+)
 from nemo_prune.model.text_sources import TextSource, text_sources
 from nemo_prune.model.tokenizer import load_tokenizer, read_t5_tokenizer, read_tokenizer
 
@@ -232,6 +241,8 @@ class _Loader:
         self.dtype = dtype
         self.path = checkpoint.path
         self.configs = _configs(checkpoint, config)
+        self.own: dict[str, Config] = {}  # of components whose config the user's folder replaces
+        self.notes: list[str] = []
 
     def model(self, unet: Any, text_encoders: tuple[TextEncoder, ...], schedule: Config) -> LoadedModel:
         """Put together what was loaded; the size of the latents follows from what it predicts."""
@@ -244,7 +255,7 @@ class _Loader:
         shape = (inputs if transformer else int(unet.config["out_channels"]), side, side)
         self.check_channels(inputs, shape[0])
         layers = self.checkpoint.value_layers
-        return LoadedModel(
+        loaded = LoadedModel(
             family=self.checkpoint.family,
             unet=unet,
             text_encoders=text_encoders,
@@ -256,7 +267,20 @@ class _Loader:
             device=self.device,
             dtype=self.dtype,
             blank=self.blank(shape, inputs - shape[0]) if inputs != shape[0] else None,
+            notes=tuple(self.notes),
         )
+        return replace(loaded, own_settings=self._own_settings(loaded))
+
+    def _own_settings(self, model: LoadedModel) -> Settings | None:
+        """`settings_of` the model by its own word; None if nothing but a config tells them."""
+        if self.configs.folder is None:
+            return None if self.checkpoint.is_folder else settings_of(model)
+        encoders = [encoder_name(number) for number in range(len(model.text_encoders))]
+        unet, *texts = (self.own.get(name) for name in (self.checkpoint.record.denoiser, *encoders))
+        if unet is None or any(text is None for text in texts):
+            return None
+        kind = T5Config if model.is_transformer else CLIPTextConfig
+        return settings_from(model, unet, [kind.from_dict(text).to_dict() for text in texts])
 
     def check_channels(self, inputs: int, outputs: int) -> None:
         """Raise CheckpointError for a denoiser that draws from more than text, by its channels."""
@@ -300,6 +324,8 @@ class _Loader:
                 f"loaded; give a model that diffusers loads"
             ) from None
         model = weights.build(lambda: make(config), path)
+        if self.configs.folder is not None:
+            self._compare(name, model, config, weights.shapes_of(tensors), own)
         if name == "unet":
             weights.add_biases(model, tensors)
         if name.startswith("text_encoder"):
@@ -316,11 +342,29 @@ class _Loader:
         )
         return model
 
+    def _compare(
+        self, name: str, model: nn.Module, config: Config, shapes: Shapes, own: Config | None
+    ) -> None:
+        """Keep the component's own config beside the user's, and a note where the two contradict."""
+        assert self.configs.folder is not None
+        alone = _configs(self.checkpoint, None)
+        with contextlib.suppress(KeyError, NotDescribed, CheckpointError, OptionError):
+            self.own[name] = alone.component(name, shapes, own)
+        stated = own or alone.own.get(name) or alone.overrides.get(name, {})
+        kind = None if name.startswith("text_encoder") else type(model)
+        if name != "vae" and (found := contradicted(kind, stated, config)):
+            self.notes.append(
+                f"{self.configs.folder / config_file(name)}: contradicts what the model says of itself "
+                f"({', '.join(found)}): it is run as {option('config')} says"
+            )
+
     def unet(self) -> Any:
         tensors = weights.read_unet(self.checkpoint)
         if self.checkpoint.record.denoiser == "transformer":
             return self._component("transformer", tensors, self._pixart).to(self.device)
         unet = self._component("unet", tensors, UNet2DConditionModel.from_config)
+        if fault := text_in_both(unet.config):
+            raise CheckpointError(f"{self.configs.folder or self.path}: {fault}")
         return unet.to(memory_format=memory_format(self.device))
 
     def _pixart(self, config: Config) -> nn.Module:

@@ -120,7 +120,7 @@ def _given(path: Path, family: Family) -> list[TextSource]:
     if path.is_dir():
         found = _of_folder(path) or ([_of_component(path)] if component_copies(path) else [])
     else:
-        header = read_header(path)
+        header = read_header(path, named=False)
         if any(name.startswith(family.text_prefixes) for name in header.tensors):
             found = _of_file(path, family)
         else:

@@ -25,6 +25,8 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp",
 _FOREIGN = {".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".exr"}  # pictures that are not read
 _SMALLEST = 8  # pixels of a picture that anything can be said of
 _TELLING = 8  # letters of a name that are a part of a prompt and no accident
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # longer than the letter of a drive
+_SHOWN = 3  # names in a message
 _FILE_COLUMNS = ("file", "target", "image", "path", "file_name", "filename")
 
 
@@ -262,6 +264,7 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
         )
         raise OptionError(f"{option('targets')} {path}: {reason}") from None
     found: dict[int, Path] = {}
+    gone: list[str] = []
     named = {(_cell(_cells(row), COLUMNS) or "").strip() for row in rows}
     # By letters and digits, as names in a folder, where no row has the very text; None: of several.
     alike: dict[str, int | None] = {}
@@ -281,14 +284,23 @@ def _from_csv(path: Path, prompts: Sequence[str]) -> dict[int, Path]:
             if not target.is_file():  # written on Windows, by its separators
                 target = in_any_form(path.parent / name.strip().replace("\\", "/"))
             if not target.is_file():
-                raise OptionError(
-                    f"{option('targets')} {path}: names {name.strip()}, which is not there"
-                )
-            if found.setdefault(place, target) != target:
+                gone.append(name.strip())
+            elif found.setdefault(place, target) != target:
                 raise OptionError(
                     f"{option('targets')} {path}: names two pictures for one prompt, "
                     f"{found[place].name} and {target.name}; keep one of them"
                 )
+    if gone:
+        addresses = [name for name in gone if _ADDRESS.match(name)]
+        wrong = addresses or gone
+        what = f"{', '.join(wrong[:_SHOWN])}{', ...' if len(wrong) > _SHOWN else ''}"
+        if addresses:
+            raise OptionError(
+                f"{option('targets')} {path}: names {what}: addresses are not read, a picture's path is "
+                f"wanted, as it stands on this disk or from the folder of the CSV on"
+            )
+        verb = "which is" if len(wrong) == 1 else "which are"
+        raise OptionError(f"{option('targets')} {path}: names {what}, {verb} not there")
     if rows and not found:
         raise OptionError(
             f"{option('targets')} {path}: no picture belongs to a prompt: none of its {len(rows)} rows "

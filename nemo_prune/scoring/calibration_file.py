@@ -22,6 +22,7 @@ from nemo_prune.errors import CalibrationError
 from nemo_prune.files.atomic import write_new
 from nemo_prune.files.text import STAND_IN_BYTES, ZIP, absent, stand_in
 from nemo_prune.model.denoiser import LoadedModel
+from nemo_prune.model.settings import Settings, differing, settings_of
 from nemo_prune.scoring.activations import ActivationStatistics
 from nemo_prune.scoring.lineage import ROW_BYTES, Lineage, weights_sha256
 from nemo_prune.scoring.thresholds import FEWEST_PROMPTS
@@ -29,6 +30,7 @@ from nemo_prune.scoring.thresholds import FEWEST_PROMPTS
 FORMAT = "nemo-prune-calibration/1"
 _KEY = "nemo_prune.calibration"
 OTHER_WEIGHTS = "other weights"
+_SHOWN = 3  # settings that differ, in a message
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class OrdinaryScores:
 class Calibration:
     """What ordinary is for one model.
 
-    about: "fingerprint" and "precision" of the model; under "activations" and "scores" what each
-        part depends on besides (prompts, their hash; seeds, seed, timestep, guidance, latents).
+    about: "fingerprint", "precision" and "settings" of the model (`settings_of`; none in files of
+        earlier versions); under "activations" and "scores" what each part depends on besides (prompts,
+        their hash; seeds, seed, timestep, guidance, latents).
     lineage: of the model, so that a pruned copy of it can be told from another model; None in files of
         earlier versions.
     """
@@ -141,18 +144,31 @@ def misfits(
     `fingerprint`, which takes long and is asked for only where the precision is the same.
     """
     about = found.about["scores"]
-    differing = [
+    found_otherwise = [
         f"{key} {about[key]} instead of {scores_about[key]}"
         for key in ("timestep", "latents")
         if about[key] != scores_about[key]
     ]
     if about["seeds"] < seeds:
-        differing.append(f"{about['seeds']} seeds instead of {seeds}")
+        found_otherwise.append(f"{about['seeds']} seeds instead of {seeds}")
     if found.about["precision"] != model.precision:
-        differing.append(f"precision {found.about['precision']} instead of {model.precision}")
+        found_otherwise.append(f"precision {found.about['precision']} instead of {model.precision}")
     elif found.about["fingerprint"] != weights():
-        differing.append(OTHER_WEIGHTS)
-    return differing
+        found_otherwise.append(OTHER_WEIGHTS)
+    settings = settings_before(found, model)
+    if settings is not None:
+        found_otherwise += differing(settings, settings_of(model), "instead of")[:_SHOWN]
+    return found_otherwise
+
+
+def settings_before(found: Calibration, model: LoadedModel) -> Settings | None:
+    """The settings that a calibration was made with; None where nothing tells.
+
+    Files of earlier versions do not say. They are taken to be for the model as it describes itself,
+    which a config given beside it must not change unnoticed.
+    """
+    settings: Settings | None = found.about.get("settings", model.own_settings)
+    return settings
 
 
 def _calibration(
@@ -168,6 +184,8 @@ def _calibration(
     if not all(tensor.dtype == torch.float64 and tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError("a number that is none")
     if not isinstance(about["fingerprint"], str) or not isinstance(about["precision"], str):
+        raise TypeError("what it is for")
+    if not isinstance(about.get("settings", {}), dict):
         raise TypeError("what it is for")
     statistics = scores = None
     if "activations" in about:

@@ -14,6 +14,7 @@ from nemo_prune.checkpoint.families import FAMILIES, Published
 from nemo_prune.errors import CalibrationError, OptionError, option
 from nemo_prune.files.prompts import bundled_captions, prompts_hash
 from nemo_prune.model.schedule import ddim_timestep
+from nemo_prune.model.settings import settings_of
 from nemo_prune.options import DEFAULT_FPR, Options, Progress, Silent
 from nemo_prune.scoring import cache
 from nemo_prune.scoring.activations import ActivationStatistics, activation_statistics
@@ -24,6 +25,7 @@ from nemo_prune.scoring.calibration_file import (
     fingerprint,
     misfits,
     read_calibration,
+    settings_before,
 )
 from nemo_prune.scoring.detect import score_paths
 from nemo_prune.scoring.engine import Engine
@@ -174,7 +176,12 @@ class Ordinary:
         model = self._engine.model
         schedule = dict(model.scheduler_config)
         shape = list(model.latent_shape)
-        return {"fingerprint": self.fingerprint, "latents": shape, "scheduler": schedule}
+        return {
+            "fingerprint": self.fingerprint,
+            "settings": settings_of(model),
+            "latents": shape,
+            "scheduler": schedule,
+        }
 
     @cached_property
     def statistics(self) -> tuple[ActivationStatistics, str]:
@@ -360,7 +367,13 @@ class Ordinary:
         }
 
     def _about(self, kind: str, part: dict[str, Any]) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint, "precision": self._engine.model.precision, kind: part}
+        model = self._engine.model
+        return {
+            "fingerprint": self.fingerprint,
+            "precision": model.precision,
+            "settings": settings_of(model),
+            kind: part,
+        }
 
     def _kept(self, kind: str, about: dict[str, Any]) -> Calibration | None:
         """What the cache has of this model, or of its original if this is a pruned one."""
@@ -408,6 +421,12 @@ class Ordinary:
     def _fitting(self, found: Calibration) -> Calibration:
         """The calibration file, if it is for this model and these settings."""
         path, options = self._options.calibration, self._options
+        if settings_before(found, self._engine.model) is None:
+            self._progress.note(
+                f"{path}: is of an earlier version and does not say with which settings of its config "
+                f"the model was run (norm_num_groups, act_fn, ...): taken to be those of now; make it "
+                f"anew with nemo-prune calibrate to be sure"
+            )
         differing = misfits(
             found, self._engine.model, self.scores_about, options.seeds, lambda: self.fingerprint
         )

@@ -86,7 +86,7 @@ class Worker:
             return error.message
 
     def load(self, opened: Callable[[], Sequence[Engine]]) -> str:
-        """Load the models; the fingerprint of their weights."""
+        """Load the models; the fingerprint of their weights and settings."""
         self._engines = opened()
         for engine in self._engines:
             engine.note = self._notes.append
@@ -138,9 +138,11 @@ class Opening:
 
 
 def _fingerprint(engines: Sequence[Engine]) -> str:
+    from nemo_prune.model.settings import settings_of
     from nemo_prune.scoring.calibration_file import fingerprint
 
-    return " ".join(fingerprint(engine.model) for engine in engines)
+    models = [engine.model for engine in engines]
+    return " ".join(f"{fingerprint(model)} {settings_of(model)}" for model in models)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers.hooks import apply_layerwise_casting
 from test_privacy import SEALED, alone
 
 import nemo_prune
@@ -591,6 +592,33 @@ def test_fused_projections_are_refused(model: Path) -> None:
     pipe.unet.fuse_qkv_projections()
     with pytest.raises(CheckpointError, match="fused"), nemo_prune.masked(pipe.unet, []):
         pass
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_weights_that_each_pass_replaces_are_refused_before_anything(
+    model: Path, frozen: bool, part: str
+) -> None:
+    pipe = load(model)
+    getattr(pipe, part).requires_grad_(not frozen)
+    apply_layerwise_casting(getattr(pipe, part), torch.float8_e4m3fn, torch.float32)
+    weights = [*getattr(pipe, part).parameters()]
+    before = [(one.requires_grad, one.dtype, one.is_inference()) for one in weights]
+    for call in (nemo_prune.detect, nemo_prune.localize):
+        with pytest.raises(NemoPruneError, match=r"live pipeline: .*\(enable_layerwise_casting\)"):
+            call(pipe, PROMPTS, seeds=2, tau=0.0, gate=0.0)
+    now = [*getattr(pipe, part).parameters()]
+    assert [one is other for one, other in zip(now, weights, strict=True)] == [True] * len(weights)
+    assert [(one.requires_grad, one.dtype, one.is_inference()) for one in now] == before
+
+
+def test_weights_that_no_gradient_passes_are_refused(model: Path) -> None:
+    with torch.inference_mode():
+        pipe = load(model)
+        pipe.unet.requires_grad_(True)
+    with pytest.raises(NemoPruneError, match=r"made under torch\.inference_mode"):
+        nemo_prune.detect(pipe, PROMPTS, seeds=2, tau=0.0, gate=0.0)
+    assert all(one.requires_grad for one in pipe.unet.parameters())
 
 
 # ---------------------------------------------------------------------------------------- masked

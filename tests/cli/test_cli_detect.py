@@ -136,6 +136,7 @@ def test_the_file_says_what_it_is_about(
     assert entry["about"] == {
         "fingerprint": fingerprint(loaded),
         "precision": "float32",
+        "settings": {"text_encoder.layer_norm_eps": 1e-5},  # all else has its class's default
         "activations": ordinary,
         "scores": ordinary | {"seeds": 3, "seed": 0, "timestep": 961, "guidance": 0,
                               "similarity": "current", "latents": [4, 16, 16]},

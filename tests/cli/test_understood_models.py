@@ -8,19 +8,25 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import folders
 import pytest
 import rawfiles
 from click.testing import Result
+from safetensors.torch import load_file, save_file
 from test_cli_files import manifest, sha256
 from test_surgery import DOWN
-from tiny import run, write_tiny
+from tiny import config_folder, ldm, run, told_heads, write_tiny
 
 from nemo_prune.checkpoint.open import open_checkpoint
 from nemo_prune.errors import CheckpointError, NemoPruneError, OptionError
 from nemo_prune.model.configs import METADATA_KEY
+from nemo_prune.model.hub import UNet2DConditionModel
+from nemo_prune.model.live import describe
 from nemo_prune.options import Options
 from nemo_prune.report.inputs import check_inputs
 from nemo_prune.scoring.opening import open_engine
+
+BLOCK = "attentions.0.transformer_blocks.0"
 
 
 @pytest.fixture
@@ -117,6 +123,68 @@ def test_a_zip_archive_is_no_pickle(model: Path) -> None:
     assert "is a zip archive" in run("restore", model, "--undo", "m.zip", "-o", "o").stderr
 
 
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (
+            "model_index.json",
+            "is a DDUF archive, a zip of a diffusers folder; unpack it into a folder, and",
+        ),
+        ("model.safetensors", "is a zip archive; unpack it"),
+        ("folder/", "is a zip archive; unpack it"),
+        ("archive/data.pkl", "is a pickle checkpoint"),
+    ],
+)
+def test_a_zip_archive_is_known_by_its_first_file(tmp_path: Path, first: str, words: str) -> None:
+    path = tmp_path / "m.safetensors"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(first, "" if first.endswith("/") else "{}" * 300)
+        archive.writestr("unet/model.safetensors", "x" * 300)
+    with pytest.raises(CheckpointError, match=words):
+        open_checkpoint(path)
+    with pytest.raises(CheckpointError, match="is a DDUF archive"):
+        open_checkpoint(path.rename(tmp_path / "m.dduf"))
+
+
+def test_the_text_of_a_link_is_no_list_of_prompts(model: Path) -> None:
+    folder = folders.pipeline(Path("f"))
+    weights, link = folder / "unet" / folders.WEIGHTS, "../../../blobs/" + "3a" * 32
+    Path("p.txt").write_text("a cat\n")
+    for content, words in (
+        (link, "is the text of a link, not the file that it leads to; download it again"),
+        ("no such thing here", "is text, not safetensors; download or copy it again"),
+    ):
+        weights.write_text(content)
+        result = run("check", folder, "--prompts", "p.txt", "--tau", ".5", "--gate", ".5")
+        assert result.exit_code == 2
+        assert result.stderr.endswith(f"{weights}: {words}\n") or words in result.stderr
+        assert "a list of prompts" not in result.stderr
+    Path("n.json").write_text(f"../{link}\n")
+    for result in taken(model, Path("n.json")):
+        assert "n.json: is the text of a link" in result.stderr
+
+
+def test_a_manifest_of_another_version_is_not_to_be_mended(model: Path) -> None:
+    path = manifest(Path("n.json"), [(DOWN, 1)])
+    path.write_text(path.read_text().replace("nemo-prune-manifest/1", "nemo-prune-manifest/2"))
+    for result in taken(model, path):
+        assert result.exit_code == 2
+        assert "is of another version, perhaps a later one: read it with that, or make" in result.stderr
+        assert "mend" not in result.stderr
+
+
+def test_top_says_how_to_choose_where_no_attribution_was_taken(model: Path) -> None:
+    path = manifest(Path("n.json"), [(DOWN, 1)])
+    for search, words in (("auto", "or choose with --top-k or --neurons"), ("literal", "--search auto")):
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps(told | {"options": told["options"] | {"search": search}}))
+        result = run("apply", model, "--manifest", path, "--top", 1, "-o", "o")
+        assert result.exit_code == 2
+        assert "n.json: holds no attributions" in result.stderr
+        assert words in result.stderr
+        assert ("with --search auto" in result.stderr) == (search == "literal")
+
+
 def test_a_layer_is_named_as_diff_names_it(model: Path) -> None:
     assert run("apply", model, "--neurons", f"{DOWN}:1", "-o", "o.safetensors").exit_code == 0
     told = run("diff", model, "o.safetensors").output
@@ -208,9 +276,20 @@ def test_what_only_goes_with_a_model_is_called_so(model: Path) -> None:
             "whose parts a program saved under its own",
         ),
         (["vision_model.x", "text_decoder.bert.x"], "is a captioner"),
-        (["mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight_g"], "are parametrized"),
-        (["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v.parametrizations.weight.0._u"],
-         "are parametrized"),
+        ([f"mid_block.{BLOCK}.attn2.to_v.weight_{end}" for end in ("g", "v")],
+         r"are parametrized \(weight_norm\).*torch\.nn\.utils\.remove_weight_norm\(layer\)"),
+        ([f"mid_block.{BLOCK}.attn2.to_v.weight_{end}" for end in ("orig", "u", "v")],
+         r"torch\.nn\.utils\.remove_spectral_norm\(layer\)"),
+        ([f"mid_block.{BLOCK}.attn2.to_v.weight_{end}" for end in ("orig", "mask")],
+         r"prune masks .*torch\.nn\.utils\.prune\.remove\(layer, 'weight'\)"),
+        ([f"model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight_{end}"
+          for end in ("orig", "mask")], "prune masks"),
+        ([f"down_blocks.0.{BLOCK}.attn2.to_v.parametrizations.weight.0._u"],
+         r"are parametrized .*parametrize\.remove_parametrizations\(layer, 'weight'\)"),
+        (["down_blocks.0.attentions.0.transformers.1.transformer_blocks.0.attn2.to_v.weight"],
+         "has two transformers in each attention"),
+        (["down_blocks.1.attentions.0.attn2.to_v.weight"], "the K blocks of the latent upscaler"),
+        ([f"down_blocks.0.{BLOCK}.attn2.to_v.delta"], "is SVDiff's, differences"),
         (["params_ema.body.0.rdb1.conv1.weight"], "is an upscaler or face restorer"),
         (["id_adapter.latents", "id_adapter_attn_layers.0.id_to_v.weight"], "is a PuLID"),
         (["connector.perceiver_blocks.0.attn.in_proj_weight"], "is an ELLA"),
@@ -228,6 +307,48 @@ def test_models_of_other_kinds(tmp_path: Path, names: list[str], words: str) -> 
     path = rawfiles.write(tmp_path / "m.safetensors", [(name, "F32", (8, 8)) for name in names])
     with pytest.raises(CheckpointError, match=words):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+def test_a_unet_that_takes_the_text_in_attn1_too(tmp_path: Path, layout: str) -> None:
+    entries = rawfiles.unet(rawfiles.SD1, layout, "F16")
+    values = [(name.replace("attn2", "attn1"), shape) for name, _, shape in entries if "to_v" in name]
+    own, text = ([(name, "F16", (shape[0], columns or shape[0])) for name, shape in values]
+                 for columns in (0, 5))  # fmt: skip
+    queries = [(name.replace("to_v", "to_q"), *rest) for name, *rest in own]
+    path = rawfiles.write(tmp_path / "m.safetensors", entries + queries + own)
+    assert open_checkpoint(path).family == "sd1"
+    path = rawfiles.write(tmp_path / "m.safetensors", entries + queries + own[:-1] + text[-1:])
+    with pytest.raises(CheckpointError, match=r"the text in attn1 too \(only_cross_attention\), whose"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("stated", [True, [True, True, False, False]])
+def test_a_config_that_has_attn1_take_the_text(tmp_path: Path, stated: object) -> None:
+    folders.pipeline(tmp_path / "f")
+    config = tmp_path / "f" / "unet" / "config.json"
+    config.write_text(json.dumps({"only_cross_attention": stated}))
+    for path in (tmp_path / "f", tmp_path / "f" / "unet", tmp_path / "f" / "unet" / folders.WEIGHTS):
+        with pytest.raises(CheckpointError, match="only_cross_attention"):
+            open_checkpoint(path)
+    config.write_text(json.dumps({"only_cross_attention": [False] * 4}))
+    assert open_checkpoint(tmp_path / "f").family == "sd1"
+
+
+def test_a_given_config_that_has_attn1_take_the_text(tmp_path: Path) -> None:
+    """Where the text is as wide as the picture, no shape tells."""
+    configs = config_folder(tmp_path / "configs")
+    path = configs / "unet" / "config.json"
+    narrow = {"block_out_channels": [64] * 4, "only_cross_attention": True, "attention_head_dim": 1}
+    path.write_text(json.dumps(json.loads(path.read_text()) | narrow))
+    unet = UNet2DConditionModel.from_config(json.loads(path.read_text()))
+    with pytest.raises(CheckpointError, match="live pipeline: has a UNet that takes the text in attn1"):
+        describe(unet)
+    whole = write_tiny(tmp_path / "m.safetensors")
+    text = {n: t for n, t in load_file(whole).items() if n.startswith("cond_stage")}
+    save_file(ldm.unet_to_ldm(unet.state_dict()) | text, whole, told_heads())
+    with pytest.raises(CheckpointError, match="only_cross_attention"):
+        open_engine(open_checkpoint(whole), Options(config=configs, device="cpu"))
 
 
 def test_convolutions_of_a_face_restorer_are_no_video(tmp_path: Path) -> None:

@@ -223,6 +223,13 @@ def test_prompts_of_a_csv_are_known_in_another_case_and_numbers_are_none(tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [("a,b\n1,2\n", "needs a column"), ("prompt,file\nThe sea,none.png\n", "not there"),
+     ('prompt,file\nThe sea,none.png\n"A red fox, running!",no.png\nnobody,else.png\n',
+      r"names none\.png, no\.png, which are not there"),
+     ("prompt,file\nThe sea,none.png\nThe sea,C:/a/x.png\nThe sea,file:/a/x.png\n",
+      r"names file:/a/x\.png: addresses"),
+     ("prompt,file\nThe sea,file:///a/x.png\n",
+      r"names file:///a/x\.png: addresses are not read, a picture's path is wanted"),
+     ("prompt,file\nThe sea,https://example.org/x.png\n", "addresses are not read"),
      ("prompt,file\nnobody,x.png\n", "no picture belongs")],
 )  # fmt: skip
 def test_unusable_targets_are_said_so(tmp_path: Path, content: str, message: str) -> None:
