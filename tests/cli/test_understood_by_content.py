@@ -1,6 +1,8 @@
 """Lists whose marks, columns and shapes no list of names holds: known by what is in them."""
 
+import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,14 @@ import pytest
 
 from nemo_prune.errors import PromptFileError, rendered
 from nemo_prune.files.content import odd_lines
-from nemo_prune.files.marks import ONE_LETTER, SHARES, odd_marks, spaced_letters
+from nemo_prune.files.marks import (
+    ONE_LETTER,
+    SHARES,
+    joints,
+    odd_marks,
+    shared_words,
+    spaced_letters,
+)
 from nemo_prune.files.names import is_text
 from nemo_prune.files.prompts import bundled_captions, read_prompts
 from nemo_prune.files.streams import PromptStream
@@ -53,6 +62,9 @@ def test_the_table_of_marks_is_of_the_bundled_captions() -> None:
     assert {mark: round(count / len(captions), 4) for mark, count in marks.items()} == SHARES
     words = [word for text in captions for word in text.split()]
     assert round(sum(len(word) == 1 for word in words) / len(words), 4) == ONE_LETTER
+    within = {mark for text in captions for mark in re.findall(r"\w([^\w\s]+)(?=\w)", text)}
+    assert within == {"-"}
+    assert not any(re.search(r"\s{2}|[^\S ]", text) for text in captions)
 
 
 @pytest.mark.parametrize("size", [1, 5, 20, 200])
@@ -63,6 +75,7 @@ def test_lists_of_ordinary_captions_have_no_note(size: int) -> None:
     lists = [random.sample(captions, size) for _ in range(200 if size < 200 else 20)]
     assert not any(odd_lines(Path("p.txt"), "\n".join(one)) for one in lists[:20])
     assert not any(odd_marks(one, ())[0] or spaced_letters(one) for one in lists)
+    assert not any(joints(one)[0] or [*shared_words(one)] for one in lists)
 
 
 ELSEWHERE = {
@@ -74,6 +87,13 @@ ELSEWHERE = {
     "es": ["¿Qué hace el gato?", "¡Feliz año!", "Retrato de una niña"],
     "hi": ["सोफे पर सोती हुई बिल्ली", "लाल साड़ी में महिला।", "समुद्र तट"],
     "ko": ["소파에서 자는 고양이", "빨간 드레스를 입은 여자 그림"],
+    "zh": ["一只猫坐在沙发上,阳光明媚", "日落时的海滩——油画", "红色自行车,靠着砖墙,街景"],
+    "th": ["แมวนอนบนโซฟา", "ภาพวาดทะเลตอนพระอาทิตย์ตก"],
+    "he": ["חתול ישן על הספה", "צה״ל בירושלים, 1967", "ג׳ירפה בגן חיות"],
+    "pl": ["Kot śpi na kanapie, wieczór", "Łódź o świcie – widok z mostu"],
+    "pt": ["Um gato dorme no sofá", "Praça d'Água — São Paulo"],
+    "it": ["L'arrivo del treno", "Un gatto sull'erba, d'estate"],
+    "ca": ["Una col·lecció de gats al sofà", "L'illa d'en Colom"],
 }
 
 
@@ -81,6 +101,7 @@ ELSEWHERE = {
 def test_what_languages_are_written_with_is_no_mark(lines: list[str]) -> None:
     for some in (lines, lines * 9, *([line] for line in lines)):
         assert (odd_marks(some, ()), spaced_letters(some)) == (("", set()), set())
+        assert (joints(some), [*shared_words(some)]) == (("", set()), [])
 
 
 @pytest.mark.parametrize(
@@ -123,6 +144,54 @@ def test_few_marks_among_many_captions_are_not_said(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------- several in one
+
+
+JOINED = {
+    ",": "commas", "\u3001": "commas", ".": "full stops", "\u2014": "dashes", "...": "...", "\u2026": "...",
+    "!": "!", "--": "dashes", "  ": "several blanks", " " * 20: "several blanks", "\u3000": "several blanks",
+    "\u00a0\u00a0": "several blanks", " \u00b6 ": "\u00b6", '","': '","', "', '": '","',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mark", JOINED)
+@pytest.mark.parametrize("name", ["p.txt", "p.csv"])
+def test_captions_joined_as_no_caption_is_written_are_said(
+    tmp_path: Path, mark: str, name: str
+) -> None:
+    texts = [f"{one}{mark}{two}" for one in CAPTIONS[:2] for two in CAPTIONS[2:]]
+    for lines in (texts, texts[:2], [mark.join(CAPTIONS)], [*texts, *bundled_captions()[:12]]):
+        for number in ("", "{}. ") if len(lines) == 4 else ("",):
+            numbered = [number.format(n) + line for n, line in enumerate(lines, 1)]
+            with (tmp_path / name).open("w", newline="") as file:
+                if name == "p.csv":
+                    csv.writer(file).writerows([["caption"], *([one] for one in numbered)])
+                else:
+                    file.write("\n".join(numbered))
+            notes = _said(tmp_path / name)
+            assert sum("several captions may stand in" in note for note in notes) == 1, notes
+            held = min(len(lines), 4)
+            unit = "lines" if name == "p.txt" else "prompts"
+            wanted = f": {held} of its {unit} hold "
+            (note,) = (note for note in notes if "several captions may stand in" in note)
+            assert (wanted in note and JOINED[mark] in note) or "joined without a blank" in note
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "A view of St.Petersburg at night", "Portrait by J.R.R.Tolkien in oil", "a girl,solo,long hair",
+        "a picture from flickr.com of cats", "Portland,Oregon in the snow,Maine", "10,000 cats at sea",
+        "A sentence ends here.  Another one begins", "a photo(s) of cats", "a red/blue car of 9x5 inch",
+        "picture of the U.S.S.Enterprise model", "a man at noon,asleep", "a mid-century chair",
+    ],
+)  # fmt: skip
+def test_captions_that_are_written_without_care_are_not_said(tmp_path: Path, line: str) -> None:
+    (tmp_path / "p.txt").write_text(line)
+    assert _said(tmp_path / "p.txt") == ()
+    assert joints([line] * 4) == ("", set())
+    sloppy = "a man,his dog on a beach  at noon"
+    (tmp_path / "p.txt").write_text("\n".join([sloppy, *bundled_captions()[:3]]))
+    assert _said(tmp_path / "p.txt") == ()
 
 
 @pytest.mark.parametrize("mark", ["\\n", "\\r\\n", "\\t"])
