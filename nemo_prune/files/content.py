@@ -27,7 +27,7 @@ from nemo_prune.files.lists import (
 from nemo_prune.files.marks import joints, odd_marks, shared_words, spaced_letters
 from nemo_prune.files.names import BESIDE, COLUMNS, LABELS, names_of
 from nemo_prune.files.nested import lists_in
-from nemo_prune.files.patterns import KEPT, NOTHING, ODD, PICTURE, SELDOM
+from nemo_prune.files.patterns import KEPT, LOG, NOTHING, ODD, PICTURE, SELDOM
 from nemo_prune.files.programs import (
     SCRIPT,
     are_records,
@@ -353,10 +353,12 @@ def odd_prompts(
             raise PromptFileError(
                 f"{path}: {count} of its {unit} {what}; give captions alone, or a table with a header"
             )
-    for how, part, pattern in ODD:
-        count = len(have := those(pattern))
+    logged: set[int] = set()  # which begin with dates and numbers too
+    for how, part, pattern in (LOG, *ODD):
+        count = len(have := those(pattern) - logged)
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
+            logged |= have if pattern is LOG[-1] else set()
             for verb in apart if part == 1 else ():
                 apart[verb] |= have - told if verb in how else set()
             told |= have

@@ -31,9 +31,10 @@ _LETTER = rf"(?!{_JOINED})[^\W_]"  # or a digit
 _WITHIN = re.compile(rf"\w([^\w\s'\u2019-])(?=\w)(?!(?<={_JOINED}.){_JOINED})")
 _WIDE = "\u2000-\u2003\u3000"  # blanks
 # How captions are joined that ordinary ones are not written: each with its name, and whether only
-# phrases of several words show it. No abbreviation (St.Petersburg), number or address has a full stop so.
+# phrases of several words show it. Full stops stand so in abbreviations (St.Petersburg) and addresses.
 _JOINTS = (
-    ("commas without a blank", True, re.compile(rf"(?<={_LETTER})[,\u3001\uff0c](?={_LETTER})(?!(?<=\d,)\d)")),
+    ("commas without a blank", True, re.compile(
+        rf"(?<={_LETTER})[,\u3001\uff0c](?={_LETTER})(?!(?<=\d,)\d)")),
     ("full stops without a blank", True, re.compile(
         rf"(?<=[^\W\d_]{{2}})(?<!\b[A-Z]\w)(?<!\b[A-Z]\w\w)\.(?=(?!\d){_LETTER})(?!(?:ai|app|co|com|de"
         r"|eu|fr|gg|gif|gov|info|io|it|jpe?g|js|me|net|nl|org|png|ru|tv|txt|uk|us|webp|xyz)\b)")),
@@ -49,9 +50,10 @@ _SHARED = 0.9  # of the lines
 _LINES = 4  # with the same words
 _PLACES = 5  # words from the front
 # With what words go on in a phrase, as a template's do: a photo of, a drawing of a.
-_GOES_ON = frozenset(
-    "of in on with by for to from at and or is are shows showing depicts depicting featuring".split()
-)
+_GOES_ON = frozenset({
+    "of", "in", "on", "with", "by", "for", "to", "from", "at", "and", "or", "is", "are", "shows",
+    "showing", "depicts", "depicting", "featuring",
+})  # fmt: skip
 _ARTICLES = frozenset({"a", "an", "the"})
 _DECORATED = re.compile("[\u0100-\u024f]")  # with which words seldom begin in any language
 

@@ -137,6 +137,64 @@ def test_marks_that_stand_out_are_named(
     assert named.startswith("marks") == ("marks (" in note)
 
 
+@pytest.mark.parametrize(
+    "front",
+    [
+        "Nov 29 10:50:1{n} gpu-box-3 gen[2713]: ", "Nov  9 10:50:1{n} host kernel: ",
+        "2026-11-29T10:50:1{n}.123456+00:00 host gen[27]: ", "<165>1 2026-11-29T10:50:1{n}Z host gen - ",
+        "<34>Nov 29 10:50:1{n} host gen: ", "Sun 2026-11-29 10:50:1{n} UTC host gen[2713]: ",
+        "[ 1234.56789{n}] ", "2026-11-29 10:50:1{n},123 - gen - INFO - ", "[10:50:1{n}] INFO     ",
+        "2026-11-29 10:50:1{n}.123 | INFO     | gen:main:12 - ", "10:50:1{n}.1 [main] INFO  gen.Main - ",
+        "I1129 10:50:1{n}.123456 2713 gen.py:12] ", "2026-11-29T10:50:1{n}.123456789Z stdout F ",
+        '10.0.0.{n} - - [29/Nov/2026:10:50:1{n} +0000] "GET /p?q=', "gen[2713]: ", "worker-1  | ",
+        "2026-11-29T10:50:1{n}.123456+00:00 app[web.1]: ", "[pod/a-1/main] ", "INFO:root:",
+    ],
+)  # fmt: skip
+def test_lines_of_a_log_are_called_so(tmp_path: Path, front: str) -> None:
+    (tmp_path / "p.txt").write_text(
+        "\n".join(f"{front.format(n=n)}{text}" for n, text in enumerate(CAPTIONS))
+    )
+    (note,) = _said(tmp_path / "p.txt")
+    assert "4 of its lines begin as a program's log does" in note
+
+
+@pytest.mark.parametrize("row", ["{n} & {} & 201{n} \\\\", "{n}~{}~201{n}", "  {n} | {} ## x"])
+def test_marks_beside_a_number_in_front_are_named_too(tmp_path: Path, row: str) -> None:
+    (tmp_path / "p.txt").write_text(
+        "\n".join(row.format(text, n=n) for n, text in enumerate(CAPTIONS, 1))
+    )
+    notes = _said(tmp_path / "p.txt")
+    assert ["a number" in notes[0], "marks (" in notes[1]] == [True, True], notes
+    assert all(f"{mark} " in notes[1] for mark in row if mark in "&\\~#")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("Image caption generated {}", "begin with the same 3 words"),
+        ("Alamy Stock Photo {}", "begin with the same 3 words"),
+        ("{} Photo by Bo {n} Li on Unsplash", "end with the same 3 words"),
+        ("Bo Li{n} on Twitter {}", "have the same 2 words near their beginning"),
+        ("{}, best quality", "end with the same 2 words"),
+        ("Image caption generated a {}", "begin with the same 3 words"),
+        ("a photo of {}", ""), ("a yellow drawing of a {}", ""), ("This is {}", ""), ("the red {}", ""),
+        ("{} on a white background", ""), ("the {n} pictures of {}", ""), ("x{n} pictures here {}", ""),
+    ],
+)  # fmt: skip
+def test_the_same_words_around_every_caption_are_said(tmp_path: Path, row: str, said: str) -> None:
+    path = tmp_path / "p.txt"
+    lines = [row.format(text, n="abcd"[n]) for n, text in enumerate(CAPTIONS)]
+    path.write_text("\n".join(lines))
+    assert [said in note and f": 4 of its lines {said}" in note for note in _said(path)] == [
+        True
+    ] * bool(said)
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, [*lines * 4, "a cat"])))
+    if said:  # of repetitions one counts, and one of five is another
+        assert _said(tmp_path / "p.jsonl") == ()
+    path.write_text("\n".join(lines[:3]))
+    assert _said(path) == ()
+
+
 def test_few_marks_among_many_captions_are_not_said(tmp_path: Path) -> None:
     lines = [*bundled_captions()[:30], "cats & dogs + #3, $45", "a cat | Poster", "C++ code @ night"]
     (tmp_path / "p.txt").write_text("\n".join(lines))
@@ -147,17 +205,15 @@ def test_few_marks_among_many_captions_are_not_said(tmp_path: Path) -> None:
 
 
 JOINED = {
-    ",": "commas", "\u3001": "commas", ".": "full stops", "\u2014": "dashes", "...": "...", "\u2026": "...",
-    "!": "!", "--": "dashes", "  ": "several blanks", " " * 20: "several blanks", "\u3000": "several blanks",
-    "\u00a0\u00a0": "several blanks", " \u00b6 ": "\u00b6", '","': '","', "', '": '","',
+    ",": "commas", "\u3001": "commas", ".": "full stops", "\u2014": "dashes", "...": "...",
+    "\u2026": "...", "!": "!", "--": "dashes", " \u00b6 ": "\u00b6", '","': '","', "', '": '","',
+    **dict.fromkeys(("  ", " " * 20, "\u3000", "\u00a0\u00a0"), "several blanks"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mark", JOINED)
 @pytest.mark.parametrize("name", ["p.txt", "p.csv"])
-def test_captions_joined_as_no_caption_is_written_are_said(
-    tmp_path: Path, mark: str, name: str
-) -> None:
+def test_captions_joined_as_no_caption_is_written_are_said(tmp_path: Path, mark: str, name: str) -> None:
     texts = [f"{one}{mark}{two}" for one in CAPTIONS[:2] for two in CAPTIONS[2:]]
     for lines in (texts, texts[:2], [mark.join(CAPTIONS)], [*texts, *bundled_captions()[:12]]):
         for number in ("", "{}. ") if len(lines) == 4 else ("",):
