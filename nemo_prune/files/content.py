@@ -23,6 +23,7 @@ from nemo_prune.files.lists import (
     Format,
     Listing,
     nameless,
+    packing_of,
 )  # fmt: skip
 from nemo_prune.files.marks import joints, odd_marks, shared_words, spaced_letters
 from nemo_prune.files.names import BESIDE, COLUMNS, LABELS, names_of
@@ -134,10 +135,9 @@ _ISO_2022 = re.compile(r"\x1b(\$[@AB(]|\([BJI])")
 
 
 def check_magic(path: Path, content: bytes, format: Format) -> None:
-    for suffix, magic in COMPRESSED.items():
-        if content.startswith(magic):
-            what = f"is {_MAGIC[magic]}, and its name does not say so"
-            raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
+    if suffix := packing_of(content):
+        what = f"is {_MAGIC[COMPRESSED[suffix]]}, and its name does not say so"
+        raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
     if content[257:262] == b"ustar":
         raise PromptFileError(f"{path}: is a tar archive; unpack it (tar xf), and give the lists in it")
     if content[8:10] == b'{"' and b"\0" in content[:8]:

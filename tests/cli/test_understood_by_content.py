@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -541,6 +543,45 @@ def test_a_column_of_labels_is_named_as_it_is(tmp_path: Path) -> None:
 )
 def test_where_texts_lie_in_json_is_said(tmp_path: Path, name: str, text: str, words: str) -> None:
     assert words in _refused(tmp_path / name, text)
+
+
+@pytest.mark.parametrize(
+    ("value", "place", "way"),
+    [
+        ({"rendered": "<p>a cat on a mat</p>"}, "caption.rendered", ".caption?.rendered?"),
+        ({"rendered": "Cat"}, "caption.rendered", ".caption?.rendered?"),
+        ({"en": {"text": "a cat"}}, "caption.en.text", ".caption?.en?.text?"),
+        (["a cat on a mat", "b"], "caption[]", ".caption?[]?"),
+        ([{"raw": "a cat"}], "caption[].raw", ".caption?[]?.raw?"),
+    ],
+)
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl"])
+def test_an_object_in_a_captions_place_is_told_with_its_text(
+    tmp_path: Path, name: str, value: object, place: str, way: str
+) -> None:
+    text = json.dumps([{"id": 1, "caption": value}])
+    path = tmp_path / name
+    words = _refused(path, text if name == "p.json" else f"{text[1:-1]}\n{text[1:-1]}\n")
+    assert f", whose text stands under {place}; write it as JSON lines (jq -c '.. | {way}" in words
+    if shutil.which("jq"):
+        found = re.search(r"jq -c '(.*)'\)", words)
+        assert found
+        lines = subprocess.run(["jq", "-c", found[1], path], capture_output=True, text=True, check=True)
+        (tmp_path / "q.jsonl").write_text(lines.stdout)
+        assert "at" in read_prompts(tmp_path / "q.jsonl").texts[0]
+
+
+def test_an_object_in_parquet_is_told_with_its_text(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = arrow.table({"caption": [{"en": "a cat on a mat"}]})
+    parquet.write_table(rows, tmp_path / "p.parquet")
+    with pytest.raises(PromptFileError, match=r"caption\.en; write that as a column of its own"):
+        read_prompts(tmp_path / "p.parquet")
+    (tmp_path / "p.jsonl").write_text('{"caption": {"0.jpg": 7}}')
+    with pytest.raises(PromptFileError, match="but an object; mend it"):
+        read_prompts(tmp_path / "p.jsonl")
 
 
 @pytest.mark.parametrize("column", ["x", "rows"])
