@@ -359,8 +359,11 @@ def odd_prompts(
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
             logged |= have if pattern is LOG[-1] else set()
-            for verb in apart if part == 1 else ():
-                apart[verb] |= have - told if verb in how else set()
+            for verb in apart:
+                if part < 1:
+                    apart[verb] -= have
+                elif verb in how:
+                    apart[verb] |= have - (told - apart["begin"] - apart["end"])
             told |= have
     for have, how in (
         (
@@ -396,12 +399,15 @@ def odd_prompts(
     label, most = Counter(filter(None, labels)).most_common(1)[0] if any(labels) else ("", 0)
     if most > 1 and (most == len(lines) or (most > 2 and 2 * most > len(lines))):
         found.append((most, f"begin with the same words and a colon, which are {KEPT}"))
-        told.update(n for n, one in enumerate(labels) if one == label)
+        have = {n for n, one in enumerate(labels) if one == label}
+        told |= have
+        apart = {verb: some - have for verb, some in apart.items()}
     if have := spaced_letters(lines):
         found.append((len(have), "are single letters between blanks (P o r t r a i t), taken as words"))
         told |= have
     # What stands beside a number or a label is a caption, with its own marks.
-    told -= apart["begin"] | apart["end"]
+    numbered = apart["begin"] | apart["end"]
+    told -= numbered
     rest = [
         "" if n in told else _without_apart(line, *(n in apart[verb] for verb in apart))
         for n, line in enumerate(lines)
@@ -412,8 +418,7 @@ def odd_prompts(
     for how, same in shared_words(rest):
         found.append((len(same), f"{how}, which are {KEPT}"))
     told |= have
-    numbered = apart["begin"] | apart["end"] | told
-    seldom = {what: have for what, pattern in SELDOM if (have := those(pattern) - numbered)}
+    seldom = {what: have for what, pattern in SELDOM if (have := those(pattern) - told - numbered)}
     marks, have = odd_marks(rest, told)
     if marks:
         seldom[f"marks ({marks})"] = have

@@ -170,6 +170,14 @@ def test_marks_beside_a_number_in_front_are_named_too(tmp_path: Path, row: str) 
     assert all(f"{mark} " in notes[1] for mark in row if mark in "&\\~#")
 
 
+def test_marks_of_which_something_is_said_are_not_said_again(tmp_path: Path) -> None:
+    lines = [f"{n}. ({text}:1.2) on a mat" for n, text in enumerate(CAPTIONS, 1)]
+    (tmp_path / "p.txt").write_text("\n".join(lines))
+    numbers, weights = _said(tmp_path / "p.txt")
+    assert "begin with a number that counts up" in numbers
+    assert "4 of its lines hold weights" in weights
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
