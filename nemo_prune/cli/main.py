@@ -2,7 +2,7 @@
 
 Exit codes: 0 all suppressed or not memorized; 1 something is still memorized (check: is memorized,
 diff: the files differ); 2 bad usage or input, or an error of the program itself; 130 interrupted;
-143 terminated.
+143 terminated; 129 its terminal was closed.
 """
 
 import contextlib
@@ -100,22 +100,26 @@ _ALIKE = 0.7  # similarity from which on a word is taken for a mistyped verb (di
 
 @contextmanager
 def _termination() -> Iterator[list[int]]:
-    """SIGTERM ends a run as Ctrl-C does: what was half written is removed. Yields what came."""
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: what is half written goes. Yields what came."""
     came: list[int] = []
+    hang_up = getattr(signal, "SIGHUP", None)  # which Windows has not
 
     def stop(number: int, _frame: object) -> None:
+        if number == hang_up and number in came:  # of the terminal and of its shell
+            return
         came.append(number)
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, the only one that receives signals
-        yield came
-        return
+    before = {}
+    with contextlib.suppress(ValueError):  # not the main thread, the only one that receives signals
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
+        if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:  # as nohup has it
+            before[hang_up] = signal.signal(hang_up, stop)
     try:
         yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
@@ -231,7 +235,8 @@ class Group(DefaultGroup, cloup.Group):  # type: ignore[misc]
                 say_failure(error)
                 stopped = True
             except KeyboardInterrupt:
-                click.echo("nemo-prune: interrupted", err=True)
+                with contextlib.suppress(OSError):  # a terminal that hung up
+                    click.echo("nemo-prune: interrupted", err=True)
                 stopped = True
             except (click.exceptions.Exit, click.Abort, click.ClickException):
                 raise

@@ -23,11 +23,12 @@ from nemo_prune.files.lists import (
     Format,
     Listing,
     nameless,
+    packing_of,
 )  # fmt: skip
-from nemo_prune.files.marks import odd_marks, spaced_letters
+from nemo_prune.files.marks import joints, odd_marks, shared_words, spaced_letters
 from nemo_prune.files.names import BESIDE, COLUMNS, LABELS, names_of
 from nemo_prune.files.nested import lists_in
-from nemo_prune.files.patterns import KEPT, NOTHING, ODD, PICTURE, SELDOM
+from nemo_prune.files.patterns import KEPT, LOG, NOTHING, ODD, PICTURE, SELDOM
 from nemo_prune.files.programs import (
     SCRIPT,
     are_records,
@@ -111,6 +112,8 @@ _USUAL = re.compile(
     r"|\d{1,3}(,\d{3})+|\d{1,4}[.,:/x-]\d{1,4}", re.I
 )  # fmt: skip
 _LABELLED = re.compile(r"\s*([/!]?\w[\w ]{0,29}):\s")
+_FIRST = re.compile(r"^\W*\w\S*\s*(\W*(?=\w)|\W+$)")
+_LAST = re.compile(r"((?<=\w)\W*|^\W+)(?<!\S)\S*\w\W*$")
 _LOOKED_AT = 500  # characters of a line
 _NAMED = 8  # lines by their numbers
 _BARS = re.compile(r"[^\W\d_]\s?\|\s?[^\W\d_]")  # as A1111's prompt matrix has them
@@ -132,10 +135,9 @@ _ISO_2022 = re.compile(r"\x1b(\$[@AB(]|\([BJI])")
 
 
 def check_magic(path: Path, content: bytes, format: Format) -> None:
-    for suffix, magic in COMPRESSED.items():
-        if content.startswith(magic):
-            what = f"is {_MAGIC[magic]}, and its name does not say so"
-            raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
+    if suffix := packing_of(content):
+        what = f"is {_MAGIC[COMPRESSED[suffix]]}, and its name does not say so"
+        raise PromptFileError(f"{path}: {what}; name it {path.name}{suffix}, or decompress it")
     if content[257:262] == b"ustar":
         raise PromptFileError(f"{path}: is a tar archive; unpack it (tar xf), and give the lists in it")
     if content[8:10] == b'{"' and b"\0" in content[:8]:
@@ -264,7 +266,7 @@ def odd_lines(path: Path, text: str) -> list[str]:
             f"are broken at a width or after so many words"
         )
     notes = [f"{path}: {what}: each line is taken as one prompt"] if what else []
-    return notes + odd_prompts(path, lines, places, "lines")
+    return notes + odd_prompts(path, lines, places, "lines", "joined" in what)
 
 
 def _refuse_containers(
@@ -294,9 +296,16 @@ def _parts(text: str) -> int:
 
 
 def odd_prompts(
-    path: Path, prompts: Sequence[str], places: Sequence[int], unit: str = "prompts"
+    path: Path,
+    prompts: Sequence[str],
+    places: Sequence[int],
+    unit: str = "prompts",
+    glued: bool = False,
 ) -> list[str]:
-    """The same of prompts of any list; places: the line of each."""
+    """The same of prompts of any list.
+
+    places: the line of each. glued: whether it is said already that several may stand in one.
+    """
     lines = [line[:_LOOKED_AT] for line in prompts]
     if lines and all(map(NOTHING.match, lines)):
         raise PromptFileError(
@@ -323,12 +332,14 @@ def odd_prompts(
         )
     found = []
     told: set[int] = set()
+    apart: dict[str, set[int]] = {"begin": set(), "end": set()}  # of which only that is said
     numbers = [int(match[1]) if (match := _NUMBERED.match(line)) else None for line in lines]
     counting = zip(numbers, numbers[1:], numbers[2:], strict=False)
     # Captions may begin with a number, but not with one after the other.
     counted = any(a is not None and b == a + 1 and c == a + 2 for a, b, c in counting)
     if counted:
         told.update(n for n, number in enumerate(numbers) if number is not None)
+        apart["begin"] |= told
         found.append((len(told), f"begin with a number that counts up, which is {KEPT}"))
 
     def those(pattern: re.Pattern[str]) -> set[int]:
@@ -342,10 +353,17 @@ def odd_prompts(
             raise PromptFileError(
                 f"{path}: {count} of its {unit} {what}; give captions alone, or a table with a header"
             )
-    for how, part, pattern in ODD:
-        count = len(have := those(pattern))
+    logged: set[int] = set()  # which begin with dates and numbers too
+    for how, part, pattern in (LOG, *ODD):
+        count = len(have := those(pattern) - logged)
         if count > (part > 0) and count >= part * len(lines) and not (counted and part == 1):
             found.append((count, how))
+            logged |= have if pattern is LOG[-1] else set()
+            for verb in apart:
+                if part < 1:
+                    apart[verb] -= have
+                elif verb in how:
+                    apart[verb] |= have - (told - apart["begin"] - apart["end"])
             told |= have
     for have, how in (
         (
@@ -372,19 +390,36 @@ def odd_prompts(
     if 2 * len(parts) > len(lines) and (len(lines) > 1 or (unit != "lines" and max(parts) > 2)):
         how = "hold marks such as ; / \u2022 or <br> between phrases: several captions may stand in each"
         found.append((len(parts), how))
-    for how, have in _apart(lines):
+    for verb, have in _apart(lines):
         if 2 * len(new := have - told) > len(lines):
-            found.append((len(new), how))
+            found.append((len(new), f"{verb} with a number or an identifier, which is {KEPT}"))
+            apart[verb] |= new
             told |= new
     labels = [match[1] if (match := _LABELLED.match(line)) else "" for line in lines]
     label, most = Counter(filter(None, labels)).most_common(1)[0] if any(labels) else ("", 0)
     if most > 1 and (most == len(lines) or (most > 2 and 2 * most > len(lines))):
         found.append((most, f"begin with the same words and a colon, which are {KEPT}"))
-        told.update(n for n, one in enumerate(labels) if one == label)
+        have = {n for n, one in enumerate(labels) if one == label}
+        told |= have
+        apart = {verb: some - have for verb, some in apart.items()}
     if have := spaced_letters(lines):
         found.append((len(have), "are single letters between blanks (P o r t r a i t), taken as words"))
-    seldom = {what: have for what, pattern in SELDOM if (have := those(pattern) - told)}
-    marks, have = odd_marks(lines, told)
+        told |= have
+    # What stands beside a number or a label is a caption, with its own marks.
+    numbered = apart["begin"] | apart["end"]
+    told -= numbered
+    rest = [
+        "" if n in told else _without_apart(line, *(n in apart[verb] for verb in apart))
+        for n, line in enumerate(lines)
+    ]
+    names, have = joints([] if glued else rest)
+    if have:
+        found.append((len(have), f"hold {names} between words: several captions may stand in each"))
+    for how, same in shared_words(rest):
+        found.append((len(same), f"{how}, which are {KEPT}"))
+    told |= have
+    seldom = {what: have for what, pattern in SELDOM if (have := those(pattern) - told - numbered)}
+    marks, have = odd_marks(rest, told)
     if marks:
         seldom[f"marks ({marks})"] = have
     if seldom:
@@ -401,8 +436,15 @@ def odd_prompts(
     return notes
 
 
+def _without_apart(line: str, front: bool, back: bool) -> str:
+    """A line without the first word, or the last, and the marks that part it from the others."""
+    if front:
+        line = _FIRST.sub("", line)
+    return _LAST.sub("", line) if back else line
+
+
 def _apart(lines: Sequence[str]) -> Iterator[tuple[str, set[int]]]:
-    """Lines that begin, or end, with what is no word of a caption, whatever mark or blank follows."""
+    """Lines that begin, or end, with a number or an identifier, whatever mark or blank follows."""
     split = [line.split() for line in lines]
     for verb, step in (("begin", 1), ("end", -1)):
         rows = [words[::step] for words in split]
@@ -424,7 +466,7 @@ def _apart(lines: Sequence[str]) -> Iterator[tuple[str, set[int]]]:
             }
             if rising or 4 < len(lines) < 1.2 * len(numbers):
                 have |= numbers.keys()
-            yield f"{verb} with a number or an identifier, which is {KEPT}", have
+            yield verb, have
 
 
 def odd_cells(listing: Listing, key: str | None) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_prune.errors import PromptFileError, option
-from nemo_prune.files.names import COLUMNS, HEADERS, LABELS, asked_name, names_of
+from nemo_prune.files.names import COLUMNS, HEADERS, LABELS, asked_name, names_of, shown_keys
 from nemo_prune.files.nested import AS_OBJECTS, lists_in, lists_with, without_list, workflow
 from nemo_prune.files.text import MAX_BYTES, PACKED, decoded, of_no_text
 
@@ -42,6 +42,7 @@ FOREIGN = frozenset({
 })  # fmt: skip
 _PACKINGS = {"gzip": ".gz", "bzip2": ".bz2", "xz": ".xz", "zstd": ".zst"}
 COMPRESSED = {_PACKINGS[name]: magic for magic, name in PACKED.items() if name in _PACKINGS}
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # a frame of zstd that holds no text
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t]*\r?\n', re.I)  # by which Excel is told
 TYPE_LINE = re.compile(r'"?#TYPE [\w.]+"?[ \t]*\r?\n', re.I)  # by which PowerShell tells itself
@@ -103,6 +104,16 @@ def named_format(path: Path) -> Format | None:
     if path.suffix.lower() in COMPRESSED:
         path = path.with_suffix("")
     return FORMATS.get(path.suffix.lower()) if path.suffix else None
+
+
+def packing_of(start: bytes) -> str:
+    """The suffix of what compressed a file that begins so, in eight bytes or more; "" for none."""
+    at = 0
+    while _SKIPPABLE.match(start, at):  # as pzstd and seekable zstd put in front
+        at += 8 + int.from_bytes(start[at + 4 : at + 8], "little")
+        if at >= len(start):
+            return ".zst"
+    return next((suffix for suffix, magic in COMPRESSED.items() if start.startswith(magic, at)), "")
 
 
 def nameless(path: Path) -> bool:
@@ -178,7 +189,8 @@ def table_rows(
     column: as `column_names` takes it.
     """
     joined: set[int] = set()
-    rows = csv.reader(_unmarked(lines, joined), delimiter=separator, strict=True)
+    last: list[str] = []
+    rows = csv.reader(_unmarked(lines, joined, last), delimiter=separator, strict=True)
     every = frozenset((*(names or ()), *HEADERS))
     while True:
         begin = rows.line_num + 1
@@ -188,17 +200,15 @@ def table_rows(
         except StopIteration:
             return
         except csv.Error as error:
-            open_quote = "unexpected end" in str(error)
-            cure = "mend it"
-            what = "a quote that is never closed" if open_quote else f"what is not CSV ({error})"
-            if "field limit" in str(error):
-                what = f"a cell that is too long, as of a quote that is never closed ({error})"
-            if "new-line character" in str(error):
-                what = "a carriage return that ends no line, so several may be one"
-                cure = "end lines with LF or CR LF (Excel: CSV UTF-8, not CSV (Macintosh))"
-            raise PromptFileError(
-                f"{path}: is not a readable CSV: line {number} has {what}; {cure}"
-            ) from None
+            # csv's limit of a cell is one for all of a process, and not ours to change.
+            row = []
+            if names is not None and "field limit" in str(error) and rows.line_num == begin:
+                row = _long_row(last[0], separator)
+            if not row:
+                what, cure = _unreadable(str(error), separator, names or ())
+                raise PromptFileError(
+                    f"{path}: is not a readable CSV: line {number} has {what}; {cure}"
+                ) from None
         if names is None:
             names = column_names(f"{path}:", row, column)
             every |= {*names}
@@ -222,6 +232,46 @@ def table_rows(
         if (len(row) > 1 or begin in joined) and row[0].strip().strip('"').lower() in every:
             _refuse_header(path, number, names_of(row), names)
         yield number, row
+
+
+def _unreadable(error: str, separator: str, names: Sequence[str]) -> tuple[str, str]:
+    """What a line of a table has that csv does not read, and what to do."""
+    if "unexpected end" in error:
+        return "a quote that is never closed", "mend it"
+    if "field limit" in error:
+        most = csv.field_size_limit()
+        what = (
+            f"a cell of more than {most} characters over several lines, or a quote that is never closed"
+        )
+        return what, "leave that column out, or mend it"
+    if "new-line character" in error:
+        return (
+            "a carriage return that ends no line, so several may be one",
+            "end lines with LF or CR LF (Excel: CSV UTF-8, not CSV (Macintosh))",
+        )
+    if "expected after" in error:
+        shown = shown_keys(name.lstrip("?") for name in names)
+        columns = f" (its columns are {shown})" * bool(shown)
+        what, cure = (
+            "text behind the quote that closes a cell",
+            "write quotes within cells twice, or close",
+        )
+        if separator == "\t":
+            what += ', as SPARQL writes it ("..."@en)'
+            cure = f"export it as CSV, {cure}"
+        return what, f"{cure} what was left open{columns}"
+    return f"what is not CSV ({error})", "mend it"
+
+
+def _long_row(line: str, separator: str) -> list[str]:
+    """The cells of a line that is a row by itself, of whatever length; none if it is not."""
+    mark = re.escape(separator)
+    cell = rf'''("(?:[^"]++|"")*+"|(?:[^"{mark}][^{mark}]*+)?+)'''
+    line = line.rstrip("\r\n")
+    if not re.fullmatch(rf"{cell}(?:{mark}{cell})*+", line):
+        return []
+    cells = [found[1] for found in re.finditer(rf"(?:^|{mark}){cell}", line)]
+    return [one[1:-1].replace('""', '"') if one[:1] == '"' else one for one in cells]
 
 
 def column_names(where: str, cells: Iterable[str], column: str | None) -> list[str]:
@@ -250,12 +300,16 @@ def column_names(where: str, cells: Iterable[str], column: str | None) -> list[s
     return names
 
 
-def _unmarked(lines: Iterable[str], joined: set[int]) -> Iterator[str]:
-    """The lines without byte order marks, which joined files bring with them; `joined` are theirs."""
+def _unmarked(lines: Iterable[str], joined: set[int], last: list[str]) -> Iterator[str]:
+    """The lines without byte order marks, which joined files bring with them; `joined` are theirs.
+
+    last: the line that was given last, alone.
+    """
     for number, line in enumerate(lines, start=1):
         if line.startswith("\ufeff"):
             joined.add(number)
-        yield line.removeprefix("\ufeff")
+        last[:] = [line.removeprefix("\ufeff")]
+        yield last[0]
 
 
 def _refuse_header(path: Path, number: int, cells: list[str], names: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 No list of programs' marks ends, so they are known by how often they stand: `SHARES` says how often in
 ordinary captions, and what stands in far more lines is named. Letters of any script, and what sentences
-are written with in it, are no marks.
+are written with in it, are no marks; but how they stand may be one: between two words without a blank,
+of which ordinary captions have hyphens alone, or as several blanks where those have one.
 """
 
 import re
@@ -19,13 +20,41 @@ _FAR = 4  # times as many
 _FEW, _MOST = 0.2, 0.8
 _WRITTEN = frozenset("-:;!?()/&")
 _SENTENCE = frozenset(".,'\"")
-_SIGNS = re.compile("[\u2016\u2017\u2020-\u2025\u2027\u2030-\u2038\u203b-\u205e\u2022]")
+_SIGNS = re.compile("[\u00a7\u00b6\u2016\u2017\u2020-\u2025\u2027\u2030-\u2038\u203b-\u205e\u2022]")
 _ENOUGH = 3  # lines, or times in a line alone
 _SHOWN = 8
 # Marks that no caption has, by which one line is enough.
 _NEVER = re.compile(r"[<>\[\]{}=_\\`~^]|\*\*|::|\|\||\"\s?(?=:)|%(?=[0-9A-Fa-f]{2})|(?<=\s):(?=\d)")
-_WITHIN = re.compile(r"\w([^\w\s'\u2019-])(?=\w)")
 _ENTITY = re.compile(r"&#?\w+;")
+_JOINED = "[\u0e00-\u0fff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"  # of scripts without blanks
+_LETTER = rf"(?!{_JOINED})[^\W_]"  # or a digit
+_WITHIN = re.compile(rf"\w([^\w\s'\u2019-])(?=\w)(?!(?<={_JOINED}.){_JOINED})")
+_WIDE = "\u2000-\u2003\u3000"  # blanks
+# How captions are joined that ordinary ones are not written: each with its name, and whether only
+# phrases of several words show it. Full stops stand so in abbreviations (St.Petersburg) and addresses.
+_JOINTS = (
+    ("commas without a blank", True, re.compile(
+        rf"(?<={_LETTER})[,\u3001\uff0c](?={_LETTER})(?!(?<=\d,)\d)")),
+    ("full stops without a blank", True, re.compile(
+        rf"(?<=[^\W\d_]{{2}})(?<!\b[A-Z]\w)(?<!\b[A-Z]\w\w)\.(?=(?!\d){_LETTER})(?!(?:ai|app|co|com|de"
+        r"|eu|fr|gg|gif|gov|info|io|it|jpe?g|js|me|net|nl|org|png|ru|tv|txt|uk|us|webp|xyz)\b)")),
+    ("marks such as ... ! ? or dashes without a blank", True, re.compile(
+        rf"(?<={_LETTER})(?:\.{{2,}}|[!?)]+|\u2026|--|[\u2013-\u2015])(?=(?!\d){_LETTER})")),
+    ("\u00b6", False, re.compile("\u00b6")),
+    ('","', False, re.compile(r"(?<=\w)[.!?]?[\"'\u201d]\s?[,;]\s?[\"'\u201c](?=\w)")),
+    ("several blanks in a row", False, re.compile(
+        rf"(?<=[^\s.!?:])[^\S\r\n]{{2,}}(?=\S)|[^\S\r\n]{{3,}}(?=\S)"
+        rf"|(?<={_LETTER})[{_WIDE}](?={_LETTER})")),
+)  # fmt: skip
+_SHARED = 0.9  # of the lines
+_LINES = 4  # with the same words
+_PLACES = 5  # words from the front
+# With what words go on in a phrase, as a template's do: a photo of, a drawing of a.
+_GOES_ON = frozenset({
+    "of", "in", "on", "with", "by", "for", "to", "from", "at", "and", "or", "is", "are", "shows",
+    "showing", "depicts", "depicting", "featuring",
+})  # fmt: skip
+_ARTICLES = frozenset({"a", "an", "the"})
 _DECORATED = re.compile("[\u0100-\u024f]")  # with which words seldom begin in any language
 
 
@@ -96,3 +125,61 @@ def _within_words(lines: Sequence[str]) -> Iterator[str]:
     for mark, count in (within + front).items():
         if 2 * count > len(words):
             yield mark
+
+
+def joints(lines: Sequence[str]) -> tuple[str, set[int]]:
+    """What joins captions in far more of the lines than ordinary ones have it, and those lines.
+
+    "" for none. A line that is left out is "".
+    """
+    names, have = [], set[int]()
+    for name, phrases, pattern in _JOINTS:
+        parts = {n: pattern.split(line.strip()) for n, line in enumerate(lines) if pattern.search(line)}
+        if phrases:
+            parts = {n: some for n, some in parts.items() if all(" " in one.strip() for one in some)}
+        enough = len(parts) >= _ENOUGH and len(parts) > _FEW * len(lines)
+        if len(lines) < _ENOUGH:  # of one line two halves are usual
+            enough = len(parts) == len(lines) > 1 or any(len(some) >= _ENOUGH for some in parts.values())
+        if enough:
+            names.append(name)
+            have |= parts.keys()
+    return " and ".join(names), have
+
+
+def shared_words(lines: Sequence[str]) -> Iterator[tuple[str, set[int]]]:
+    """That nearly all lines have the same words, at least two, in front or at the end, and those lines.
+
+    A name may stand before those in front. Nothing is said of words as ordinary captions of one subject
+    or by one template share them: in front with an article or going on in a phrase (photo of), at the
+    end with an article (on a white background).
+    """
+    rows = {line: line.split() for line in dict.fromkeys(lines)}
+    for where, step in (("begin", 1), ("end", -1)):
+        for first in range(_PLACES if step > 0 else 1):
+            run: list[str] = []
+            have = {*rows}
+            while True:
+                at = first + len(run)
+                counts = Counter(words[::step][at] for line in have if len(words := rows[line]) > at + 1)
+                word, _ = counts.most_common(1)[0] if counts else ("", 0)
+                left = {
+                    line for line in have
+                    if len(words := rows[line]) > at + 1 and words[::step][at] == word
+                }  # fmt: skip
+                if len(left) < max(_LINES, _SHARED * len(rows)):
+                    break
+                run, have = [*run, word], left
+            words = run[::step]
+            while words and step > 0 and words[-1].lower() in _ARTICLES:
+                words.pop()
+            plain = all(word.strip(",.").isalpha() for word in words[:2])
+            usual = any(word.lower() in _ARTICLES for word in (words[:1] if step > 0 else words))
+            if step > 0 and words:
+                usual |= words[-1].lower() in _GOES_ON
+                usual |= first > 0 and not any(word[0].isupper() for word in words)
+            if len(words) > 1 and plain and not usual:
+                how = f"{where} with the same {len(words)} words"
+                if first:
+                    how = f"have the same {len(words)} words near their beginning"
+                yield how, {n for n, line in enumerate(lines) if line in have}
+                break

@@ -1,5 +1,6 @@
 """Where texts lie in JSON that is no list of prompts by itself, and what to do about it."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from nemo_prune.errors import option
@@ -77,23 +78,24 @@ def _below(place: str) -> str:
     )
 
 
-def texts_at(value: object, above: str = "") -> str:
+def texts_at(value: object, above: str = "", short: bool = False) -> str:
     """The first place where a text stands, as in hits[]._source.caption; "" for none.
 
-    A key that is no name is `*`. One under a usual name comes before others of its object.
+    A key that is no name is `*`. One under a usual name comes before others of its object. short: a
+    string of a word or two is a text too.
     """
     if isinstance(value, str):
-        return above if is_text(value) else ""
+        return above if is_text(value) or (short and value.strip()) else ""
     if above.count(".") + above.count("[") > 2 * _DEEP:
         return ""
     if isinstance(value, list):
-        return next(filter(None, (texts_at(one, f"{above}[]") for one in value[:_FIRST])), "")
+        return next(filter(None, (texts_at(one, f"{above}[]", short) for one in value[:_FIRST])), "")
     if not isinstance(value, Mapping):
         return ""
     names = sorted(value, key=lambda name: str(name).lower() not in COLUMNS)
     for name in names:
         place = f"{above}.{name if is_name(str(name)) else '*'}".lstrip(".")
-        if found := texts_at(value[name], place):
+        if found := texts_at(value[name], place, short):
             return found
     return ""
 
@@ -129,6 +131,17 @@ def lacking(record: Mapping[str, object]) -> str:
     if texts and keys:
         return f"; its keys are {keys}: {option('prompt_column')} names one that holds strings"
     return f"; its keys ({keys}) hold no strings: write the prompts as strings" if keys else "; mend it"
+
+
+def within(name: str, value: object, table: bool) -> str:
+    """Where a text stands in what a record has in place of one, and what to do; "" where nowhere."""
+    place = texts_at({name: value}) or texts_at({name: value}, short=True)
+    if not place or "*" in place:
+        return ""
+    if table:
+        return f", whose text stands under {place}; write that as a column of its own"
+    way = "".join(f"{part}?" for part in re.findall(r"\[\]|\.?[^.\[]+", place))
+    return f", whose text stands under {place}; write it as JSON lines (jq -c '.. | .{way} | strings')"
 
 
 def _deeper(value: object, above: str) -> str:

@@ -17,6 +17,24 @@ NOTHING = re.compile(
 # What the later bytes of a letter in UTF-8 are in Windows-1252.
 _BEHIND = f"[\x80-\xbf{bytes({*range(128, 160)} - {129, 141, 143, 144, 157}).decode('cp1252')}]"
 _IN_PROGRAM = r"""\s*[ru]?("[^"].*"|'[^'].*')\s*,\s*$"""
+_LEVEL = r"(TRACE|DEBUG|INFO|NOTICE|WARN(ING)?|ERROR|CRITICAL|FATAL)\b"
+_DATE = r"([A-Z][a-z]{2},? )?(\d{4}[-/]\d\d[-/]\d\d[T ]|[A-Z][a-z]{2,3} [ \d]?\d )"
+_TIME = r"\d\d:\d\d(:\d\d)?([.,]\d+)?(Z| UTC| ?[+-]\d\d:?\d\d)?( \d{4})?\]?"
+_STAMP = rf"[\[(]?({_DATE})?{_TIME}|\[ *\d+\.\d+\]"
+# A line of a program's log, in part of all at least: a time, and host and program or a level behind;
+# the priority or the level in front of it; or what containers, servers and the kernel have in front.
+LOG = (
+    f"begin as a program's log does (INFO:, host gen[12]:, worker-1 |), which is {KEPT}",
+    0.5,
+    re.compile(
+        rf"^(<\d+>)?({_STAMP})\s+([\w.-]+ )?[\w./@-]+\[[\w.]+\]:\s"
+        rf"|^(<\d+>)?{_DATE}{_TIME}\s+[\w.-]+ [\w./@-]+:\s"
+        rf"|^({_STAMP})\W+([\w./-]+\W+){{0,2}}?{_LEVEL}|^({_STAMP}) std(out|err) [FP] |^<\d+>\d \S+ "
+        rf"|^\W?{_LEVEL}\]?\s*[:|-]|^[DIWEF]\d{{4}} \d\d:\d\d:\d\d|^\[ *\d+\.\d{{3,}}\] "
+        r"|^\S+ \S+ \S+ \[\d\d/[A-Z][a-z]{2}/\d{4}:|^[A-Za-z][\w./-]*\[\d+\]: "
+        r"|^\[[\w.-]+(/[\w.-]+)+\]\s|^[\w.-]*-\d+\s+\|\s"
+    ),
+)
 # Lines that are said: how, in which part of all at least, and how they are known.
 ODD = tuple(
     (how, part, re.compile(pattern))
@@ -55,9 +73,7 @@ ODD = tuple(
          r"^\s*((?=\S*\d)[\da-f-]{6,}\s*$|[\da-f]{32,}\b)"),
         ("are NULL, None, an error of a spreadsheet or the like, and are taken as prompts", 0, NOTHING),
         (f"begin with a date and time, which is {KEPT}", 0.5,
-         r"^\W?(\d{4}-\d\d-\d\d[T ]|[A-Z][a-z]{2,3} [ \d]?\d )\d\d:\d\d"),
-        (f"begin as a program's log does (INFO:, [pod/a-1/main], worker-1 |), which is {KEPT}", 0.5,
-         r"^\W?(DEBUG|INFO|WARNING|ERROR)\]?\s*[:|-]|^\[[\w.-]+(/[\w.-]+)+\]\s|^[\w.-]*-\d+\s+\|\s"),
+         rf"^\W?{_DATE}\d\d:\d\d"),
         ("hold + for blanks, as addresses do: decode them; taken as prompts as they are", 0.5,
          r"^\s*[^\s+]+(\+[^\s+]+){2,}\s*$"),
         ("hold - or _ for blanks, as names of files and addresses do; taken as prompts as they are", 0.5,

@@ -13,9 +13,9 @@ from typing import Any
 from nemo_prune.errors import PromptFileError, option
 from nemo_prune.files.columns import VISIBLE, cells_of, columns_of, instead, says, unread_columns
 from nemo_prune.files.content import odd_cells
-from nemo_prune.files.lists import LOOKED_THROUGH, STDIN, Format, Listing, Record
+from nemo_prune.files.lists import LOOKED_THROUGH, STDIN, Format, Listing, Record, named_format
 from nemo_prune.files.names import COLUMNS, LABELS, asked_name, is_name, shown_keys
-from nemo_prune.files.nested import lacking
+from nemo_prune.files.nested import lacking, within
 from nemo_prune.files.source import read_list
 
 _MEMORIZED = frozenset(
@@ -308,7 +308,8 @@ def text_of(record: Record, key: str | None, path: Path, line: int, asked: bool 
         if text is ... and not isinstance(record, str):
             cure = lacking(record)
         elif type(text) in _WORDS:
-            cure = f", but {_WORDS[type(text)]}; mend it"
+            where = within(read, text, named_format(path) == "parquet")
+            cure = f", but {_WORDS[type(text)]}{where or '; mend it'}"
         raise PromptFileError(f"{path}: line {line} has no string under {wanted}{cure}")
     try:
         text.encode()

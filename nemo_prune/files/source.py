@@ -40,6 +40,7 @@ from nemo_prune.files.lists import (
     nameless,
     open_parquet,
     open_pipe,
+    packing_of,
     parquet_beside,
     parquet_columns,
     parquet_list,
@@ -156,9 +157,9 @@ def opened(
             suffix = path.with_suffix("").suffix.lower()
         elif nameless(path):
             # Its name says nothing, so what it begins with decides.
-            packing = next((s for s, magic in COMPRESSED.items() if first.startswith(magic)), "")
+            packing = packing_of(first)
         plain: io.RawIOBase = _Chained(path, first, raw)
-        packed = bool(packing) and first.startswith(COMPRESSED[packing])
+        packed = bool(packing) and packing_of(first) == packing
         if packed:
             plain = _Chained(path, b"", _unpacked(path, packing, io.BufferedReader(plain, _CHUNK)))
         elif packing and first.strip():
@@ -166,7 +167,7 @@ def opened(
         if packing and format is None and suffix in FOREIGN:
             raise refused(path, f"{suffix} files are not read as lists", None)
         head = _read(plain, _HEAD)
-        if packed and head.startswith(tuple(COMPRESSED.values())):
+        if packed and packing_of(head):
             raise PromptFileError(
                 f"{path}: is compressed more than once; decompress it, and give the list"
             )

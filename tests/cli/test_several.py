@@ -1,6 +1,7 @@
 """Several models in one run: one after the other, one exit code, and none in another's way."""
 
 import json
+import signal
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -277,20 +278,47 @@ def test_each_refused_model_has_its_own_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("two")
-def test_what_is_interrupted_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_what_is_interrupted_keeps_what_is_done(
+    monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
     from nemo_prune.scoring import detection_run
 
     whole = detection_run.find_memorized
 
     def stopped(checkpoint, *given, **more):
         if checkpoint.path.name == "B":
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return whole(checkpoint, *given, **more)
 
     monkeypatch.setattr(detection_run, "find_memorized", stopped)
-    result = run("check", "A", "B", *QUICK, "0", "--junit", "j.xml")
-    assert result.exit_code == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
+    try:
+        result = run("check", "A", "B", *QUICK, "0", "--junit", "j.xml")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == code
     assert suites() == {"nemo-prune check A": ("2", "0"), "nemo-prune check B": ("0", "1")}
+
+
+@pytest.mark.usefixtures("two")
+def test_under_nohup_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nemo_prune.scoring import detection_run
+
+    whole = detection_run.find_memorized
+
+    def hung_up(*given, **more):
+        signal.raise_signal(signal.SIGHUP)
+        return whole(*given, **more)
+
+    monkeypatch.setattr(detection_run, "find_memorized", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run("check", "A", *QUICK, "1").exit_code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.usefixtures("two")

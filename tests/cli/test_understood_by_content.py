@@ -1,6 +1,10 @@
 """Lists whose marks, columns and shapes no list of names holds: known by what is in them."""
 
+import csv
 import json
+import re
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +14,14 @@ import pytest
 
 from nemo_prune.errors import PromptFileError, rendered
 from nemo_prune.files.content import odd_lines
-from nemo_prune.files.marks import ONE_LETTER, SHARES, odd_marks, spaced_letters
+from nemo_prune.files.marks import (
+    ONE_LETTER,
+    SHARES,
+    joints,
+    odd_marks,
+    shared_words,
+    spaced_letters,
+)
 from nemo_prune.files.names import is_text
 from nemo_prune.files.prompts import bundled_captions, read_prompts
 from nemo_prune.files.streams import PromptStream
@@ -53,6 +64,9 @@ def test_the_table_of_marks_is_of_the_bundled_captions() -> None:
     assert {mark: round(count / len(captions), 4) for mark, count in marks.items()} == SHARES
     words = [word for text in captions for word in text.split()]
     assert round(sum(len(word) == 1 for word in words) / len(words), 4) == ONE_LETTER
+    within = {mark for text in captions for mark in re.findall(r"\w([^\w\s]+)(?=\w)", text)}
+    assert within == {"-"}
+    assert not any(re.search(r"\s{2}|[^\S ]", text) for text in captions)
 
 
 @pytest.mark.parametrize("size", [1, 5, 20, 200])
@@ -63,6 +77,7 @@ def test_lists_of_ordinary_captions_have_no_note(size: int) -> None:
     lists = [random.sample(captions, size) for _ in range(200 if size < 200 else 20)]
     assert not any(odd_lines(Path("p.txt"), "\n".join(one)) for one in lists[:20])
     assert not any(odd_marks(one, ())[0] or spaced_letters(one) for one in lists)
+    assert not any(joints(one)[0] or [*shared_words(one)] for one in lists)
 
 
 ELSEWHERE = {
@@ -74,6 +89,13 @@ ELSEWHERE = {
     "es": ["¿Qué hace el gato?", "¡Feliz año!", "Retrato de una niña"],
     "hi": ["सोफे पर सोती हुई बिल्ली", "लाल साड़ी में महिला।", "समुद्र तट"],
     "ko": ["소파에서 자는 고양이", "빨간 드레스를 입은 여자 그림"],
+    "zh": ["一只猫坐在沙发上,阳光明媚", "日落时的海滩——油画", "红色自行车,靠着砖墙,街景"],
+    "th": ["แมวนอนบนโซฟา", "ภาพวาดทะเลตอนพระอาทิตย์ตก"],
+    "he": ["חתול ישן על הספה", "צה״ל בירושלים, 1967", "ג׳ירפה בגן חיות"],
+    "pl": ["Kot śpi na kanapie, wieczór", "Łódź o świcie – widok z mostu"],
+    "pt": ["Um gato dorme no sofá", "Praça d'Água — São Paulo"],
+    "it": ["L'arrivo del treno", "Un gatto sull'erba, d'estate"],
+    "ca": ["Una col·lecció de gats al sofà", "L'illa d'en Colom"],
 }
 
 
@@ -81,6 +103,7 @@ ELSEWHERE = {
 def test_what_languages_are_written_with_is_no_mark(lines: list[str]) -> None:
     for some in (lines, lines * 9, *([line] for line in lines)):
         assert (odd_marks(some, ()), spaced_letters(some)) == (("", set()), set())
+        assert (joints(some), [*shared_words(some)]) == (("", set()), [])
 
 
 @pytest.mark.parametrize(
@@ -116,6 +139,72 @@ def test_marks_that_stand_out_are_named(
     assert named.startswith("marks") == ("marks (" in note)
 
 
+@pytest.mark.parametrize(
+    "front",
+    [
+        "Nov 29 10:50:1{n} gpu-box-3 gen[2713]: ", "Nov  9 10:50:1{n} host kernel: ",
+        "2026-11-29T10:50:1{n}.123456+00:00 host gen[27]: ", "<165>1 2026-11-29T10:50:1{n}Z host gen - ",
+        "<34>Nov 29 10:50:1{n} host gen: ", "Sun 2026-11-29 10:50:1{n} UTC host gen[2713]: ",
+        "[ 1234.56789{n}] ", "2026-11-29 10:50:1{n},123 - gen - INFO - ", "[10:50:1{n}] INFO     ",
+        "2026-11-29 10:50:1{n}.123 | INFO     | gen:main:12 - ", "10:50:1{n}.1 [main] INFO  gen.Main - ",
+        "I1129 10:50:1{n}.123456 2713 gen.py:12] ", "2026-11-29T10:50:1{n}.123456789Z stdout F ",
+        '10.0.0.{n} - - [29/Nov/2026:10:50:1{n} +0000] "GET /p?q=', "gen[2713]: ", "worker-1  | ",
+        "2026-11-29T10:50:1{n}.123456+00:00 app[web.1]: ", "[pod/a-1/main] ", "INFO:root:",
+    ],
+)  # fmt: skip
+def test_lines_of_a_log_are_called_so(tmp_path: Path, front: str) -> None:
+    (tmp_path / "p.txt").write_text(
+        "\n".join(f"{front.format(n=n)}{text}" for n, text in enumerate(CAPTIONS))
+    )
+    (note,) = _said(tmp_path / "p.txt")
+    assert "4 of its lines begin as a program's log does" in note
+
+
+@pytest.mark.parametrize("row", ["{n} & {} & 201{n} \\\\", "{n}~{}~201{n}", "  {n} | {} ## x"])
+def test_marks_beside_a_number_in_front_are_named_too(tmp_path: Path, row: str) -> None:
+    (tmp_path / "p.txt").write_text(
+        "\n".join(row.format(text, n=n) for n, text in enumerate(CAPTIONS, 1))
+    )
+    notes = _said(tmp_path / "p.txt")
+    assert ["a number" in notes[0], "marks (" in notes[1]] == [True, True], notes
+    assert all(f"{mark} " in notes[1] for mark in row if mark in "&\\~#")
+
+
+def test_marks_of_which_something_is_said_are_not_said_again(tmp_path: Path) -> None:
+    lines = [f"{n}. ({text}:1.2) on a mat" for n, text in enumerate(CAPTIONS, 1)]
+    (tmp_path / "p.txt").write_text("\n".join(lines))
+    numbers, weights = _said(tmp_path / "p.txt")
+    assert "begin with a number that counts up" in numbers
+    assert "4 of its lines hold weights" in weights
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("Image caption generated {}", "begin with the same 3 words"),
+        ("Alamy Stock Photo {}", "begin with the same 3 words"),
+        ("{} Photo by Bo {n} Li on Unsplash", "end with the same 3 words"),
+        ("Bo Li{n} on Twitter {}", "have the same 2 words near their beginning"),
+        ("{}, best quality", "end with the same 2 words"),
+        ("Image caption generated a {}", "begin with the same 3 words"),
+        ("a photo of {}", ""), ("a yellow drawing of a {}", ""), ("This is {}", ""), ("the red {}", ""),
+        ("{} on a white background", ""), ("the {n} pictures of {}", ""), ("x{n} pictures here {}", ""),
+    ],
+)  # fmt: skip
+def test_the_same_words_around_every_caption_are_said(tmp_path: Path, row: str, said: str) -> None:
+    path = tmp_path / "p.txt"
+    lines = [row.format(text, n="abcd"[n]) for n, text in enumerate(CAPTIONS)]
+    path.write_text("\n".join(lines))
+    assert [said in note and f": 4 of its lines {said}" in note for note in _said(path)] == [
+        True
+    ] * bool(said)
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, [*lines * 4, "a cat"])))
+    if said:  # of repetitions one counts, and one of five is another
+        assert _said(tmp_path / "p.jsonl") == ()
+    path.write_text("\n".join(lines[:3]))
+    assert _said(path) == ()
+
+
 def test_few_marks_among_many_captions_are_not_said(tmp_path: Path) -> None:
     lines = [*bundled_captions()[:30], "cats & dogs + #3, $45", "a cat | Poster", "C++ code @ night"]
     (tmp_path / "p.txt").write_text("\n".join(lines))
@@ -123,6 +212,52 @@ def test_few_marks_among_many_captions_are_not_said(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------- several in one
+
+
+JOINED = {
+    ",": "commas", "\u3001": "commas", ".": "full stops", "\u2014": "dashes", "...": "...",
+    "\u2026": "...", "!": "!", "--": "dashes", " \u00b6 ": "\u00b6", '","': '","', "', '": '","',
+    **dict.fromkeys(("  ", " " * 20, "\u3000", "\u00a0\u00a0"), "several blanks"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mark", JOINED)
+@pytest.mark.parametrize("name", ["p.txt", "p.csv"])
+def test_captions_joined_as_no_caption_is_written_are_said(tmp_path: Path, mark: str, name: str) -> None:
+    texts = [f"{one}{mark}{two}" for one in CAPTIONS[:2] for two in CAPTIONS[2:]]
+    for lines in (texts, texts[:2], [mark.join(CAPTIONS)], [*texts, *bundled_captions()[:12]]):
+        for number in ("", "{}. ") if len(lines) == 4 else ("",):
+            numbered = [number.format(n) + line for n, line in enumerate(lines, 1)]
+            with (tmp_path / name).open("w", newline="") as file:
+                if name == "p.csv":
+                    csv.writer(file).writerows([["caption"], *([one] for one in numbered)])
+                else:
+                    file.write("\n".join(numbered))
+            notes = _said(tmp_path / name)
+            assert sum("several captions may stand in" in note for note in notes) == 1, notes
+            held = min(len(lines), 4)
+            unit = "lines" if name == "p.txt" else "prompts"
+            wanted = f": {held} of its {unit} hold "
+            (note,) = (note for note in notes if "several captions may stand in" in note)
+            assert (wanted in note and JOINED[mark] in note) or "joined without a blank" in note
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "A view of St.Petersburg at night", "Portrait by J.R.R.Tolkien in oil", "a girl,solo,long hair",
+        "a picture from flickr.com of cats", "Portland,Oregon in the snow,Maine", "10,000 cats at sea",
+        "A sentence ends here.  Another one begins", "a photo(s) of cats", "a red/blue car of 9x5 inch",
+        "picture of the U.S.S.Enterprise model", "a man at noon,asleep", "a mid-century chair",
+    ],
+)  # fmt: skip
+def test_captions_that_are_written_without_care_are_not_said(tmp_path: Path, line: str) -> None:
+    (tmp_path / "p.txt").write_text(line)
+    assert _said(tmp_path / "p.txt") == ()
+    assert joints([line] * 4) == ("", set())
+    sloppy = "a man,his dog on a beach  at noon"
+    (tmp_path / "p.txt").write_text("\n".join([sloppy, *bundled_captions()[:3]]))
+    assert _said(tmp_path / "p.txt") == ()
 
 
 @pytest.mark.parametrize("mark", ["\\n", "\\r\\n", "\\t"])
@@ -416,6 +551,45 @@ def test_a_column_of_labels_is_named_as_it_is(tmp_path: Path) -> None:
 )
 def test_where_texts_lie_in_json_is_said(tmp_path: Path, name: str, text: str, words: str) -> None:
     assert words in _refused(tmp_path / name, text)
+
+
+@pytest.mark.parametrize(
+    ("value", "place", "way"),
+    [
+        ({"rendered": "<p>a cat on a mat</p>"}, "caption.rendered", ".caption?.rendered?"),
+        ({"rendered": "Cat"}, "caption.rendered", ".caption?.rendered?"),
+        ({"en": {"text": "a cat"}}, "caption.en.text", ".caption?.en?.text?"),
+        (["a cat on a mat", "b"], "caption[]", ".caption?[]?"),
+        ([{"raw": "a cat"}], "caption[].raw", ".caption?[]?.raw?"),
+    ],
+)
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl"])
+def test_an_object_in_a_captions_place_is_told_with_its_text(
+    tmp_path: Path, name: str, value: object, place: str, way: str
+) -> None:
+    text = json.dumps([{"id": 1, "caption": value}])
+    path = tmp_path / name
+    words = _refused(path, text if name == "p.json" else f"{text[1:-1]}\n{text[1:-1]}\n")
+    assert f", whose text stands under {place}; write it as JSON lines (jq -c '.. | {way}" in words
+    if shutil.which("jq"):
+        found = re.search(r"jq -c '(.*)'\)", words)
+        assert found
+        lines = subprocess.run(["jq", "-c", found[1], path], capture_output=True, text=True, check=True)
+        (tmp_path / "q.jsonl").write_text(lines.stdout)
+        assert "at" in read_prompts(tmp_path / "q.jsonl").texts[0]
+
+
+def test_an_object_in_parquet_is_told_with_its_text(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = arrow.table({"caption": [{"en": "a cat on a mat"}]})
+    parquet.write_table(rows, tmp_path / "p.parquet")
+    with pytest.raises(PromptFileError, match=r"caption\.en; write that as a column of its own"):
+        read_prompts(tmp_path / "p.parquet")
+    (tmp_path / "p.jsonl").write_text('{"caption": {"0.jpg": 7}}')
+    with pytest.raises(PromptFileError, match="but an object; mend it"):
+        read_prompts(tmp_path / "p.jsonl")
 
 
 @pytest.mark.parametrize("column", ["x", "rows"])

@@ -23,6 +23,7 @@ NEURONS: list[dict[str, object]] = [{"layer": LAYER, "row": row} for row in rang
 SMALL = json.dumps({"unet": small_unet(16)})
 QUICK = ("--seeds", "3", "--device", "cpu", "--layers", "down_blocks.0.attentions.0*",
          "--tau", "0", "--gate", "0")  # fmt: skip
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 namespaces = pytest.mark.skipif(
     not shutil.which("unshare")
     or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
@@ -79,7 +80,9 @@ def _listening() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_stopped_while_applying(model: Path, tmp_path: Path, number: int, code: int) -> None:
     """What is half written is removed by the run itself."""
     victim = torture.applying(model, tmp_path, NEURONS)
@@ -98,7 +101,9 @@ def test_stopped_while_applying(model: Path, tmp_path: Path, number: int, code: 
     pytest.fail("the run was never stopped while it wrote")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_stopped_while_searching(
     tiny: Path, prompts: Path, tmp_path: Path, number: int, code: int
 ) -> None:

@@ -1,5 +1,6 @@
 import bz2
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -311,7 +312,11 @@ def test_formats(tmp_path: Path, name: str, content: str, lines: tuple[int, int]
         ("p.parquet", "caption\na cat\n", "is not a readable Parquet file"),
         ("p.json", "[]", "holds no prompts"),
         ("p.csv", 'caption\n"On sale now\na cat\na dog\n', "line 2 has a quote that is never closed"),
-        ("p.csv", 'caption\na\n"On sale now\na cat\n"a dog"\n', "line 3 has what is not CSV"),
+        (
+            "p.csv",
+            'caption\na\n"On sale now\na cat\n"a dog"\n',
+            "line 3 has text behind the quote that closes a cell; write quotes within",
+        ),
         ("p.csv", "caption\na cat, asleep\n", "line 2 has 2 cells, the header 1"),
         ("p.csv", "id,caption\n1,a cat\n2\n", "line 3 has 1 cells, the header 2"),
         ("p.tsv", "id\tcaption\n1\ta\tcat\n", "line 2 has 3 cells, the header 2"),
@@ -476,6 +481,57 @@ def test_a_compressed_list_is_bounded_when_it_is_unpacked(
     for suffix, pack in PACKERS.items():
         with pytest.raises(PromptFileError, match="is too large, more than 1000 bytes"):
             _read(tmp_path, f"p.txt.{suffix}", pack(b"caption\n" * 100_000))
+
+
+def test_frames_of_zstd_without_text_are_passed_over(tmp_path: Path) -> None:
+    """As pzstd and seekable zstd write them, in front, between and behind."""
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    packed = skipped * 2 + _zstd(b"a cat\n") + skipped + _zstd(b"a dog") + skipped
+    assert _read(tmp_path, "p.txt.zst", packed) == ("a cat", "a dog")
+    with pytest.raises(PromptFileError, match=r"is compressed with zstd, .*; name it p\.txt\.zst"):
+        _read(tmp_path, "p.txt", packed)
+    with pytest.raises(PromptFileError, match="is damaged or cut off"):
+        _read(tmp_path, "p.txt.zst", packed[:30])
+    with pytest.raises(PromptFileError, match=r"holds no prompts|is damaged"):
+        _read(tmp_path, "p.txt.zst", skipped)
+    with pytest.raises(PromptFileError, match="is compressed more than once"):
+        _read(tmp_path, "p.txt.zst", _zstd(packed))
+
+
+@pytest.mark.parametrize(("name", "mark"), [("p.csv", ","), ("p.csv", "|"), ("p.tsv", "\t")])
+def test_cells_beyond_the_limit_of_csv_are_read(tmp_path: Path, name: str, mark: str) -> None:
+    """The limit is one for the whole process, so it is left as it is."""
+    limit, long = csv.field_size_limit(), "x" * 200_000
+    rows = [["id", "thumb", "caption"], ["1", long, "a cat"], ["2", "y", 'a "dog", asleep'],
+            ["3", f'{long}{mark}"q"', f'an "owl"{mark} a fox'], ["4", long, ""]]  # fmt: skip
+    out = io.StringIO()
+    csv.writer(out, delimiter=mark).writerows(rows)
+    path = tmp_path / name
+    path.write_text(out.getvalue())
+    texts = ("a cat", 'a "dog", asleep', f'an "owl"{mark} a fox')
+    found = read_prompts(path)
+    assert (found.texts, found.blank) == (texts, 1)
+    assert [line for _, line in found.places] == [2, 3, 4]
+    assert [one.text for block in PromptStream([path]).blocks(2) for one in block.prompts] == [*texts]
+    for broken in (f'5{mark}"{long}', f'5{mark}"{long}\n{long}"{mark}a cow', f'5{mark}"{long}"x{mark}y'):
+        path.write_text(f"{out.getvalue()}{broken}\n")
+        with pytest.raises(PromptFileError, match=r"line 6 has (a cell of more than 131072|text beh)"):
+            read_prompts(path)
+    path.write_text(f"{out.getvalue()}5{mark}{long}\n")
+    with pytest.raises(PromptFileError, match="line 6 has 2 cells, the header 3"):
+        read_prompts(path)
+    assert csv.field_size_limit() == limit
+
+
+def test_text_behind_a_closing_quote_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text('?item\t?caption\n<x>\t"a cat"@en\n')
+    what = (
+        r'line 2 has text behind .* \("\.\.\."@en\); export it as CSV.*its columns are item, caption\)'
+    )
+    with pytest.raises(PromptFileError, match=what):
+        read_prompts(tmp_path / "p.tsv")
+    with pytest.raises(PromptFileError, match=r"line 2 has text behind .*; write quotes"):
+        _read(tmp_path, "p.csv", b'caption,n\n"a" cat,1\n')
 
 
 def test_zstd_without_pyarrow_is_refused_by_name(
@@ -777,7 +833,10 @@ def test_a_column_of_something_else_than_text_is_called_so(
 ) -> None:
     path = tmp_path / "p.parquet"
     parquet.write_table(pyarrow.table({"text": [cell]}), path)
-    with pytest.raises(PromptFileError, match=f"line 1 has no string under text, but {what}; mend it"):
+    with pytest.raises(
+        PromptFileError,
+        match=f"line 1 has no string under text, but {what}[,;] (mend it|whose text stands under text)",
+    ):
         read_prompts(path)
 
 
