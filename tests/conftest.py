@@ -7,6 +7,7 @@ tests start have as many.
 import gc
 import json
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +69,14 @@ def _fewer_captions() -> Iterator[None]:
         patch.setattr("nemo_prune.scoring.ordinary.bundled_captions", lambda: bundled_captions()[:200])
         patch.setattr("nemo_prune.localize.localize.UNRELATED", 4)
         yield
+
+
+@pytest.fixture
+def _hang_up_is_heard() -> Iterator[None]:
+    """SIGHUP does what it does in a terminal, also where it is ignored (`nohup`), as processes inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -277,7 +277,7 @@ def test_each_refused_model_has_its_own_error(monkeypatch: pytest.MonkeyPatch) -
     assert str(second.text).startswith("C: no such file"), "A was not checked, because of this"
 
 
-@pytest.mark.usefixtures("two")
+@pytest.mark.usefixtures("two", "_hang_up_is_heard")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )

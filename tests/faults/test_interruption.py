@@ -17,7 +17,7 @@ from tiny import small_unet, write_tiny
 
 from benchmarks import torture
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_hang_up_is_heard")]
 
 NEURONS: list[dict[str, object]] = [{"layer": LAYER, "row": row} for row in range(4)]
 SMALL = json.dumps({"unet": small_unet(16)})
@@ -80,9 +80,7 @@ def _listening() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_stopped_while_applying(model: Path, tmp_path: Path, number: int, code: int) -> None:
     """What is half written is removed by the run itself."""
     victim = torture.applying(model, tmp_path, NEURONS)
@@ -101,9 +99,7 @@ def test_stopped_while_applying(model: Path, tmp_path: Path, number: int, code: 
     pytest.fail("the run was never stopped while it wrote")
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_stopped_while_searching(
     tiny: Path, prompts: Path, tmp_path: Path, number: int, code: int
 ) -> None:
