@@ -73,7 +73,7 @@ def _fewer_captions() -> Iterator[None]:
 
 @pytest.fixture
 def _hang_up_is_heard() -> Iterator[None]:
-    """SIGHUP does what it does in a terminal, also where it is ignored (`nohup`), as processes inherit."""
+    """SIGHUP does what it does in a terminal, also where it is ignored (`nohup`)."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
