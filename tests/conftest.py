@@ -104,7 +104,7 @@ def demo_calibration(shared: Path) -> Path:
     """What is ordinary to the demo checkpoint, as it is shipped; the demo's cache knows it too."""
     path = DATA / "calibration.safetensors"
     found = read_calibration(path)
-    about = {name: found.about[name] for name in ("fingerprint", "precision")}
+    about = {name: found.about[name] for name in ("fingerprint", "precision", "settings")}
     with FileLock(shared / "demo-cache.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEMO_PRUNE_CACHE", str(shared / "demo-cache"))
         for kind, other in (("activations", "scores"), ("scores", "statistics")):
