@@ -162,6 +162,7 @@ def test_its_calibration_is_what_calibrate_measures(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     measured = read_calibration(out)
     assert measured.about["fingerprint"] == shipped.about["fingerprint"], "of these weights"
+    assert measured.about["settings"] == shipped.about["settings"]
     assert measured.scores
     assert shipped.scores
     first = [path[:3] for path in shipped.scores.paths[:30]]
