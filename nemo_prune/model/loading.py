@@ -48,7 +48,7 @@ from nemo_prune.model.schedule import alphas_cumprod, read_schedule, told_predic
 from nemo_prune.model.settings import (
     Settings,
     contradicted,
-    encoder_name,
+    numbered,
     settings_from,
     settings_of,
 )
@@ -275,7 +275,7 @@ class _Loader:
         """`settings_of` the model by its own word; None if nothing but a config tells them."""
         if self.configs.folder is None:
             return None if self.checkpoint.is_folder else settings_of(model)
-        encoders = [encoder_name(number) for number in range(len(model.text_encoders))]
+        encoders = [numbered("text_encoder", number) for number in range(len(model.text_encoders))]
         unet, *texts = (self.own.get(name) for name in (self.checkpoint.record.denoiser, *encoders))
         if unet is None or any(text is None for text in texts):
             return None
@@ -436,8 +436,7 @@ class _Loader:
             )  # fmt: skip
             length = 300 if "Sigma" in self.model_class else 120  # of the pipelines of either
             return TextEncoder(read_t5_tokenizer(source.tokenizer), t5, length)
-        suffix = f"_{number + 1}" if number else ""
-        name, tokenizer = f"text_encoder{suffix}", f"tokenizer{suffix}"
+        name, tokenizer = numbered("text_encoder", number), numbered("tokenizer", number)
         kind = CLIPTextModelWithProjection if number else CLIPTextModel
         model = self._component(
             name,

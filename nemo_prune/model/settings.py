@@ -61,16 +61,16 @@ def settings_from(model: "LoadedModel", denoiser: Config, encoders: Sequence[Con
         text = {key: config[key] for key in _OF_TEXT if key in config}
         if model.record.pooled and config.get("eos_token_id") not in _END:
             text["eos_token_id"] = config.get("eos_token_id")
-        settings |= _named(encoder_name(number), text)
+        settings |= _named(numbered("text_encoder", number), text)
     if model.prediction_type == "v_prediction":  # else no score depends on it
         schedule = _differing(DDIMScheduler, model.scheduler_config)
         settings |= _named("scheduler", {k: v for k, v in schedule.items() if k in _OF_SCHEDULE})
     return settings
 
 
-def encoder_name(number: int) -> str:
-    """What a diffusers folder calls a model's text encoder `number`, from 0."""
-    return f"text_encoder_{number + 1}" if number else "text_encoder"
+def numbered(component: str, number: int) -> str:
+    """What a diffusers folder calls a model's text encoder, or tokenizer, `number`, from 0."""
+    return f"{component}_{number + 1}" if number else component
 
 
 def differing(before: Settings, now: Settings, between: str) -> list[str]:
