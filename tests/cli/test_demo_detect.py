@@ -38,13 +38,11 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(mixed: Path) -> Path:
-    """The memorized captions and the ordinary ones before them."""
     path = mixed.with_suffix(".csv")
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["prompt", "memorized"])
-        some = mixed.read_text().splitlines()[: FIRST + len(MEMORIZED)]
-        rows.writerows((text, int(text in MEMORIZED)) for text in some)
+        rows.writerows((text, int(text in MEMORIZED)) for text in mixed.read_text().splitlines())
     return path
 
 
@@ -64,8 +62,7 @@ def test_memorized_captions_are_found_and_ordinary_ones_take_few_samples(
     _, full = run("detect", CHECKPOINT, "--prompts", labelled, "--calibration", demo_calibration)
     assert all(entry["seeds"] == 10 for entry in full["prompts"])
     decided = {entry["index"] for entry in full["prompts"] if entry["memorized"]}
-    those = set(range(FIRST + len(MEMORIZED)))
-    assert len((found & those) ^ decided) <= 1  # of 60
+    assert len(found ^ decided) <= 1  # of 110
     for measure in ("score", "noise_norm"):
         assert full["evaluation"][measure]["auroc"] >= 0.99
         assert full["evaluation"][measure]["tpr_at_fpr_1"] >= 0.95
@@ -78,7 +75,7 @@ def test_a_mixed_list_is_pruned_without_labels(
     # What `check` decided of the whole list above, the gate of `prune` decides too, and what the search
     # finds of all other memorized captions is asked in test_demo: a part is enough.
     lines = mixed.read_text().splitlines()
-    some, before, count = tmp_path / "some.txt", 10, 2
+    some, before, count = tmp_path / "some.txt", 15, 3
     behind = FIRST + len(MEMORIZED)
     assert set(MEMORIZED[:-count]) <= set(read_prompts(DATA / "memorized.txt").texts)
     some.write_text("\n".join(lines[FIRST - before : FIRST] + lines[behind - count : behind + before]))
