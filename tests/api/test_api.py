@@ -374,7 +374,9 @@ def test_batches_are_scored_as_a_list_is(model: Path, caplog: pytest.LogCaptureF
     assert np.isnan(found["score"]).tolist() == [False, True, False, True, False, True, False]
     assert found["truncated"].tolist() == [False] * 6 + [True]
     assert (found["id"] == np.arange(7)).all()
-    assert not caplog.records, "transformers would say that a caption is long"
+    # Ray's threads go on in the process of a test that is over.
+    said = [record for record in caplog.records if not record.name.startswith("ray.")]
+    assert not said, "transformers would say that a caption is long"
     assert list(scorer({"text": np.array([""])})["seeds"]) == [0]
     assert list(scorer({"text": [NAType(), np.float32("nan")]})["seeds"]) == [0, 0]
     for batch, message in [
